@@ -1,0 +1,46 @@
+# make train · make test · make check · make proto · make clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check proto format clean
+
+help:
+	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
+	@echo "make test    the CPU test suite"
+	@echo "make check   format, lint, types, import rules, generated code"
+
+$(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; set PYTHON=python3.11"; exit 2; }
+	@echo "installing into $(VENV) (about 4 GB, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==2.13.0
+	@$(PIP) --no-deps --requirement deploy/requirements/cpu.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: $(INSTALLED)
+	@$(BIN)/cepo train deploy/runs/tiny_cepo.toml $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python proto/generate.py --check
+
+proto: $(INSTALLED)
+	@$(BIN)/python proto/generate.py
+
+format: $(INSTALLED)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache *.egg-info

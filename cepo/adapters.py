@@ -1,0 +1,126 @@
+"""LoRA adapters by content: written atomically, named by digest, fetched once, kept bounded.
+
+An adapter is a folder in PEFT's format. Its digest covers the names and bytes of its files, so whoever holds the
+bytes can prove which policy they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import grpc
+
+from cepo.auth import call_metadata
+from cepo.chassis import GRPC_OPTIONS
+from cepo.contracts import PolicyRef
+from cepo.errors import PolicyError, Unreachable
+from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.wire import to_proto
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+FETCH_SECONDS = 180.0
+"""How long a trainer that restarts is waited for."""
+
+Fetch = Callable[[PolicyRef], Awaitable[dict[str, bytes]]]
+
+
+def digest(files: Mapping[str, bytes]) -> str:
+    """sha256 over the names, lengths and bytes of an adapter's files."""
+    whole = hashlib.sha256()
+    for name in FILES:
+        whole.update(f"{name}:{len(files[name])}:".encode())
+        whole.update(files[name])
+    return whole.hexdigest()
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """The files of an adapter folder."""
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes an adapter so that its folder appears whole or not at all: temporary folder, fsync, rename."""
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for name in FILES:
+        with (scratch / name).open("wb") as file:
+            file.write(files[name])
+            file.flush()
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+
+
+async def fetch_from_trainer(address: str, token: str, policy: PolicyRef) -> dict[str, bytes]:
+    """Streams an adapter from TrainerService.FetchPolicy.
+
+    Raises:
+        Unreachable: the trainer does not answer in time.
+        PolicyError: the trainer does not have this policy.
+    """
+    files: dict[str, bytearray] = {}
+    async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
+        stub = services_pb2_grpc.TrainerServiceStub(channel)
+        try:
+            call = stub.FetchPolicy(
+                to_proto(policy), metadata=call_metadata(token), timeout=FETCH_SECONDS, wait_for_ready=True
+            )
+            async for chunk in call:
+                files.setdefault(chunk.file, bytearray()).extend(chunk.data)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
+                raise PolicyError(f"the trainer at {address} does not have {policy.name}: {error.details()}") from error
+            raise Unreachable(f"trainer at {address}: {error.code().name}: {error.details()}") from error
+    return {name: bytes(data) for name, data in files.items()}
+
+
+class AdapterCache:
+    """Adapter folders on a fast disk: fetched once, checked against their digest, the least recently used dropped."""
+
+    def __init__(self, root: Path, fetch: Fetch, keep: int) -> None:
+        self._root = root
+        self._fetch = fetch
+        self._keep = keep
+        self._order: dict[str, None] = {}
+        self._lock = asyncio.Lock()
+
+    async def folder(self, policy: PolicyRef) -> Path:
+        """The folder of an adapter; fetched if it is not here.
+
+        Raises:
+            PolicyError: the bytes are not those the reference names; nothing is kept.
+        """
+        async with self._lock:
+            folder = self._root / policy.name
+            if policy.name not in self._order:
+                files = await self._fetch(policy)
+                if set(files) != set(FILES) or digest(files) != policy.sha256:
+                    raise PolicyError(
+                        f"adapter {policy.name} does not match its sha256: damaged on the way, or another policy"
+                    )
+                write(folder, files)
+            self._order.pop(policy.name, None)
+            self._order[policy.name] = None
+            for name in list(self._order)[: -self._keep]:
+                del self._order[name]
+                shutil.rmtree(self._root / name, ignore_errors=True)
+            return folder
+
+    def clear(self) -> None:
+        """Removes every folder."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+async def prefetch(announcements: AsyncIterator[PolicyRef], load: Callable[[PolicyRef], Awaitable[object]]) -> None:
+    """Loads policies as they are announced, ahead of the first task that names them."""
+    async for policy in announcements:
+        try:
+            await load(policy)
+        except (PolicyError, Unreachable):
+            continue  # only a hint: the task that names the policy will say what is wrong

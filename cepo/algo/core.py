@@ -1,0 +1,103 @@
+"""Group advantages and token credit (arXiv:2605.19436, Eqs 1, 4, 5 and 7).
+
+Shapes: B sequences, T response tokens (padded). Weights, ratios and advantages are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EXPONENT_BOUND = 20.0
+"""Evidence beyond e^20 is cut by the clip anyway; the bound keeps exp finite."""
+
+Scale = Literal["std", "none"]
+
+
+def group_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, scale: Scale = "std") -> Tensor:
+    """GRPO's group-relative advantage (Eq. 1): (R - mean of the group) / (unbiased std of the group + eps).
+
+    Groups are found by id, never by position. A group of equal rewards, and a group of one, is exactly 0: there is
+    nothing to compare. A reward that is not finite is a failed sample: it gets 0 and stays out of the statistics.
+
+    Args:
+        reward_B: one scalar reward per sequence.
+        group_B: integer id of each sequence's group.
+        eps: added to the standard deviation.
+        scale: "std" divides by it, "none" only subtracts the mean (Dr.GRPO).
+
+    Returns:
+        adv_B, float32.
+    """
+    reward_B = torch.as_tensor(reward_B, dtype=torch.float32)
+    group_B = torch.as_tensor(group_B, device=reward_B.device)
+    adv_B = torch.zeros_like(reward_B)
+    usable_B = torch.isfinite(reward_B)
+    for group in torch.unique(group_B):
+        member_B = (group_B == group) & usable_B
+        reward_G = reward_B[member_B]
+        if reward_G.numel() < 2 or reward_G.max() == reward_G.min():
+            continue
+        centred_G = reward_G - reward_G.mean()
+        adv_B[member_B] = centred_G / (reward_G.std() + eps) if scale == "std" else centred_G
+    return adv_B
+
+
+@dataclass(frozen=True)
+class Credit:
+    """How evidence weighs each token; every tensor is [B, T]."""
+
+    delta_BT: Tensor
+    """log P(y_t | numerator context) - log P(y_t | denominator context); 0 where undefined."""
+    weight_BT: Tensor
+    """w_t = exp(sign(A) delta)."""
+    weight_clipped_BT: Tensor
+    """w_t within [1 - eps_w, 1 + eps_w]."""
+    adv_BT: Tensor
+    """A [(1 - lam) + lam clip(w)]."""
+
+    @property
+    def clipped_BT(self) -> Tensor:
+        """Where the clip changed the weight."""
+        return self.weight_BT != self.weight_clipped_BT
+
+
+@torch.no_grad()
+def credit(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float, eps_w: float) -> Credit:
+    """Token credit from two evidences (Eq. 4 for RLSD, Eqs 5 and 7 for CEPO), with its parts.
+
+    The evidences are stop-gradient. A delta that is not a number counts as no evidence; an infinite one is clipped.
+
+    Raises:
+        ValueError: lam outside [0, 1] or eps_w outside (0, 1): the sign of the advantage would not be safe.
+    """
+    if not 0.0 <= lam <= 1.0:
+        raise ValueError(f"lam must be within [0, 1], got {lam}")
+    if not 0.0 < eps_w < 1.0:
+        raise ValueError(f"eps_w must be within (0, 1), got {eps_w}")
+    delta_BT = torch.nan_to_num(logp_num_BT.float() - logp_den_BT.float(), nan=0.0)
+    exponent_BT = (torch.sign(adv_BT) * delta_BT).clamp(-EXPONENT_BOUND, EXPONENT_BOUND)
+    weight_BT = exponent_BT.exp()
+    clipped_BT = weight_BT.clamp(1.0 - eps_w, 1.0 + eps_w)
+    credited_BT = adv_BT * ((1.0 - lam) + lam * clipped_BT)
+    return Credit(delta_BT, weight_BT, clipped_BT, credited_BT)
+
+
+def reweight(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float, eps_w: float) -> Tensor:
+    """The credited advantage A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)], [B, T].
+
+    RLSD divides the answer's evidence by the plain one, CEPO by the rejected one; nothing else differs.
+
+    Raises:
+        ValueError: lam outside [0, 1] or eps_w outside (0, 1).
+    """
+    return credit(adv_BT, logp_num_BT, logp_den_BT, lam, eps_w).adv_BT
+
+
+def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> float:
+    """Mean over the positions where the mask is set; 0 when there are none."""
+    chosen = value_BT[mask_BT.bool()]
+    return float(chosen.float().mean()) if chosen.numel() else 0.0

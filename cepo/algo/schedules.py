@@ -1,0 +1,31 @@
+"""Schedules as pure functions of the step, which counts from 0: a resumed run needs nothing but the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def constant(value: float, step: int) -> float:
+    """The same value at every step."""
+    return value
+
+
+def linear_decay(lam0: float, decay_steps: int, step: int) -> float:
+    """lam0 at step 0, falling linearly to 0 at step `decay_steps` and after (arXiv:2605.19436, section 3)."""
+    return lam0 * max(0.0, 1.0 - step / decay_steps)
+
+
+def warmup_decay(lam0: float, warmup_steps: int, decay_steps: int, step: int) -> float:
+    """RLSD's schedule (arXiv:2604.03128, released code): counts from 1, rises over the warm-up, then decays."""
+    count = step + 1
+    if count < warmup_steps:
+        return lam0 * count / warmup_steps
+    return lam0 * max(0.0, 1.0 - (count - warmup_steps) / decay_steps)
+
+
+def cosine_with_warmup(warmup_steps: int, total_steps: int, step: int) -> float:
+    """Learning-rate factor: rises linearly from 0 over the warm-up, then half a cosine down to 0, where it stays."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))

@@ -1,0 +1,230 @@
+"""The work queue: Redis Streams with one delivery guarantee.
+
+A worker takes an item with `receive` and ends it with `hop`, one Lua call that publishes the result only if the item
+was still pending and then deletes the input. So a slow worker and the worker that reclaimed its item may both
+finish, and exactly one publishes; a crash between work and hop leaves the item pending; a stream is as long as its
+live work. Items are written by `publish`, reclaimed once their worker has been silent for `claim_seconds`, and carry
+how often they were delivered. `cepo.testing.MemoryBus` obeys the same conformance suite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cepo.contracts import Hop, PolicyRef, Stage
+from cepo.errors import Unreachable, UserError, WireError
+from cepo.wire import HOPS, from_bytes, to_bytes
+
+GROUP = "workers"
+ANNOUNCEMENTS = "{cepo}:policies"
+RETRY_SECONDS = 60.0
+"""How long a Redis that went away is waited for."""
+log = logging.getLogger(__name__)
+
+_HOP = """
+if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('XDEL', KEYS[1], ARGV[2])
+if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', ARGV[4]) end
+return 1
+"""
+
+
+def ready(run: str) -> str:
+    """The stream on which a run's finished groups arrive."""
+    return f"ready:{run}"
+
+
+def stream_of(stage: Stage) -> str:
+    return stage.name.lower()
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One item in a worker's hands."""
+
+    stream: str
+    id: str
+    hop: Hop
+    deliveries: int
+
+
+class Bus(Protocol):
+    """What stages and the trainer need of a queue."""
+
+    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+        """Appends items."""
+        ...
+
+    async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
+        """Up to `count` items: abandoned ones first, else new ones, waiting `wait_seconds` for the first.
+
+        What is abandoned during the wait may be left to the next call: wait less than the claim time.
+        """
+        ...
+
+    async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
+        """Says that this worker is still at these items."""
+        ...
+
+    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+        """Ends an item and publishes its result (None: nothing) on `stream`; False if somebody else ended it."""
+        ...
+
+    async def depth(self, stream: str) -> int:
+        """Items on a stream, in hands or not."""
+        ...
+
+    async def announce(self, policy: PolicyRef) -> None:
+        """Tells engines about a policy before the first task names it; a hint that may be missed."""
+        ...
+
+    def announcements(self) -> AsyncIterator[PolicyRef]:
+        """Policies as they are announced, from now on."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class RedisBus:
+    """The bus on Redis 6.2 or newer; survives a restart of the server."""
+
+    def __init__(self, url: str, claim_seconds: float = 10.0) -> None:
+        retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                retry=retry,
+                retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+                health_check_interval=30,
+            )
+        except ValueError as error:
+            raise UserError(f"Redis address {url!r}: {error}; write redis://[:password@]host:port/0") from error
+        self._url = url
+        self._claim_milliseconds = int(claim_seconds * 1000)
+        self._hop = self._redis.register_script(_HOP)
+        self._known: set[str] = set()
+        self._cursors: dict[str, bytes] = {}
+
+    async def check(self) -> None:
+        """One attempt to reach the server.
+
+        Raises:
+            Unreachable: nothing answers, or it refuses us.
+        """
+        probe: Redis = Redis.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), socket_connect_timeout=3)
+        try:
+            await cast(Any, probe.ping())
+        except (RedisError, OSError) as error:
+            where = self._url.rpartition("@")[2].removeprefix("redis://")
+            raise Unreachable(f"Redis at {where} does not answer ({error}); start it or set CEPO_REDIS_URL") from error
+        finally:
+            await probe.aclose()
+
+    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for hop in hops:
+                pipeline.xadd(_key(stream), {"type": type(hop).__name__, "body": to_bytes(hop)})
+            await pipeline.execute()
+
+    async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
+        try:
+            await self._create_group(stream)
+            abandoned = await self._claim(stream, consumer, count)
+            if abandoned:
+                return abandoned
+            block = max(1, int(wait_seconds * 1000))
+            found = await self._redis.xreadgroup(GROUP, consumer, {_key(stream): ">"}, count=count, block=block)
+            return _deliveries(stream, [(i, fields, 1) for _, entries in found or [] for i, fields in entries])
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            self._known.discard(stream)  # the server lost its data: start over with what is published from now on
+            return []
+
+    async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for item in deliveries:
+                pipeline.xclaim(_key(item.stream), GROUP, consumer, 0, [item.id], justid=True)
+            await pipeline.execute(raise_on_error=False)
+
+    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+        name, body = (type(result).__name__, to_bytes(result)) if result is not None else ("", b"")
+        keys = [_key(delivery.stream), _key(stream)]
+        return bool(await cast(Any, self._hop(keys=keys, args=[GROUP, delivery.id, name, body])))
+
+    async def depth(self, stream: str) -> int:
+        return int(await self._redis.xlen(_key(stream)))
+
+    async def announce(self, policy: PolicyRef) -> None:
+        await cast(Any, self._redis.publish(ANNOUNCEMENTS, to_bytes(policy)))
+
+    async def announcements(self) -> AsyncIterator[PolicyRef]:
+        while True:
+            try:
+                async with self._redis.pubsub() as channel:
+                    await channel.subscribe(ANNOUNCEMENTS)
+                    async for item in channel.listen():
+                        if item["type"] == "message":
+                            yield from_bytes(PolicyRef, item["data"])
+            except (RedisError, OSError, WireError):
+                await asyncio.sleep(1.0)  # only a hint was missed: tasks name their policy
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _create_group(self, stream: str) -> None:
+        if stream in self._known:
+            return
+        try:
+            await self._redis.xgroup_create(_key(stream), GROUP, id="0", mkstream=True)  # "$" would lose earlier items
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+        self._known.add(stream)
+
+    async def _claim(self, stream: str, consumer: str, count: int) -> list[Delivery]:
+        start = self._cursors.get(stream, b"0-0")  # one call looks at few items: go on where the last one ended
+        claimed = await self._redis.xautoclaim(
+            _key(stream), GROUP, consumer, self._claim_milliseconds, start_id=start, count=count
+        )
+        self._cursors[stream] = claimed[0]
+        entries = [(i, fields) for i, fields in claimed[1] if fields]
+        if not entries:
+            return []
+        pending = await self._redis.xpending_range(_key(stream), GROUP, "-", "+", 10_000, consumername=consumer)
+        times = {row["message_id"]: row["times_delivered"] for row in pending}
+        return _deliveries(stream, [(i, fields, times.get(i, 1)) for i, fields in entries])
+
+
+def _key(stream: str) -> str:
+    return "{cepo}:" + stream  # one hash slot, so that the hop also runs on a cluster
+
+
+def _deliveries(stream: str, entries: list[tuple[bytes, dict[bytes, bytes], int]]) -> list[Delivery]:
+    """What can be read. The rest stays pending and is logged at every claim: it must not stop the others."""
+    found: list[Delivery] = []
+    for entry, fields, deliveries in entries:
+        try:
+            found.append(_delivery(stream, entry, fields, deliveries))
+        except WireError as error:
+            log.error("%s %s cannot be read: %s", stream, entry.decode(), error)
+    return found
+
+
+def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Delivery:
+    name = fields.get(b"type", b"").decode(errors="replace")
+    if name not in HOPS:
+        raise WireError(f"unknown message type {name!r}")
+    hop = cast(Hop, from_bytes(HOPS[name], fields.get(b"body", b"")))
+    return Delivery(stream=stream, id=entry.decode(), hop=hop, deliveries=deliveries)

@@ -1,0 +1,192 @@
+"""One process shape for every service: a grpc.aio server with health and reflection, a FastAPI app with `/healthz`,
+`/readyz` and `/metrics`, and the work itself, all in one task group; SIGTERM drains and ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from google.protobuf.message import Message as ProtoMessage
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from cepo.auth import RestAuth, TokenInterceptor
+from cepo.contracts import Contract
+from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
+from cepo.settings import Settings
+from cepo.telemetry import configure_logging
+from cepo.wire import from_proto, to_proto
+
+C = TypeVar("C", bound=Contract)
+GRACE_SECONDS = 5.0
+MAX_MESSAGE_BYTES = 64 * 2**20
+GRPC_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+log = logging.getLogger(__name__)
+
+_GRPC_CODES = {
+    UserError: grpc.StatusCode.INVALID_ARGUMENT,
+    WireError: grpc.StatusCode.INVALID_ARGUMENT,
+    PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
+    Unreachable: grpc.StatusCode.UNAVAILABLE,
+}
+_HTTP_CODES = {UserError: 422, WireError: 422, PolicyError: 409, Unreachable: 503}
+
+
+@dataclass
+class Service:
+    """What a service adds to the chassis."""
+
+    name: str
+    grpc_name: str
+    """Full name of its gRPC service, for health and reflection."""
+    register: Callable[[grpc.aio.Server], None]
+    work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+    """Runs until the event is set; when it returns or raises, the process ends."""
+    app: FastAPI = field(default_factory=FastAPI)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Callable[..., Awaitable[ProtoMessage]]:
+    """A gRPC method around a handler; its errors become status codes."""
+
+    async def call(request: ProtoMessage, context: grpc.aio.ServicerContext) -> ProtoMessage:
+        try:
+            return to_proto(await handler(from_proto(contract, request)))
+        except CepoError as error:
+            await context.abort(_GRPC_CODES.get(type(error), grpc.StatusCode.INTERNAL), str(error))
+            raise
+
+    return call
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # the chassis owns the signals
+
+
+async def run(service: Service, settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, or until the service's work ends.
+
+    Raises:
+        UserError: a port is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    listener = _bound(settings.host, settings.http_port, "HTTP")
+    server, checks = _grpc_server(service, settings)
+    await server.start()
+    web = _Uvicorn(uvicorn.Config(_rest(service, settings), log_config=None, access_log=False))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(web.serve(sockets=[listener]))
+        serving = group.create_task(_serving(service, checks))
+        try:
+            await service.work(stop)
+        finally:
+            serving.cancel()
+            service.ready.clear()
+            await checks.enter_graceful_shutdown()
+            await server.stop(GRACE_SECONDS)
+            web.should_exit = True
+
+
+def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
+    """Entry point of a service: settings, logs, serve; a user's mistake is one line and exit 2."""
+
+    async def start() -> None:
+        settings = Settings.from_environment()
+        configure_logging(name, settings.log_level)
+        await run(await build(settings), settings)
+
+    try:
+        asyncio.run(start())
+    except BaseExceptionGroup as group:
+        mistake = group.subgroup((UserError, Unreachable))
+        if mistake is None:
+            raise
+        _exit(name, mistake)
+    except (UserError, Unreachable) as error:
+        _exit(name, error)
+
+
+def _exit(name: str, error: BaseException) -> None:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"cepo {name}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _grpc_server(service: Service, settings: Settings) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(interceptors=[TokenInterceptor(settings.token)], options=GRPC_OPTIONS)
+    service.register(server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((service.grpc_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    _bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
+    server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    return server, checks
+
+
+async def _serving(service: Service, checks: health.aio.HealthServicer) -> None:
+    status = health_pb2.HealthCheckResponse
+    for name in ("", service.grpc_name):
+        await checks.set(name, status.NOT_SERVING)
+    await service.ready.wait()
+    for name in ("", service.grpc_name):
+        await checks.set(name, status.SERVING)
+
+
+def _bound(host: str, port: int, kind: str) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise UserError(
+            f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); set CEPO_{kind.upper()}_PORT"
+        ) from error
+    return bound
+
+
+def _rest(service: Service, settings: Settings) -> FastAPI:
+    app = service.app
+    app.title = f"cepo {service.name}"
+    app.add_middleware(RestAuth, token=settings.token)
+
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @app.get("/readyz", tags=["operations"])
+    async def readyz() -> PlainTextResponse:
+        return PlainTextResponse("ready") if service.ready.is_set() else PlainTextResponse("not ready", 503)
+
+    @app.get("/metrics", tags=["operations"])
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(CepoError)
+    async def refuse(request: Request, error: CepoError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, _HTTP_CODES.get(type(error), 500))
+
+    return app

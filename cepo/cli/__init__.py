@@ -1,0 +1,28 @@
+"""`cepo ...`: one module per command. A user's mistake is one line and exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cepo.cli import export, status, train, verify
+from cepo.errors import CepoError, Unreachable, UserError
+
+COMMANDS = (train, verify, export, status)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; 0 on success, 1 on a fault of ours, 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="cepo", description="Train with token credit (arXiv:2605.19436).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (UserError, Unreachable) as error:
+        print(f"cepo: {error}", file=sys.stderr)
+        return 2
+    except CepoError as error:
+        print(f"cepo: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,154 @@
+"""What a user sees of a run: a live display on a terminal, a line a step elsewhere, and what was gained at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from cepo.auth import call_metadata
+from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
+
+ROWS_SHOWN = 12
+COLUMNS = (
+    ("step", "step", "{:.0f}"),
+    ("reward", "reward/mean", "{:.3f}"),
+    ("accuracy", "accuracy/train", "{:.1%}"),
+    ("held out", "accuracy/eval", "{:.1%}"),
+    ("lambda", "credit/lambda", "{:.2f}"),
+    ("delta>0", "credit/delta_pos_fraction", "{:.0%}"),
+    ("delta<0", "credit/delta_neg_fraction", "{:.0%}"),
+    ("clipped", "credit/clip_fraction", "{:.0%}"),
+    ("failed", "groups/failed", "{:.0f}"),
+    ("rollout", "time/rollout_seconds", "{:.1f}s"),
+    ("teacher", "time/teacher_seconds", "{:.1f}s"),
+    ("train", "time/train_seconds", "{:.1f}s"),
+    ("step time", "time/step_seconds", "{:.1f}s"),
+)
+
+
+class Progress:
+    """Shows a run from its metrics and the trainer's status."""
+
+    def __init__(self, config: RunConfig, folder: RunDir) -> None:
+        self._config = config
+        self._folder = folder
+        self._console = Console(highlight=False)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._task = self._bar.add_task("starting", total=config.loop.steps, left="")
+        self._live: Live | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._begun = time.monotonic()
+        self._draining = False
+
+    def checked(self, train: Any, held_out: Any) -> None:
+        """Says what will be trained on."""
+        config = self._config
+        dropped = len(train.dropped) + (len(held_out.dropped) if held_out else 0)
+        evaluated = min(len(held_out.problems), config.eval.prompts) if held_out else 0
+        self._console.print(
+            f"{config.algorithm.name} on {config.model.path}: {len(train.problems)} problems, {evaluated} held out"
+            + (f", {dropped} dropped" if dropped else "")
+        )
+        for reason in (*train.dropped, *(held_out.dropped if held_out else ()))[:3]:
+            self._console.print(f"  dropped: {reason}")
+        self._console.print(f"run folder {self._folder.path}")
+
+    def __enter__(self) -> Self:
+        self._rows = self._folder.rows()
+        if self._console.is_terminal:
+            self._live = Live(self._view(), console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.update(self._view())
+            self._live.stop()
+        self._show_new_rows()
+
+    def draining(self) -> None:
+        """Says that the run will end after this step."""
+        self._draining = True
+        self._console.print("draining: the step at hand is finished and saved; Ctrl-C again stops at once")
+
+    def poll(self, address: str, token: str) -> None:
+        """Reads the status once and shows what is new."""
+        try:
+            status = httpx.get(f"{address}/v1/status", headers=dict(call_metadata(token)), timeout=2.0).json()
+            phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
+        except (httpx.HTTPError, ValueError):
+            phase = "starting"
+        self._show_new_rows()
+        self._bar.update(self._task, completed=len(self._rows), description=phase, left=self._time_left())
+        if self._live is not None:
+            self._live.update(self._view())
+
+    def summary(self, file: Path) -> None:
+        """The last lines: what was gained, where it is, what to try next."""
+        rows = self._folder.rows()
+        print_ = self._console.print
+        print_()
+        if not rows:
+            print_("no step was finished")
+        elif all(row["reward/mean"] == 0 for row in rows):
+            print_(
+                "every reward was 0: the model never gave a right answer, so there was nothing to learn from. Check the "
+                f"answers in {self._folder.rollouts}, or use a stronger model or easier data."
+            )
+        if self._draining:
+            print_(
+                f"stopped after step {rows[-1]['step'] if rows else 0}; go on with: cepo train {file} --run-dir {self._folder.path} --resume"
+            )
+        self._print_gain(rows)
+        print_(f"run folder: {self._folder.path}")
+        print_("next:")
+        print_("  cepo train deploy/runs/tiny_grpo.toml          the same without token credit, to compare")
+        print_(f"  less {self._folder.rollouts}    sampled answers with every token's advantage")
+        print_("  cepo train deploy/runs/gsm8k_cepo_qwen3.toml   a real model on a GPU; edit model.path and data first")
+
+    def _print_gain(self, rows: list[dict[str, Any]]) -> None:
+        before = next((row["accuracy/eval_before"] for row in rows if "accuracy/eval_before" in row), None)
+        after = next((row["accuracy/eval"] for row in reversed(rows) if "accuracy/eval" in row), None)
+        if before is not None and after is not None:
+            self._console.print(
+                f"held-out accuracy, sampled at temperature {self._config.eval.temperature:g}: "
+                f"{before:.1%} before, {after:.1%} after ({(after - before) * 100:+.1f} points)"
+            )
+
+    def _show_new_rows(self) -> None:
+        rows = self._folder.rows()
+        if self._live is None:
+            for row in rows[len(self._rows) :]:
+                shown = (f"{name} {form.format(row[key])}" for name, key, form in COLUMNS if key in row)
+                self._console.print("  ".join(shown), self._time_left())
+        self._rows = rows
+
+    def _time_left(self) -> str:
+        recent = [row["time/step_seconds"] for row in self._rows[-5:]]
+        if not recent:
+            return ""
+        left = (self._config.loop.steps - len(self._rows)) * sum(recent) / len(recent)
+        return f"{left / 60:.0f}m{left % 60:02.0f}s left"
+
+    def _view(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name, _, _ in COLUMNS:
+            table.add_column(name, justify="right")
+        for row in self._rows[-ROWS_SHOWN:]:
+            table.add_row(*(form.format(row[key]) if key in row else "" for _, key, form in COLUMNS))
+        return Group(table, self._bar)

@@ -1,0 +1,87 @@
+"""`cepo train RUN.toml`: starts everything, trains, shows progress, says what was gained."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from cepo import runconfig
+from cepo.cli.progress import Progress
+from cepo.errors import UserError
+from cepo.local import Stack, running
+from cepo.rundir import RunDir
+from cepo.settings import Settings
+
+POLL_SECONDS = 0.25
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train from a run file")
+    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    parser.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
+    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains; Ctrl-C drains and checkpoints."""
+    config = runconfig.load(options.file, options.set)
+    folder = RunDir(_run_dir(options, config.name))
+    progress = Progress(config, folder)
+    progress.checked(*_preflight(config))
+    folder.create(config, resume=options.resume)
+    interrupts = 0
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            raise KeyboardInterrupt
+        progress.draining()
+        stack.drain()
+
+    stack = Stack(config, folder, options.redis)
+    previous = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with running(stack), progress:
+            while not stack.check():
+                progress.poll(stack.http["trainer"], Settings.from_environment().token)
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        raise UserError(
+            f"stopped at once; go on with: cepo train {options.file} --run-dir {folder.path} --resume"
+        ) from None
+    finally:
+        signal.signal(signal.SIGINT, previous[0])
+        signal.signal(signal.SIGTERM, previous[1])
+    progress.summary(options.file)
+    return 0
+
+
+def _preflight(config: runconfig.RunConfig) -> tuple[Any, Any]:
+    """Loads tokenizer and data, so that a mistake in them is found before anything is started."""
+    from cepo.data import load_problems
+    from cepo.rendering import Renderer, require_model
+
+    require_model(config.model.path)
+    renderer = Renderer(config.model.path)
+    held_out = load_problems(config, renderer, held_out=True) if config.data.eval else None
+    return load_problems(config, renderer), held_out
+
+
+def _run_dir(options: argparse.Namespace, name: str) -> Path:
+    if options.run_dir is not None:
+        return Path(options.run_dir)
+    if not options.resume:
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    earlier = sorted(Path("runs").glob(f"{name}-*"))
+    if not earlier:
+        raise UserError(f"no run of {name} under runs/ to resume; give its --run-dir")
+    return earlier[-1]

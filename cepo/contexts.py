@@ -1,0 +1,69 @@
+"""Which hint each response is scored with: pure functions of a scored group (algorithms 4.2.5).
+
+r+ is the reference answer. r- is the answer of a rejected rollout of the same group: of the rejected ones in order of
+(reward, index), the first with a parsed answer that differs from the reference. Every choice carries its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cepo.answers import normalise
+from cepo.contracts import Ask, ContextName, EvidenceReason, Outcome, ScoredGroup
+
+ACCEPTED = 0.5
+"""A rollout below this accuracy is rejected."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The context one response is scored under."""
+
+    context: ContextName
+    answer: str
+    reason: EvidenceReason
+    source: int = -1
+    """Index of the rollout the answer comes from; -1: none."""
+
+
+def choose_rejected(group: ScoredGroup, *, without: int | None = None) -> Hint | EvidenceReason:
+    """The rejected answer of a group, or why there is none.
+
+    Args:
+        without: index of a rollout that may not supply it.
+    """
+    rejected = [(v.reward, i) for i, v in enumerate(group.verdicts) if v.accuracy < ACCEPTED]
+    if not rejected:
+        return EvidenceReason.NO_REJECTED
+    answered = [
+        i for _, i in sorted(rejected) if group.verdicts[i].outcome is Outcome.WRONG and group.verdicts[i].extracted
+    ]
+    if not answered:
+        return EvidenceReason.NO_ANSWER
+    reference = normalise(group.task.reference_answer)
+    differing = [i for i in answered if group.verdicts[i].normalised != reference]
+    if not differing:
+        return EvidenceReason.SAME_AS_ANSWER
+    others = [i for i in differing if i != without]
+    if not others:
+        return EvidenceReason.ONLY_SELF
+    return Hint(ContextName.REJECTED, group.verdicts[others[0]].extracted, EvidenceReason.ASKED, others[0])
+
+
+def hints(ask: Ask, group: ScoredGroup) -> list[Hint | None]:
+    """The context of every response of a group; None where the ask does not apply."""
+    return [_hint(ask, group, i) for i in range(len(group.verdicts))]
+
+
+def _hint(ask: Ask, group: ScoredGroup, index: int) -> Hint | None:
+    if ask.context is not ContextName.REJECTED:
+        return _simple(ask.context, group, EvidenceReason.ASKED)
+    chosen = choose_rejected(group, without=index if ask.exclude_self else None)
+    if isinstance(chosen, Hint):
+        return chosen
+    return None if ask.otherwise is None else _simple(ask.otherwise, group, chosen)
+
+
+def _simple(context: ContextName, group: ScoredGroup, reason: EvidenceReason) -> Hint:
+    answer = group.task.reference_answer if context is ContextName.ANSWER else ""
+    return Hint(context, answer, reason)

@@ -1,0 +1,331 @@
+"""The messages of a run: frozen pydantic twins of proto/cepo/v1, with the invariants proto cannot state.
+
+A group gains one layer per hop and each layer nests the one before it, so a stage cannot receive a half-filled
+message: PromptTask -> RolloutGroup -> ScoredGroup -> EvidencedGroup. `GroupFailed` closes the count of a group
+that was given up. The stream a message is on is its state.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_INT64 = 2**63 - 1
+
+
+class Contract(BaseModel):
+    """Frozen and closed: an unknown field or a later assignment is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
+
+
+class Stage(IntEnum):
+    """The streams a group visits."""
+
+    ROLLOUT = 1
+    VERIFY = 2
+    TEACH = 3
+
+
+class Purpose(IntEnum):
+    """Training groups reach the learner; evaluation groups are only counted."""
+
+    TRAIN = 1
+    EVAL = 2
+
+
+class ContextName(IntEnum):
+    """The context a response is scored under."""
+
+    PLAIN = 1
+    """x: the question alone."""
+    ANSWER = 2
+    """(x, r+): with the reference answer as a hint."""
+    REJECTED = 3
+    """(x, r-): with the answer of a rejected rollout of the same group as a hint."""
+
+
+class Want(IntEnum):
+    """The quantity measured under a context."""
+
+    LOGPROBS = 1
+    """One log-prob per sampled token, of logits over the rollout temperature."""
+
+
+class TeachWhen(IntEnum):
+    """When evidence can matter at all; evidence that cannot is not computed."""
+
+    ALWAYS = 1
+    REWARD_SPREAD = 2
+    """Groups in which all rewards are equal have zero advantage and skip the teacher."""
+
+
+class FinishReason(IntEnum):
+    """Why sampling ended."""
+
+    STOP = 1
+    LENGTH = 2
+    """Cut at max_tokens: the last token is not an end of sequence."""
+
+
+class Outcome(IntEnum):
+    """What the verifier found. A timeout or a grader error is never silently a wrong answer."""
+
+    CORRECT = 1
+    WRONG = 2
+    UNPARSED = 3
+    """Finished, but holds no answer."""
+    TRUNCATED = 4
+    """Cut at max_tokens before an answer."""
+    TIMEOUT = 5
+    GRADER_ERROR = 6
+
+
+class EvidenceReason(IntEnum):
+    """Why a row was scored under the context it was (algorithms 4.2.5)."""
+
+    ASKED = 1
+    NO_REJECTED = 2
+    NO_ANSWER = 3
+    SAME_AS_ANSWER = 4
+    ONLY_SELF = 5
+
+
+class PolicyRef(Contract):
+    """An adapter by content; version 0 is the base model and has no bytes."""
+
+    version: int = Field(ge=0)
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+
+    @model_validator(mode="after")
+    def _base_has_no_bytes(self) -> Self:
+        if (self.version == 0) != (self.sha256 == ""):
+            raise ValueError("version 0 is the base model and has no sha256; every other version has one")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Unique per content, so that an engine never serves stale state under a reused name."""
+        return f"v{self.version:06d}-{self.sha256[:12]}" if self.version else "base"
+
+
+BASE_POLICY = PolicyRef(version=0)
+
+
+class Ask(Contract):
+    """One piece of evidence an algorithm needs from the teacher."""
+
+    context: ContextName
+    want: Want = Want.LOGPROBS
+    otherwise: ContextName | None = None
+    """Scored instead where the context does not exist; None: the row is not applicable."""
+    exclude_self: bool = False
+    """A rollout is never contrasted with its own answer."""
+
+
+class Sampling(Contract):
+    """Sampling parameters; log-probs everywhere are of logits divided by this temperature."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(ge=1)
+
+
+class Message(Contract):
+    """One chat turn; each <image> in it stands for the next of the task's images."""
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+class ImageRef(Contract):
+    """An image by content; its bytes are in the store, never in a message."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    media_type: str
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+
+
+class PromptTask(Contract):
+    """Hop 0, feeder -> rollout: one prompt, how often to sample it, with which policy, and what to measure."""
+
+    run: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    step: int = Field(ge=0)
+    index: int = Field(ge=0)
+    purpose: Purpose
+    messages: tuple[Message, ...] = Field(min_length=1)
+    images: tuple[ImageRef, ...] = ()
+    reference_answer: str
+    answer_kind: str = ""
+    hint: str
+    samples: int = Field(ge=1)
+    sampling: Sampling
+    seed: int = Field(ge=0, le=MAX_INT64)
+    asks: tuple[Ask, ...] = ()
+    teach_when: TeachWhen = TeachWhen.ALWAYS
+    route: tuple[Stage, ...] = Field(min_length=1)
+    policy: PolicyRef = BASE_POLICY
+    teacher: PolicyRef = BASE_POLICY
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.route[0] is not Stage.ROLLOUT or list(self.route) != sorted(set(self.route)):
+            raise ValueError(f"route must start at ROLLOUT and keep the order of the stages, got {self.route}")
+        if self.asks and "{answer}" not in self.hint:
+            raise ValueError("hint must contain {answer}, or every context is the same")
+        if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
+            raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
+        return self
+
+    @property
+    def group_id(self) -> str:
+        """run/step/index; evaluation groups have their own name space."""
+        middle = "eval-" if self.purpose is Purpose.EVAL else ""
+        return f"{self.run}/{middle}{self.step}/{self.index}"
+
+    def after(self, stage: Stage) -> Stage | None:
+        """The stage that follows on the route, or None when the group is ready."""
+        later = [s for s in self.route if s > stage]
+        return later[0] if later else None
+
+
+class Completion(Contract):
+    """One sampled response: T token ids and T log-probs as the engine reports them."""
+
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.token_ids) != len(self.logps):
+            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.logps)} log-probs")
+        return self
+
+
+class PolicyProof(Contract):
+    """What an engine says about the weights it used, so that the trainer can check it."""
+
+    policy: PolicyRef
+    bound_modules: int = Field(ge=0)
+    canary_logp: float
+    tokenizer_sha256: str
+    engine: str
+    first_token_at: float = 0.0
+    """Unix time in seconds at which the first token with this policy was there."""
+
+
+class RolloutGroup(Contract):
+    """Hop 1, rollout -> verify: the prompt's token ids and G completions by one policy."""
+
+    task: PromptTask
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    completions: tuple[Completion, ...]
+    proof: PolicyProof
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len(self.completions) != self.task.samples:
+            raise ValueError(f"{len(self.completions)} completions for {self.task.samples} samples")
+        if self.proof.policy != self.task.policy:
+            raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
+        return self
+
+
+class Verdict(Contract):
+    """What the verifier found in one completion."""
+
+    outcome: Outcome
+    reward: Annotated[float, Field(allow_inf_nan=False)]
+    accuracy: float = Field(ge=0, le=1)
+    extracted: str = ""
+    normalised: str = ""
+    reason: str = ""
+
+
+class ScoredGroup(Contract):
+    """Hop 2, verifier -> teach: one verdict per completion."""
+
+    rollout: RolloutGroup
+    verdicts: tuple[Verdict, ...]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.verdicts) != len(self.rollout.completions):
+            raise ValueError(f"{len(self.verdicts)} verdicts for {len(self.rollout.completions)} completions")
+        return self
+
+    @property
+    def task(self) -> PromptTask:
+        return self.rollout.task
+
+    @property
+    def reward_spread(self) -> bool:
+        """Whether any two rewards differ."""
+        return len({verdict.reward for verdict in self.verdicts}) > 1
+
+
+class EvidenceRow(Contract):
+    """One response under one context."""
+
+    logps: tuple[float, ...]
+    applicable: bool
+    context: ContextName
+    reason: EvidenceReason
+    answer: str = ""
+    source: int = -1
+
+
+class Evidence(Contract):
+    """What one ask found: a row per completion."""
+
+    ask: Ask
+    rows: tuple[EvidenceRow, ...]
+
+
+class EvidencedGroup(Contract):
+    """Hop 3, teacher -> ready: the evidence for every ask; none when the group skipped the teacher."""
+
+    scored: ScoredGroup
+    evidence: tuple[Evidence, ...] = ()
+    proof: PolicyProof | None = None
+    seconds: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        lengths = [len(c.token_ids) for c in self.scored.rollout.completions]
+        for evidence in self.evidence:
+            found = [len(row.logps) for row in evidence.rows]
+            wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
+            if found != wanted:
+                raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")
+        if self.proof is not None and self.proof.policy != self.task.teacher:
+            raise ValueError(f"scored by {self.proof.policy.name}, the task names {self.task.teacher.name}")
+        return self
+
+    @property
+    def task(self) -> PromptTask:
+        return self.scored.rollout.task
+
+    @property
+    def finite(self) -> bool:
+        """Whether every log-prob is finite."""
+        return all(math.isfinite(x) for e in self.evidence for row in e.rows for x in row.logps)
+
+
+class GroupFailed(Contract):
+    """Any stage -> ready: a group that was given up, so that the step still closes."""
+
+    task: PromptTask
+    stage: Stage
+    error: str
+    deliveries: int = Field(ge=0)
+
+
+Hop = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

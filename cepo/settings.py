@@ -1,0 +1,80 @@
+"""Where a process finds things: the only file that reads the environment. Addresses, paths and engine sizes,
+never a hyper-parameter.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cepo.errors import UserError
+
+PREFIX = "CEPO_"
+_TMPFS = Path("/dev/shm")
+
+
+class Settings(BaseModel):
+    """One service's surroundings; the variable of a field is CEPO_ and its name in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    host: str = "127.0.0.1"
+    """Loopback unless told otherwise."""
+    grpc_port: int = Field(default=0, ge=0, le=65535)
+    """0 takes a free port."""
+    http_port: int = Field(default=0, ge=0, le=65535)
+    trainer_address: str = "127.0.0.1:7051"
+    """gRPC address adapters are fetched from."""
+    token: str = ""
+    """Bearer token of REST and gRPC; empty switches the check off."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    concurrency: int = Field(default=64, ge=1)
+    """Groups a stage holds at once."""
+    claim_seconds: float = Field(default=10.0, gt=0)
+    """An item whose worker has been silent for this long is given to another."""
+    max_deliveries: int = Field(default=5, ge=1)
+
+    model: str = ""
+    """Hugging Face name or folder of the base model (rollout and teacher)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the engine; 0 leaves the choice to it."""
+    max_model_len: int = Field(default=1024, ge=8)
+    max_num_seqs: int = Field(default=128, ge=1)
+    max_lora_rank: int = Field(default=16, ge=1)
+    max_loras: int = Field(default=2, ge=1)
+    """Adapters resident at once; at least lag + 2."""
+    gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)
+    adapter_cache: Path = (_TMPFS if _TMPFS.is_dir() else Path("/tmp")) / "cepo-adapters"
+    """Fetched adapters; on tmpfs where there is one."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Reads CEPO_* variables.
+
+        Raises:
+            UserError: a value does not fit; names the variable.
+        """
+        found = {
+            name: os.environ[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in os.environ
+        }
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = PREFIX + str(first["loc"][0]).upper()
+            raise UserError(f"{variable}={first['input']!r}: {first['msg']}") from error
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings."""
+        return {PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields}
+
+
+def child_environment(extra: dict[str, str]) -> dict[str, str]:
+    """This process's environment with `extra` on top, for a child process."""
+    return {**os.environ, **extra}

@@ -1,0 +1,95 @@
+"""Fast stand-ins that obey the same contracts as the real parts, shipped so that users can test with them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from cepo.bus import Delivery
+from cepo.contracts import Hop, PolicyRef
+from cepo.wire import HOPS, from_bytes, to_bytes
+
+
+@dataclass
+class _Entry:
+    name: str
+    body: bytes
+    consumer: str = ""
+    since: float = 0.0
+    deliveries: int = 0
+
+
+class MemoryBus:
+    """The bus in one process: items travel as bytes, as they do on Redis."""
+
+    def __init__(self, claim_seconds: float = 10.0) -> None:
+        self._claim_seconds = claim_seconds
+        self._streams: dict[str, dict[str, _Entry]] = defaultdict(dict)
+        self._numbers = itertools.count(1)
+        self._changed = asyncio.Condition()
+        self._listeners: list[asyncio.Queue[PolicyRef]] = []
+
+    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+        async with self._changed:
+            for hop in hops:
+                self._streams[stream][str(next(self._numbers))] = _Entry(type(hop).__name__, to_bytes(hop))
+            self._changed.notify_all()
+
+    async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
+        deadline = time.monotonic() + wait_seconds
+        async with self._changed:
+            while not (free := self._free(stream)):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return []
+                try:
+                    await asyncio.wait_for(self._changed.wait(), min(left, self._claim_seconds / 4))
+                except TimeoutError:
+                    continue
+            return [self._take(stream, i, consumer) for i in free[:count]]
+
+    async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
+        for item in deliveries:
+            entry = self._streams[item.stream].get(item.id)
+            if entry is not None:
+                entry.consumer, entry.since = consumer, time.monotonic()
+
+    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+        if self._streams[delivery.stream].pop(delivery.id, None) is None:
+            return False
+        if result is not None:
+            await self.publish(stream, [result])
+        return True
+
+    async def depth(self, stream: str) -> int:
+        return len(self._streams[stream])
+
+    async def announce(self, policy: PolicyRef) -> None:
+        for listener in self._listeners:
+            listener.put_nowait(policy)
+
+    async def announcements(self) -> AsyncIterator[PolicyRef]:
+        listener: asyncio.Queue[PolicyRef] = asyncio.Queue()
+        self._listeners.append(listener)
+        while True:
+            yield await listener.get()
+
+    async def close(self) -> None:
+        self._streams.clear()
+
+    def _free(self, stream: str) -> list[str]:
+        """Ids to deliver: abandoned ones first, else new ones."""
+        now = time.monotonic()
+        entries = self._streams[stream].items()
+        abandoned = [i for i, e in entries if e.consumer and now - e.since >= self._claim_seconds]
+        return abandoned or [i for i, e in entries if not e.consumer]
+
+    def _take(self, stream: str, entry_id: str, consumer: str) -> Delivery:
+        entry = self._streams[stream][entry_id]
+        entry.consumer, entry.since, entry.deliveries = consumer, time.monotonic(), entry.deliveries + 1
+        hop = from_bytes(HOPS[entry.name], entry.body)
+        return Delivery(stream=stream, id=entry_id, hop=hop, deliveries=entry.deliveries)  # type: ignore[arg-type]

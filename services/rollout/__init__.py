@@ -1,0 +1,1 @@
+"""Samples G responses per prompt with the policy a task names."""

@@ -1,0 +1,150 @@
+"""vLLM's AsyncLLM behind the Generator protocol; the only file that imports vLLM.
+
+Every adapter version has a name and an id of its own, because an engine that reloads under a used name keeps KV blocks
+of the old weights. `lm_head` is never wrapped. On the CPU a prompt must not be prefilled in pieces, or per-request
+seeds fail; so a batch has room for every sequence whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from cepo.adapters import AdapterCache
+from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
+from cepo.errors import PolicyError
+from cepo.rendering import Renderer
+from cepo.settings import Settings
+
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class VllmSample:
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finished: bool
+
+
+class VllmGenerator:
+    """Samples with vLLM; adapters come from the cache."""
+
+    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache) -> None:
+        self._renderer = renderer
+        self._adapters = adapters
+        self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
+        self._requests: dict[str, LoRARequest] = {}
+        self._numbers = itertools.count(1)
+        self._engine = AsyncLLM.from_engine_args(_engine_args(settings))
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        """Loads an adapter if it is not resident, and proves what was bound.
+
+        Raises:
+            PolicyError: the adapter's bytes are wrong, or no module took its weights.
+        """
+        if policy.name not in self._proofs:
+            self._proofs[policy.name] = asyncio.ensure_future(self._load(policy))
+        try:
+            return await asyncio.shield(self._proofs[policy.name])
+        except Exception:
+            self._proofs.pop(policy.name, None)  # the next task tries again
+            raise
+
+    async def generate(
+        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[VllmSample]:
+        params = SamplingParams(
+            n=samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=sorted(self._renderer.stop_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prompt_ids, params, policy)
+        return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+    async def _load(self, policy: PolicyRef) -> PolicyProof:
+        bound = 0
+        if policy != BASE_POLICY:
+            folder = await self._adapters.folder(policy)
+            request = LoRARequest(policy.name, next(self._numbers), str(folder))
+            await self._engine.add_lora(request)
+            self._requests[policy.name] = request
+            bound = min(await self._engine.collective_rpc("cepo_bound_modules", args=(request.lora_int_id,)))
+            if bound == 0:
+                raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
+        canary_logp = await self._canary(policy)  # samples one token: the first with this policy
+        return PolicyProof(
+            policy=policy,
+            bound_modules=bound,
+            canary_logp=canary_logp,
+            tokenizer_sha256=self._renderer.sha256,
+            engine="vllm",
+            first_token_at=time.time(),
+        )
+
+    async def _canary(self, policy: PolicyRef) -> float:
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        ids = self._renderer.canary_ids
+        output = await self._run(ids, params, policy)
+        rows = output.prompt_logprobs[1:]
+        return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
+
+    async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, policy: PolicyRef) -> Any:
+        output = None
+        async for output in self._engine.generate(
+            {"prompt_token_ids": list(prompt_ids)},
+            params,
+            request_id=f"r{next(self._numbers)}",
+            lora_request=self._requests.get(policy.name),
+        ):
+            pass
+        return output
+
+
+def _sample(completion: Any) -> VllmSample:
+    ids = tuple(completion.token_ids)
+    logps = tuple(row[token].logprob for token, row in zip(ids, completion.logprobs, strict=True))
+    return VllmSample(ids, logps, completion.finish_reason == "stop")
+
+
+def _engine_args(settings: Settings) -> AsyncEngineArgs:
+    args: dict[str, Any] = {
+        "model": settings.model,
+        "dtype": settings.dtype,
+        "skip_tokenizer_init": True,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "enable_lora": True,
+        "max_loras": settings.max_loras,
+        "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),
+        "lora_target_modules": LORA_MODULES,
+        "logprobs_mode": "processed_logprobs",
+        "worker_extension_cls": "services.rollout.probe.AdapterProbe",
+        "disable_log_stats": True,
+    }
+    if settings.device == "cpu":
+        args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len
+    else:
+        args["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    return AsyncEngineArgs(**args)

@@ -1,0 +1,60 @@
+"""A task becomes a group: render, load the named policy, sample. A function of its message and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from cepo.contracts import Completion, FinishReason, PolicyProof, PolicyRef, PromptTask, RolloutGroup, Sampling
+from cepo.errors import UserError
+from cepo.rendering import Renderer
+
+
+class Sample(Protocol):
+    """One sampled response as an engine returns it."""
+
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finished: bool
+
+
+class Generator(Protocol):
+    """An engine that samples with any policy it is asked for."""
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        """Makes a policy resident and says what was bound; repeated calls are cheap."""
+        ...
+
+    async def generate(
+        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> Sequence[Sample]:
+        """Samples responses with a resident policy; a pure function of its arguments, up to the engine's numerics."""
+        ...
+
+
+def make_handler(
+    generator: Generator, renderer: Renderer, max_model_len: int
+) -> Callable[[PromptTask], Awaitable[RolloutGroup]]:
+    """The rollout function behind the stage loop and the gRPC call."""
+
+    async def generate(task: PromptTask) -> RolloutGroup:
+        prompt_ids = renderer.prompt_ids(task.messages)
+        if len(prompt_ids) + task.sampling.max_tokens > max_model_len:
+            raise UserError(
+                f"prompt of {len(prompt_ids)} tokens and max_tokens={task.sampling.max_tokens} exceed the context "
+                f"length {max_model_len} of the rollout engine"
+            )
+        proof = await generator.load(task.policy)
+        samples = await generator.generate(prompt_ids, task.samples, task.sampling, task.seed, task.policy)
+        completions = tuple(
+            Completion(
+                token_ids=sample.token_ids,
+                logps=sample.logps,
+                text=renderer.text(sample.token_ids),
+                finish_reason=FinishReason.STOP if sample.finished else FinishReason.LENGTH,
+            )
+            for sample in samples
+        )
+        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
+
+    return generate

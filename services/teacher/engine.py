@@ -1,0 +1,114 @@
+"""A transformers model with PEFT adapters behind the Scorer protocol: one base, the recent policies beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from cepo.adapters import AdapterCache
+from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.errors import PolicyError
+from cepo.forward import canary_logp, load_causal_lm, response_logps
+from cepo.rendering import Renderer
+from cepo.settings import Settings
+from services.teacher.handler import Logps, Pair
+
+TOKENS_PER_PASS = 32768
+"""Padded tokens of one forward pass."""
+
+
+class TransformersScorer:
+    """Scores on one thread, so that a pass never meets a half-switched adapter."""
+
+    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._renderer = renderer
+        self._adapters = adapters
+        self._keep = settings.max_loras
+        self._base = load_causal_lm(settings.model, settings.dtype, settings.device)
+        self._peft: PeftModel | None = None
+        self._proofs: dict[str, PolicyProof] = {}
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        """Loads an adapter if it is not resident, and proves what was bound.
+
+        Raises:
+            PolicyError: the adapter's bytes are wrong, or no module took its weights.
+        """
+        async with self._lock:
+            if policy.name not in self._proofs:
+                folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
+                self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
+            return self._proofs[policy.name]
+
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+        await self.load(policy)  # another group's load may have dropped it since
+        return await self._on_thread(self._score, pairs, temperature, policy)
+
+    async def _on_thread(self, work: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def _bind(self, policy: PolicyRef, folder: Path | None) -> PolicyProof:
+        bound = 0
+        if folder is not None:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self._base, folder, adapter_name=policy.name)
+            else:
+                self._peft.load_adapter(folder, adapter_name=policy.name)
+            self._drop_oldest()
+            layers = (module for module in self._peft.modules() if isinstance(module, LoraLayer))
+            bound = sum(policy.name in layer.lora_A for layer in layers)
+            if bound == 0:
+                raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
+        self._activate(policy)
+        return PolicyProof(
+            policy=policy,
+            bound_modules=bound,
+            canary_logp=canary_logp(self._base, self._renderer.canary_ids),
+            tokenizer_sha256=self._renderer.sha256,
+            engine="transformers",
+        )
+
+    def _drop_oldest(self) -> None:
+        assert self._peft is not None
+        resident = list(self._peft.peft_config)
+        for name in resident[: -self._keep]:
+            self._peft.delete_adapter(name)
+            self._proofs.pop(name, None)
+
+    def _activate(self, policy: PolicyRef) -> None:
+        if self._peft is None:
+            return
+        if policy == BASE_POLICY:
+            self._peft.base_model.disable_adapter_layers()
+        else:
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(policy.name)
+
+    @torch.no_grad()
+    def _score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+        self._activate(policy)
+        found: list[Logps] = []
+        for part in _passes(pairs):
+            logp_BT = response_logps(
+                self._base, [pair.context_ids for pair in part], [pair.response_ids for pair in part], temperature
+            )
+            found += [tuple(row[: len(pair.response_ids)].tolist()) for pair, row in zip(part, logp_BT, strict=True)]
+        return found
+
+
+def _passes(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+    """Cuts a group into passes of at most TOKENS_PER_PASS padded tokens, at least one pair each."""
+    longest = max((len(pair.context_ids) + len(pair.response_ids) for pair in pairs), default=1)
+    size = max(1, TOKENS_PER_PASS // longest)
+    return [pairs[i : i + size] for i in range(0, len(pairs), size)]

@@ -1,0 +1,1 @@
+"""Feeds tasks, collects groups, computes the advantages, updates the adapter and publishes it."""

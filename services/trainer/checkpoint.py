@@ -1,0 +1,93 @@
+"""What a run needs to go on bit for bit: adapter, optimiser, RNG, the next step and the policies still in flight."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+from cepo.contracts import PolicyRef
+from cepo.errors import UserError
+from services.trainer.learner import Learner
+from services.trainer.publisher import Expected, Publisher
+
+FILE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: lambda, the data order and the learning rate are functions of the step."""
+
+    next_step: int
+    policies: tuple[PolicyRef, ...]
+    """The newest last; as many as can be in flight."""
+
+
+class Checkpoints:
+    """Folders checkpoints/step-N, each whole or not there; the newest are kept."""
+
+    def __init__(self, folder: Path, learner: Learner, publisher: Publisher, every: int, keep: int) -> None:
+        self._folder = folder
+        self._learner = learner
+        self._publisher = publisher
+        self._every = every
+        self._keep = keep
+
+    def maybe_save(self, progress: Progress, *, last: bool) -> None:
+        """Saves every `every` steps and at the end."""
+        if last or progress.next_step % self._every == 0:
+            self.save(progress)
+
+    def save(self, progress: Progress) -> None:
+        state = {
+            "next_step": progress.next_step,
+            "policies": [
+                {**policy.model_dump(), **vars(self._publisher.expected(policy))} for policy in progress.policies
+            ],
+            "adapter": get_peft_model_state_dict(self._learner.peft),
+            "optimizer": self._learner.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        folder = self._folder / f"step-{progress.next_step:06d}"
+        scratch = folder.with_name(f".{folder.name}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        with (scratch / FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+        for old in self._saved()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def restore(self) -> Progress | None:
+        """Puts the newest checkpoint into the learner; None when there is none.
+
+        Raises:
+            UserError: it does not fit the run's adapter.
+        """
+        saved = self._saved()
+        if not saved:
+            return None
+        state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
+        try:
+            set_peft_model_state_dict(self._learner.peft, state["adapter"])
+            self._learner.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{saved[-1]} does not fit this run's lora section; resume with the same one") from error
+        torch.set_rng_state(state["rng"])
+        policies = []
+        for row in state["policies"]:
+            policy = PolicyRef(version=row["version"], sha256=row["sha256"])
+            self._publisher.recall(policy, Expected(row["bound_modules"], row["canary_logp"]))
+            policies.append(policy)
+        return Progress(state["next_step"], tuple(policies))
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))

@@ -1,0 +1,63 @@
+"""Groups of a step, each exactly once: finished, failed, or refused because its weights are not proven."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from cepo.bus import Bus, ready
+from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, ScoredGroup, Stage
+from cepo.stage import consumer_name, task_of
+
+Refusal = str | None
+Prover = Callable[[PolicyProof], Refusal]
+BATCH = 64
+log = logging.getLogger(__name__)
+
+
+class Collector:
+    """Reads the run's ready stream; what was not asked for, or comes twice, is dropped."""
+
+    def __init__(self, bus: Bus, run: str, prove: Prover) -> None:
+        self._bus = bus
+        self._stream = ready(run)
+        self._prove = prove
+        self._consumer = consumer_name()
+        self._expected: dict[str, PromptTask] = {}
+        self._held: dict[str, EvidencedGroup | GroupFailed] = {}
+
+    def expect(self, tasks: Sequence[PromptTask]) -> None:
+        """Names the groups that will be taken later; only they are kept."""
+        self._expected.update((task.group_id, task) for task in tasks)
+
+    async def take(self, tasks: Sequence[PromptTask]) -> list[EvidencedGroup | GroupFailed]:
+        """The groups of these tasks, in their order; waits until each has come or failed."""
+        wanted = [task.group_id for task in tasks]
+        while any(group_id not in self._held for group_id in wanted):
+            for item in await self._bus.receive(self._stream, self._consumer, BATCH, wait_seconds=0.5):
+                self._keep(item.hop)
+                await self._bus.hop(item, self._stream, None)
+        for group_id in wanted:
+            del self._expected[group_id]
+        return [self._held.pop(group_id) for group_id in wanted]
+
+    def _keep(self, hop: Hop) -> None:
+        task = task_of(hop)
+        if self._expected.get(task.group_id) != task or task.group_id in self._held:
+            log.info("dropped %s: not asked for, or here already", task.group_id)
+            return
+        group = EvidencedGroup(scored=hop) if isinstance(hop, ScoredGroup) else hop
+        assert isinstance(group, EvidencedGroup | GroupFailed)
+        refusal = self._refusal(group)
+        if isinstance(group, GroupFailed):
+            log.warning("%s failed in %s: %s", task.group_id, group.stage.name, group.error)
+        elif refusal is not None:
+            log.error("%s refused: %s", task.group_id, refusal)
+            group = GroupFailed(task=task, stage=Stage.ROLLOUT, error=refusal, deliveries=0)
+        self._held[task.group_id] = group
+
+    def _refusal(self, group: EvidencedGroup | GroupFailed) -> Refusal:
+        if isinstance(group, GroupFailed):
+            return None
+        proofs = (group.scored.rollout.proof, group.proof)
+        return next((refusal for proof in proofs if proof and (refusal := self._prove(proof))), None)

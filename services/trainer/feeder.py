@@ -1,0 +1,85 @@
+"""Step -> tasks: a pure function of the seed, the step and the policy, so that a resumed run needs no stored queue."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cepo.bus import Bus, stream_of
+from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
+from cepo.data import Problem, Problems
+from cepo.runconfig import RunConfig
+
+MAX_WAITING = 4096
+"""Groups on the rollout stream above which the feeder waits."""
+FULL_ROUTE = (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH)
+SHORT_ROUTE = (Stage.ROLLOUT, Stage.VERIFY)
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """Writes tasks and publishes them."""
+
+    config: RunConfig
+    run: str
+    train: Problems
+    held_out: Problems | None
+    bus: Bus
+
+    def tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
+        """The training tasks of a step, sampled by `policy`; none after the last step."""
+        if step >= self.config.loop.steps:
+            return ()
+        prompts = self.config.sampling.prompts
+        positions = range(step * prompts, (step + 1) * prompts)
+        problems = [self.train.at(position, self.config.loop.seed) for position in positions]
+        return tuple(self._task(problem, Purpose.TRAIN, step, i, policy) for i, problem in enumerate(problems))
+
+    def eval_tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
+        """The held-out tasks for a policy; the same problems and seeds every time, so that policies compare."""
+        if self.held_out is None:
+            return ()
+        problems = self.held_out.problems[: self.config.eval.prompts]
+        return tuple(self._task(problem, Purpose.EVAL, step, i, policy) for i, problem in enumerate(problems))
+
+    async def publish(self, tasks: Sequence[PromptTask]) -> None:
+        """Puts tasks on the rollout stream, waiting while it is full."""
+        stream = stream_of(Stage.ROLLOUT)
+        while tasks and await self.bus.depth(stream) >= MAX_WAITING:
+            await asyncio.sleep(0.2)
+        if tasks:
+            await self.bus.publish(stream, tasks)
+
+    def _task(self, problem: Problem, purpose: Purpose, step: int, index: int, policy: PolicyRef) -> PromptTask:
+        config, training = self.config, purpose is Purpose.TRAIN
+        asks = config.algorithm.asks_at(step) if training else ()
+        return PromptTask(
+            run=self.run,
+            step=step,
+            index=index,
+            purpose=purpose,
+            messages=problem.messages,
+            reference_answer=problem.answer,
+            hint=config.data.hint,
+            samples=config.sampling.samples if training else config.eval.samples,
+            sampling=Sampling(
+                temperature=config.sampling.temperature if training else config.eval.temperature,
+                top_p=config.sampling.top_p if training else 1.0,
+                top_k=config.sampling.top_k if training else 0,
+                max_tokens=config.sampling.max_tokens,
+            ),
+            seed=_seed(config.loop.seed, purpose, step if training else 0, index),
+            asks=asks,
+            teach_when=config.algorithm.teach_when,
+            route=FULL_ROUTE if asks else SHORT_ROUTE,
+            policy=policy,
+            teacher=policy,  # the actor is its own teacher
+        )
+
+
+def _seed(seed: int, purpose: Purpose, step: int, index: int) -> int:
+    """48 bits, so that engines may count up from it for the samples of a group."""
+    name = f"{seed}/{purpose.name}/{step}/{index}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")

@@ -1,0 +1,121 @@
+"""The paper's Algorithm 1, as a loop over steps (arXiv:2605.19436)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cepo.algo.base import Metrics
+from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
+from cepo.errors import UserError
+from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
+from services.trainer.batch import pack
+from services.trainer.checkpoint import Checkpoints, Progress
+from services.trainer.collector import Collector
+from services.trainer.feeder import Feeder
+from services.trainer.learner import Learner
+from services.trainer.publisher import Publisher
+from services.trainer.report import Groups, Trackers, accuracy, finished, group_metrics, write_rollouts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Status:
+    """What an operator sees of a run."""
+
+    run: str
+    steps: int
+    phase: str = "loading"
+    step: int = 0
+    policy: PolicyRef = BASE_POLICY
+    row: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """The parts of a run."""
+
+    config: RunConfig
+    folder: RunDir
+    feeder: Feeder
+    collector: Collector
+    learner: Learner
+    publisher: Publisher
+    checkpoints: Checkpoints
+    trackers: Trackers
+    status: Status
+
+
+async def train(run: Run, stop: asyncio.Event) -> None:
+    """Runs from the newest checkpoint to the last step; `stop` ends it after the step at hand, with a checkpoint."""
+    progress = run.checkpoints.restore() or Progress(0, (BASE_POLICY,))
+    run.folder.truncate(progress.next_step)
+    lag, policies = run.config.loop.lag, list(progress.policies)
+    before = await _evaluate(run, 0, policies[-1]) if progress.next_step == 0 else None
+    in_flight = [
+        await _publish(run, step, policies[max(0, step - lag - policies[0].version)])
+        for step in range(progress.next_step, progress.next_step + lag + 1)
+    ]
+    for step in range(progress.next_step, run.config.loop.steps):
+        begun = time.perf_counter()
+        row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
+        run.status.step, run.status.phase = step, "rollout"
+        tasks = in_flight.pop(0)
+        groups = await run.collector.take(tasks)
+        row["time/rollout_seconds"] = time.perf_counter() - begun
+        run.status.phase = "train"
+        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, tasks, step)
+        policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
+        run.status.policy = policies[-1]
+        in_flight.append(await _publish(run, step + 1 + lag, policies[-1]))
+        if step == 0 and before is not None:
+            row["accuracy/eval_before"] = before
+        if step in run.config.eval_steps:
+            row["accuracy/eval"] = await _evaluate(run, step + 1, policies[-1])
+        row["time/publish_to_first_token_seconds"] = run.publisher.reload_seconds(tasks[0].policy)
+        row["time/step_seconds"] = time.perf_counter() - begun
+        run.trackers.step(row)
+        run.status.row = row
+        last = stop.is_set() or step + 1 == run.config.loop.steps
+        run.checkpoints.maybe_save(Progress(step + 1, tuple(policies)), last=last)
+        if last:
+            break
+    run.status.phase = "drained" if stop.is_set() else "done"
+
+
+async def _publish(run: Run, step: int, policy: PolicyRef) -> Sequence[PromptTask]:
+    tasks = run.feeder.tasks(step, policy)
+    run.collector.expect(tasks)
+    await run.feeder.publish(tasks)
+    return tasks
+
+
+async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
+    """Accuracy on the held-out problems; None without any."""
+    tasks = run.feeder.eval_tasks(step, policy)
+    if not tasks:
+        return None
+    run.status.phase = "eval"
+    run.collector.expect(tasks)
+    await run.feeder.publish(tasks)
+    groups = await run.collector.take(tasks)
+    if not finished(groups):
+        raise UserError(f"every evaluation group failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
+    return accuracy(groups)
+
+
+def _update(run: Run, groups: Groups, tasks: Sequence[PromptTask], step: int) -> Metrics:
+    done = finished(groups)
+    if not done:
+        raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
+    algorithm = run.config.algorithm
+    batch = pack(done, tasks[0].asks)
+    adv_BT = algorithm.advantages(batch, step)
+    metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
+    write_rollouts(run.folder.rollouts, step, groups, batch, adv_BT, run.config.telemetry.rollouts_per_step)
+    return metrics

@@ -1,0 +1,104 @@
+"""Adapter versions of a run: written atomically, announced, streamed to engines, and proven by them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from cepo import adapters
+from cepo.bus import Bus
+from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.pb.cepo.v1 import services_pb2
+from cepo.wire import from_proto
+from services.trainer.learner import Learner
+
+CHUNK_BYTES = 2**20
+CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
+"""Mean difference per canary token that numerics explain, by the engines' data type."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an engine must report for a policy."""
+
+    bound_modules: int
+    canary_logp: float
+
+
+class Publisher:
+    """Writes versions under adapters/ and checks what engines say about them."""
+
+    def __init__(
+        self, folder: Path, learner: Learner, bus: Bus, canary_ids: Sequence[int], tokenizer_sha256: str, dtype: str
+    ) -> None:
+        self._folder = folder
+        self._learner = learner
+        self._bus = bus
+        self._canary_ids = canary_ids
+        self._tokenizer_sha256 = tokenizer_sha256
+        self._tolerance = CANARY_TOLERANCE[dtype] * (len(canary_ids) - 1)
+        self._expected = {BASE_POLICY: Expected(0, learner.canary(canary_ids, base=True))}
+        self._published_at: dict[PolicyRef, float] = {}
+        self._reload_seconds: dict[PolicyRef, float] = {}
+
+    async def publish(self, version: int) -> PolicyRef:
+        """Makes the learner's present weights version `version`."""
+        files = self._learner.adapter_files()
+        policy = PolicyRef(version=version, sha256=adapters.digest(files))
+        adapters.write(self.folder(policy), files)
+        self._expected[policy] = Expected(self._learner.bound_modules, self._learner.canary(self._canary_ids))
+        self._published_at[policy] = time.time()
+        await self._bus.announce(policy)
+        return policy
+
+    def folder(self, policy: PolicyRef) -> Path:
+        """The folder of a version, which stock PEFT and vLLM load."""
+        return self._folder / f"v{policy.version:06d}"
+
+    def prove(self, proof: PolicyProof) -> str | None:
+        """Why an engine's proof is not accepted; None when it is."""
+        expected = self._expected.get(proof.policy)
+        if expected is None:
+            return f"{proof.engine} used {proof.policy.name}, which this run did not publish"
+        if proof.tokenizer_sha256 != self._tokenizer_sha256:
+            return f"{proof.engine} has another tokenizer or chat template than the trainer"
+        if proof.bound_modules != expected.bound_modules:
+            return (
+                f"{proof.engine} bound {proof.bound_modules} of {expected.bound_modules} modules of {proof.policy.name}"
+            )
+        gap = abs(proof.canary_logp - expected.canary_logp)
+        if not gap <= self._tolerance:
+            return (
+                f"{proof.engine} scores the canary {proof.canary_logp:.4f} under {proof.policy.name}, the trainer "
+                f"{expected.canary_logp:.4f}: the weights it serves are not the weights that were trained"
+            )
+        if proof.first_token_at and proof.policy in self._published_at:
+            waited = proof.first_token_at - self._published_at[proof.policy]
+            self._reload_seconds.setdefault(proof.policy, max(0.0, waited))
+        return None
+
+    def reload_seconds(self, policy: PolicyRef) -> float:
+        """Seconds from publishing a policy to an engine's first token with it; 0 for the base or a resumed policy."""
+        return self._reload_seconds.get(policy, 0.0)
+
+    def recall(self, policy: PolicyRef, expected: Expected) -> None:
+        """Accepts a version that an earlier process of this run published."""
+        self._expected[policy] = expected
+
+    def expected(self, policy: PolicyRef) -> Expected:
+        return self._expected[policy]
+
+    async def stream(
+        self, request: object, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[services_pb2.PolicyChunk]:
+        """TrainerService.FetchPolicy: the files of a version, in pieces."""
+        policy = from_proto(PolicyRef, request)  # type: ignore[arg-type]
+        if policy not in self._expected or policy == BASE_POLICY:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
+        for name, data in adapters.read(self.folder(policy)).items():
+            for at in range(0, len(data), CHUNK_BYTES):
+                yield services_pb2.PolicyChunk(file=name, data=data[at : at + CHUNK_BYTES])

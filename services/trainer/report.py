@@ -1,0 +1,124 @@
+"""What a step says: one flat row of metrics, a few groups with their credit, and the trackers that were asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cepo.algo.base import TrainBatch
+from cepo.contracts import EvidencedGroup, FinishReason, GroupFailed, Outcome
+from cepo.errors import UserError
+from cepo.rundir import RunDir
+from cepo.runconfig import RunConfig
+
+Groups = Sequence[EvidencedGroup | GroupFailed]
+
+
+def finished(groups: Groups) -> list[EvidencedGroup]:
+    """The groups that were not given up."""
+    return [group for group in groups if isinstance(group, EvidencedGroup)]
+
+
+def accuracy(groups: Groups) -> float:
+    """Mean accuracy over all completions; 0 when there are none."""
+    found = [v.accuracy for group in finished(groups) for v in group.scored.verdicts]
+    return sum(found) / len(found) if found else 0.0
+
+
+def group_metrics(groups: Groups) -> dict[str, float]:
+    """Rewards, lengths, outcomes and failures of a step's groups."""
+    done = finished(groups)
+    verdicts = [v for group in done for v in group.scored.verdicts]
+    completions = [c for group in done for c in group.scored.rollout.completions]
+    lengths = [len(c.token_ids) for c in completions]
+    accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts] for group in done]
+    truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
+    return {
+        "reward/mean": _mean([v.reward for v in verdicts]),
+        "accuracy/train": accuracy(groups),
+        "length/mean": _mean(lengths),
+        "length/max": float(max(lengths, default=0)),
+        "length/truncated_fraction": _mean(truncated),
+        **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in verdicts]) for o in Outcome},
+        "groups/total": float(len(groups)),
+        "groups/failed": float(len(groups) - len(done)),
+        "groups/all_correct": _mean([all(row) for row in accurate]),
+        "groups/all_wrong": _mean([not any(row) for row in accurate]),
+        "groups/evidenced": _mean([bool(group.evidence) for group in done]),
+        "tokens/generated": float(sum(lengths)),
+        "time/teacher_seconds": sum(group.seconds for group in done),
+    }
+
+
+def write_rollouts(folder: Path, step: int, groups: Groups, batch: TrainBatch, adv_BT: Tensor, limit: int) -> None:
+    """Writes the first groups of a step with every token's advantage and log-probs."""
+    row, lines = 0, []
+    for group in finished(groups)[:limit]:
+        samples = []
+        for completion, verdict in zip(group.scored.rollout.completions, group.scored.verdicts, strict=True):
+            length = len(completion.token_ids)
+            samples.append(
+                {
+                    "text": completion.text,
+                    "token_ids": completion.token_ids,
+                    "outcome": verdict.outcome.name.lower(),
+                    "extracted": verdict.extracted,
+                    "reward": verdict.reward,
+                    "advantage": adv_BT[row, :length].tolist(),
+                    "evidence": [
+                        {"context": e.rows[at].context.name, "answer": e.rows[at].answer, "logps": e.rows[at].logps}
+                        for at in [len(samples)]
+                        for e in group.evidence
+                    ],
+                }
+            )
+            row += 1
+        prompt = [message.model_dump() for message in group.task.messages]
+        answer = group.task.reference_answer
+        lines.append(json.dumps({"group": group.task.group_id, "prompt": prompt, "answer": answer, "samples": samples}))
+    if lines:
+        (folder / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+class Trackers:
+    """metrics.jsonl always; TensorBoard and W&B when the run asks for them."""
+
+    def __init__(self, config: RunConfig, run: RunDir) -> None:
+        """Opens the trackers.
+
+        Raises:
+            UserError: one that was asked for is not installed.
+        """
+        self._run = run
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if config.telemetry.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError("telemetry.tensorboard = true needs `pip install tensorboard`") from error
+            self._tensorboard = SummaryWriter(run.path / "tensorboard")
+        if config.telemetry.wandb_project:
+            try:
+                import wandb
+            except ImportError as error:
+                raise UserError("telemetry.wandb_project needs `pip install wandb`") from error
+            self._wandb = wandb.init(project=config.telemetry.wandb_project, name=run.name, resume="allow", id=run.name)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Writes one step everywhere."""
+        self._run.append(dict(row))
+        if self._tensorboard is not None:
+            for key, value in row.items():
+                self._tensorboard.add_scalar(key, value, row["step"])
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(row), step=row["step"])
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return float(sum(values)) / len(values) if values else 0.0
