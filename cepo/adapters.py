@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
 from cepo.auth import call_metadata
+from cepo.bus import Bus
 from cepo.chassis import GRPC_OPTIONS
-from cepo.contracts import PolicyRef
+from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.errors import PolicyError, Unreachable
 from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.settings import Settings
 from cepo.wire import to_proto
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 FETCH_SECONDS = 180.0
 """How long a trainer that restarts is waited for."""
+
+log = logging.getLogger(__name__)
 
 Fetch = Callable[[PolicyRef], Awaitable[dict[str, bytes]]]
 
@@ -117,10 +124,44 @@ class AdapterCache:
         shutil.rmtree(self._root, ignore_errors=True)
 
 
-async def prefetch(announcements: AsyncIterator[PolicyRef], load: Callable[[PolicyRef], Awaitable[object]]) -> None:
-    """Loads policies as they are announced, ahead of the first task that names them."""
-    async for policy in announcements:
+class Engine(Protocol):
+    """What holds policies: the rollout's sampler, the teacher's scorer."""
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        """Makes a policy resident and says what was bound; repeated calls are cheap."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def trainer_cache(service: str, settings: Settings) -> AdapterCache:
+    """A process's own cache, filled from the trainer."""
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        return await fetch_from_trainer(settings.trainer_address, settings.token, policy)
+
+    root = settings.adapter_cache / f"{service}-{os.getpid()}"
+    return AdapterCache(root, fetch, keep=settings.max_loras + 2)
+
+
+@asynccontextmanager
+async def resident(engine: Engine, bus: Bus, adapters: AdapterCache) -> AsyncIterator[None]:
+    """An engine with the base loaded, that loads policies as they are announced, ahead of the first task."""
+    try:
+        await engine.load(BASE_POLICY)
+        watching = asyncio.create_task(_prefetch(engine, bus))
         try:
-            await load(policy)
-        except (PolicyError, Unreachable):
-            continue  # only a hint: the task that names the policy will say what is wrong
+            yield
+        finally:
+            watching.cancel()
+    finally:
+        engine.close()
+        adapters.clear()
+
+
+async def _prefetch(engine: Engine, bus: Bus) -> None:
+    async for policy in bus.announcements():
+        try:
+            await engine.load(policy)
+        except (PolicyError, Unreachable) as error:
+            log.warning("announced %s is not loaded yet: %s", policy.name, error)  # its first task tries again

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cepo.contracts import Hop, PolicyRef, Stage
 from cepo.errors import Unreachable, UserError, WireError
+from cepo.settings import Settings
 from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"
@@ -116,6 +117,17 @@ class RedisBus:
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
 
+    @classmethod
+    async def connect(cls, settings: Settings) -> Self:
+        """The bus of a service.
+
+        Raises:
+            Unreachable: nothing answers, or it refuses us.
+        """
+        bus = cls(settings.redis_url, settings.claim_seconds)
+        await bus.check()
+        return bus
+
     async def check(self) -> None:
         """One attempt to reach the server.
 
@@ -144,8 +156,8 @@ class RedisBus:
             if abandoned:
                 return abandoned
             block = max(1, int(wait_seconds * 1000))
-            found = await self._redis.xreadgroup(GROUP, consumer, {_key(stream): ">"}, count=count, block=block)
-            return _deliveries(stream, [(i, fields, 1) for _, entries in found or [] for i, fields in entries])
+            reply: Any = await self._redis.xreadgroup(GROUP, consumer, {_key(stream): ">"}, count=count, block=block)
+            return _deliveries(stream, [(i, fields, 1) for _, entries in reply or [] for i, fields in entries])
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -203,7 +215,7 @@ class RedisBus:
         if not entries:
             return []
         pending = await self._redis.xpending_range(_key(stream), GROUP, "-", "+", 10_000, consumername=consumer)
-        times = {row["message_id"]: row["times_delivered"] for row in pending}
+        times: dict[Any, Any] = {row["message_id"]: row["times_delivered"] for row in pending}
         return _deliveries(stream, [(i, fields, times.get(i, 1)) for i, fields in entries])
 
 

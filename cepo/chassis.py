@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from cepo.auth import RestAuth, TokenInterceptor
 from cepo.contracts import Contract
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
 from cepo.settings import Settings
+from cepo.stage import StageLoop
 from cepo.telemetry import configure_logging
 from cepo.wire import from_proto, to_proto
 
@@ -61,6 +63,28 @@ class Service:
     """Runs until the event is set; when it returns or raises, the process ends."""
     app: FastAPI = field(default_factory=FastAPI)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def stage_service(
+    name: str,
+    grpc_name: str,
+    register: Callable[[grpc.aio.Server], None],
+    loop: StageLoop,
+    engine: AbstractAsyncContextManager[Any],
+    app: FastAPI | None = None,
+) -> Service:
+    """A service that works on one stream: ready once its engine is up, draining the stream's items at the end."""
+
+    async def work(stop: asyncio.Event) -> None:
+        try:
+            async with engine:
+                service.ready.set()
+                await loop.run(stop)
+        finally:
+            await loop.bus.close()
+
+    service = Service(name, grpc_name, register, work, app or FastAPI())
+    return service
 
 
 def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Callable[..., Awaitable[ProtoMessage]]:

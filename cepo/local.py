@@ -125,7 +125,8 @@ class Stack:
         for name in SERVICES:
             arguments = [str(run.path)] if name == "trainer" else []
             command = [sys.executable, "-m", f"services.{name}", *arguments]
-            environment = {**self._settings(name, config).to_environment(), **_ENGINE_ENVIRONMENT}
+            settings = self._settings(name, config)
+            environment = {**settings.to_environment(), **_engine_environment(settings.threads)}
             self.children[name] = Child(name, command, environment, run.logs / f"{name}.log")
 
     def start(self) -> None:
@@ -149,10 +150,8 @@ class Stack:
             UserError: a process met a user's mistake.
             ServiceDown: a process keeps dying.
         """
-        for child in self.children.values():
-            if child.check() == 0 and child.name == "trainer":
-                return True
-        return False
+        ended = {name for name, child in self.children.items() if child.check() == 0}
+        return "trainer" in ended
 
     def drain(self) -> None:
         """Asks the trainer to end after the step at hand."""
@@ -177,10 +176,11 @@ class Stack:
             model=config.model.path,
             dtype=config.model.dtype,
             device=config.engine.device,
-            threads=1 if config.engine.device == "cpu" else 0,
+            threads=_cpu_threads() if config.engine.device == "cpu" else 0,
             max_model_len=config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
             max_num_seqs=config.engine.max_num_seqs,
             max_lora_rank=config.engine.max_lora_rank,
+            lora_targets=",".join(config.lora.targets),
             max_loras=config.max_loras,
             gpu_memory_utilization=config.engine.gpu_memory_utilization,
         )
@@ -209,14 +209,21 @@ class Stack:
         raise Unreachable(f"the embedded Redis did not start: {self.children['redis'].last_lines(3)}")
 
 
-_ENGINE_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONUNBUFFERED": "1",
-}
+def _cpu_threads() -> int:
+    """Threads of each process: rollout works while teacher and trainer do, and threads that wait for a core spin."""
+    return max(1, (os.cpu_count() or 2) // 2)
+
+
+def _engine_environment(threads: int) -> dict[str, str]:
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    if not threads:
+        return quiet
+    return {
+        **quiet,
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    }
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cepo.algo.variants import AnyAlgorithm
+from cepo.algo.variants import ALGORITHMS, AnyAlgorithm
 from cepo.errors import UserError
 
 INSTRUCTION = "Let's think step by step and put the final answer within \\boxed{}."
@@ -241,13 +241,11 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+    section: Any = RunConfig
     if parents == ["algorithm"]:
-        from cepo.algo.variants import ALGORITHMS
-
         section = ALGORITHMS[str(loc[1])]
     elif parents:
-        section = RunConfig.model_fields[parents[0]].annotation or RunConfig
+        section = RunConfig.model_fields[parents[0]].annotation
     return sorted(section.model_fields)
 
 

@@ -47,6 +47,8 @@ class Settings(BaseModel):
     max_model_len: int = Field(default=1024, ge=8)
     max_num_seqs: int = Field(default=128, ge=1)
     max_lora_rank: int = Field(default=16, ge=1)
+    lora_targets: str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+    """Modules the rollout engine can adapt; the fewer, the faster it samples. Never `lm_head`."""
     max_loras: int = Field(default=2, ge=1)
     """Adapters resident at once; at least lag + 2."""
     gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)

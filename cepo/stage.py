@@ -13,13 +13,15 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from cepo.bus import Bus, Delivery, ready, stream_of
 from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PromptTask, RolloutGroup, ScoredGroup, Stage, TeachWhen
 from cepo.errors import UserError
+from cepo.settings import Settings
 from cepo.telemetry import GROUPS, at_work
 
-Handler = Callable[[Hop], Awaitable[Hop]]
+Handler = Callable[[Any], Awaitable[Hop]]
 WAIT_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,13 @@ def destination(stage: Stage, result: Hop) -> str:
     """The stream a result goes to: the next stage of its route, or ready; equal rewards may skip the teacher."""
     task = task_of(result)
     following = None if isinstance(result, GroupFailed) else task.after(stage)
-    if following is Stage.TEACH and isinstance(result, ScoredGroup):
-        if task.teach_when is TeachWhen.REWARD_SPREAD and not result.reward_spread:
-            following = None
+    if following is Stage.TEACH and task.teach_when is TeachWhen.REWARD_SPREAD and not _spread(result):
+        following = None
     return ready(task.run) if following is None else stream_of(following)
+
+
+def _spread(result: Hop) -> bool:
+    return isinstance(result, ScoredGroup) and result.reward_spread
 
 
 def consumer_name() -> str:
@@ -59,6 +64,11 @@ class StageLoop:
     max_deliveries: int = 5
     consumer: str = field(default_factory=consumer_name)
     _in_hand: dict[str, Delivery] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, settings: Settings, bus: Bus, stage: Stage, handler: Handler) -> StageLoop:
+        """A loop with a service's settings."""
+        return cls(bus, stage, handler, settings.concurrency, settings.claim_seconds, settings.max_deliveries)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`; what is in hand then is finished first."""

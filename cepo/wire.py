@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cepo import contracts
 from cepo.contracts import Contract
@@ -39,8 +39,8 @@ def to_proto(value: Contract) -> Message:
         if field is None:
             continue
         if isinstance(field, tuple):
-            getattr(message, name).extend(to_proto(x) if isinstance(x, BaseModel) else x for x in field)
-        elif isinstance(field, BaseModel):
+            getattr(message, name).extend(to_proto(x) if isinstance(x, Contract) else x for x in field)
+        elif isinstance(field, Contract):
             getattr(message, name).CopyFrom(to_proto(field))
         else:
             setattr(message, name, field)

@@ -18,6 +18,19 @@ from cepo.algo.losses import Aggregation, Totals, aggregate, clip_fractions, cli
 from cepo.contracts import Ask, TeachWhen
 
 Metrics = dict[str, float]
+_CREDIT_KEYS = (
+    "tokens",
+    "delta_mean",
+    "delta_std",
+    "delta_pos_fraction",
+    "delta_neg_fraction",
+    "delta_mean_correct",
+    "delta_mean_wrong",
+    "wrong_direction_fraction",
+    "clip_fraction",
+    "weight_mean",
+    "multiplier_mean",
+)
 
 
 @dataclass(frozen=True)
@@ -118,9 +131,7 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
         credit: the parts of the reweighting, or None where the method has none.
         weighed_BT: 1 on tokens that have evidence and a non-zero advantage.
     """
-    keys = ("delta_mean", "delta_std", "delta_pos_fraction", "delta_neg_fraction", "delta_mean_correct")
-    keys += ("delta_mean_wrong", "wrong_direction_fraction", "clip_fraction", "weight_mean", "multiplier_mean")
-    metrics = {"credit/lambda": lam, "credit/tokens": 0.0, **{f"credit/{key}": 0.0 for key in keys}}
+    metrics = {"credit/lambda": lam, **{f"credit/{key}": 0.0 for key in _CREDIT_KEYS}}
     if credit is None or not weighed_BT.any():
         return metrics
     delta_BT, mask_BT = credit.delta_BT, weighed_BT.bool()

@@ -107,13 +107,12 @@ class Progress:
             print_("no step was finished")
         elif all(row["reward/mean"] == 0 for row in rows):
             print_(
-                "every reward was 0: the model never gave a right answer, so there was nothing to learn from. Check the "
-                f"answers in {self._folder.rollouts}, or use a stronger model or easier data."
+                "every reward was 0: the model never gave a right answer, so there was nothing to learn from. Read the "
+                f"answers in {self._folder.rollouts}, then use a stronger model or easier data."
             )
         if self._draining:
-            print_(
-                f"stopped after step {rows[-1]['step'] if rows else 0}; go on with: cepo train {file} --run-dir {self._folder.path} --resume"
-            )
+            print_(f"stopped after step {rows[-1]['step'] if rows else 0}; go on with:")
+            print_(f"  cepo train {file} --run-dir {self._folder.path} --resume")
         self._print_gain(rows)
         print_(f"run folder: {self._folder.path}")
         print_("next:")

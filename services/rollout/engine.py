@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vllm import SamplingParams
@@ -25,16 +24,9 @@ from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import PolicyError
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from services.rollout.handler import Sample
 
-LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-
-
-@dataclass(frozen=True)
-class VllmSample:
-    token_ids: tuple[int, ...]
-    logps: tuple[float, ...]
-    finished: bool
 
 
 class VllmGenerator:
@@ -64,7 +56,7 @@ class VllmGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[VllmSample]:
+    ) -> list[Sample]:
         params = SamplingParams(
             n=samples,
             temperature=sampling.temperature,
@@ -111,8 +103,8 @@ class VllmGenerator:
         return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
 
     async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, policy: PolicyRef) -> Any:
-        output = None
-        async for output in self._engine.generate(
+        output: Any = None
+        async for output in self._engine.generate(  # noqa: B007 - the last output is the whole one
             {"prompt_token_ids": list(prompt_ids)},
             params,
             request_id=f"r{next(self._numbers)}",
@@ -122,10 +114,10 @@ class VllmGenerator:
         return output
 
 
-def _sample(completion: Any) -> VllmSample:
+def _sample(completion: Any) -> Sample:
     ids = tuple(completion.token_ids)
     logps = tuple(row[token].logprob for token, row in zip(ids, completion.logprobs, strict=True))
-    return VllmSample(ids, logps, completion.finish_reason == "stop")
+    return Sample(ids, logps, completion.finish_reason == "stop")
 
 
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
@@ -138,7 +130,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "enable_lora": True,
         "max_loras": settings.max_loras,
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),
-        "lora_target_modules": LORA_MODULES,
+        "lora_target_modules": settings.lora_targets.split(","),
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
         "disable_log_stats": True,

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from cepo.contracts import Completion, FinishReason, PolicyProof, PolicyRef, PromptTask, RolloutGroup, Sampling
+from cepo.adapters import Engine
+from cepo.contracts import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, Sampling
 from cepo.errors import UserError
 from cepo.rendering import Renderer
 
 
-class Sample(Protocol):
+@dataclass(frozen=True)
+class Sample:
     """One sampled response as an engine returns it."""
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
     finished: bool
+    """Whether it ended by itself, not at max_tokens."""
 
 
-class Generator(Protocol):
+class Generator(Engine, Protocol):
     """An engine that samples with any policy it is asked for."""
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        """Makes a policy resident and says what was bound; repeated calls are cheap."""
-        ...
 
     async def generate(
         self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef

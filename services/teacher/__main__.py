@@ -2,57 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-
 import grpc
 
-from cepo import chassis
-from cepo.adapters import AdapterCache, fetch_from_trainer, prefetch
+from cepo.adapters import resident, trainer_cache
 from cepo.bus import RedisBus
-from cepo.contracts import BASE_POLICY, PolicyRef, ScoredGroup, Stage
+from cepo.chassis import Service, main, stage_service, unary
+from cepo.contracts import ScoredGroup, Stage
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.stage import StageLoop
-from services.teacher.engine import TransformersScorer
 from services.teacher.handler import make_handler
 
 
-async def build(settings: Settings) -> chassis.Service:
-    bus = RedisBus(settings.redis_url, settings.claim_seconds)
-    await bus.check()
+async def build(settings: Settings) -> Service:
+    """The service around a transformers model."""
+    from services.teacher.engine import TransformersScorer  # torch loads only in a process that scores
+
+    bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)
-
-    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        return await fetch_from_trainer(settings.trainer_address, settings.token, policy)
-
-    adapters = AdapterCache(settings.adapter_cache / f"teacher-{os.getpid()}", fetch, keep=settings.max_loras + 2)
+    adapters = trainer_cache("teacher", settings)
     scorer = TransformersScorer(settings, renderer, adapters)
     handler = make_handler(scorer, renderer, settings.max_model_len)
 
     class Servicer(services_pb2_grpc.TeacherServiceServicer):
-        Score = staticmethod(chassis.unary(ScoredGroup, handler))
-
-    async def work(stop: asyncio.Event) -> None:
-        await scorer.load(BASE_POLICY)
-        service.ready.set()
-        watching = asyncio.create_task(prefetch(bus.announcements(), scorer.load))
-        loop = StageLoop(
-            bus, Stage.TEACH, handler, settings.concurrency, settings.claim_seconds, settings.max_deliveries
-        )
-        try:
-            await loop.run(stop)
-        finally:
-            watching.cancel()
-            adapters.clear()
+        Score = staticmethod(unary(ScoredGroup, handler))
 
     def register(server: grpc.aio.Server) -> None:
         services_pb2_grpc.add_TeacherServiceServicer_to_server(Servicer(), server)
 
-    service = chassis.Service("teacher", "cepo.v1.TeacherService", register, work)
-    return service
+    loop = StageLoop.of(settings, bus, Stage.TEACH, handler)
+    engine = resident(scorer, bus, adapters)
+    return stage_service("teacher", "cepo.v1.TeacherService", register, loop, engine)
 
 
 if __name__ == "__main__":
-    chassis.main("teacher", build)
+    main("teacher", build)

@@ -55,6 +55,9 @@ class TransformersScorer:
         await self.load(policy)  # another group's load may have dropped it since
         return await self._on_thread(self._score, pairs, temperature, policy)
 
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 

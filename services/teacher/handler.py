@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cepo.adapters import Engine
 from cepo.contexts import Hint, hints
 from cepo.contracts import (
     ContextName,
@@ -14,7 +15,6 @@ from cepo.contracts import (
     EvidencedGroup,
     EvidenceReason,
     EvidenceRow,
-    PolicyProof,
     PolicyRef,
     ScoredGroup,
 )
@@ -32,12 +32,8 @@ class Pair:
     response_ids: tuple[int, ...]
 
 
-class Scorer(Protocol):
+class Scorer(Engine, Protocol):
     """An engine that scores given tokens with any policy it is asked for."""
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        """Makes a policy resident and says what was bound; repeated calls are cheap."""
-        ...
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
         """Log-probs of every response token, of logits over the temperature; contexts repeat across pairs."""
@@ -58,7 +54,7 @@ def make_handler(
         wanted = list(dict.fromkeys(pairs.values()))
         scored = dict(zip(wanted, await scorer.score(wanted, task.sampling.temperature, task.teacher), strict=True))
         evidence = tuple(
-            Evidence(ask=ask, rows=tuple(_row(hint, scored.get(pairs.get((a, i)))) for i, hint in enumerate(row)))
+            Evidence(ask=ask, rows=tuple(_row(hint, pairs.get((a, i)), scored) for i, hint in enumerate(row)))
             for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True))
         )
         return EvidencedGroup(scored=group, evidence=evidence, proof=proof, seconds=time.perf_counter() - begun)
@@ -90,11 +86,11 @@ def _pairs(
     return pairs
 
 
-def _row(hint: Hint | None, logps: Logps | None) -> EvidenceRow:
-    if hint is None or logps is None:
+def _row(hint: Hint | None, pair: Pair | None, scored: Mapping[Pair, Logps]) -> EvidenceRow:
+    if hint is None or pair is None:
         return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.NO_REJECTED)
     return EvidenceRow(
-        logps=logps,
+        logps=scored[pair],
         applicable=True,
         context=hint.context,
         reason=hint.reason,

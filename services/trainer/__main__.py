@@ -46,7 +46,7 @@ async def build(settings: Settings) -> chassis.Service:
                 phase=status.phase,
                 step=status.step,
                 steps=status.steps,
-                policy=to_proto(status.policy),  # type: ignore[arg-type]
+                policy=to_proto(status.policy),
             )
 
         async def Drain(self, request: Any, context: Any) -> services_pb2.DrainReply:

@@ -165,7 +165,7 @@ class Learner:
 
     @torch.no_grad()
     def _old_logps(self, batch: TrainBatch, adv_BT: Tensor) -> dict[int, Tensor]:
-        found = {}
+        found: dict[int, Tensor] = {}
         for part in self._microbatches(batch, _trained(range(batch.size), adv_BT)):
             found.update(zip(part, self._logps(select(batch, part)), strict=True))
         return found

@@ -75,8 +75,8 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         in_flight.append(await _publish(run, step + 1 + lag, policies[-1]))
         if step == 0 and before is not None:
             row["accuracy/eval_before"] = before
-        if step in run.config.eval_steps:
-            row["accuracy/eval"] = await _evaluate(run, step + 1, policies[-1])
+        if step in run.config.eval_steps and (after := await _evaluate(run, step + 1, policies[-1])) is not None:
+            row["accuracy/eval"] = after
         row["time/publish_to_first_token_seconds"] = run.publisher.reload_seconds(tasks[0].policy)
         row["time/step_seconds"] = time.perf_counter() - begun
         run.trackers.step(row)

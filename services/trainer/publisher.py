@@ -96,7 +96,7 @@ class Publisher:
         self, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[services_pb2.PolicyChunk]:
         """TrainerService.FetchPolicy: the files of a version, in pieces."""
-        policy = from_proto(PolicyRef, request)  # type: ignore[arg-type]
+        policy = from_proto(PolicyRef, request)
         if policy not in self._expected or policy == BASE_POLICY:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
         for name, data in adapters.read(self.folder(policy)).items():

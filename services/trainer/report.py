@@ -12,8 +12,8 @@ from torch import Tensor
 from cepo.algo.base import TrainBatch
 from cepo.contracts import EvidencedGroup, FinishReason, GroupFailed, Outcome
 from cepo.errors import UserError
-from cepo.rundir import RunDir
 from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
 
 Groups = Sequence[EvidencedGroup | GroupFailed]
 
@@ -58,7 +58,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, batch: TrainBatch, a
     """Writes the first groups of a step with every token's advantage and log-probs."""
     row, lines = 0, []
     for group in finished(groups)[:limit]:
-        samples = []
+        samples: list[dict[str, Any]] = []
         for completion, verdict in zip(group.scored.rollout.completions, group.scored.verdicts, strict=True):
             length = len(completion.token_ids)
             samples.append(

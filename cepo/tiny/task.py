@@ -1,0 +1,82 @@
+"""Problems of the tiny task: sums of three two-digit numbers, with their right answers.
+
+A problem belongs to the held-out set by a hash of its own question, so the split depends neither on the seed nor on
+the order of generation. `python -m cepo.tiny.task` writes the two data files.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
+DATA = Path(__file__).parent / "data"
+HELD_OUT_SHARE = 8  # one problem in so many is held out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`first (+|-) second (+|-) third`; no partial result is negative."""
+
+    first: int
+    second: int
+    third: int
+    operators: str
+
+    @property
+    def partial(self) -> int:
+        """Result of the first step."""
+        return apply(self.operators[0], self.first, self.second)
+
+    @property
+    def answer(self) -> int:
+        """Result of the second step."""
+        return apply(self.operators[1], self.partial, self.third)
+
+    @property
+    def question(self) -> str:
+        """The problem as the user asks it."""
+        return f"{self.first} {self.operators[0]} {self.second} {self.operators[1]} {self.third} = ?"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no training may see this problem."""
+        return hashlib.sha256(self.question.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    """One step of arithmetic."""
+    return left + right if operator == "+" else left - right
+
+
+def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+    """Endless problems of one split, without repeats, the same ones for the same seed."""
+    rng = random.Random(seed)
+    seen: set[Problem] = set()
+    while True:
+        first, second, third = (rng.randint(10, 99) for _ in range(3))
+        problem = Problem(first, second, third, rng.choice("+-") + rng.choice("+-"))
+        valid = problem.partial >= 0 and problem.answer >= 0
+        if valid and problem.held_out == held_out and problem not in seen:
+            seen.add(problem)
+            yield problem
+
+
+def write(path: Path, rows: Iterator[Problem]) -> None:
+    """Write problems as JSON lines of `question` and `answer`."""
+    lines = (json.dumps({"question": row.question, "answer": str(row.answer)}) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the training and the held-out problems."""
+    DATA.mkdir(exist_ok=True)
+    write(DATA / "train.jsonl", islice(problems(0, held_out=False), 2048))
+    write(DATA / "eval.jsonl", islice(problems(1, held_out=True), 256))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Supervised training of the tiny model: `python -m cepo.tiny.train OUT`.
+
+The first part of the run shows mostly right solutions, so that the model learns the arithmetic; the rest shows the
+full mixture, so that it errs when sampled and reads hints. Only the tokens of the response carry loss.
+
+Legend: B sequences, T tokens of the longest one.
+"""
+
+import argparse
+import json
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from cepo.tiny.demos import Demonstration, Mixture, demonstrations
+from cepo.tiny.task import problems
+from cepo.tiny.tokenizer import END, END_ID, MAX_TOKENS, PAD_ID, VOCABULARY_SIZE, build
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the trained model."""
+
+    num_steps: int = 2000
+    batch_size: int = 64
+    matrix_lr: float = 8e-3
+    other_lr: float = 3e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    seed: int = 0
+    clean_share: float = 0.55
+    clean: Mixture = field(default_factory=lambda: Mixture(hinted=0.2, slip_unhinted=0.0, bare=0.6))
+    full: Mixture = field(default_factory=Mixture)
+
+
+def new_model() -> Qwen3ForCausalLM:
+    """A Qwen3 of about 0.85 M parameters, randomly initialised."""
+    config = Qwen3Config(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=MAX_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, as the chat template renders it, and of the response."""
+    turns = [{"role": "user", "content": demo.prompt}]
+    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return tokenizer.encode(prompt), tokenizer.encode(demo.response + END)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Demonstration]) -> tuple[Tensor, Tensor]:
+    """Right-padded token ids and the mask of response tokens, both (B, T)."""
+    pairs = [tokens(tokenizer, demo) for demo in batch]
+    longest = max(len(prompt) + len(response) for prompt, response in pairs)
+    ids_BT = torch.full((len(batch), longest), PAD_ID)
+    mask_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        start, end = len(prompt), len(prompt) + len(response)
+        ids_BT[row, :end] = torch.tensor(prompt + response)
+        mask_BT[row, start:end] = True
+    return ids_BT, mask_BT
+
+
+def loss_of(model: Qwen3ForCausalLM, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of the response tokens; padding is on the right, so causality alone keeps it out."""
+    hidden = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[mask_BT[:, 1:]])
+    return F.cross_entropy(logits, ids_BT[:, 1:][mask_BT[:, 1:]])
+
+
+def batches(recipe: Recipe) -> Iterator[list[Demonstration]]:
+    """The demonstrations of every step."""
+    rng = random.Random(recipe.seed)
+    source = problems(recipe.seed + 1, held_out=False)
+    clean_steps = int(recipe.clean_share * recipe.num_steps)
+    for step in range(recipe.num_steps):
+        mixture = recipe.clean if step < clean_steps else recipe.full
+        yield list(demonstrations(islice(source, recipe.batch_size), mixture, rng))
+
+
+def lr_scale(recipe: Recipe, step: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then linear decay to a fiftieth."""
+    return min(1.0, (step + 1) / recipe.warmup_steps) * max(0.02, 1.0 - step / recipe.num_steps)
+
+
+def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[Optimizer]:
+    """Muon for the matrices between layers, AdamW for the embedding and the norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    decay = recipe.weight_decay
+    return [
+        Muon(matrices, lr=recipe.matrix_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, lr=recipe.other_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """Train from scratch."""
+    torch.manual_seed(recipe.seed)
+    model = new_model()
+    pair = optimizers(model, recipe)
+    schedules = [LambdaLR(each, partial(lr_scale, recipe)) for each in pair]
+    for step, batch in enumerate(batches(recipe)):
+        loss = loss_of(model, *encode(tokenizer, batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(pair, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if step % 50 == 0:
+            logger.info("step %d loss %.4f", step, loss.item())
+    return model
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the folder that `from_pretrained` and vLLM load, weights in bfloat16."""
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        bos_token_id=None,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+    )
+    model.bfloat16().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    name_common_class(out / "tokenizer_config.json")
+    for file in out.iterdir():
+        file.chmod(0o644)
+
+
+def name_common_class(path: Path) -> None:
+    """Name the tokenizer class that both transformers 4 and 5 know; 5 would write its own new name."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.pop("backend", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Train the model and write it to a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=Recipe.num_steps)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    tokenizer = build()
+    save(train(Recipe(num_steps=arguments.steps), tokenizer), tokenizer, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The verifier: a rule-based verdict for every completion of a group."""

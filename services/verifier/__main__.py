@@ -1,0 +1,37 @@
+"""`python -m services.verifier`: the verifier as a process, from CEPO_* variables."""
+
+from __future__ import annotations
+
+import os
+
+import grpc
+
+from cepo.bus import RedisBus
+from cepo.chassis import Service, main, stage_service, unary
+from cepo.contracts import RolloutGroup, Stage
+from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.settings import Settings
+from cepo.stage import StageLoop
+from services.verifier.handler import Verifier
+from services.verifier.pool import GraderPool
+from services.verifier.rest import application
+
+
+async def build(settings: Settings) -> Service:
+    """The service around a pool of graders."""
+    bus = await RedisBus.connect(settings)
+    pool = GraderPool(settings.threads or os.cpu_count() or 1)
+    verifier = Verifier(pool)
+
+    class Servicer(services_pb2_grpc.VerifierServiceServicer):
+        Verify = staticmethod(unary(RolloutGroup, verifier.verify))
+
+    def register(server: grpc.aio.Server) -> None:
+        services_pb2_grpc.add_VerifierServiceServicer_to_server(Servicer(), server)
+
+    loop = StageLoop.of(settings, bus, Stage.VERIFY, verifier.verify)
+    return stage_service("verifier", "cepo.v1.VerifierService", register, loop, pool, application(pool))
+
+
+if __name__ == "__main__":
+    main("verifier", build)

@@ -1,0 +1,57 @@
+"""Verdicts for JSON lines: the same rows as REST, without a service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+from pydantic import ValidationError
+
+from cepo.answers import check_kind, check_reference
+from cepo.errors import UserError
+from services.verifier.pool import DEADLINE_SECONDS, GraderPool
+from services.verifier.rows import Reply, Request
+
+_CHUNK = 256
+
+
+def verify_lines(
+    lines: Iterable[str], *, workers: int = 2, deadline_seconds: float = DEADLINE_SECONDS
+) -> Iterator[str]:
+    """One JSON line (without line end) per line that is not blank, in order; every line is checked before the first.
+
+    Raises:
+        UserError: a line is not a request; names the line and the field.
+    """
+    requests = [_request(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return _verdicts(requests, workers, deadline_seconds)
+
+
+def _verdicts(requests: list[Request], workers: int, deadline_seconds: float) -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        pool = GraderPool(workers, deadline_seconds)
+        runner.run(pool.start())
+        try:
+            for start in range(0, len(requests), _CHUNK):
+                items = [request.item() for request in requests[start : start + _CHUNK]]
+                for verdict in runner.run(pool.grade(items)):
+                    yield Reply.of(verdict).model_dump_json()
+        finally:
+            pool.close()
+
+
+def _request(number: int, line: str) -> Request:
+    try:
+        request = Request.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the line"
+        raise UserError(
+            f"line {number}: {field}: {first['msg']}; expected a JSON object of response, answer, kind"
+        ) from error
+    try:
+        check_kind(request.kind)
+        check_reference(request.answer)
+    except UserError as error:
+        raise UserError(f"line {number}: {error}") from error
+    return request

@@ -1,0 +1,27 @@
+"""The verifier's one function, behind the stream, gRPC and REST alike."""
+
+from __future__ import annotations
+
+from cepo.contracts import FinishReason, RolloutGroup, ScoredGroup
+from services.verifier.pool import GraderPool
+from services.verifier.verdicts import Item
+
+
+class Verifier:
+    """Scores groups with a pool of graders."""
+
+    def __init__(self, pool: GraderPool) -> None:
+        self._pool = pool
+
+    async def verify(self, group: RolloutGroup) -> ScoredGroup:
+        """A verdict for every completion.
+
+        Raises:
+            UserError: the task's reference holds no answer, or its answer kind is unknown.
+        """
+        task = group.task
+        items = [
+            Item(c.text, task.reference_answer, task.answer_kind, cut=c.finish_reason is FinishReason.LENGTH)
+            for c in group.completions
+        ]
+        return ScoredGroup(rollout=group, verdicts=tuple(await self._pool.grade(items)))

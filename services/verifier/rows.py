@@ -1,0 +1,40 @@
+"""What a user sends and gets, the same in REST and in files."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cepo.contracts import Verdict
+from services.verifier.verdicts import Item
+
+
+class Request(BaseModel):
+    """A response and the answer it should come to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    response: str = Field(description="the whole response; its answer is in the last \\boxed{} or after ####")
+    answer: str = Field(description="the reference: a bare answer, a boxed one, or a solution ending in '#### number'")
+    kind: str = Field(default="", description="how answers are compared; empty: inferred from the reference")
+
+    def item(self) -> Item:
+        return Item(self.response, self.answer, self.kind)
+
+
+class Reply(BaseModel):
+    """A verdict."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: str = Field(description="correct, wrong, unparsed, timeout or grader_error")
+    reward: float
+    accuracy: float
+    extracted: str = Field(description="the answer as written; empty when there is none")
+    normalised: str = Field(description="the answer as compared")
+    reason: str
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Self:
+        return cls(**{**verdict.model_dump(), "outcome": verdict.outcome.name.lower()})

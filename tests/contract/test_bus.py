@@ -1,0 +1,235 @@
+"""Every bus gives the same guarantees; the suite runs over each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from cepo.bus import Bus, Delivery, RedisBus
+from cepo.contracts import PromptTask
+from cepo.errors import Unreachable, UserError
+from cepo.stage import task_of
+from cepo.testing import MemoryBus
+from tests.conftest import RedisServer
+from tests.factories import POLICY, make_failed, make_group, make_task
+
+CLAIM_SECONDS = 0.3
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    if request.param == "memory":
+        made: Bus = MemoryBus(CLAIM_SECONDS)
+    else:
+        made = RedisBus(request.getfixturevalue("redis_server").url, CLAIM_SECONDS)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def redis_bus(redis_server: RedisServer) -> AsyncIterator[RedisBus]:
+    made = RedisBus(redis_server.url, CLAIM_SECONDS)
+    yield made
+    await made.close()
+
+
+async def take(bus: Bus, stream: str = "in", consumer: str = "a", count: int = 10, wait: float = 1.0) -> list[Delivery]:
+    return await bus.receive(stream, consumer, count, wait)
+
+
+async def take_abandoned(bus: Bus, consumer: str) -> Delivery:
+    """The one item somebody else let go."""
+    async with asyncio.timeout(5):
+        while not (items := await take(bus, consumer=consumer, wait=0.05)):
+            pass
+    (item,) = items
+    return item
+
+
+async def drained(bus: Bus, stream: str) -> list[int]:
+    """Index of every task on a stream, taken off it."""
+    found: list[int] = []
+    while items := await take(bus, stream, count=100, wait=0.05):
+        for item in items:
+            found.append(task_of(item.hop).index)
+            await bus.hop(item, "nowhere", None)
+    return found
+
+
+async def test_items_published_before_anybody_listens_are_delivered_in_order(bus: Bus) -> None:
+    tasks = [make_task(index=i) for i in range(5)]
+    await bus.publish("in", tasks)
+    assert [item.hop for item in await take(bus)] == tasks
+
+
+async def test_an_item_is_delivered_to_one_worker_only(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    assert len(await take(bus)) == 1
+    assert await take(bus, consumer="b", wait=0.05) == []
+
+
+async def test_receive_takes_no_more_than_asked_for(bus: Bus) -> None:
+    await bus.publish("in", [make_task(index=i) for i in range(5)])
+    assert [len(await take(bus, count=2)) for _ in range(3)] == [2, 2, 1]
+
+
+async def test_receive_waits_for_the_first_item(bus: Bus) -> None:
+    waiting = asyncio.create_task(take(bus, wait=5.0))
+    await asyncio.sleep(0.05)
+    await bus.publish("in", [make_task()])
+    assert len(await asyncio.wait_for(waiting, 2.0)) == 1
+
+
+async def test_a_hop_moves_an_item_and_deletes_the_input(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    (item,) = await take(bus)
+    assert await bus.hop(item, "out", make_group())
+    assert await bus.depth("in") == 0
+    (moved,) = await take(bus, "out")
+    assert moved.hop == make_group()
+
+
+async def test_a_hop_without_result_only_ends_the_item(bus: Bus) -> None:
+    await bus.publish("in", [make_failed()])
+    (item,) = await take(bus)
+    assert await bus.hop(item, "out", None)
+    assert (await bus.depth("in"), await bus.depth("out")) == (0, 0)
+
+
+async def test_two_workers_that_finish_the_same_item_publish_once(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    (slow,) = await take(bus, consumer="slow")
+    again = await take_abandoned(bus, "quick")
+    assert again.id == slow.id
+    won = [await bus.hop(item, "out", make_group()) for item in (again, slow)]
+    assert won == [True, False]
+    assert await bus.depth("out") == 1
+
+
+async def test_a_crash_between_work_and_hop_leaves_the_item_to_another_with_its_deliveries_counted(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    counts = [(await take_abandoned(bus, name)).deliveries for name in ("a", "b", "c")]
+    assert counts == [1, 2, 3]
+    assert await bus.depth("in") == 1
+
+
+async def test_an_item_is_not_reclaimed_before_its_time(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    await take(bus)
+    assert await take(bus, consumer="b", wait=CLAIM_SECONDS / 3) == []
+
+
+async def test_renewing_keeps_an_item(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    items = await take(bus)
+    for _ in range(8):
+        await asyncio.sleep(CLAIM_SECONDS / 4)
+        await bus.renew("a", items)
+        assert await take(bus, consumer="b", wait=0.01) == []
+    again = await take_abandoned(bus, "b")
+    assert again.deliveries == 2  # renewing is no delivery
+
+
+async def test_renewing_an_item_that_ended_does_not_bring_it_back(bus: Bus) -> None:
+    await bus.publish("in", [make_task()])
+    items = await take(bus)
+    await bus.hop(items[0], "out", None)
+    await bus.renew("a", items)
+    await asyncio.sleep(CLAIM_SECONDS * 1.2)
+    assert await take(bus, wait=0.05) == []
+
+
+async def test_abandoned_items_are_found_behind_renewed_ones(bus: Bus) -> None:
+    await bus.publish("in", [make_task(index=i) for i in range(60)])
+    kept = await take(bus, consumer="busy", count=55)
+    await take(bus, consumer="crashed", count=5)
+    found: set[int] = set()
+    for _ in range(60):
+        await bus.renew("busy", kept)
+        found |= {task_of(item.hop).index for item in await take(bus, consumer="b", count=1, wait=0.02)}
+        if len(found) == 5:
+            break
+    assert found == set(range(55, 60))
+
+
+async def test_announced_policies_reach_those_who_listen(bus: Bus) -> None:
+    listening = bus.announcements()
+    heard = asyncio.ensure_future(anext(listening))
+    await asyncio.sleep(0.1)
+    await bus.announce(POLICY)
+    assert await asyncio.wait_for(heard, 2.0) == POLICY
+
+
+async def hop_all(bus: Bus, name: str, total: int, rng: random.Random) -> int:
+    """A worker that now and then stalls past the claim time; returns how many items it was given."""
+    given = 0
+    while await bus.depth("out") < total:
+        for item in await take(bus, consumer=name, count=8, wait=0.05):
+            given += 1
+            if rng.random() < 0.03:
+                await asyncio.sleep(CLAIM_SECONDS * 1.5)
+            assert isinstance(item.hop, PromptTask)
+            await bus.hop(item, "out", make_group(task=item.hop))
+    return given
+
+
+async def test_300_items_with_stalling_workers_are_published_exactly_once(bus: Bus) -> None:
+    await bus.publish("in", [make_task(index=i) for i in range(300)])
+    workers = [hop_all(bus, f"w{i}", 300, random.Random(i)) for i in range(6)]
+    given = await asyncio.gather(*workers)
+    assert sum(given) > 300, "nobody stalled: the test shows nothing"
+    assert await bus.depth("in") == 0
+    assert Counter(await drained(bus, "out")) == Counter(range(300))
+
+
+async def test_redis_may_be_killed_and_restarted_without_loss(redis_bus: RedisBus, redis_server: RedisServer) -> None:
+    await redis_bus.publish("in", [make_task(index=i) for i in range(200)])
+    working = asyncio.gather(*(hop_all(redis_bus, f"w{i}", 200, random.Random(i)) for i in range(4)))
+    while await redis_bus.depth("out") < 50:
+        await asyncio.sleep(0.005)
+    redis_server.kill()
+    await asyncio.sleep(0.2)
+    redis_server.start()
+    await asyncio.wait_for(working, 20)
+    assert await redis_bus.depth("in") == 0
+    assert Counter(await drained(redis_bus, "out")) == Counter(range(200))
+
+
+async def test_a_message_that_cannot_be_read_does_not_stop_the_others(
+    redis_bus: RedisBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreadable: list[dict[Any, Any]] = [
+        {"type": "Nonsense", "body": ""},
+        {"type": "PromptTask", "body": b"\xff"},
+        {"x": 1},
+    ]
+    for fields in unreadable:
+        await redis_bus._redis.xadd("{cepo}:in", fields)
+    await redis_bus.publish("in", [make_task()])
+    assert [item.hop for item in await take(redis_bus)] == [make_task()]
+    assert sum("cannot be read" in line for line in caplog.messages) == 3
+
+
+async def test_an_absent_redis_is_named_in_one_line(free_port: Callable[[], int]) -> None:
+    port = free_port()
+    with pytest.raises(Unreachable) as caught:
+        await RedisBus(f"redis://:secret@127.0.0.1:{port}/0").check()
+    message = str(caught.value)
+    assert f"127.0.0.1:{port}" in message
+    assert "CEPO_REDIS_URL" in message
+    assert "\n" not in message
+    assert "secret" not in message
+
+
+def test_a_malformed_address_is_a_user_error() -> None:
+    with pytest.raises(UserError, match="redis://"):
+        RedisBus("localhost")
+
+
+async def test_a_redis_that_answers_passes_the_check(redis_bus: RedisBus) -> None:
+    await redis_bus.check()

@@ -1,0 +1,242 @@
+"""Contracts and protobuf messages are twins, and what was once on the wire stays readable."""
+
+from __future__ import annotations
+
+import random
+from enum import IntEnum
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from pydantic import BaseModel
+
+from cepo import contracts
+from cepo.contracts import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
+from cepo.errors import WireError
+from cepo.pb.cepo.v1 import group_pb2, policy_pb2
+from cepo.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
+from tests.factories import (
+    POLICY,
+    make_completion,
+    make_evidenced,
+    make_failed,
+    make_group,
+    make_scored,
+    make_task,
+    make_verdict,
+)
+
+CONTRACTS = [
+    value
+    for value in vars(contracts).values()
+    if isinstance(value, type) and issubclass(value, Contract) and value is not Contract
+]
+MESSAGES = {**group_pb2.DESCRIPTOR.message_types_by_name, **policy_pb2.DESCRIPTOR.message_types_by_name}
+ENUMS = {**group_pb2.DESCRIPTOR.enum_types_by_name, **policy_pb2.DESCRIPTOR.enum_types_by_name}
+F = FieldDescriptor
+SCALARS = {
+    str: {F.TYPE_STRING},
+    bool: {F.TYPE_BOOL},
+    int: {F.TYPE_INT32, F.TYPE_INT64},
+    float: {F.TYPE_FLOAT, F.TYPE_DOUBLE},
+}
+HOP_EXAMPLES: list[Contract] = [make_task(), make_group(), make_scored(), make_evidenced(), make_failed()]
+GOLDEN = {
+    "PromptTask": (
+        "0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e73776572206973207b616e7377"
+        "65727d2e50025a1409000000000000f03f11000000000000f03f201060016a04080210016a08080310011801200170017a03"
+        "0102038201008a0100"
+    ),
+    "RolloutGroup": (
+        "0a6d0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e73776572206973207b616e"
+        "737765727d2e50025a1409000000000000f03f11000000000000f03f201060016a04080210016a0808031001180120017001"
+        "7a030102038201008a0100120201021a200a030a0b0c120c000080be000000bf000040bf1a095c626f7865647b377d20011a"
+        "250a040a0b0c0d1210000080be000000bf000040bf000080bf1a095c626f7865647b377d200122540a001004190000000000"
+        "00f8bf2240636463646364636463646364636463646364636463646364636463646364636463646364636463646364636463"
+        "646364636463646364636463646364636463642a03746f79"
+    ),
+    "ScoredGroup": (
+        "0a92020a6d0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e7377657220697320"
+        "7b616e737765727d2e50025a1409000000000000f03f11000000000000f03f201060016a04080210016a0808031001180120"
+        "0170017a030102038201008a0100120201021a200a030a0b0c120c000080be000000bf000040bf1a095c626f7865647b377d"
+        "20011a250a040a0b0c0d1210000080be000000bf000040bf000080bf1a095c626f7865647b357d200122540a001004190000"
+        "00000000f8bf2240636463646364636463646364636463646364636463646364636463646364636463646364636463646364"
+        "636463646364636463646364636463646364636463642a03746f79121a080111000000000000f03f19000000000000f03f22"
+        "01372a0137120808022201352a0135"
+    ),
+    "EvidencedGroup": (
+        "0abb020a92020a6d0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e7377657220"
+        "6973207b616e737765727d2e50025a1409000000000000f03f11000000000000f03f201060016a04080210016a0808031001"
+        "1801200170017a030102038201008a0100120201021a200a030a0b0c120c000080be000000bf000040bf1a095c626f786564"
+        "7b377d20011a250a040a0b0c0d1210000080be000000bf000040bf000080bf1a095c626f7865647b357d200122540a001004"
+        "19000000000000f8bf2240636463646364636463646364636463646364636463646364636463646364636463646364636463"
+        "646364636463646364636463646364636463646364636463642a03746f79121a080111000000000000f03f19000000000000"
+        "f03f2201372a0137120808022201352a0135123c0a040802100112170a0c000000bf000040bf000080bf1001180220012a01"
+        "37121b0a10000000bf000040bf000080bf0000a0bf1001180220012a013712400a08080310011801200112170a0c000020bf"
+        "000060bf000090bf1001180320012a0137121b0a10000020bf000060bf000090bf0000b0bf1001180320012a01371a540a00"
+        "100419000000000000f8bf224063646364636463646364636463646364636463646364636463646364636463646364636463"
+        "6463646364636463646364636463646364636463646364636463642a03746f7921000000000000e03f"
+    ),
+    "GroupFailed": (
+        "0a6d0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e73776572206973207b616e"
+        "737765727d2e50025a1409000000000000f03f11000000000000f03f201060016a04080210016a0808031001180120017001"
+        "7a030102038201008a010010021a0869742062726f6b652005"
+    ),
+}
+
+
+def kind(annotation: Any) -> tuple[type, bool]:
+    """The type in an annotation, and whether there are many of it."""
+    if get_origin(annotation) is tuple:
+        return kind(get_args(annotation)[0])[0], True
+    if get_origin(annotation) in (Union, UnionType):
+        (inner,) = (part for part in get_args(annotation) if part is not NoneType)
+        return kind(inner)
+    return annotation, False
+
+
+def screaming(name: str) -> str:
+    return "".join("_" + c if c.isupper() and i else c for i, c in enumerate(name)).upper()
+
+
+def random_of(annotation: Any, rng: random.Random, name: str) -> Any:
+    """A value of a field's type, without regard to invariants."""
+    inner, many = kind(annotation)
+    if many:
+        return tuple(random_of(inner, rng, name) for _ in range(rng.randrange(3)))
+    if NoneType in get_args(annotation) and rng.random() < 0.5:
+        return None
+    if issubclass(inner, IntEnum):
+        return rng.choice(list(inner))
+    if issubclass(inner, BaseModel):
+        return random_instance(inner, rng)
+    if inner is bool:
+        return rng.random() < 0.5
+    if inner is int:
+        return rng.randrange(2**31)
+    if inner is float:
+        return rng.randrange(-64, 64) / 8
+    return "".join(rng.choice("abc \u00e4\u4e2d\U0001f600\x00") for _ in range(rng.randrange(6)))
+
+
+def random_instance(contract: type[BaseModel], rng: random.Random) -> Any:
+    fields = {name: random_of(info.annotation, rng, name) for name, info in contract.model_fields.items()}
+    return contract.model_construct(**fields)
+
+
+def test_every_message_has_a_contract_and_the_other_way_round() -> None:
+    assert {contract.__name__ for contract in CONTRACTS} == set(MESSAGES)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
+def test_fields_have_the_same_names_types_and_cardinality(contract: type[Contract]) -> None:
+    fields = MESSAGES[contract.__name__].fields_by_name
+    assert list(contract.model_fields) == list(fields)
+    for name, info in contract.model_fields.items():
+        inner, many = kind(info.annotation)
+        field = fields[name]
+        assert field.is_repeated == many, name
+        if issubclass(inner, IntEnum):
+            assert field.enum_type is not None
+            assert field.enum_type.name == inner.__name__
+        elif issubclass(inner, BaseModel):
+            assert field.message_type is not None
+            assert field.message_type.name == inner.__name__
+        else:
+            assert field.type in SCALARS[inner], name
+
+
+def test_enums_have_the_same_members_and_numbers() -> None:
+    assert set(enum_twins()) == set(ENUMS)
+    for name, enum in enum_twins().items():
+        prefix = screaming(name) + "_"
+        ours = {prefix + member.name: member.value for member in enum} | {prefix + "UNSPECIFIED": 0}
+        module = group_pb2 if hasattr(group_pb2, name) else policy_pb2
+        wrapper: EnumTypeWrapper = getattr(module, name)
+        assert dict(wrapper.items()) == ours
+
+
+@pytest.mark.parametrize("hop", HOP_EXAMPLES, ids=lambda h: type(h).__name__)
+def test_every_hop_survives_the_wire(hop: Contract) -> None:
+    assert from_bytes(type(hop), to_bytes(hop)) == hop
+    assert HOPS[type(hop).__name__] is type(hop)
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
+def test_random_instances_lose_nothing_as_protobuf(contract: type[Contract]) -> None:
+    rng = random.Random(contract.__name__)
+    for _ in range(30):
+        message = to_proto(random_instance(contract, rng))
+        again = proto_type(contract)()
+        again.ParseFromString(message.SerializeToString())
+        assert again == message
+
+
+def test_random_groups_survive_the_wire() -> None:
+    rng = random.Random(7)
+    for index in range(50):
+        task = make_task(
+            index=index,
+            samples=rng.randint(1, 5),
+            seed=rng.randrange(2**63),
+            policy=rng.choice([POLICY, contracts.BASE_POLICY]),
+            reference_answer=rng.choice(["", "7", "\u221a2 \u4e2d\n"]),
+            teach_when=rng.choice(list(contracts.TeachWhen)),
+        )
+        hop = make_evidenced([float(rng.randrange(2)) for _ in range(task.samples)], task)
+        assert from_bytes(EvidencedGroup, to_bytes(hop)) == hop
+
+
+def test_an_absent_optional_field_stays_absent() -> None:
+    assert from_bytes(EvidencedGroup, to_bytes(EvidencedGroup(scored=make_scored()))).proof is None
+    assert from_bytes(PromptTask, to_bytes(make_task())).asks[0].otherwise is None
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"not a message", to_bytes(make_group())[:-3]])
+def test_garbage_is_a_wire_error(data: bytes) -> None:
+    with pytest.raises(WireError):
+        from_bytes(RolloutGroup, data)
+
+
+def test_bytes_of_another_message_are_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        from_bytes(ScoredGroup, to_bytes(make_task()))
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (make_task().model_copy(update={"run": "a/b"}), "run"),
+        (make_task().model_copy(update={"hint": "no place for it"}), "answer"),
+        (make_task().model_copy(update={"purpose": 0}), "purpose"),
+        (make_task().model_copy(update={"policy": PolicyRef.model_construct(version=1, sha256="")}), "sha256"),
+        (make_completion().model_copy(update={"logps": ()}), "3 token ids but 0 log-probs"),
+        (make_group().model_copy(update={"completions": ()}), "0 completions for 2 samples"),
+        (make_scored().model_copy(update={"verdicts": (make_verdict(),)}), "1 verdicts for 2"),
+        (make_verdict().model_copy(update={"reward": float("nan")}), "reward"),
+    ],
+)
+def test_a_broken_invariant_is_a_wire_error_that_names_it(broken: Contract, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        from_proto(type(broken), to_proto(broken))
+
+
+def test_an_enum_number_we_do_not_know_is_a_wire_error() -> None:
+    message = to_proto(make_verdict())
+    message.outcome = 77  # type: ignore[attr-defined]
+    with pytest.raises(WireError, match="outcome"):
+        from_proto(contracts.Verdict, message)
+
+
+@pytest.mark.parametrize("hop", HOP_EXAMPLES, ids=lambda h: type(h).__name__)
+def test_bytes_written_by_an_earlier_version_are_read(hop: Contract) -> None:
+    """Should this fail, a field was renumbered or retyped: give new fields new numbers instead."""
+    golden = bytes.fromhex(GOLDEN[type(hop).__name__])
+    assert from_bytes(type(hop), golden) == hop
+    assert to_bytes(hop) == golden
+
+
+def test_a_failed_group_keeps_its_task() -> None:
+    assert from_bytes(GroupFailed, to_bytes(make_failed())).task == make_task()

@@ -1,0 +1,117 @@
+"""Valid messages with short defaults; floats are exact in single precision, so that they survive the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cepo.contracts import (
+    BASE_POLICY,
+    Ask,
+    Completion,
+    ContextName,
+    Evidence,
+    EvidencedGroup,
+    EvidenceReason,
+    EvidenceRow,
+    FinishReason,
+    GroupFailed,
+    Message,
+    Outcome,
+    PolicyProof,
+    PolicyRef,
+    PromptTask,
+    Purpose,
+    RolloutGroup,
+    Sampling,
+    ScoredGroup,
+    Stage,
+    Verdict,
+)
+
+ASKS = (
+    Ask(context=ContextName.ANSWER),
+    Ask(context=ContextName.REJECTED, otherwise=ContextName.PLAIN, exclude_self=True),
+)
+POLICY = PolicyRef(version=3, sha256="ab" * 32)
+
+
+def make_task(**changes: Any) -> PromptTask:
+    """Two samples of `3 + 4 = ?` for every stage."""
+    defaults: dict[str, Any] = {
+        "run": "run",
+        "step": 0,
+        "index": 0,
+        "purpose": Purpose.TRAIN,
+        "messages": (Message(role="user", content="3 + 4 = ?"),),
+        "reference_answer": "7",
+        "hint": "The answer is {answer}.",
+        "samples": 2,
+        "sampling": Sampling(max_tokens=16),
+        "seed": 1,
+        "asks": ASKS,
+        "route": (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH),
+    }
+    return PromptTask(**defaults | changes)
+
+
+def make_proof(policy: PolicyRef = BASE_POLICY) -> PolicyProof:
+    """What an engine says about a policy."""
+    return PolicyProof(policy=policy, bound_modules=4, canary_logp=-1.5, tokenizer_sha256="cd" * 32, engine="toy")
+
+
+def make_completion(
+    text: str = "\\boxed{7}", length: int = 3, finish_reason: FinishReason = FinishReason.STOP
+) -> Completion:
+    """A response of `length` tokens."""
+    logps = tuple(-0.25 * (i + 1) for i in range(length))
+    return Completion(token_ids=tuple(range(10, 10 + length)), logps=logps, text=text, finish_reason=finish_reason)
+
+
+def make_group(texts: Sequence[str] | None = None, task: PromptTask | None = None) -> RolloutGroup:
+    """A group with these responses; without texts as many right ones as the task samples."""
+    if texts is None:
+        texts = ["\\boxed{7}"] * (task.samples if task else 2)
+    task = task or make_task(samples=len(texts))
+    completions = tuple(make_completion(text, length=3 + i % 2) for i, text in enumerate(texts))
+    return RolloutGroup(task=task, prompt_token_ids=(1, 2), completions=completions, proof=make_proof(task.policy))
+
+
+def make_verdict(reward: float = 1.0, answer: str | None = None) -> Verdict:
+    """Correct for a positive reward, else wrong."""
+    answer = answer if answer is not None else ("7" if reward > 0 else "5")
+    outcome = Outcome.CORRECT if reward > 0 else Outcome.WRONG
+    return Verdict(outcome=outcome, reward=reward, accuracy=float(reward > 0), extracted=answer, normalised=answer)
+
+
+def make_scored(
+    rewards: Sequence[float] = (1.0, 0.0),
+    task: PromptTask | None = None,
+    verdicts: Sequence[Verdict] | None = None,
+) -> ScoredGroup:
+    """A group with these rewards, or with these verdicts."""
+    verdicts = tuple(verdicts) if verdicts is not None else tuple(make_verdict(reward) for reward in rewards)
+    group = make_group([f"\\boxed{{{verdict.extracted}}}" for verdict in verdicts], task)
+    return ScoredGroup(rollout=group, verdicts=verdicts)
+
+
+def make_evidenced(rewards: Sequence[float] = (1.0, 0.0), task: PromptTask | None = None) -> EvidencedGroup:
+    """A scored group with evidence for every ask of its task."""
+    scored = make_scored(rewards, task)
+    evidence = tuple(
+        Evidence(ask=ask, rows=tuple(make_row(c, ask) for c in scored.rollout.completions)) for ask in scored.task.asks
+    )
+    return EvidencedGroup(scored=scored, evidence=evidence, proof=make_proof(scored.task.teacher), seconds=0.5)
+
+
+def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
+    """A response as scored under an ask."""
+    logps = tuple(logp - 0.125 * ask.context for logp in completion.logps)
+    return EvidenceRow(
+        logps=logps, applicable=True, context=ask.context, reason=EvidenceReason.ASKED, answer="7", source=0
+    )
+
+
+def make_failed(task: PromptTask | None = None, stage: Stage = Stage.VERIFY) -> GroupFailed:
+    """A group that was given up."""
+    return GroupFailed(task=task or make_task(), stage=stage, error="it broke", deliveries=5)

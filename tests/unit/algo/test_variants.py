@@ -1,0 +1,229 @@
+"""The methods as a user and the trainer see them: options, what they ask the teacher for, and their diagnostics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from cepo.algo.base import Algorithm, TrainBatch
+from cepo.algo.variants import ALGORITHMS, AnyAlgorithm, Cepo, Grpo, Rlsd
+from cepo.contracts import Ask, ContextName, TeachWhen
+from tests.parity.support import make_batch, random_sample
+
+KEYS = {
+    f"credit/{key}"
+    for key in (
+        "lambda",
+        "tokens",
+        "delta_mean",
+        "delta_std",
+        "delta_pos_fraction",
+        "delta_neg_fraction",
+        "delta_mean_correct",
+        "delta_mean_wrong",
+        "wrong_direction_fraction",
+        "clip_fraction",
+        "weight_mean",
+        "multiplier_mean",
+    )
+}
+
+ANSWER = Ask(context=ContextName.ANSWER)
+PLAIN = Ask(context=ContextName.PLAIN)
+REJECTED_OR_PLAIN = Ask(context=ContextName.REJECTED, otherwise=ContextName.PLAIN)
+
+
+def test_grpo_asks_for_nothing() -> None:
+    assert Grpo().asks == ()
+    assert Grpo().asks_at(0) == ()
+
+
+def test_rlsd_asks_for_the_answer_over_the_plain_context() -> None:
+    assert Rlsd().asks == (ANSWER, PLAIN)
+
+
+def test_cepo_asks_for_the_answer_over_the_rejected_context_and_falls_back_to_the_plain_one() -> None:
+    assert Cepo().asks == (ANSWER, REJECTED_OR_PLAIN)
+
+
+def test_cepo_can_fall_back_to_the_answer_and_exclude_a_rollout_from_its_own_contrast() -> None:
+    _, rejected = Cepo(no_negative="grpo", exclude_self=True).asks
+    assert rejected == Ask(context=ContextName.REJECTED, otherwise=ContextName.ANSWER, exclude_self=True)
+
+
+@pytest.mark.parametrize("method", [Rlsd, Cepo])
+def test_nothing_is_asked_once_lam_is_zero(method: type[Rlsd] | type[Cepo]) -> None:
+    algorithm = method(decay_steps=5)
+    assert [len(algorithm.asks_at(step)) for step in range(8)] == [2, 2, 2, 2, 2, 0, 0, 0]
+    assert algorithm.asks_at(4) == algorithm.asks
+    assert method(lam=0).asks_at(0) == ()
+
+
+@pytest.mark.parametrize("method", [Grpo, Rlsd, Cepo])
+def test_groups_of_equal_rewards_skip_the_teacher(method: type[Algorithm]) -> None:
+    assert method().teach_when is TeachWhen.REWARD_SPREAD
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    assert (Cepo().lam, Cepo().decay_steps, Cepo().eps_w, Cepo().no_negative) == (0.5, 25, 0.5, "rlsd")
+    assert (Rlsd().lam, Rlsd().decay_steps, Rlsd().eps_w) == (0.5, 50, 0.2)
+    assert (Grpo().clip_low, Grpo().clip_high, Grpo().advantage_scale) == (0.2, 0.28, "std")
+
+
+@pytest.mark.parametrize("name", ["grpo", "rlsd", "cepo"])
+def test_a_method_is_chosen_by_its_name_alone(name: str) -> None:
+    chosen: Algorithm = TypeAdapter(AnyAlgorithm).validate_python({"name": name})
+    assert type(chosen) is ALGORITHMS[name]
+    assert chosen.name == name
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValidationError, match="'ppo'"):
+        TypeAdapter(AnyAlgorithm).validate_python({"name": "ppo"})
+
+
+@pytest.mark.parametrize("method", [Grpo, Rlsd, Cepo])
+def test_an_unknown_option_is_refused_by_name(method: type[Algorithm]) -> None:
+    with pytest.raises(ValidationError, match=r"(?s)lamda.*Extra inputs are not permitted"):
+        method(lamda=0.5)
+
+
+def test_an_option_of_another_method_is_refused() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Grpo(eps_w=0.5)
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Rlsd(exclude_self=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lam", 1.5),
+        ("lam", -0.5),
+        ("eps_w", 1.0),
+        ("eps_w", 0.0),
+        ("decay_steps", 0),
+        ("clip_low", 1.0),
+        ("clip_high", 0.0),
+        ("dual_clip", 1.0),
+        ("importance_cap", 0.0),
+        ("advantage_eps", -1.0),
+        ("aggregation", "mean"),
+        ("advantage_scale", "group"),
+        ("no_negative", "skip"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_its_value(option: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=rf"(?s){option}.*input_value={value!r}"):
+        Cepo(**{option: value})
+
+
+def test_a_method_cannot_be_changed_after_it_was_made() -> None:
+    algorithm = Cepo()
+    with pytest.raises(ValidationError, match="frozen"):
+        algorithm.lam = 0.1
+
+
+def hand_made() -> TrainBatch:
+    """Four responses of one group, rewards 1 1 0 0; the last one was not measured and one token is padding.
+
+    A is +a, +a, -a, -a with a = sqrt(3) / 2, and the differences of the evidences are
+
+        +1.0  -0.1   0.0     correct, +
+        +0.2     .     .     correct, +
+        +2.0  -2.0  -0.3     wrong, -
+    """
+    delta_BT = torch.tensor([[1.0, -0.1, 0.0], [0.2, 0.0, 0.0], [2.0, -2.0, -0.3], [0.0, 0.0, 0.0]])
+    denominator_BT = torch.full((4, 3), -3.0)
+    return make_batch(
+        torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1]]),
+        torch.tensor([1.0, 1.0, 0.0, 0.0]),
+        torch.tensor([4, 4, 4, 4]),
+        evidence=(denominator_BT + delta_BT, denominator_BT),
+        measured_B=torch.tensor([True, True, True, False]),
+    )
+
+
+def test_diagnostics_of_a_batch_counted_by_hand() -> None:
+    found = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).diagnostics(hand_made(), 2)
+    deltas = [1.0, -0.1, 0.0, 0.2, 2.0, -2.0, -0.3]
+    mean = sum(deltas) / 7
+    weights = [1.5, math.exp(-0.1), 1.0, math.exp(0.2), 0.5, 1.5, math.exp(0.3)]
+    expected = {
+        "lambda": 0.4,
+        "tokens": 7,
+        "delta_mean": mean,
+        "delta_std": math.sqrt(sum((delta - mean) ** 2 for delta in deltas) / 7),
+        "delta_pos_fraction": 3 / 7,
+        "delta_neg_fraction": 3 / 7,
+        "delta_mean_correct": (1.0 - 0.1 + 0.0 + 0.2) / 4,
+        "delta_mean_wrong": (2.0 - 2.0 - 0.3) / 3,
+        "wrong_direction_fraction": 2 / 7,  # -0.1 on a correct response, 2.0 on a wrong one
+        "clip_fraction": 3 / 7,
+        "weight_mean": sum(weights) / 7,
+        "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
+    }
+    assert found == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [Rlsd, Cepo])
+@pytest.mark.parametrize("seed", range(4))
+def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[Rlsd] | type[Cepo]) -> None:
+    batch, algorithm = random_sample(seed).batch, method(eps_w=0.3)
+    adv_BT = Grpo().advantages(batch, 0)
+    deltas: dict[str, list[float]] = {"correct": [], "wrong": []}
+    against = clipped = 0
+    for row in range(batch.size):
+        for position in range(len(batch.response_ids[row])):
+            advantage = float(adv_BT[row, position])
+            if advantage == 0:
+                continue
+            delta = float(batch.evidence[0][row, position]) - float(batch.evidence[1][row, position])
+            deltas["correct" if batch.reward_B[row] >= 0.5 else "wrong"].append(delta)
+            against += delta * advantage < 0
+            clipped += not 0.7 <= math.exp(math.copysign(delta, delta * advantage)) <= 1.3
+    both = deltas["correct"] + deltas["wrong"]
+    expected = {
+        "credit/tokens": len(both),
+        "credit/delta_mean": sum(both) / len(both),
+        "credit/delta_pos_fraction": sum(delta > 0 for delta in both) / len(both),
+        "credit/delta_mean_correct": sum(deltas["correct"]) / len(deltas["correct"]),
+        "credit/delta_mean_wrong": sum(deltas["wrong"]) / len(deltas["wrong"]),
+        "credit/wrong_direction_fraction": against / len(both),
+        "credit/clip_fraction": clipped / len(both),
+    }
+    found = algorithm.diagnostics(batch, 0)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def bare(batch: TrainBatch) -> TrainBatch:
+    return make_batch(batch.mask_BT, batch.reward_B, batch.group_B)
+
+
+def level(batch: TrainBatch) -> TrainBatch:
+    return make_batch(batch.mask_BT, torch.full((4,), 0.1), batch.group_B, evidence=batch.evidence)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "batch", "lam"),
+    [
+        (Grpo(), hand_made(), 0.0),
+        (Rlsd(), bare(hand_made()), 0.5),
+        (Cepo(), bare(hand_made()), 0.5),
+        (Cepo(), level(hand_made()), 0.5),
+    ],
+    ids=["no-method", "rlsd-no-evidence", "cepo-no-evidence", "no-advantage"],
+)
+def test_diagnostics_are_zero_but_present_where_nothing_was_weighed(
+    algorithm: Algorithm, batch: TrainBatch, lam: float
+) -> None:
+    assert algorithm.diagnostics(batch, 0) == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
+
+
+@pytest.mark.parametrize("method", [Rlsd, Cepo])
+def test_diagnostics_have_the_same_keys_where_something_was_weighed(method: type[Algorithm]) -> None:
+    assert set(method().diagnostics(hand_made(), 0)) == KEYS

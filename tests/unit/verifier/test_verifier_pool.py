@@ -1,0 +1,193 @@
+"""Verdicts by the real pool: its processes, its deadline, and what hostile answers do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cepo.contracts import FinishReason, Outcome
+from cepo.errors import UserError
+from services.verifier.handler import Verifier
+from services.verifier.pool import GraderPool
+from services.verifier.verdicts import Item
+from tests.factories import make_completion, make_group, make_task
+
+DEADLINE_SECONDS = 1.0
+TOWER = "9^{9^{9^9}}"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pool() -> AsyncIterator[GraderPool]:
+    async with GraderPool(workers=2, deadline_seconds=DEADLINE_SECONDS) as made:
+        yield made
+
+
+def boxed(answer: str, reference: str = "3", cut: bool = False) -> Item:
+    return Item(f"so \\boxed{{{answer}}}", reference, cut=cut)
+
+
+async def outcomes(pool: GraderPool, *items: Item) -> list[Outcome]:
+    return [verdict.outcome for verdict in await pool.grade(items)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("7", "7"), ("1,234", "1234"), ("72.0", "72"), ("$18", "18"), ("18", "\\$18.00"), ("50\\%", "50\\%"),
+        ("50\\%", "0.5"),
+        ("50%", "50"), ("0.5", "\\frac{1}{2}"), ("0.333333", "1/3"), ("x^2+2x+1", "(x+1)^2"),
+        ("2\\sqrt{2}", "\\sqrt{8}"),
+        ("x=5", "5"), ("72\\text{ cm}", "72"), ("evelyn", "\\text{Evelyn}"), ("\\{2,1\\}", "\\{1,2\\}"),
+        ("\u0663", "3"), ("72", "24 + 48 = 72\n#### 72"), ("\\pi/2", "\\frac{\\pi}{2}"),
+    ],
+)  # fmt: skip
+async def test_equal_answers_are_correct(pool: GraderPool, answer: str, reference: str) -> None:
+    (verdict,) = await pool.grade([boxed(answer, reference)])
+    assert (verdict.outcome, verdict.reward, verdict.accuracy) == (Outcome.CORRECT, 1.0, 1.0), verdict
+    assert verdict.extracted == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("8", "7"), ("1.2", "1,2"), ("12", "1 2"), ("0.33", "1/3"), ("3.14", "\\pi"), ("x+1", "x+2"), ("None", "3"),
+     ("listen", "silent"), ("(1,2)", "(2,1)"), ("5, 6", "5"), ("\\text{None}", "3")],
+)  # fmt: skip
+async def test_different_answers_are_wrong(pool: GraderPool, answer: str, reference: str) -> None:
+    (verdict,) = await pool.grade([boxed(answer, reference)])
+    assert (verdict.outcome, verdict.reward, verdict.accuracy) == (Outcome.WRONG, 0.0, 0.0), verdict
+    assert verdict.extracted == answer
+
+
+async def test_a_response_without_answer_is_unparsed_or_truncated_and_extracts_nothing(pool: GraderPool) -> None:
+    texts = ["so 3", "\\boxed{}", "\\boxed{3"]
+    finished = await pool.grade([Item(text, "3") for text in texts])
+    cut = await pool.grade([Item(text, "3", cut=True) for text in texts])
+    assert {verdict.outcome for verdict in finished} == {Outcome.UNPARSED}
+    assert {verdict.outcome for verdict in cut} == {Outcome.TRUNCATED}
+    assert {verdict.extracted + verdict.normalised for verdict in finished + cut} == {""}
+
+
+async def test_an_answer_before_the_cut_counts(pool: GraderPool) -> None:
+    assert await outcomes(pool, boxed("3", cut=True)) == [Outcome.CORRECT]
+
+
+async def test_a_wrong_number_is_normalised_like_the_reference_would_be(pool: GraderPool) -> None:
+    first, second = await pool.grade([boxed("0.5", "7"), boxed("\\frac{2}{4}", "7")])
+    assert first.normalised == second.normalised == "1/2"
+
+
+async def test_only_the_item_that_hangs_times_out_and_order_is_kept(pool: GraderPool) -> None:
+    items = [
+        boxed("x+x", "2x"),
+        boxed(TOWER),
+        boxed("x+2x", "3x"),
+        boxed(TOWER, "4"),
+        *(boxed(f"x+{i}", "x+2") for i in range(4)),
+    ]
+    begun = time.perf_counter()
+    found = await outcomes(pool, *items)
+    right, slow, wrong = Outcome.CORRECT, Outcome.TIMEOUT, Outcome.WRONG
+    assert found == [right, slow, right, slow, wrong, wrong, right, wrong]
+    assert time.perf_counter() - begun < 3 * DEADLINE_SECONDS
+
+
+async def test_the_loop_is_not_blocked_while_grading(pool: GraderPool) -> None:
+    grading = asyncio.create_task(outcomes(pool, boxed(TOWER)))
+    longest = 0.0
+    while not grading.done():
+        before = time.perf_counter()
+        await asyncio.sleep(0.005)
+        longest = max(longest, time.perf_counter() - before)
+    assert await grading == [Outcome.TIMEOUT]
+    assert longest < 0.3
+
+
+async def test_a_worker_that_dies_costs_its_item_only(pool: GraderPool) -> None:
+    grading = asyncio.create_task(outcomes(pool, boxed(TOWER), boxed(TOWER, "4")))
+    await asyncio.sleep(0.3)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    assert sorted(await grading) == [Outcome.TIMEOUT, Outcome.GRADER_ERROR]
+    assert await outcomes(pool, boxed("x+x", "2x")) == [Outcome.CORRECT]
+
+
+async def test_a_worker_that_died_idle_costs_nothing(pool: GraderPool) -> None:
+    await outcomes(pool, boxed("x+x", "2x"))
+    for pid in pool.pids:
+        os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.1)
+    found = await outcomes(pool, *(boxed(f"x+{i}", "x+1") for i in range(3)))
+    assert found == [Outcome.WRONG, Outcome.CORRECT, Outcome.WRONG]
+
+
+async def test_grading_that_is_cancelled_leaves_the_pool_usable(pool: GraderPool) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await pool.grade([boxed(TOWER), boxed(TOWER, "4")])
+    assert await outcomes(pool, boxed("x+x", "2x"), boxed("x+3", "2x")) == [Outcome.CORRECT, Outcome.WRONG]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["{" * 100_000 + "}" * 100_000, "{" * 450 + "}" * 450, "(" * 900, "9" * 999, "9" * 1_000_000,
+     "\x00\x1b[31m\x07 5", "\u0660\u06f1\uff12\u0967", "\u00b2\u2460\u4e09", "10^{10^{10}}!", "\\sqrt" * 150,
+     "1" + "/1" * 400,
+     "x^" * 400 + "x", "\\int_0^1 x^{1000} dx", "\\sum_{n=1}^{10^9} n^{n}", "__import__('os').system('true')",
+     "%s%n", "\ud800"],
+    ids=lambda text: repr(text[:12]),
+)  # fmt: skip
+async def test_hostile_answers_get_a_verdict_and_never_a_reward(pool: GraderPool, answer: str) -> None:
+    (verdict,) = await pool.grade([boxed(answer, "7")])
+    assert verdict.outcome is not Outcome.CORRECT
+    assert verdict.reward == 0.0
+    assert len(verdict.extracted) <= 1000
+
+
+async def test_memory_is_limited() -> None:
+    limit = 600 * 2**20
+    async with GraderPool(workers=1, memory_bytes=limit) as small:
+        (address_space,) = (
+            line for line in Path(f"/proc/{small.pids[0]}/limits").read_text().splitlines() if "address space" in line
+        )
+        assert str(limit) in address_space
+        assert await outcomes(small, boxed("x+x", "2x")) == [Outcome.CORRECT]
+
+
+async def test_a_grader_that_cannot_start_is_no_verdict() -> None:
+    with pytest.raises(RuntimeError, match="does not start"):
+        async with GraderPool(workers=1, memory_bytes=2**20):
+            pass
+
+
+async def test_a_bad_reference_or_kind_is_a_user_error(pool: GraderPool) -> None:
+    with pytest.raises(UserError, match="reference answer ''"):
+        await pool.grade([boxed("3", reference="")])
+    with pytest.raises(UserError, match="telepathy"):
+        await pool.grade([Item("\\boxed{3}", "3", kind="telepathy")])
+
+
+async def test_a_closed_pool_leaves_no_process() -> None:
+    async with GraderPool(workers=2) as pool:
+        pids = pool.pids
+    assert len(pids) == 2
+    async with asyncio.timeout(5):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_group_gets_one_verdict_per_completion(pool: GraderPool) -> None:
+    task = make_task(samples=4, reference_answer="24+48=72\n#### 72")
+    group = make_group(["\\boxed{72}", "\\boxed{71}", "hm", "hm"], task)
+    cut = make_completion("hm", finish_reason=FinishReason.LENGTH)
+    group = group.model_copy(update={"completions": (*group.completions[:3], cut)})
+    scored = await Verifier(pool).verify(group)
+    assert scored.rollout == group
+    assert [v.outcome for v in scored.verdicts] == [Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSED, Outcome.TRUNCATED]
+    assert scored.reward_spread
