@@ -121,6 +121,7 @@ class AdapterCache:
 
     def clear(self) -> None:
         """Removes every folder."""
+        self._order.clear()
         shutil.rmtree(self._root, ignore_errors=True)
 
 

@@ -50,18 +50,18 @@ def choose_rejected(group: ScoredGroup, *, without: int | None = None) -> Hint |
     return Hint(ContextName.REJECTED, group.verdicts[others[0]].extracted, EvidenceReason.ASKED, others[0])
 
 
-def hints(ask: Ask, group: ScoredGroup) -> list[Hint | None]:
-    """The context of every response of a group; None where the ask does not apply."""
+def hints(ask: Ask, group: ScoredGroup) -> list[Hint | EvidenceReason]:
+    """The context of every response of a group, or why the ask does not apply to it."""
     return [_hint(ask, group, i) for i in range(len(group.verdicts))]
 
 
-def _hint(ask: Ask, group: ScoredGroup, index: int) -> Hint | None:
+def _hint(ask: Ask, group: ScoredGroup, index: int) -> Hint | EvidenceReason:
     if ask.context is not ContextName.REJECTED:
         return _simple(ask.context, group, EvidenceReason.ASKED)
     chosen = choose_rejected(group, without=index if ask.exclude_self else None)
-    if isinstance(chosen, Hint):
+    if isinstance(chosen, Hint) or ask.otherwise is None:
         return chosen
-    return None if ask.otherwise is None else _simple(ask.otherwise, group, chosen)
+    return _simple(ask.otherwise, group, chosen)
 
 
 def _simple(context: ContextName, group: ScoredGroup, reason: EvidenceReason) -> Hint:

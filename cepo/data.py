@@ -86,6 +86,8 @@ def column(row: Row, path: str) -> Any:
 
 
 def _problem(row: Row, data: Data, config: RunConfig, renderer: Renderer) -> Problem:
+    if not isinstance(row, dict):
+        raise UserError(f"it is {row!r}, not an object with columns")
     answer = column(row, data.answer)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise UserError(f"column {data.answer!r} holds {answer!r}, which is not an answer")
@@ -130,9 +132,9 @@ def _rows(name: str, split: str, key: str) -> Iterable[Row]:
     try:
         match path.suffix:
             case ".jsonl":
-                return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+                return list(_json_lines(path))
             case ".json":
-                return list(json.loads(path.read_text()))
+                return _json_list(path)
             case ".parquet":
                 import pyarrow.parquet
 
@@ -140,6 +142,22 @@ def _rows(name: str, split: str, key: str) -> Iterable[Row]:
     except (ValueError, OSError) as error:
         raise UserError(f"{key}={name} cannot be read: {error}") from error
     raise UserError(f"{key}={name}: unknown kind of file; use .jsonl, .json or .parquet")
+
+
+def _json_lines(path: Path) -> Iterable[Row]:
+    for number, line in enumerate(path.read_text().split("\n"), 1):  # splitlines would cut texts at other separators
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+
+
+def _json_list(path: Path) -> list[Row]:
+    rows = json.loads(path.read_text())
+    if not isinstance(rows, list):
+        raise ValueError("it is not a list of rows")
+    return rows
 
 
 def _hub_rows(name: str, split: str, key: str) -> Iterable[Row]:

@@ -24,14 +24,17 @@ class Renderer:
         """Loads the tokenizer of a Hugging Face name or folder.
 
         Raises:
-            UserError: there is no such tokenizer, or it has no chat template.
+            UserError: there is no such folder or tokenizer, or it has no chat template.
         """
         from transformers import AutoTokenizer
 
+        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+            raise UserError(f"no model folder {model!r}; give a Hugging Face name or a model folder")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise UserError(f"no tokenizer for model {model!r}: {str(error).splitlines()[0]}") from error
+        self.tokenizer.model_max_length = int(1e9)  # lengths are checked where a limit is known, with a clear message
         if not self.tokenizer.chat_template:
             raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
 

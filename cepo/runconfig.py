@@ -23,7 +23,7 @@ HINT = "Here is a sample answer: {answer}"
 class Section(BaseModel):
     """Closed and frozen: an unknown key is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
@@ -42,7 +42,7 @@ class Lora(Section):
     @model_validator(mode="after")
     def _no_head(self) -> Self:
         if bad := {"lm_head", "embed_tokens"} & set(self.targets):
-            raise ValueError(f"{sorted(bad)} cannot be adapted: engines drop such weights from scored log-probs")
+            raise ValueError(f"lora.targets: leave out {sorted(bad)}: engines drop such weights from scored log-probs")
         return self
 
 
@@ -68,7 +68,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _hint_has_answer(self) -> Self:
         if "{answer}" not in self.hint:
-            raise ValueError("hint must contain {answer}")
+            raise ValueError(f"data.hint={self.hint!r} must contain {{answer}}, or every context is the same")
         return self
 
 
@@ -192,7 +192,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(
             f"run file {path}: {error.strerror}; give the path of a TOML file such as deploy/runs/tiny_cepo.toml"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"run file {path} is not TOML: {error}") from error
     for override in overrides:
         _set(tree, override)
@@ -236,7 +236,7 @@ def _explain(error: ValidationError) -> str:
         case "union_tag_not_found":
             return 'config key algorithm.name is missing; for example name = "cepo"'
         case "value_error":
-            return f"config {key + ': ' if key else ''}{first['ctx']['error']}"
+            return f"config key {first['ctx']['error']}"  # it names its key
     return f"config key {key}={first['input']!r}: {first['msg']}"
 
 

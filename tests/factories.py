@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cepo.contracts import (
@@ -28,7 +30,9 @@ from cepo.contracts import (
     Stage,
     Verdict,
 )
+from cepo.runconfig import RunConfig, load
 
+RUNS = Path(__file__).parents[1] / "deploy" / "runs"
 ASKS = (
     Ask(context=ContextName.ANSWER),
     Ask(context=ContextName.REJECTED, otherwise=ContextName.PLAIN, exclude_self=True),
@@ -115,3 +119,41 @@ def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
 def make_failed(task: PromptTask | None = None, stage: Stage = Stage.VERIFY) -> GroupFailed:
     """A group that was given up."""
     return GroupFailed(task=task or make_task(), stage=stage, error="it broke", deliveries=5)
+
+
+def make_config(*overrides: str) -> RunConfig:
+    """The shipped tiny CEPO run, with keys changed as `--set` does."""
+    return load(RUNS / "tiny_cepo.toml", overrides)
+
+
+def make_ragged(lengths: Sequence[Sequence[int]], seed: int = 0, **task: Any) -> list[EvidencedGroup]:
+    """Groups of responses of these lengths, of random tokens below 500; rewards alternate, so that they differ."""
+    rng = random.Random(seed)
+    return [_ragged(rng, make_task(index=index, samples=len(row), **task), row) for index, row in enumerate(lengths)]
+
+
+def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> EvidencedGroup:
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, 500) for _ in range(count))
+
+    def logps(count: int) -> tuple[float, ...]:
+        return tuple(-rng.randrange(1, 64) / 16 for _ in range(count))
+
+    completions = tuple(
+        Completion(token_ids=tokens(n), logps=logps(n), text="", finish_reason=FinishReason.STOP) for n in lengths
+    )
+    group = RolloutGroup(
+        task=task,
+        prompt_token_ids=tokens(rng.randrange(4, 12)),
+        completions=completions,
+        proof=make_proof(task.policy),
+    )
+    scored = ScoredGroup(rollout=group, verdicts=tuple(make_verdict(float(i % 2)) for i in range(len(lengths))))
+    evidence = tuple(
+        Evidence(
+            ask=ask,
+            rows=tuple(make_row(c, ask).model_copy(update={"logps": logps(len(c.logps))}) for c in completions),
+        )
+        for ask in task.asks
+    )
+    return EvidencedGroup(scored=scored, evidence=evidence, proof=make_proof(task.teacher))

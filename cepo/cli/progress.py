@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -65,8 +66,8 @@ class Progress:
             + (f", {dropped} dropped" if dropped else "")
         )
         for reason in (*train.dropped, *(held_out.dropped if held_out else ()))[:3]:
-            self._console.print(f"  dropped: {reason}")
-        self._console.print(f"run folder {self._folder.path}")
+            self._console.print(f"  dropped: {reason}", soft_wrap=True)
+        self._console.print(f"run folder {self._folder.path}", soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._rows = self._folder.rows()
@@ -101,7 +102,7 @@ class Progress:
     def summary(self, file: Path) -> None:
         """The last lines: what was gained, where it is, what to try next."""
         rows = self._folder.rows()
-        print_ = self._console.print
+        print_ = functools.partial(self._console.print, soft_wrap=True)
         print_()
         if not rows:
             print_("no step was finished")
@@ -116,9 +117,19 @@ class Progress:
         self._print_gain(rows)
         print_(f"run folder: {self._folder.path}")
         print_("next:")
-        print_("  cepo train deploy/runs/tiny_grpo.toml          the same without token credit, to compare")
-        print_(f"  less {self._folder.rollouts}    sampled answers with every token's advantage")
-        print_("  cepo train deploy/runs/gsm8k_cepo_qwen3.toml   a real model on a GPU; edit model.path and data first")
+        for command, purpose in self._next(file):
+            print_(f"  {command:<60}  {purpose}")
+
+    def _next(self, file: Path) -> list[tuple[str, str]]:
+        other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"
+        samples = sorted(self._folder.rollouts.glob("*.jsonl"))
+        suggestions = [(f"cepo export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
+        if samples:
+            suggestions.append((f"head -n 1 {samples[-1]}", "a group with every token's evidence and advantage"))
+        suggestions.append(
+            (f"cepo train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
+        )
+        return suggestions
 
     def _print_gain(self, rows: list[dict[str, Any]]) -> None:
         before = next((row["accuracy/eval_before"] for row in rows if "accuracy/eval_before" in row), None)
@@ -134,7 +145,7 @@ class Progress:
         if self._live is None:
             for row in rows[len(self._rows) :]:
                 shown = (f"{name} {form.format(row[key])}" for name, key, form in COLUMNS if key in row)
-                self._console.print("  ".join(shown), self._time_left())
+                self._console.print("  ".join(shown), self._time_left(), soft_wrap=True)
         self._rows = rows
 
     def _time_left(self) -> str:

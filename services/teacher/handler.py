@@ -63,7 +63,7 @@ def make_handler(
 
 
 def _pairs(
-    group: ScoredGroup, chosen: Sequence[Sequence[Hint | None]], renderer: Renderer, max_model_len: int
+    group: ScoredGroup, chosen: Sequence[Sequence[Hint | EvidenceReason]], renderer: Renderer, max_model_len: int
 ) -> dict[tuple[int, int], Pair]:
     contexts: dict[tuple[ContextName, str], tuple[int, ...]] = {
         (ContextName.PLAIN, ""): group.rollout.prompt_token_ids  # the very ids that were sampled from
@@ -71,7 +71,7 @@ def _pairs(
     pairs = {}
     for a, row in enumerate(chosen):
         for i, hint in enumerate(row):
-            if hint is None:
+            if isinstance(hint, EvidenceReason):
                 continue
             key = (hint.context, hint.answer)
             if key not in contexts:
@@ -86,9 +86,10 @@ def _pairs(
     return pairs
 
 
-def _row(hint: Hint | None, pair: Pair | None, scored: Mapping[Pair, Logps]) -> EvidenceRow:
-    if hint is None or pair is None:
-        return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.NO_REJECTED)
+def _row(hint: Hint | EvidenceReason, pair: Pair | None, scored: Mapping[Pair, Logps]) -> EvidenceRow:
+    if isinstance(hint, EvidenceReason):
+        return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=hint)
+    assert pair is not None
     return EvidenceRow(
         logps=scored[pair],
         applicable=True,

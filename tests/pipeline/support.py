@@ -1,0 +1,76 @@
+"""Runs of the whole system, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
+SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
+"""A run of seconds once the engines are up."""
+
+
+def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL) -> list[str]:
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    return [sys.executable, "-m", "cepo", "train", str(TINY), "--run-dir", str(run_dir), *chosen, *more]
+
+
+def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(run_dir, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
+    """Waits for a condition; fails at once, with what the run printed, if the run ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended with {process.returncode}: {process.communicate()[0]}")
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"not within {seconds} s: {process.communicate()[0]}")
+        time.sleep(0.02)
+
+
+def pid_of(name: str, run_dir: Path) -> int:
+    """The process of a service of this run, found by what it was started for."""
+    marker = {"trainer": "services.trainer", "redis": "redis-server"}.get(name, f"services.{name}").encode()
+    port = None if name in ("trainer", "redis") else _grpc_port(name, run_dir)
+    redis = json.loads((run_dir / "services.json").read_text())["redis"].rpartition(":")[2].partition("/")[0]
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if marker not in line:
+            continue
+        ours = {
+            "trainer": str(run_dir).encode() in line,
+            "redis": f":{redis}".encode() in line or f"\0{redis}\0".encode() in line,
+        }.get(name, f"CEPO_GRPC_PORT={port}\0".encode() in environment and b"-m\0services." in line)
+        if ours:
+            return int(entry.name)
+    raise AssertionError(f"no {name} process of {run_dir}")
+
+
+def kill(name: str, run_dir: Path) -> None:
+    os.kill(pid_of(name, run_dir), signal.SIGKILL)
+
+
+def _grpc_port(name: str, run_dir: Path) -> str:
+    return str(json.loads((run_dir / "services.json").read_text())["grpc"][name].rpartition(":")[2])

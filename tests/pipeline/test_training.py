@@ -1,0 +1,131 @@
+"""The whole system on the tiny model: real vLLM, Redis, gRPC and processes, started as a user starts them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo import tiny
+from cepo.contracts import Message
+from cepo.rendering import Renderer
+from tests.pipeline.support import ROOT, kill, rows, start, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 6
+DOCUMENTED_KEYS = """step policy_version reward/mean accuracy/train length/mean loss/policy grad_norm clip/ppo_low
+clip/ppo_high credit/lambda credit/delta_pos_fraction credit/delta_neg_fraction credit/clip_fraction
+credit/delta_mean_correct credit/delta_mean_wrong credit/wrong_direction_fraction groups/all_correct groups/all_wrong
+groups/failed rollout/logp_gap time/step_seconds time/rollout_seconds time/teacher_seconds time/train_seconds
+time/publish_to_first_token_seconds tokens/generated tokens/trained""".split()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing happened to, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = start(run_dir)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+    return run_dir, printed
+
+
+def final_digest(run_dir: Path) -> str:
+    weights = run_dir / "adapters" / f"v{STEPS:06d}" / "adapter_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_a_run_writes_every_documented_metric_and_ends_with_what_was_gained(undisturbed: tuple[Path, str]) -> None:
+    run_dir, printed = undisturbed
+    found = rows(run_dir)
+    assert [row["step"] for row in found] == list(range(STEPS))
+    for row in found:
+        assert not set(DOCUMENTED_KEYS) - set(row)
+        assert row["groups/failed"] == 0
+        assert row["groups/total"] == 6
+    assert "accuracy/eval_before" in found[0]
+    assert [step for step, row in enumerate(found) if "accuracy/eval" in row] == [2, 5]
+    assert found[0]["credit/tokens"] > 0
+    assert found[0]["credit/delta_mean_correct"] > found[0]["credit/delta_mean_wrong"]
+    assert max(row["rollout/logp_gap"] for row in found) < 1e-4
+    assert "held-out accuracy" in printed
+    assert str(run_dir) in printed
+    assert "next:" in printed
+    samples = json.loads((run_dir / "rollouts" / "step-000000.jsonl").read_text().splitlines()[0])["samples"]
+    assert {e["context"] for s in samples for e in s["evidence"]} >= {"ANSWER", "REJECTED"}
+
+
+def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_until(lambda: len(rows(run_dir)) >= 1, process, 240)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert "--resume" in printed
+    assert 1 <= len(rows(run_dir)) < STEPS
+
+    process = start(run_dir, "--resume")
+    done = len(rows(run_dir))
+    wait_until(lambda: len(rows(run_dir)) > done, process, 240)
+    for name in ("verifier", "teacher", "redis", "rollout", "trainer"):
+        kill(name, run_dir)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+
+    found = rows(run_dir)
+    assert [row["step"] for row in found] == list(range(STEPS))
+    assert {(row["groups/total"], row["groups/failed"]) for row in found} == {(6.0, 0.0)}
+    assert final_digest(run_dir) == final_digest(undisturbed[0])
+    compared = ("reward/mean", "credit/delta_mean", "loss/policy", "tokens/trained", "accuracy/eval")
+    for ours, theirs in zip(found, rows(undisturbed[0]), strict=True):
+        assert [ours.get(key) for key in compared] == [theirs.get(key) for key in compared]
+
+
+def test_every_adapter_loads_in_stock_peft_and_changes_the_model(undisturbed: tuple[Path, str]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([Renderer(str(tiny.path())).canary_ids])
+    folders = sorted((undisturbed[0] / "adapters").iterdir())
+    assert len(folders) == STEPS
+    seen = set()
+    for folder in folders:
+        base = AutoModelForCausalLM.from_pretrained(tiny.path(), dtype=torch.float32)
+        with torch.no_grad():
+            seen.add(float(PeftModel.from_pretrained(base, folder)(ids).logits.sum()))
+    assert len(seen) == STEPS
+
+
+def test_every_adapter_loads_in_stock_vllm_and_scores_as_peft_does(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    prompt = Renderer(str(tiny.path())).prompt_ids([Message(role="user", content="23 + 45 - 17 = ?")])
+    folders = sorted((undisturbed[0] / "adapters").iterdir())
+    out = tmp_path / "logps.json"
+    job = {"model": str(tiny.path()), "prompt": prompt, "adapters": [str(f) for f in folders], "out": str(out)}
+    script = ROOT / "tests" / "pipeline" / "stock_vllm.py"
+    done = subprocess.run([sys.executable, script, json.dumps(job)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder, logps in zip(folders, json.loads(out.read_text()), strict=True):
+        assert torch.tensor(logps) == pytest.approx(_peft_logps(folder, prompt), abs=1e-4)
+
+
+def _peft_logps(folder: Path, prompt: tuple[int, ...]) -> torch.Tensor:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny.path(), dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        logps = PeftModel.from_pretrained(base, folder)(ids).logits.log_softmax(-1)
+    return logps[0, :-1].gather(1, ids[0, 1:, None]).flatten()

@@ -1,0 +1,104 @@
+"""The rollout's handler on a toy generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+import cepo.tiny
+from cepo.contracts import FinishReason, PolicyProof, PolicyRef, Sampling
+from cepo.errors import PolicyError, UserError
+from cepo.rendering import Renderer
+from services.rollout.handler import Sample, make_handler
+from tests.factories import POLICY, make_proof, make_task
+
+RENDERER = Renderer(str(cepo.tiny.path()))
+TEXTS = ["3+4=7\n\\boxed{7}", "", "3+4=8", "\u20ac 7"]
+
+
+class ToyGenerator:
+    """Answers with fixed texts, every second one cut, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.loaded: list[PolicyRef] = []
+        self.asked: list[tuple[tuple[int, ...], int, Sampling, int, PolicyRef]] = []
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        self.loaded.append(policy)
+        return make_proof(policy)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[Sample]:
+        self.asked.append((tuple(prompt_ids), samples, sampling, seed, policy))
+        return [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS[:samples])]
+
+    def close(self) -> None: ...
+
+
+def toy_sample(text: str, *, finished: bool) -> Sample:
+    ids = (*RENDERER.tokenizer(text)["input_ids"], *(sorted(RENDERER.stop_ids) if finished else ()))
+    return Sample(ids, tuple(-0.5 * t for t in range(len(ids))), finished)
+
+
+async def test_a_task_becomes_a_complete_group() -> None:
+    generator, task = ToyGenerator(), make_task(samples=4, policy=POLICY)
+    group = await make_handler(generator, RENDERER, 64)(task)
+    assert group.task == task
+    assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
+    assert group.proof == make_proof(POLICY)
+    samples = [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS)]
+    assert [(c.token_ids, c.logps) for c in group.completions] == [(s.token_ids, s.logps) for s in samples]
+
+
+async def test_responses_are_decoded_without_the_end_of_the_turn() -> None:
+    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    assert [c.text for c in group.completions] == TEXTS
+
+
+async def test_the_finish_reason_tells_the_end_from_a_cut() -> None:
+    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    reasons = [FinishReason.STOP, FinishReason.LENGTH] * 2
+    assert [c.finish_reason for c in group.completions] == reasons
+
+
+async def test_the_engine_gets_what_the_task_names() -> None:
+    generator = ToyGenerator()
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=9)
+    task = make_task(samples=3, sampling=sampling, seed=12, policy=POLICY)
+    await make_handler(generator, RENDERER, 64)(task)
+    assert generator.loaded == [POLICY]
+    assert generator.asked == [(RENDERER.prompt_ids(task.messages), 3, sampling, 12, POLICY)]
+
+
+async def test_the_same_task_gives_the_same_group() -> None:
+    handler = make_handler(ToyGenerator(), RENDERER, 64)
+    assert await handler(make_task()) == await handler(make_task())
+
+
+async def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_sampled() -> None:
+    generator, task = ToyGenerator(), make_task()
+    length = len(RENDERER.prompt_ids(task.messages))
+    await make_handler(generator, RENDERER, length + 16)(task)
+    assert len(generator.asked) == 1
+    message = f"prompt of {length} tokens and max_tokens=16 exceed the context length {length + 15} of the rollout"
+    with pytest.raises(UserError, match=message):
+        await make_handler(generator, RENDERER, length + 15)(task)
+    assert len(generator.asked) == 1
+
+
+async def test_an_engine_that_returns_too_few_samples_makes_no_group() -> None:
+    with pytest.raises(ValueError, match="4 completions for 5 samples"):
+        await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=5))
+
+
+async def test_a_policy_that_cannot_be_loaded_samples_nothing() -> None:
+    class Broken(ToyGenerator):
+        async def load(self, policy: PolicyRef) -> PolicyProof:
+            raise PolicyError("bound to no module")
+
+    generator = Broken()
+    with pytest.raises(PolicyError):
+        await make_handler(generator, RENDERER, 64)(make_task(policy=POLICY))
+    assert generator.asked == []

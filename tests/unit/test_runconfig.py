@@ -1,0 +1,182 @@
+"""Run files: what loads, what is refused and how, and every key there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from cepo.algo.variants import ALGORITHMS
+from cepo.errors import UserError
+from cepo.runconfig import RunConfig, load
+from cepo.rundir import RunDir
+from tests.factories import RUNS, make_config
+
+COMMON = "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip importance_cap name"
+KEYS = {
+    "algorithm.cepo": f"{COMMON} decay_steps eps_w exclude_self lam no_negative",
+    "algorithm.grpo": COMMON,
+    "algorithm.rlsd": f"{COMMON} decay_steps eps_w lam",
+    "checkpoint": "every keep",
+    "data": "answer eval eval_split hint instruction on_bad_row question split system train",
+    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
+    "eval": "every prompts samples temperature",
+    "lora": "alpha rank targets",
+    "loop": "deterministic lag seed steps",
+    "model": "dtype max_length path",
+    "name": "",
+    "optim": "lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps weight_decay",
+    "sampling": "max_tokens prompts samples temperature top_k top_p",
+    "telemetry": "rollouts_per_step tensorboard wandb_project",
+}
+MINIMAL = """
+name = "r"
+[model]
+path = "org/model"
+[data]
+train = "org/data"
+[algorithm]
+name = "grpo"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def keys_of(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        yield from keys_of(inner, f"{prefix}{name}.") if nested else [prefix + name]
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_run_loads(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+def test_the_shipped_tiny_runs_cover_every_algorithm() -> None:
+    assert {load(path).algorithm.name for path in RUNS.glob("tiny_*.toml")} == set(ALGORITHMS)
+
+
+def test_the_keys_are_these() -> None:
+    frozen = [f"{section}.{key}" if key else section for section, row in KEYS.items() for key in row.split() or [""]]
+    found = [key for key in keys_of(RunConfig, "") if key != "algorithm"]
+    for name, algorithm in ALGORITHMS.items():
+        found += keys_of(algorithm, f"algorithm.{name}.")
+    assert sorted(found) == sorted(frozen)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.stepz=3", "config key loop.stepz is unknown; known here: deterministic, lag, seed, steps"),
+        ("loops.steps=3", "config key loops is unknown; known here: algorithm, checkpoint, data, "),
+        ("loop.steps=many", "config key loop.steps='many': Input should be a valid integer"),
+        ("loop.steps=0", "config key loop.steps=0: Input should be greater than or equal to 1"),
+        ("loop=3", "config key loop=3: Input should be a valid dictionary"),
+        ("lora.targets=q_proj", "config key lora.targets='q_proj': Input should be a valid tuple"),
+        ("optim.lr=inf", "config key optim.lr=inf: Input should be a finite number"),
+        ("optim.lr=nan", "config key optim.lr=nan: Input should be "),
+        ("algorithm.lam=1.5", "config key algorithm.lam=1.5: Input should be less than or equal to 1"),
+        ("algorithm.lam=-0.1", "config key algorithm.lam=-0.1: Input should be greater than or equal to 0"),
+        ("algorithm.lam=nan", "config key algorithm.lam=nan: Input should be "),
+        ("algorithm.eps_w=1.0", "config key algorithm.eps_w=1.0: Input should be less than 1"),
+        ("algorithm.eps_w=0.0", "config key algorithm.eps_w=0.0: Input should be greater than 0"),
+        ("algorithm.name=sft", "config key algorithm.name='sft' is unknown; known: 'grpo', 'rlsd', 'cepo'"),
+        ("algorithm.beta=1.0", "config key algorithm.beta is unknown; known here: advantage_eps, "),
+        ('algorithm={name="grpo", lam=0.5}', "config key algorithm.lam is unknown; known here: advantage_eps, "),
+        ('algorithm={name="rlsd", no_negative="grpo"}', "config key algorithm.no_negative is unknown; known here: "),
+        ("algorithm={lam=0.5}", 'config key algorithm.name is missing; for example name = "cepo"'),
+        ('model={dtype="float32"}', "config key model.path is missing"),
+        ("model.dtype=float16", "config key model.dtype='float16': Input should be 'float32' or 'bfloat16'"),
+        ('lora.targets=["q_proj", "lm_head"]', "config key lora.targets: leave out ['lm_head']: engines drop "),
+        ("lora.rank=64", "config key lora.rank=64 is above engine.max_lora_rank=8; lower the rank or raise the limit"),
+        (
+            "sampling.max_tokens=160",
+            "config key sampling.max_tokens=160 leaves no room for a prompt in model.max_length=160; "
+            "lower the one or raise the other",
+        ),
+        (
+            "optim.minibatches=3",
+            "config key sampling.prompts=32 cannot be split into optim.minibatches=3 equal parts",
+        ),
+        ("data.hint=Look here", "config key data.hint='Look here' must contain {answer}, or every context is the same"),
+        ("name=a b", "config key name='a b': String should match pattern"),
+        ("loop.steps", "--set 'loop.steps': write key=value, for example --set loop.steps=10"),
+        ("=3", "--set '=3': write key=value, for example --set loop.steps=10"),
+        ("model.path.x=3", "--set 'model.path.x=3': path is not a section"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        make_config(override)
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize("section", ["name", "model", "data", "algorithm"])
+def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
+    start = rf'{section} = "r"' if section == "name" else rf"\[{section}\]\n.*"
+    with pytest.raises(UserError, match=f"^config key {section} is missing$"):
+        load(written(tmp_path, re.sub(f"^{start}$", "", MINIMAL, count=1, flags=re.MULTILINE)))
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"steps: 3", b"name = '\xff\xfe'"], ids=["cut", "yaml", "bytes"])
+def test_what_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run file .*run\.toml is not TOML: "):
+        load(path)
+
+
+def test_a_file_that_is_not_there_is_named_with_an_example(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(UserError, match=rf"run file {path}: .*; give the path of a TOML file such as deploy/runs/"):
+            load(path)
+
+
+def test_files_are_relative_to_the_run_file_and_names_are_left_alone(tmp_path: Path) -> None:
+    text = MINIMAL.replace("org/data", "../rows.jsonl") + '[telemetry]\nwandb_project = "./z"'
+    config = load(written(tmp_path, text), [f"data.eval={tmp_path}/eval.jsonl"])
+    assert config.data.train == str(tmp_path.parent / "rows.jsonl")
+    assert config.data.eval == str(tmp_path / "eval.jsonl")
+    assert config.model.path == "org/model"
+    assert config.telemetry.wandb_project == "./z"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lr", "project"),
+    [
+        (["optim.lr=1e-3", "telemetry.wandb_project=mine"], 1e-3, "mine"),
+        (["optim.lr = 1", 'telemetry.wandb_project = "a=b"'], 1.0, "a=b"),
+        (["optim.lr=1e-3", "optim.lr=2e-3"], 2e-3, ""),
+    ],
+)
+def test_overrides_are_toml_values_or_bare_words_and_the_last_wins(
+    overrides: Sequence[str], lr: float, project: str
+) -> None:
+    config = make_config(*overrides)
+    assert (config.optim.lr, config.telemetry.wandb_project) == (lr, project)
+
+
+def test_an_override_may_name_a_section_the_file_leaves_out(tmp_path: Path) -> None:
+    assert load(written(tmp_path, MINIMAL), ["loop.lag=2"]).max_loras == 4
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_the_resolved_config_of_a_run_folder_loads_back_equal(tmp_path: Path, path: Path) -> None:
+    config = load(path, ["algorithm.importance_cap=2.0", 'data.hint="é {answer} \\"\\n"'])
+    folder = RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    assert load(folder.config) == config
+
+
+def test_evaluations_come_every_so_many_steps_and_at_the_end() -> None:
+    assert make_config("eval.every=10", "loop.steps=25").eval_steps == {9, 19, 24}
+    assert make_config("data.eval=''").eval_steps == frozenset()
