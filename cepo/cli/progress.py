@@ -137,7 +137,8 @@ class Progress:
         if before is not None and after is not None:
             self._console.print(
                 f"held-out accuracy, sampled at temperature {self._config.eval.temperature:g}: "
-                f"{before:.1%} before, {after:.1%} after ({(after - before) * 100:+.1f} points)"
+                f"{before:.1%} before, {after:.1%} after ({(after - before) * 100:+.1f} points)",
+                soft_wrap=True,
             )
 
     def _show_new_rows(self) -> None:
@@ -153,7 +154,7 @@ class Progress:
         if not recent:
             return ""
         left = (self._config.loop.steps - len(self._rows)) * sum(recent) / len(recent)
-        return f"{left / 60:.0f}m{left % 60:02.0f}s left"
+        return f"{int(left) // 60}m{int(left) % 60:02d}s left"
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False)

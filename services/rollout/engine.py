@@ -38,6 +38,7 @@ class VllmGenerator:
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
         self._requests: dict[str, LoRARequest] = {}
         self._numbers = itertools.count(1)
+        self._on_cpu = settings.device == "cpu"
         self._engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
@@ -77,6 +78,8 @@ class VllmGenerator:
 
     async def _load(self, policy: PolicyRef) -> PolicyProof:
         bound = 0
+        if policy == BASE_POLICY and self._on_cpu:
+            await self._engine.collective_rpc("cepo_use_cpu_lora")
         if policy != BASE_POLICY:
             folder = await self._adapters.folder(policy)
             request = LoRARequest(policy.name, next(self._numbers), str(folder))
@@ -137,6 +140,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     }
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len
+        args["enforce_eager"] = True
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     return AsyncEngineArgs(**args)

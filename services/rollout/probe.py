@@ -10,6 +10,12 @@ class AdapterProbe:
 
     model_runner: Any
 
+    def cepo_use_cpu_lora(self) -> None:
+        """Takes this project's CPU kernels for the adapters."""
+        from services.rollout import cpu_lora
+
+        cpu_lora.install()
+
     def cepo_bound_modules(self, lora_id: int) -> int:
         """How many of the adapter's modules found a layer; a fused layer counts once for each part."""
         manager = self.model_runner.lora_manager._adapter_manager

@@ -68,12 +68,12 @@ class TransformersScorer:
                 self._peft = PeftModel.from_pretrained(self._base, folder, adapter_name=policy.name)
             else:
                 self._peft.load_adapter(folder, adapter_name=policy.name)
-            self._drop_oldest()
             layers = (module for module in self._peft.modules() if isinstance(module, LoraLayer))
             bound = sum(policy.name in layer.lora_A for layer in layers)
             if bound == 0:
                 raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
         self._activate(policy)
+        self._drop_oldest()
         return PolicyProof(
             policy=policy,
             bound_modules=bound,
@@ -83,7 +83,8 @@ class TransformersScorer:
         )
 
     def _drop_oldest(self) -> None:
-        assert self._peft is not None
+        if self._peft is None:
+            return
         resident = list(self._peft.peft_config)
         for name in resident[: -self._keep]:
             self._peft.delete_adapter(name)

@@ -91,7 +91,9 @@ async def test_a_context_without_a_rejected_answer_falls_back_and_says_why() -> 
     asks = (ANSWER, Ask(context=ContextName.REJECTED, otherwise=PLAIN), REJECTED)
     group = make_scored([1.0, 1.0], make_task(asks=asks))
     found = await toy_scored(group)
-    plain = [toy_logps(group.rollout.prompt_token_ids, c.token_ids, 1.0, BASE_POLICY) for c in group.rollout.completions]
+    plain = [
+        toy_logps(group.rollout.prompt_token_ids, c.token_ids, 1.0, BASE_POLICY) for c in group.rollout.completions
+    ]
     assert [row.logps for row in found.evidence[1].rows] == plain
     assert {(row.context, row.reason) for row in found.evidence[1].rows} == {(PLAIN, EvidenceReason.NO_REJECTED)}
     assert [(row.applicable, row.logps) for row in found.evidence[2].rows] == [(False, ())] * 2

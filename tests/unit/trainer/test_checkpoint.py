@@ -1,0 +1,162 @@
+"""A run that stops and goes on is the run that never stopped."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo.contracts import BASE_POLICY, PolicyProof
+from cepo.errors import UserError
+from cepo.rendering import Renderer
+from cepo.testing import MemoryBus
+from services.trainer.batch import pack
+from services.trainer.checkpoint import Checkpoints, Progress
+from services.trainer.learner import Learner
+from services.trainer.publisher import Publisher
+from tests.factories import ASKS, POLICY, make_config, make_ragged
+
+torch.set_num_threads(1)
+RUN = ("optim.minibatches=2", "optim.schedule=cosine", "optim.warmup_steps=1", "loop.steps=9")
+RENDERER = Renderer(make_config().model.path)
+START = Progress(0, (BASE_POLICY,))
+
+
+class Process:
+    """The parts of a trainer that a checkpoint concerns, as one process builds them."""
+
+    def __init__(self, folder: Path, *overrides: str, every: int = 1, keep: int = 2) -> None:
+        self.config = make_config(*RUN, *overrides)
+        self.learner = Learner(self.config)
+        self.publisher = Publisher(
+            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, "float32"
+        )
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, every, keep)
+
+    def train(self, step: int) -> dict[str, float]:
+        batch = pack(make_ragged([(4, 6, 2), (3, 5, 0)], seed=step), ASKS)
+        adv_BT = self.config.algorithm.advantages(batch, step)
+        return self.learner.update(batch, adv_BT, self.config.algorithm, step)
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def timeless(report: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in report.items() if not key.startswith("time/")}
+
+
+def test_going_on_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> None:
+    unbroken = Process(tmp_path / "unbroken")
+    unbroken.train(1)
+    report = unbroken.train(2)
+    first = Process(tmp_path)
+    first.train(1)
+    first.checkpoints.save(Progress(2, (BASE_POLICY,)))
+    second = Process(tmp_path, "loop.seed=77")  # another start, so that everything must come from the checkpoint
+    assert second.learner.adapter_files() != first.learner.adapter_files()
+    assert second.checkpoints.restore() == Progress(2, (BASE_POLICY,))
+    assert second.learner.adapter_files() == first.learner.adapter_files()
+    assert timeless(second.train(2)) == timeless(report)
+    assert second.learner.adapter_files() == unbroken.learner.adapter_files()
+
+
+def test_the_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    Process(tmp_path).checkpoints.save(START)
+    wanted = torch.rand(4)
+    process = Process(tmp_path)
+    torch.rand(100)
+    process.checkpoints.restore()
+    assert torch.equal(torch.rand(4), wanted)
+
+
+async def test_policies_in_flight_are_still_proven_after_a_restart(tmp_path: Path) -> None:
+    first = Process(tmp_path)
+    policies = [BASE_POLICY]
+    for step in (1, 2):
+        first.train(step)
+        policies.append(await first.publisher.publish(step))
+    proofs = [
+        PolicyProof(
+            policy=policy,
+            bound_modules=first.publisher.expected(policy).bound_modules,
+            canary_logp=first.publisher.expected(policy).canary_logp,
+            tokenizer_sha256=RENDERER.sha256,
+            engine="vllm",
+        )
+        for policy in policies
+    ]
+    first.checkpoints.save(Progress(3, tuple(policies[1:])))
+    second = Process(tmp_path)
+    assert [second.publisher.prove(proof) is None for proof in proofs] == [True, False, False]
+    assert second.checkpoints.restore() == Progress(3, tuple(policies[1:]))
+    assert [second.publisher.prove(proof) for proof in proofs] == [None, None, None]
+    assert second.publisher.prove(proofs[2].model_copy(update={"policy": POLICY})) is not None
+    assert await second.publisher.publish(2) == policies[2]
+
+
+def test_without_a_checkpoint_a_run_starts_afresh(tmp_path: Path) -> None:
+    assert Process(tmp_path).checkpoints.restore() is None
+
+
+def test_the_newest_checkpoint_is_the_one_that_goes_on(tmp_path: Path) -> None:
+    process = Process(tmp_path, keep=3)
+    for step in (2, 10, 9):
+        process.checkpoints.save(Progress(step, (BASE_POLICY,)))
+    assert process.checkpoints.restore() == Progress(10, (BASE_POLICY,))
+
+
+def test_only_so_many_are_kept(tmp_path: Path) -> None:
+    process = Process(tmp_path, keep=2)
+    for step in range(1, 6):
+        process.checkpoints.save(Progress(step, (BASE_POLICY,)))
+    assert saved(tmp_path) == ["step-000004", "step-000005"]
+
+
+def test_saving_happens_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
+    process = Process(tmp_path, every=3, keep=9)
+    for step in range(1, 8):
+        process.checkpoints.maybe_save(Progress(step, (BASE_POLICY,)), last=step == 7)
+    assert saved(tmp_path) == ["step-000003", "step-000006", "step-000007"]
+
+
+def test_a_folder_half_written_is_no_checkpoint(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.checkpoints.save(Progress(1, (BASE_POLICY,)))
+    cut = tmp_path / "checkpoints" / ".step-000002"
+    cut.mkdir()
+    (cut / "state.pt").write_bytes(b"half")
+    assert process.checkpoints.restore() == Progress(1, (BASE_POLICY,))
+    process.checkpoints.save(Progress(2, (BASE_POLICY,)))
+    assert saved(tmp_path) == ["step-000001", "step-000002"]
+    assert process.checkpoints.restore() == Progress(2, (BASE_POLICY,))
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    process.checkpoints.save(Progress(1, (BASE_POLICY,)))
+    process.train(1)
+    process.checkpoints.save(Progress(1, (BASE_POLICY,)))
+    assert saved(tmp_path) == ["step-000001"]
+    fresh = Process(tmp_path)
+    fresh.checkpoints.restore()
+    assert fresh.learner.adapter_files() == process.learner.adapter_files()
+
+
+@pytest.mark.parametrize("change", ["lora.rank=4", 'lora.targets=["q_proj"]'])
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path, change: str) -> None:
+    first = Process(tmp_path)
+    first.train(1)
+    first.checkpoints.save(Progress(1, (BASE_POLICY,)))
+    with pytest.raises(UserError, match="does not fit this run's lora section; resume with the same one"):
+        Process(tmp_path, change).checkpoints.restore()
+    wider = tmp_path / "wider"
+    narrow = Process(wider, change)
+    narrow.checkpoints.save(Progress(1, (BASE_POLICY,)))
+    with pytest.raises(UserError, match="does not fit"):
+        Process(wider).checkpoints.restore()
+    shutil.rmtree(wider / "checkpoints")
+    assert Process(wider).checkpoints.restore() is None

@@ -1,0 +1,115 @@
+"""The groups of a step, each once, over the in-process bus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cepo.bus import ready
+from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, Purpose, Stage
+from cepo.testing import MemoryBus
+from services.trainer.collector import Collector
+from tests.factories import POLICY, make_evidenced, make_failed, make_scored, make_task
+
+READY = ready("run")
+TASKS = tuple(make_task(index=index) for index in range(3))
+
+
+def proven(proof: PolicyProof) -> None:
+    """Every proof is right."""
+
+
+def make_collector(bus: MemoryBus, tasks: Sequence[PromptTask] = TASKS) -> Collector:
+    collector = Collector(bus, "run", proven)
+    collector.expect(tasks)
+    return collector
+
+
+async def taken(collector: Collector, tasks: Sequence[PromptTask] = TASKS) -> list[EvidencedGroup | GroupFailed]:
+    async with asyncio.timeout(5):
+        return await collector.take(tasks)
+
+
+async def test_groups_come_in_the_order_of_the_tasks() -> None:
+    bus = MemoryBus()
+    groups = [make_evidenced(task=task) for task in TASKS]
+    await bus.publish(READY, groups[::-1])
+    assert await taken(make_collector(bus)) == groups
+    assert await bus.depth(READY) == 0
+
+
+async def test_it_waits_for_the_last_group() -> None:
+    bus = MemoryBus()
+    await bus.publish(READY, [make_evidenced(task=task) for task in TASKS[:2]])
+    taking = asyncio.create_task(taken(make_collector(bus)))
+    await asyncio.sleep(0.05)
+    assert not taking.done()
+    await bus.publish(READY, [make_evidenced(task=TASKS[2])])
+    assert len(await taking) == 3
+
+
+async def test_a_group_that_comes_twice_counts_once_and_the_first_one_wins() -> None:
+    bus = MemoryBus()
+    first, second = make_evidenced([1.0, 0.0], TASKS[0]), make_evidenced([0.0, 0.0], TASKS[0])
+    await bus.publish(READY, [first, second, *(make_evidenced(task=task) for task in TASKS[1:])])
+    collector = make_collector(bus)
+    assert (await taken(collector))[0] == first
+    await bus.publish(READY, [second])
+    following = make_task(step=1)
+    collector.expect([following])
+    await bus.publish(READY, [make_evidenced(task=following)])
+    assert await taken(collector, [following]) == [make_evidenced(task=following)]
+    assert await bus.depth(READY) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"index": 9}, {"step": 4}, {"seed": 2}, {"policy": POLICY}, {"purpose": Purpose.EVAL}, {"reference_answer": "8"}],
+    ids=lambda changes: next(iter(changes)),
+)
+async def test_a_group_that_was_not_asked_for_is_dropped(changes: dict[str, object]) -> None:
+    bus = MemoryBus()
+    foreign = make_evidenced([0.0, 0.0], make_task(**{"index": 0} | changes))
+    groups = [make_evidenced(task=task) for task in TASKS]
+    await bus.publish(READY, [foreign, *groups])
+    assert await taken(make_collector(bus)) == groups
+    assert await bus.depth(READY) == 0
+
+
+async def test_failed_groups_close_the_count() -> None:
+    bus = MemoryBus()
+    hops: list[Hop] = [make_failed(TASKS[0]), make_evidenced(task=TASKS[1]), make_failed(TASKS[2], Stage.TEACH)]
+    await bus.publish(READY, hops)
+    assert await taken(make_collector(bus)) == hops
+
+
+async def test_a_group_that_skipped_the_teacher_has_no_evidence() -> None:
+    bus = MemoryBus()
+    await bus.publish(READY, [make_scored(task=TASKS[0])])
+    assert await taken(make_collector(bus), TASKS[:1]) == [EvidencedGroup(scored=make_scored(task=TASKS[0]))]
+
+
+@pytest.mark.parametrize("used_for", ["policy", "teacher"])
+async def test_a_group_of_unproven_weights_fails_and_says_why(used_for: str) -> None:
+    def prove(proof: PolicyProof) -> str | None:
+        return f"{proof.engine} serves other weights" if proof.policy == POLICY else None
+
+    bus = MemoryBus()
+    collector = Collector(bus, "run", prove)
+    tasks = [make_task(**{used_for: POLICY}), TASKS[1]]
+    collector.expect(tasks)
+    await bus.publish(READY, [make_evidenced(task=task) for task in tasks])
+    first, second = await taken(collector, tasks)
+    assert first == GroupFailed(task=tasks[0], stage=Stage.ROLLOUT, error="toy serves other weights", deliveries=0)
+    assert second == make_evidenced(task=TASKS[1])
+
+
+async def test_groups_of_later_steps_are_kept_until_they_are_taken() -> None:
+    bus = MemoryBus()
+    later = make_task(step=1)
+    collector = make_collector(bus, [*TASKS, later])
+    await bus.publish(READY, [make_evidenced(task=task) for task in (later, *TASKS)])
+    await taken(collector)
+    assert await taken(collector, [later]) == [make_evidenced(task=later)]

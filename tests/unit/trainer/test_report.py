@@ -1,0 +1,127 @@
+"""What a step reports, and the run folder it is written to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo.contracts import EvidencedGroup, FinishReason, Outcome
+from cepo.errors import UserError
+from cepo.rundir import RunDir
+from services.trainer.batch import pack
+from services.trainer.report import Trackers, accuracy, finished, group_metrics, write_rollouts
+from tests.factories import ASKS, make_config, make_evidenced, make_failed, make_ragged, make_scored, make_task
+
+
+def make_run(path: Path) -> RunDir:
+    run = RunDir(path / "run")
+    run.create(make_config(), resume=False)
+    return run
+
+
+def test_group_metrics_count_what_came() -> None:
+    unparsed = make_scored([1.0, 0.0], make_task(index=2))
+    verdict = unparsed.verdicts[1].model_copy(update={"outcome": Outcome.UNPARSED, "reward": -0.5})
+    cut = unparsed.rollout.completions[0].model_copy(update={"finish_reason": FinishReason.LENGTH})
+    rollout = unparsed.rollout.model_copy(update={"completions": (cut, unparsed.rollout.completions[1])})
+    last = unparsed.model_copy(update={"rollout": rollout, "verdicts": (unparsed.verdicts[0], verdict)})
+    groups = [
+        make_evidenced([1.0, 1.0]),
+        make_evidenced([0.0, 0.0], make_task(index=1)),
+        EvidencedGroup(scored=last),
+        make_failed(make_task(index=3)),
+    ]
+    found = group_metrics(groups)
+    assert found["reward/mean"] == pytest.approx(2.5 / 6)
+    assert found["accuracy/train"] == accuracy(groups) == pytest.approx(0.5)
+    assert (found["length/mean"], found["length/max"], found["tokens/generated"]) == (3.5, 4.0, 21.0)
+    assert found["length/truncated_fraction"] == pytest.approx(1 / 6)
+    outcomes = {o.name.lower(): found[f"outcome/{o.name.lower()}"] for o in Outcome}
+    assert outcomes["correct"] == pytest.approx(0.5)
+    assert outcomes["unparsed"] == pytest.approx(1 / 6)
+    assert sum(outcomes.values()) == pytest.approx(1.0)
+    assert (found["groups/total"], found["groups/failed"]) == (4.0, 1.0)
+    for key, share in (("all_correct", 1), ("all_wrong", 1), ("evidenced", 2)):
+        assert found[f"groups/{key}"] == pytest.approx(share / 3)
+    assert found["time/teacher_seconds"] == 1.0
+
+
+def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
+    found = group_metrics([make_failed(), make_failed()])
+    assert found.pop("groups/failed") == found.pop("groups/total") == 2.0
+    assert set(found.values()) == {0.0}
+    assert finished([make_failed()]) == []
+
+
+def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Path) -> None:
+    groups = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
+    batch = pack(finished(groups), ASKS)
+    adv_BT = torch.arange(16.0).reshape(4, 4)
+    write_rollouts(tmp_path, 7, groups, batch, adv_BT, limit=2)
+    rows = [json.loads(line) for line in (tmp_path / "step-000007.jsonl").read_text().splitlines()]
+    assert [row["group"] for row in rows] == ["run/0/0", "run/0/1"]
+    samples = [sample for row in rows for sample in row["samples"]]
+    assert [sample["advantage"] for sample in samples] == [[0.0, 1.0, 2.0], [], [8.0, 9.0], [12.0, 13.0, 14.0, 15.0]]
+    for i, sample in enumerate(samples):
+        group = finished(groups)[i // 2]
+        assert sample["token_ids"] == list(batch.response_ids[i])
+        assert [e["logps"] for e in sample["evidence"]] == [list(e.rows[i % 2].logps) for e in group.evidence]
+        assert [e["context"] for e in sample["evidence"]] == ["ANSWER", "REJECTED"]
+        assert sample["outcome"] == ("wrong", "correct")[i % 2]
+
+
+def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
+    groups = make_ragged([(3, 1), (2, 4)])
+    batch = pack(groups, ASKS)
+    write_rollouts(tmp_path, 0, groups, batch, batch.mask_BT, limit=0)
+    assert list(tmp_path.iterdir()) == []
+    write_rollouts(tmp_path, 0, groups, batch, batch.mask_BT, limit=1)
+    assert len((tmp_path / "step-000000.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_step_is_a_line_of_metrics_and_points_of_tensorboard(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    trackers = Trackers(make_config("telemetry.tensorboard=true"), run)
+    trackers.step({"step": 0, "reward/mean": 0.5})
+    trackers.step({"step": 1, "reward/mean": 0.75})
+    assert run.rows() == [{"step": 0, "reward/mean": 0.5}, {"step": 1, "reward/mean": 0.75}]
+    assert any((run.path / "tensorboard").iterdir())
+
+
+def test_a_last_line_cut_by_a_crash_is_left_out_and_overwritten(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert run.rows() == []
+    for step in range(3):
+        run.append({"step": step})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 3, "reward/me')
+    assert [row["step"] for row in run.rows()] == [0, 1, 2]
+    run.truncate(3)
+    run.append({"step": 3})
+    assert [row["step"] for row in run.rows()] == [0, 1, 2, 3]
+
+
+def test_steps_that_will_be_done_again_are_dropped(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.truncate(0)
+    for step in range(4):
+        run.append({"step": step, "x": step / 3})
+    run.truncate(2)
+    assert run.rows() == [{"step": 0, "x": 0.0}, {"step": 1, "x": 1 / 3}]
+    assert len(run.metrics.read_text().splitlines()) == 2
+
+
+def test_a_run_folder_is_neither_overwritten_nor_resumed_by_accident(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(UserError, match="holds no run to resume"):
+        run.create(make_config(), resume=True)
+    assert not run.path.exists()
+    run.create(make_config(), resume=False)
+    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+        run.create(make_config("loop.seed=1"), resume=False)
+    assert "seed = 0" in run.config.read_text()
+    run.create(make_config("loop.seed=1"), resume=True)
+    assert "seed = 1" in run.config.read_text()
