@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cepo.answers import normalise
-from cepo.contracts import Ask, ContextName, EvidenceReason, Outcome, ScoredGroup
+from cepo.contracts import Ask, ContextName, EvidenceReason, Outcome, ScoredGroup, Verdict
 
+MAX_HINT_CHARACTERS = 100
+"""A hint is an answer, not a derivation; what is longer counts as none and so always fits beside the question."""
 ACCEPTED = 0.5
 """A rollout below this accuracy is rejected."""
 
@@ -35,9 +37,7 @@ def choose_rejected(group: ScoredGroup, *, without: int | None = None) -> Hint |
     rejected = [(v.reward, i) for i, v in enumerate(group.verdicts) if v.accuracy < ACCEPTED]
     if not rejected:
         return EvidenceReason.NO_REJECTED
-    answered = [
-        i for _, i in sorted(rejected) if group.verdicts[i].outcome is Outcome.WRONG and group.verdicts[i].extracted
-    ]
+    answered = [i for _, i in sorted(rejected) if _usable(group.verdicts[i])]
     if not answered:
         return EvidenceReason.NO_ANSWER
     reference = normalise(group.task.reference_answer)
@@ -48,6 +48,10 @@ def choose_rejected(group: ScoredGroup, *, without: int | None = None) -> Hint |
     if not others:
         return EvidenceReason.ONLY_SELF
     return Hint(ContextName.REJECTED, group.verdicts[others[0]].extracted, EvidenceReason.ASKED, others[0])
+
+
+def _usable(verdict: Verdict) -> bool:
+    return verdict.outcome is Outcome.WRONG and 0 < len(verdict.extracted) <= MAX_HINT_CHARACTERS
 
 
 def hints(ask: Ask, group: ScoredGroup) -> list[Hint | EvidenceReason]:

@@ -7,7 +7,6 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
-import math
 from enum import IntEnum
 from typing import Annotated, Self
 
@@ -312,11 +311,6 @@ class EvidencedGroup(Contract):
     @property
     def task(self) -> PromptTask:
         return self.scored.rollout.task
-
-    @property
-    def finite(self) -> bool:
-        """Whether every log-prob is finite."""
-        return all(math.isfinite(x) for e in self.evidence for row in e.rows for x in row.logps)
 
 
 class GroupFailed(Contract):

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,14 @@ class Problems:
     def at(self, position: int, seed: int) -> Problem:
         """The problem at a position of an endless shuffled sequence: a pure function of seed and position."""
         epoch, offset = divmod(position, len(self.problems))
-        order = list(range(len(self.problems)))
-        random.Random(f"{seed}-{epoch}").shuffle(order)
-        return self.problems[order[offset]]
+        return self.problems[_order(len(self.problems), seed, epoch)[offset]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}-{epoch}").shuffle(order)
+    return order
 
 
 def load_problems(config: RunConfig, renderer: Renderer, *, held_out: bool = False) -> Problems:

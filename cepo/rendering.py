@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from cepo.contracts import Message
 from cepo.errors import UserError
+
+INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
+HINT = "Here is a sample answer: {answer}"
+"""The paper's template: the hint is the last line of the user's turn (arXiv:2605.19436, appendix)."""
 
 _CANARY_TEXT = "To check the weights we add 12 and 34, write the step 12+34=46, and put 46 within \\boxed{46}."
 _CANARY_TOKENS = 16
@@ -41,7 +48,10 @@ class Renderer:
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a conversation, up to and with the start of the assistant's turn."""
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        try:
+            encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        except TemplateError as error:
+            raise UserError(f"the model's chat template refuses the messages: {error}") from error
         return tuple(encoded["input_ids"])
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -53,12 +63,12 @@ class Renderer:
         """Ids that end a response."""
         return frozenset({self.tokenizer.eos_token_id})
 
-    @property
+    @cached_property
     def canary_ids(self) -> tuple[int, ...]:
         """A fixed sequence whose log-prob proves which weights an engine uses."""
         return tuple(self.tokenizer.encode(_CANARY_TEXT, add_special_tokens=False)[:_CANARY_TOKENS])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the vocabulary, merges and chat template."""
         content = self.tokenizer.backend_tokenizer.to_str() + self.tokenizer.chat_template

@@ -15,15 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm
 from cepo.errors import UserError
+from cepo.rendering import HINT, INSTRUCTION
 
-INSTRUCTION = "Let's think step by step and put the final answer within \\boxed{}."
-HINT = "Here is a sample answer: {answer}"
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Section(BaseModel):
     """Closed and frozen: an unknown key is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -37,7 +37,7 @@ class Model(Section):
 class Lora(Section):
     rank: int = Field(default=16, ge=1, le=512)
     alpha: int = Field(default=32, ge=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = Field(default=LINEAR_LAYERS, strict=False)  # TOML has lists, not tuples
 
     @model_validator(mode="after")
     def _no_head(self) -> Self:

@@ -30,6 +30,7 @@ _CREDIT_KEYS = (
     "clip_fraction",
     "weight_mean",
     "multiplier_mean",
+    "nonfinite_tokens",
 )
 
 
@@ -47,10 +48,10 @@ class TrainBatch:
     group_B: Tensor
     rollout_logp_BT: Tensor
     """As the sampling engine reported them; 0 on padding."""
+    measured_B: Tensor
+    """Whether every ask was measured for the sequence."""
     evidence: tuple[Tensor, ...] = ()
     """Log-probs [B, T] per ask, in the order of the asks; 0 where not measured."""
-    measured_B: Tensor | None = None
-    """Whether every ask was measured for the sequence."""
 
     @property
     def size(self) -> int:
@@ -68,7 +69,7 @@ class LossOutput:
 class Algorithm(BaseModel):
     """GRPO's advantage and the clipped surrogate; a variant overrides what differs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     advantage_scale: Scale = "std"

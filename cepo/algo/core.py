@@ -78,7 +78,9 @@ def credit(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float,
         raise ValueError(f"lam must be within [0, 1], got {lam}")
     if not 0.0 < eps_w < 1.0:
         raise ValueError(f"eps_w must be within (0, 1), got {eps_w}")
-    delta_BT = torch.nan_to_num(logp_num_BT.float() - logp_den_BT.float(), nan=0.0)
+    delta_BT = torch.nan_to_num(
+        logp_num_BT.float() - logp_den_BT.float(), nan=0.0, posinf=EXPONENT_BOUND, neginf=-EXPONENT_BOUND
+    )
     exponent_BT = (torch.sign(adv_BT) * delta_BT).clamp(-EXPONENT_BOUND, EXPONENT_BOUND)
     weight_BT = exponent_BT.exp()
     clipped_BT = weight_BT.clamp(1.0 - eps_w, 1.0 + eps_w)

@@ -42,16 +42,19 @@ class EvidenceRatio(Algorithm):
         return self._credit(batch, step).adv_BT
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        if not batch.evidence or batch.measured_B is None:
+        if not batch.evidence:
             return credit_metrics(None, batch, batch.mask_BT, self.lam_at(step))
         parts = self._credit(batch, step)
-        weighed_BT = batch.mask_BT.bool() & batch.measured_B[:, None] & (parts.adv_BT != 0)
-        return credit_metrics(parts, batch, weighed_BT, self.lam_at(step))
+        weighed_BT = batch.measured_B[:, None] & (parts.adv_BT != 0)
+        numerator_BT, denominator_BT = batch.evidence
+        broken_BT = weighed_BT & ~(numerator_BT - denominator_BT).isfinite()
+        return credit_metrics(parts, batch, weighed_BT, self.lam_at(step)) | {
+            "credit/nonfinite_tokens": float(broken_BT.sum())
+        }
 
     def _credit(self, batch: TrainBatch, step: int) -> Credit:
         numerator_BT, denominator_BT = batch.evidence
-        if batch.measured_B is not None:  # half a ratio is no evidence
-            denominator_BT = torch.where(batch.measured_B[:, None], denominator_BT, numerator_BT)
+        denominator_BT = torch.where(batch.measured_B[:, None], denominator_BT, numerator_BT)  # half a ratio is none
         adv_BT = super().advantages(batch, step)
         return credit(adv_BT, numerator_BT, denominator_BT, self.lam_at(step), self.eps_w)
 

@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cepo.tiny.task import INSTRUCTION, Problem, apply
+from cepo.rendering import HINT, INSTRUCTION
+from cepo.tiny.task import Problem, apply
 
-HINT = "Here is a sample answer: {answer}"
 SLIPS = (-10, -2, -1, 1, 2, 10)
 
 

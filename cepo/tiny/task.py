@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
 DATA = Path(__file__).parent / "data"
 HELD_OUT_SHARE = 8  # one problem in so many is held out
 

@@ -9,8 +9,8 @@ from itertools import islice
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cepo.tiny.demos import HINT
-from cepo.tiny.task import INSTRUCTION, problems
+from cepo.rendering import HINT, INSTRUCTION
+from cepo.tiny.task import problems
 
 VOCABULARY_SIZE = 512
 MAX_TOKENS = 1024

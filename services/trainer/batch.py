@@ -54,7 +54,7 @@ def select(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
         group_B=batch.group_B[index],
         rollout_logp_BT=batch.rollout_logp_BT[index, :width],
         evidence=tuple(logp_BT[index, :width] for logp_BT in batch.evidence),
-        measured_B=None if batch.measured_B is None else batch.measured_B[index],
+        measured_B=batch.measured_B[index],
     )
 
 

@@ -9,8 +9,8 @@ from cepo.bus import Bus, ready
 from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, ScoredGroup, Stage
 from cepo.stage import consumer_name, task_of
 
-Refusal = str | None
-Prover = Callable[[PolicyProof], Refusal]
+Prover = Callable[[PolicyProof], str | None]
+"""Says why a proof is not accepted; None when it is."""
 BATCH = 64
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,16 @@ class Collector:
         if isinstance(group, GroupFailed):
             log.warning("%s failed in %s: %s", task.group_id, group.stage.name, group.error)
         elif refusal is not None:
-            log.error("%s refused: %s", task.group_id, refusal)
-            group = GroupFailed(task=task, stage=Stage.ROLLOUT, error=refusal, deliveries=0)
+            log.error("%s refused after %s: %s", task.group_id, refusal.stage.name, refusal.error)
+            group = refusal
         self._held[task.group_id] = group
 
-    def _refusal(self, group: EvidencedGroup | GroupFailed) -> Refusal:
+    def _refusal(self, group: EvidencedGroup | GroupFailed) -> GroupFailed | None:
+        """A failed group in the place of one whose weights are not proven."""
         if isinstance(group, GroupFailed):
             return None
-        proofs = (group.scored.rollout.proof, group.proof)
-        return next((refusal for proof in proofs if proof and (refusal := self._prove(proof))), None)
+        for stage, proof in ((Stage.ROLLOUT, group.scored.rollout.proof), (Stage.TEACH, group.proof)):
+            error = self._prove(proof) if proof is not None else None
+            if error is not None:
+                return GroupFailed(task=group.task, stage=stage, error=error, deliveries=0)
+        return None

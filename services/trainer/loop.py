@@ -117,5 +117,5 @@ def _update(run: Run, groups: Groups, tasks: Sequence[PromptTask], step: int) ->
     batch = pack(done, tasks[0].asks)
     adv_BT = algorithm.advantages(batch, step)
     metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
-    write_rollouts(run.folder.rollouts, step, groups, batch, adv_BT, run.config.telemetry.rollouts_per_step)
+    write_rollouts(run.folder.rollouts, step, groups, adv_BT, run.config.telemetry.rollouts_per_step)
     return metrics

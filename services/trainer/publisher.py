@@ -12,6 +12,7 @@ import grpc
 from cepo import adapters
 from cepo.bus import Bus
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.errors import WireError
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.wire import from_proto
 from services.trainer.learner import Learner
@@ -96,7 +97,10 @@ class Publisher:
         self, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[services_pb2.PolicyChunk]:
         """TrainerService.FetchPolicy: the files of a version, in pieces."""
-        policy = from_proto(PolicyRef, request)
+        try:
+            policy = from_proto(PolicyRef, request)
+        except WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if policy not in self._expected or policy == BASE_POLICY:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
         for name, data in adapters.read(self.folder(policy)).items():

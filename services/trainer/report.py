@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from cepo.algo.base import TrainBatch
 from cepo.contracts import EvidencedGroup, FinishReason, GroupFailed, Outcome
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
@@ -54,7 +53,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     }
 
 
-def write_rollouts(folder: Path, step: int, groups: Groups, batch: TrainBatch, adv_BT: Tensor, limit: int) -> None:
+def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limit: int) -> None:
     """Writes the first groups of a step with every token's advantage and log-probs."""
     row, lines = 0, []
     for group in finished(groups)[:limit]:

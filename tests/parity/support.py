@@ -86,7 +86,7 @@ def make_batch(
     measured_B: Tensor | None = None,
 ) -> TrainBatch:
     """A batch in which a reward of at least 0.5 is a correct answer, and every ask was measured unless said."""
-    if evidence and measured_B is None:
+    if measured_B is None:
         measured_B = torch.ones(len(reward_B), dtype=torch.bool)
     return TrainBatch(
         prompt_ids=[(1,)] * len(reward_B),
@@ -113,7 +113,7 @@ def select(batch: TrainBatch, rows: Sequence[int], width: int | None = None) -> 
         group_B=batch.group_B[index],
         rollout_logp_BT=batch.rollout_logp_BT[index, :width],
         evidence=tuple(logp_BT[index, :width] for logp_BT in batch.evidence),
-        measured_B=None if batch.measured_B is None else batch.measured_B[index],
+        measured_B=batch.measured_B[index],
     )
 
 

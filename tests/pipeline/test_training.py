@@ -20,11 +20,35 @@ from tests.pipeline.support import ROOT, kill, rows, start, wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
-DOCUMENTED_KEYS = """step policy_version reward/mean accuracy/train length/mean loss/policy grad_norm clip/ppo_low
-clip/ppo_high credit/lambda credit/delta_pos_fraction credit/delta_neg_fraction credit/clip_fraction
-credit/delta_mean_correct credit/delta_mean_wrong credit/wrong_direction_fraction groups/all_correct groups/all_wrong
-groups/failed rollout/logp_gap time/step_seconds time/rollout_seconds time/teacher_seconds time/train_seconds
-time/publish_to_first_token_seconds tokens/generated tokens/trained""".split()
+DOCUMENTED_KEYS = [
+    "step",
+    "policy_version",
+    "reward/mean",
+    "accuracy/train",
+    "length/mean",
+    "loss/policy",
+    "grad_norm",
+    "clip/ppo_low",
+    "clip/ppo_high",
+    "credit/lambda",
+    "credit/delta_pos_fraction",
+    "credit/delta_neg_fraction",
+    "credit/clip_fraction",
+    "credit/delta_mean_correct",
+    "credit/delta_mean_wrong",
+    "credit/wrong_direction_fraction",
+    "groups/all_correct",
+    "groups/all_wrong",
+    "groups/failed",
+    "rollout/logp_gap",
+    "time/step_seconds",
+    "time/rollout_seconds",
+    "time/teacher_seconds",
+    "time/train_seconds",
+    "time/publish_to_first_token_seconds",
+    "tokens/generated",
+    "tokens/trained",
+]
 
 
 @pytest.fixture(scope="module")

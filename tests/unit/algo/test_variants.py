@@ -29,6 +29,7 @@ KEYS = {
         "clip_fraction",
         "weight_mean",
         "multiplier_mean",
+    "nonfinite_tokens",
     )
 }
 
@@ -166,6 +167,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "clip_fraction": 3 / 7,
         "weight_mean": sum(weights) / 7,
         "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
+        "nonfinite_tokens": 0.0,
     }
     assert found == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
 

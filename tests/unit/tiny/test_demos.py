@@ -2,8 +2,9 @@ import random
 import re
 from itertools import islice
 
-from cepo.tiny.demos import HINT, Demonstration, Mixture, demonstrations, slipped, solution
-from cepo.tiny.task import INSTRUCTION, Problem, apply, problems
+from cepo.rendering import HINT, INSTRUCTION
+from cepo.tiny.demos import Demonstration, Mixture, demonstrations, slipped, solution
+from cepo.tiny.task import Problem, apply, problems
 
 PROBLEM = Problem(23, 45, 17, "+-")
 STEP = re.compile(r"(\d+)([+-])(\d+)=(\d+)")

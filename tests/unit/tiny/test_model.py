@@ -6,8 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import cepo.tiny
-from cepo.tiny.demos import HINT, Mixture, demonstrations
-from cepo.tiny.task import INSTRUCTION, problems
+from cepo.rendering import HINT, INSTRUCTION
+from cepo.tiny.demos import Mixture, demonstrations
+from cepo.tiny.task import problems
 from cepo.tiny.tokenizer import END_ID, PAD_ID, build
 from cepo.tiny.train import encode, loss_of, new_model
 

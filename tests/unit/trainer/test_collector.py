@@ -91,8 +91,8 @@ async def test_a_group_that_skipped_the_teacher_has_no_evidence() -> None:
     assert await taken(make_collector(bus), TASKS[:1]) == [EvidencedGroup(scored=make_scored(task=TASKS[0]))]
 
 
-@pytest.mark.parametrize("used_for", ["policy", "teacher"])
-async def test_a_group_of_unproven_weights_fails_and_says_why(used_for: str) -> None:
+@pytest.mark.parametrize(("used_for", "stage"), [("policy", Stage.ROLLOUT), ("teacher", Stage.TEACH)])
+async def test_a_group_of_unproven_weights_fails_and_says_why(used_for: str, stage: Stage) -> None:
     def prove(proof: PolicyProof) -> str | None:
         return f"{proof.engine} serves other weights" if proof.policy == POLICY else None
 
@@ -102,7 +102,7 @@ async def test_a_group_of_unproven_weights_fails_and_says_why(used_for: str) -> 
     collector.expect(tasks)
     await bus.publish(READY, [make_evidenced(task=task) for task in tasks])
     first, second = await taken(collector, tasks)
-    assert first == GroupFailed(task=tasks[0], stage=Stage.ROLLOUT, error="toy serves other weights", deliveries=0)
+    assert first == GroupFailed(task=tasks[0], stage=stage, error="toy serves other weights", deliveries=0)
     assert second == make_evidenced(task=TASKS[1])
 
 
