@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -29,6 +29,8 @@ from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
+MAX_CONNECTIONS = 16
+"""Of one process; hops that end at the same time wait for each other."""
 RETRY_SECONDS = 60.0
 """How long a Redis that went away is waited for."""
 log = logging.getLogger(__name__)
@@ -103,14 +105,17 @@ class RedisBus:
     def __init__(self, url: str, claim_seconds: float = 10.0) -> None:
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
         try:
-            self._redis: Redis = Redis.from_url(
+            pool = BlockingConnectionPool.from_url(
                 url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=RETRY_SECONDS,
                 retry=retry,
                 retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
                 health_check_interval=30,
             )
         except ValueError as error:
             raise UserError(f"Redis address {url!r}: {error}; write redis://[:password@]host:port/0") from error
+        self._redis: Redis = Redis.from_pool(pool)
         self._url = url
         self._claim_milliseconds = int(claim_seconds * 1000)
         self._hop = self._redis.register_script(_HOP)

@@ -106,6 +106,9 @@ async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
     groups = await run.collector.take(tasks)
     if not finished(groups):
         raise UserError(f"every evaluation group failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
+    failed = len(groups) - len(finished(groups))
+    if failed:
+        log.warning("%d of %d evaluation groups failed and are not counted in the accuracy", failed, len(groups))
     return accuracy(groups)
 
 

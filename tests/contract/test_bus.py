@@ -233,3 +233,14 @@ def test_a_malformed_address_is_a_user_error() -> None:
 
 async def test_a_redis_that_answers_passes_the_check(redis_bus: RedisBus) -> None:
     await redis_bus.check()
+
+
+async def test_hundreds_of_hops_may_end_at_once(bus: Bus) -> None:
+    tasks = [make_task(index=index) for index in range(300)]
+    await bus.publish("in", tasks)
+    items: list[Delivery] = []
+    while len(items) < len(tasks):
+        items += await bus.receive("in", "worker", len(tasks), 1.0)
+    assert all(await asyncio.gather(*(bus.hop(item, "out", item.hop) for item in items)))
+    assert await bus.depth("out") == len(tasks)
+    assert await bus.depth("in") == 0

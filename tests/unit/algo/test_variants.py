@@ -29,7 +29,7 @@ KEYS = {
         "clip_fraction",
         "weight_mean",
         "multiplier_mean",
-    "nonfinite_tokens",
+        "nonfinite_tokens",
     )
 }
 
