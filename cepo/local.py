@@ -27,6 +27,7 @@ from cepo.settings import Settings, child_environment
 
 START_SECONDS = 30.0
 STOP_SECONDS = 60.0
+SERVICE_STOP_SECONDS = 5.0
 MAX_RESTARTS = 5
 """Within RESTART_WINDOW_SECONDS; more is a fault that starting again does not mend."""
 RESTART_WINDOW_SECONDS = 120.0
@@ -85,11 +86,16 @@ class Child:
         self.start()
         return None
 
+    def terminate(self) -> None:
+        """SIGTERM, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
     def stop(self, grace: float) -> None:
         """SIGTERM, then SIGKILL to the whole session after `grace` seconds."""
         if self.process is None:
             return
-        self.process.terminate()
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace)
         self._end_session()
@@ -155,15 +161,21 @@ class Stack:
 
     def drain(self) -> None:
         """Asks the trainer to end after the step at hand."""
-        process = self.children["trainer"].process
-        if process is not None and process.poll() is None:
-            process.terminate()
+        self.children["trainer"].terminate()
 
-    def stop(self) -> None:
-        """Ends every process, Redis last."""
-        for name in ("trainer", "teacher", "verifier", "rollout", "redis"):
-            if name in self.children:
-                self.children[name].stop(STOP_SECONDS if name == "trainer" else 10.0)
+    def stop(self, grace: float) -> None:
+        """Ends every process: the trainer first, which may have a step to finish, then the others at once, then Redis.
+
+        Args:
+            grace: seconds the trainer may take.
+        """
+        first, last = self.children["trainer"], self.children.get("redis")
+        first.stop(grace)
+        others = [child for child in self.children.values() if child not in (first, last)]
+        for child in others:
+            child.terminate()
+        for child in others + ([last] if last else []):
+            child.stop(min(grace, SERVICE_STOP_SECONDS))
         shutil.rmtree(self.run.path / "redis", ignore_errors=True)
 
     def _settings(self, name: str, config: RunConfig) -> Settings:
@@ -228,12 +240,16 @@ def _engine_environment(threads: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(stack: Stack) -> Iterator[Stack]:
-    """A started stack that is stopped whatever happens."""
+    """A started stack that is stopped whatever happens; an interrupt does not wait for the step at hand."""
+    grace = STOP_SECONDS
     try:
         stack.start()
         yield stack
+    except KeyboardInterrupt:
+        grace = 0.0
+        raise
     finally:
-        stack.stop()
+        stack.stop(grace)
 
 
 def _die_with_parent() -> None:

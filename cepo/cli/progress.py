@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +19,7 @@ from cepo.auth import call_metadata
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 
+PROGRAM = sys.argv[0] if Path(sys.argv[0]).name == "cepo" else "python -m cepo"
 ROWS_SHOWN = 12
 COLUMNS = (
     ("step", "step", "{:.0f}"),
@@ -93,7 +95,7 @@ class Progress:
             status = httpx.get(f"{address}/v1/status", headers=dict(call_metadata(token)), timeout=2.0).json()
             phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
         except (httpx.HTTPError, ValueError):
-            phase = "starting"
+            phase = "stopping" if self._rows else "starting"
         self._show_new_rows()
         self._bar.update(self._task, completed=len(self._rows), description=phase, left=self._time_left())
         if self._live is not None:
@@ -113,7 +115,7 @@ class Progress:
             )
         if self._draining:
             print_(f"stopped after step {rows[-1]['step'] if rows else 0}; go on with:")
-            print_(f"  cepo train {file} --run-dir {self._folder.path} --resume")
+            print_(f"  {PROGRAM} train {file} --run-dir {self._folder.path} --resume")
         self._print_gain(rows)
         print_(f"run folder: {self._folder.path}")
         print_("next:")
@@ -123,11 +125,11 @@ class Progress:
     def _next(self, file: Path) -> list[tuple[str, str]]:
         other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"
         samples = sorted(self._folder.rollouts.glob("*.jsonl"))
-        suggestions = [(f"cepo export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
+        suggestions = [(f"{PROGRAM} export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
         if samples:
             suggestions.append((f"head -n 1 {samples[-1]}", "a group with every token's evidence and advantage"))
         suggestions.append(
-            (f"cepo train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
+            (f"{PROGRAM} train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
         )
         return suggestions
 
