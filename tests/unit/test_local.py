@@ -1,0 +1,95 @@
+"""The launcher's supervision, on small processes of its own."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cepo.errors import UserError
+from cepo.local import MAX_RESTARTS, Child, ServiceDown, Stack
+from cepo.rundir import RunDir
+from tests.factories import make_config
+
+
+def child(tmp_path: Path, code: str) -> Child:
+    return Child("worker", [sys.executable, "-c", code], {"GREETING": "hello"}, tmp_path / "worker.log")
+
+
+def ended(process: Child) -> Child:
+    assert process.process is not None
+    process.process.wait(10)
+    return process
+
+
+def test_a_process_gets_its_environment_and_its_output_is_kept(tmp_path: Path) -> None:
+    process = child(tmp_path, "import os; print('one'); print(os.environ['GREETING'])")
+    process.start()
+    assert ended(process).check() == 0
+    assert process.last_lines(1) == "hello"
+    assert process.last_lines(2) == "one\nhello"
+
+
+def test_a_process_that_died_is_started_again(tmp_path: Path) -> None:
+    process = child(
+        tmp_path,
+        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'been')!r}); "
+        "sys.exit(0) if p.exists() else (p.touch(), sys.exit(7))",
+    )
+    process.start()
+    assert ended(process).check() is None
+    assert ended(process).check() == 0
+    assert len(process.started) == 2
+
+
+def test_a_users_mistake_ends_everything_with_its_last_line(tmp_path: Path) -> None:
+    process = child(tmp_path, "import sys; print('noise'); print('cepo worker: the port is taken'); sys.exit(2)")
+    process.start()
+    with pytest.raises(UserError, match=r"^the port is taken$"):
+        ended(process).check()
+
+
+def test_a_process_that_keeps_dying_is_given_up_with_its_last_lines(tmp_path: Path) -> None:
+    process = child(tmp_path, "import sys; print('out of memory'); sys.exit(1)")
+    process.start()
+    for _ in range(MAX_RESTARTS):
+        assert ended(process).check() is None
+    with pytest.raises(ServiceDown, match="out of memory"):
+        ended(process).check()
+
+
+def test_stopping_ends_a_process_that_does_not_listen_and_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "beat"
+    beat = (
+        f"import pathlib, time\nwhile True: pathlib.Path({str(mark)!r}).write_text(str(time.time())); time.sleep(0.02)"
+    )
+    code = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"subprocess.Popen([sys.executable, '-c', {beat!r}]); time.sleep(60)"
+    )
+    process = child(tmp_path, code)
+    process.start()
+    deadline = time.monotonic() + 10
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.stop(0.1)
+    time.sleep(0.1)
+    last = mark.read_text()
+    time.sleep(0.2)
+    assert mark.read_text() == last
+
+
+def test_services_get_the_users_token_and_addresses_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CEPO_TOKEN", "secret")
+    monkeypatch.setenv("CEPO_GRPC_PORT", "1")
+    stack = Stack(make_config(), RunDir(tmp_path))
+    environments = [stack.children[name].environment for name in ("rollout", "verifier", "teacher", "trainer")]
+    assert {environment["CEPO_TOKEN"] for environment in environments} == {"secret"}
+    ports = [e[key] for e in environments for key in ("CEPO_GRPC_PORT", "CEPO_HTTP_PORT")]
+    assert len(set(ports)) == len(ports)
+    assert "1" not in ports
+    assert {e["CEPO_TRAINER_ADDRESS"] for e in environments} == {stack.grpc["trainer"]}
