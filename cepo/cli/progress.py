@@ -104,23 +104,23 @@ class Progress:
     def summary(self, file: Path) -> None:
         """The last lines: what was gained, where it is, what to try next."""
         rows = self._folder.rows()
-        print_ = functools.partial(self._console.print, soft_wrap=True)
-        print_()
+        say = functools.partial(self._console.print, soft_wrap=True)
+        say()
+        if self._draining:
+            say(f"stopped after {len(rows)} of {self._config.loop.steps} steps; go on with:")
+            say(f"  {PROGRAM} train {file} --run-dir {self._folder.path} --resume")
         if not rows:
-            print_("no step was finished")
-        elif all(row["reward/mean"] == 0 for row in rows):
-            print_(
+            return
+        if all(row["reward/mean"] == 0 for row in rows):
+            say(
                 "every reward was 0: the model never gave a right answer, so there was nothing to learn from. Read the "
                 f"answers in {self._folder.rollouts}, then use a stronger model or easier data."
             )
-        if self._draining:
-            print_(f"stopped after step {rows[-1]['step'] if rows else 0}; go on with:")
-            print_(f"  {PROGRAM} train {file} --run-dir {self._folder.path} --resume")
         self._print_gain(rows)
-        print_(f"run folder: {self._folder.path}")
-        print_("next:")
+        say(f"run folder: {self._folder.path}")
+        say("next:")
         for command, purpose in self._next(file):
-            print_(f"  {command:<60}  {purpose}")
+            say(f"  {command:<60}  {purpose}")
 
     def _next(self, file: Path) -> list[tuple[str, str]]:
         other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"

@@ -8,9 +8,10 @@ seeds fail; so a batch has room for every sequence whole.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm import SamplingParams
@@ -51,7 +52,8 @@ class VllmGenerator:
         if policy.name not in self._proofs:
             self._proofs[policy.name] = asyncio.ensure_future(self._load(policy))
         try:
-            return await asyncio.shield(self._proofs[policy.name])
+            with _engine_alive():
+                return await asyncio.shield(self._proofs[policy.name])
         except Exception:
             self._proofs.pop(policy.name, None)  # the next task tries again
             raise
@@ -71,7 +73,8 @@ class VllmGenerator:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(prompt_ids, params, policy)
+        with _engine_alive():
+            output = await self._run(prompt_ids, params, policy)
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
 
     def close(self) -> None:
@@ -109,10 +112,15 @@ class VllmGenerator:
     async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, policy: PolicyRef) -> Any:
         prompt, lora = {"prompt_token_ids": list(prompt_ids)}, self._requests.get(policy.name)
         outputs = self._engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
-        try:
-            return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
-        except EngineDeadError as error:
-            raise EngineDown("vLLM's engine process is gone") from error
+        return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
+
+
+@contextlib.contextmanager
+def _engine_alive() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDown("vLLM's engine process is gone") from error
 
 
 def _sample(completion: Any) -> Sample:
