@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -27,10 +27,16 @@ class Columns:
     answer: str
     convention: str = ""
     """Whose names these are; empty: the run file's."""
+    kinds: tuple[str, str] = field(default=("text", "text"), compare=False)
+    """What the first row holds there."""
+
+    def __str__(self) -> str:
+        whose = f" ({self.convention} names)" if self.convention else ""
+        return f"columns {self.question} ({self.kinds[0]}) and {self.answer} ({self.kinds[1]}){whose}"
 
 
 CONVENTIONS = (
-    Columns("question", "answer", "the default"),
+    Columns("question", "answer", "CEPO's"),
     Columns("problem", "answer", "EasyR1's"),
     Columns("prompt", "reward_model.ground_truth", "verl's"),
     Columns("prompt", "solution", "TRL's"),
@@ -126,7 +132,7 @@ def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) 
         try:
             numbered = [(number, row) for number, row in numbered if passes(row, condition)]
         except UserError as error:
-            raise UserError(f"{source}, {key} {condition!r}: {error}") from error
+            raise UserError(f"{source}, {key} {condition!r}: {error}; name one of them") from error
     if not numbered:
         raise UserError(f"{source}: none of {len(rows)} rows passes {key}={list(conditions)}; loosen it")
     limit = 0 if held_out else data.limit
@@ -158,7 +164,19 @@ def _recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Col
                 column(first, path)
             except UserError as error:
                 raise UserError(f"{source}, row {number}: {error}; name the right one in {key}") from error
-    return columns
+    kinds = [_kind(column(first, p)) if has_column(first, p) else "missing" for p in (columns.question, columns.answer)]
+    return replace(columns, kinds=(kinds[0], kinds[1]))
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case str():
+            return "text"
+        case int() | float():
+            return "number"
+        case list():
+            return "chat messages"
+    return type(value).__name__
 
 
 def _problem(number: int, row: Row, columns: Columns, config: RunConfig, renderer: Renderer) -> Problem:
@@ -175,7 +193,7 @@ def _problem(number: int, row: Row, columns: Columns, config: RunConfig, rendere
     if length > config.model.max_length:
         raise UserError(
             f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
-            f"that ends them, above model.max_length={config.model.max_length}; raise it or shorten the prompt"
+            f"that ends them, above model.max_length={config.model.max_length}"
         )
     return Problem(messages, reference, number, tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from cepo.errors import Unreachable, UserError
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
 HEAD_CHARACTERS = 160
 TAIL_CHARACTERS = 300
+CONTEXT_CHARACTERS = 80
 
 
 def add_parser(commands: Any) -> None:
@@ -49,7 +51,10 @@ def run(options: argparse.Namespace) -> int:
         raise
     for prompt in preflight.prompts():
         _show_prompt(console, prompt)
-    console.print(f"\nready in {time.monotonic() - begun:.0f} s; train with: cepo train {options.file}", soft_wrap=True)
+    words = shlex.join(
+        ["cepo", "train", str(options.file), *(word for each in options.set for word in ("--set", each))]
+    )
+    console.print(f"\nready in {time.monotonic() - begun:.0f} s; train with: {words}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -85,14 +90,15 @@ def _mark(state: str) -> Text:
 
 
 def _show_prompt(console: Console, prompt: Prompt) -> None:
-    console.print(Text(f"\n{prompt.context}, {prompt.tokens} tokens", style="bold"))
-    text = prompt.text
-    if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
-        text = f"{text[:HEAD_CHARACTERS]} [...] {text[-TAIL_CHARACTERS:]}"
-    shown = Text(text.rstrip("\n"), style="dim")
-    at = text.rfind(prompt.hint) if prompt.hint else -1
-    if at >= 0:
-        shown = Text.assemble(
-            (text[:at], "dim"), (f">>{prompt.hint}<<", "bold cyan"), (text[at + len(prompt.hint) :].rstrip("\n"), "dim")
-        )
-    console.print(shown, soft_wrap=True)
+    """The plain prompt, its middle left out where it is long; of the others the end, the hint marked."""
+    console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
+    text = prompt.text.rstrip("\n")
+    at = text.rfind(prompt.hint) if prompt.hint else len(text)
+    head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)
+    before = text[:at]
+    if len(before) > head + tail:
+        before = f"{before[:head]}[...]{before[-tail:]}"
+    hint = f">>{prompt.hint}<<" if prompt.hint else ""
+    console.print(
+        Text.assemble((before, "dim"), (hint, "bold cyan"), (text[at + len(prompt.hint) :], "dim")), soft_wrap=True
+    )

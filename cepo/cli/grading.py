@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from cepo.data import Problem
 from cepo.gold import perturbed
 
 
-def ungradable(problems: Sequence[Problem]) -> dict[int, str]:
-    """Why a problem's answer cannot be graded, by the id() of the problem; those that can are left out."""
+def ungradable(answers: Iterable[str]) -> dict[str, str]:
+    """The reference answers that cannot be graded, and why."""
     from services.verifier.files import verify_lines
 
-    answers = list(dict.fromkeys(problem.answer for problem in problems))
-    lines = [_line(given, answer) for answer in answers for given in (answer, perturbed(answer))]
+    distinct = list(dict.fromkeys(answers))
+    lines = [_line(given, answer) for answer in distinct for given in (answer, perturbed(answer))]
     verdicts = [json.loads(line) for line in verify_lines(lines)]
     reasons = {
         answer: _reason(answer, itself, other)
-        for answer, itself, other in zip(answers, verdicts[::2], verdicts[1::2], strict=True)
+        for answer, itself, other in zip(distinct, verdicts[::2], verdicts[1::2], strict=True)
     }
-    return {id(problem): reasons[problem.answer] for problem in problems if reasons[problem.answer]}
+    return {answer: reason for answer, reason in reasons.items() if reason}
 
 
 def _line(given: str, answer: str) -> str:

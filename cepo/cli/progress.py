@@ -67,6 +67,7 @@ class Progress:
             f"{config.algorithm.name} on {config.model.path}: {len(train.problems)} problems, {evaluated} held out"
             + (f", {dropped} dropped" if dropped else "")
         )
+        self._console.print(f"{train.columns}", markup=False, soft_wrap=True)
         for note in notes:
             self._console.print(f"  {note}", markup=False, soft_wrap=True)
         self._console.print(f"run folder {self._folder.path}", soft_wrap=True)

@@ -15,6 +15,7 @@ OPTIMISER_BYTES = 12
 """AdamW's two moments and the gradient of a weight, in float32."""
 ENGINES = 3
 """Copies of the weights: rollout, teacher and trainer are processes of their own."""
+_NOT_LINEAR = {"lm_head", "embed_tokens", "wte", "wpe"}
 SPARE_BYTES = 256 * 2**20
 """Logs, rollouts and Redis in the run folder."""
 
@@ -30,6 +31,9 @@ class Sizes:
     """Longest sequence the model was made for; 0: not said."""
     cache_numbers: int
     """Keys and values of one token."""
+    linear_names: tuple[str, ...]
+    """What LoRA could adapt."""
+    missing_targets: tuple[str, ...]
     config: RunConfig
 
     @property
@@ -58,7 +62,7 @@ def measure(config: RunConfig) -> Sizes:
     """Builds the model without weights and counts.
 
     Raises:
-        UserError: no such model, or it has no module of one of `lora.targets`.
+        UserError: no such model, or it is no causal language model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -70,18 +74,22 @@ def measure(config: RunConfig) -> Sizes:
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.path={config.model.path} cannot be loaded: {str(error).splitlines()[0]}; "
-            "give a causal language model"
+            "give a folder or the Hugging Face name of a causal language model"
         ) from error
     text = made.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    adapted = _adapted(model, config)
+    linear = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2}
+    bound = {target: [n for n in linear if n == target or n.endswith(f".{target}")] for target in config.lora.targets}
+    adapted = [linear[name] for name in {name: None for names in bound.values() for name in names}]
     return Sizes(
         parameters=_parameters(model, tied=bool(text.tie_word_embeddings)),
         adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
         adapted_modules=len(adapted),
         positions=getattr(text, "max_position_embeddings", None) or 0,
         cache_numbers=2 * text.num_hidden_layers * heads * head_dim,
+        linear_names=tuple(sorted({n.rpartition(".")[2] for n in linear} - _NOT_LINEAR)),
+        missing_targets=tuple(target for target, names in bound.items() if not names),
         config=config,
     )
 
@@ -92,25 +100,6 @@ def _parameters(model: Any, *, tied: bool) -> int:
     if tied and head is not None and head.weight is not model.get_input_embeddings().weight:
         counted.pop(id(head.weight), None)  # without weights there is nothing to tie
     return sum(counted.values())
-
-
-def _adapted(model: Any, config: RunConfig) -> list[Any]:
-    """The modules that LoRA changes, by PEFT's rule: the name or its last part."""
-    names = {name: module for name, module in model.named_modules() if getattr(module, "weight", None) is not None}
-    found: dict[str, Any] = {}
-    missing = []
-    for target in config.lora.targets:
-        bound = {n: m for n, m in names.items() if (n == target or n.endswith(f".{target}")) and m.weight.dim() == 2}
-        found |= bound
-        if not bound:
-            missing.append(target)
-    if missing or not found:
-        kinds = sorted({n.rpartition(".")[2] for n, m in names.items() if m.weight.dim() == 2})
-        known = [kind for kind in kinds if not kind.isdigit() and kind not in ("lm_head", "embed_tokens", "wte", "wpe")]
-        raise UserError(
-            f"lora.targets: {config.model.path} has no module {', '.join(missing)}; choose from {', '.join(known)}"
-        )
-    return list(found.values())
 
 
 def shown(count: int) -> str:
