@@ -41,7 +41,7 @@ def answers(run: Preflight) -> Found:
         right = len(problems) - len(wrong)
         yield (
             "ok",
-            f"{name}: {right} of {len(problems)} reference answers are right against themselves and wrong when changed{rest}",
+            f"{name}: {right} of {len(problems)} reference answers verify, and not when changed{rest}",
         )
         if wrong:
             yield from _dropped(found.source, reasons)

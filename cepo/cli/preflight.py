@@ -20,8 +20,6 @@ from cepo.runconfig import RunConfig
 
 Found = Iterator[tuple[Literal["ok", "note"], str]]
 
-Found = Iterator[tuple[Literal["ok", "note"], str]]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -44,9 +42,9 @@ class Prompt:
     @property
     def title(self) -> str:
         """The context in words."""
-        return {"plain": "plain", "r+": "r+, the right answer as hint", "r-": "r-, a made-up wrong answer as hint"}[
-            self.context
-        ]
+        return {"r+": "r+, the right answer as hint", "r-": "r-, a made-up wrong answer as hint"}.get(
+            self.context, "plain"
+        )
 
 
 @dataclass

@@ -55,7 +55,7 @@ def test_a_mistake_in_the_run_file(setting: str, says: str, capsys: pytest.Captu
         ([{"question": "1 + 1 = ?", "answer": ""}], "row 0: reference answer '' holds no answer"),
         ([{"question": "1 + 1 = ?", "answer": None}], "row 0: column 'answer' holds None"),
         ([{"question": "1 + 1 = ?", "answer": "2"}, {"question": "", "answer": "2"}], "row 1: column 'question'"),
-        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint and sampling.max_tokens=48 make"),
+        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint and sampling.max_tokens="),
     ],
 )
 def test_a_mistake_in_the_data(
