@@ -151,8 +151,17 @@ def _hub_rows(name: str, split: str, key: str) -> list[Any]:
     try:
         return list(datasets.load_dataset(repository, subset or None, split=split))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        fix = "; write NAME:SUBSET" if "Config name is missing" in str(error) else ""
-        raise UserError(f"{key}={name}, split {split!r}, cannot be loaded: {_one_line(error)}{fix}") from error
+        raise UserError(
+            f"{key}={name}, split {split!r}, cannot be loaded: {_one_line(error)}; {_fix(error, key)}"
+        ) from error
+
+
+def _fix(error: Exception, key: str) -> str:
+    if "Config name is missing" in str(error):
+        return f'write {key} = "NAME:SUBSET"'
+    if "split" in str(error):
+        return f"set {'data.eval_split' if key == 'data.eval' else 'data.split'}"
+    return "check its name and the network, or give a file or folder"
 
 
 def _one_line(error: Exception) -> str:

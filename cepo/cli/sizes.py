@@ -83,7 +83,7 @@ def measure(config: RunConfig) -> Sizes:
     bound = {target: [n for n in linear if n == target or n.endswith(f".{target}")] for target in config.lora.targets}
     adapted = [linear[name] for name in {name: None for names in bound.values() for name in names}]
     return Sizes(
-        parameters=_parameters(model, tied=bool(text.tie_word_embeddings)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied ones count once
         adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
         adapted_modules=len(adapted),
         positions=getattr(text, "max_position_embeddings", None) or 0,
@@ -92,14 +92,6 @@ def measure(config: RunConfig) -> Sizes:
         missing_targets=tuple(target for target, names in bound.items() if not names),
         config=config,
     )
-
-
-def _parameters(model: Any, *, tied: bool) -> int:
-    head = model.get_output_embeddings()
-    counted = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    if tied and head is not None and head.weight is not model.get_input_embeddings().weight:
-        counted.pop(id(head.weight), None)  # without weights there is nothing to tie
-    return sum(counted.values())
 
 
 def shown(count: int) -> str:

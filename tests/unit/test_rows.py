@@ -73,7 +73,7 @@ def test_a_folder_of_files_is_loaded_by_datasets(tmp_path: Path, renderer: Rende
     folder.mkdir()
     written(folder, ROWS).rename(folder / "train.jsonl")
     assert len(loaded(renderer, folder).problems) == 12
-    with pytest.raises(UserError, match=r"data\.train=.*files, split 'dev', cannot be loaded: .*dev"):
+    with pytest.raises(UserError, match=r"data\.train=.*files, split 'dev', cannot be loaded: .*; set data\.split$"):
         loaded(renderer, folder, "data.split=dev")
 
 
