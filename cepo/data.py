@@ -1,25 +1,48 @@
-"""Problems from files: JSONL, JSON, Parquet, or a Hugging Face data set, with a column mapping.
+"""Problems from rows: which columns hold them, the checks on every row, and the order.
 
 Every row is checked before anything is sampled: its columns, its answer, its length under the longest context.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from cepo.answers import check_reference, reference_of
 from cepo.contracts import Message
 from cepo.errors import UserError
 from cepo.rendering import Renderer, with_hint
-from cepo.runconfig import Data, RunConfig, is_path
+from cepo.rows import Row, column, has_column, passes, read_rows
+from cepo.runconfig import Data, RunConfig
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a data set holds its questions and answers."""
+
+    question: str
+    answer: str
+    convention: str = ""
+    """Whose names these are; empty: the run file's."""
+    kinds: tuple[str, str] = field(default=("text", "text"), compare=False)
+    """What the first row holds there."""
+
+    def __str__(self) -> str:
+        whose = f" ({self.convention} names)" if self.convention else ""
+        return f"columns {self.question} ({self.kinds[0]}) and {self.answer} ({self.kinds[1]}){whose}"
+
+
+CONVENTIONS = (
+    Columns("question", "answer", "CEPO's"),
+    Columns("problem", "answer", "EasyR1's"),
+    Columns("prompt", "reward_model.ground_truth", "verl's"),
+    Columns("prompt", "solution", "TRL's"),
+    Columns("problem", "solution", "TRL's"),
+)
+"""Recognised in this order where the run file names no column."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,10 @@ class Problem:
 
     messages: tuple[Message, ...]
     answer: str
+    row: int = field(default=-1, compare=False)
+    """Its place in the file."""
+    tokens: int = field(default=0, compare=False)
+    """Prompt with the right answer as hint."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,9 @@ class Problems:
 
     problems: tuple[Problem, ...]
     dropped: tuple[str, ...]
+    source: str = ""
+    """Config key and name."""
+    columns: Columns = CONVENTIONS[0]
 
     def at(self, position: int, seed: int) -> Problem:
         """The problem at a position of an endless shuffled sequence: a pure function of seed and position."""
@@ -50,8 +80,13 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def load_problems(config: RunConfig, renderer: Renderer, *, held_out: bool = False) -> Problems:
+def load_problems(
+    config: RunConfig, renderer: Renderer, *, held_out: bool = False, excluded: Mapping[int, str] | None = None
+) -> Problems:
     """Reads, maps and checks a run's training or held-out problems.
+
+    Args:
+        excluded: rows found unusable before, and why; they count as dropped.
 
     Raises:
         UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
@@ -59,57 +94,111 @@ def load_problems(config: RunConfig, renderer: Renderer, *, held_out: bool = Fal
     data = config.data
     name, split = (data.eval, data.eval_split) if held_out else (data.train, data.split)
     key = "data.eval" if held_out else "data.train"
+    source = f"{key}={name}"
+    rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
+    columns = _recognised(rows, data, source)
     problems, dropped = [], []
-    for number, row in enumerate(_rows(name, split, key)):
+    for number, row in rows:
         try:
-            problems.append(_problem(row, data, config, renderer))
+            if excluded and number in excluded:
+                raise UserError(excluded[number])
+            problems.append(_problem(number, row, columns, config, renderer))
         except UserError as error:
-            message = f"{key}={name}, row {number}: {error}"
-            if data.on_bad_row == "refuse":
-                raise UserError(f'{message}; mend the row or set data.on_bad_row = "drop"') from error
-            dropped.append(message)
+            dropped.append(drop(f"{source}, row {number}: {error}", data))
     if not problems:
-        reason = f"every row was dropped, the first because: {dropped[0]}" if dropped else "it has no rows"
-        raise UserError(f"{key}={name} is empty: {reason}")
-    return Problems(tuple(problems), tuple(dropped))
+        raise UserError(f"{source} is empty: every row was dropped, the first because: {dropped[0]}")
+    return Problems(tuple(problems), tuple(dropped), source, columns)
 
 
-def column(row: Row, path: str) -> Any:
-    """A value by nested path, such as `reward_model.ground_truth` or `prompt.0.content`.
+def drop(reason: str, data: Data) -> str:
+    """The reason why a row is dropped.
 
     Raises:
-        UserError: there is no such column; names those there are.
+        UserError: the run refuses bad rows.
     """
-    value: Any = row
-    for part in path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise UserError(f"no column {path!r}; the columns are {', '.join(_paths(row))}")
-    return value
+    if data.on_bad_row == "refuse":
+        raise UserError(f'{reason}; mend the row or set data.on_bad_row = "drop"')
+    return reason
 
 
-def _problem(row: Row, data: Data, config: RunConfig, renderer: Renderer) -> Problem:
+def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) -> list[tuple[int, Any]]:
+    """Numbered rows that pass the filters; of the training rows as many as the limit allows."""
+    data = config.data
+    key, conditions = ("data.eval_where", data.eval_where) if held_out else ("data.where", data.where)
+    numbered = list(enumerate(rows))
+    if not numbered:
+        raise UserError(f"{source} is empty: it has no rows")
+    for condition in conditions:
+        try:
+            numbered = [(number, row) for number, row in numbered if passes(row, condition)]
+        except UserError as error:
+            raise UserError(f"{source}, {key} {condition!r}: {error}; name one of them") from error
+    if not numbered:
+        raise UserError(f"{source}: none of {len(rows)} rows passes {key}={list(conditions)}; loosen it")
+    limit = 0 if held_out else data.limit
+    if 0 < limit < len(numbered):
+        chosen = random.Random(f"limit-{config.loop.seed}").sample(range(len(numbered)), limit)
+        numbered = [numbered[i] for i in sorted(chosen)]
+    return numbered
+
+
+def _recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Columns:
+    """The columns the run file names, the others by convention; both are in some row.
+
+    Raises:
+        UserError: no row has such a column; names those there are and the key to set.
+    """
+    number, first = next(((n, row) for n, row in rows if isinstance(row, dict)), rows[0])
+    columns = Columns(data.question, data.answer)
+    if not (data.question and data.answer):
+        fitting = (
+            known
+            for known in CONVENTIONS
+            if (data.question or has_column(first, known.question)) and (data.answer or has_column(first, known.answer))
+        )
+        known = next(fitting, CONVENTIONS[0])
+        columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
+    for key, path in (("data.question", columns.question), ("data.answer", columns.answer)):
+        if isinstance(first, dict) and not any(has_column(row, path) for _, row in rows):
+            try:
+                column(first, path)
+            except UserError as error:
+                raise UserError(f"{source}, row {number}: {error}; name the right one in {key}") from error
+    kinds = [_kind(column(first, p)) if has_column(first, p) else "missing" for p in (columns.question, columns.answer)]
+    return replace(columns, kinds=(kinds[0], kinds[1]))
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case str():
+            return "text"
+        case int() | float():
+            return "number"
+        case list():
+            return "chat messages"
+    return type(value).__name__
+
+
+def _problem(number: int, row: Row, columns: Columns, config: RunConfig, renderer: Renderer) -> Problem:
     if not isinstance(row, dict):
         raise UserError(f"it is {row!r}, not an object with columns")
-    answer = column(row, data.answer)
+    answer = column(row, columns.answer)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise UserError(f"column {data.answer!r} holds {answer!r}, which is not an answer")
+        raise UserError(f"column {columns.answer!r} holds {answer!r}, which is not an answer")
     check_reference(str(answer))
-    problem = Problem(_messages(column(row, data.question), data), reference_of(str(answer)))
-    hinted = with_hint(problem.messages, data.hint, problem.answer)
-    length = len(renderer.prompt_ids(hinted)) + config.sampling.max_tokens
+    messages = _messages(column(row, columns.question), columns.question, config.data)
+    reference = reference_of(str(answer))
+    tokens = len(renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
+    length = tokens + config.sampling.max_tokens + 1
     if length > config.model.max_length:
         raise UserError(
-            f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens, "
-            f"above model.max_length={config.model.max_length}"
+            f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
+            f"that ends them, above model.max_length={config.model.max_length}"
         )
-    return problem
+    return Problem(messages, reference, number, tokens)
 
 
-def _messages(question: Any, data: Data) -> tuple[Message, ...]:
+def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
     if isinstance(question, str):
         turns = [Message(role="user", content=question)]
     elif (
@@ -119,68 +208,11 @@ def _messages(question: Any, data: Data) -> tuple[Message, ...]:
     ):
         turns = [Message(role=str(turn["role"]), content=str(turn["content"])) for turn in question]
     else:
-        raise UserError(f"column {data.question!r} holds neither a text nor chat messages")
+        raise UserError(f"column {path!r} holds neither a text nor chat messages")
     if not turns[-1].content.strip() or turns[-1].role != "user":
-        raise UserError(f"column {data.question!r} does not end with a user's question")
+        raise UserError(f"column {path!r} does not end with a user's question")
     if data.instruction:
         turns[-1] = Message(role="user", content=f"{turns[-1].content}\n{data.instruction}")
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
     return tuple(turns)
-
-
-def _rows(name: str, split: str, key: str) -> Iterable[Row]:
-    path = Path(name)
-    if not is_path(name) or path.is_dir():
-        return _hub_rows(name, split, key)
-    if not path.is_file():
-        raise UserError(f"{key}={name}: no such file")
-    try:
-        match path.suffix:
-            case ".jsonl":
-                return list(_json_lines(path))
-            case ".json":
-                return _json_list(path)
-            case ".parquet":
-                import pyarrow.parquet
-
-                return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{key}={name} cannot be read: {error}") from error
-    raise UserError(f"{key}={name}: unknown kind of file; use .jsonl, .json or .parquet")
-
-
-def _json_lines(path: Path) -> Iterable[Row]:
-    for number, line in enumerate(path.read_text().split("\n"), 1):  # splitlines would cut texts at other separators
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-
-
-def _json_list(path: Path) -> list[Row]:
-    rows = json.loads(path.read_text())
-    if not isinstance(rows, list):
-        raise ValueError("it is not a list of rows")
-    return rows
-
-
-def _hub_rows(name: str, split: str, key: str) -> Iterable[Row]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={name}, split {split!r}, cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def _paths(value: Any, prefix: str = "") -> list[str]:
-    """Every nested path of a row that holds a plain value."""
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list) and value:
-        items = [("0", value[0])]
-    else:
-        return [prefix]
-    return [path for name, child in items for path in _paths(child, f"{prefix}.{name}" if prefix else str(name))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,9 @@ from cepo.errors import UserError
 from cepo.rendering import HINT, INSTRUCTION
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+Condition = Annotated[str, Field(pattern=r"^[^=~]+[=~]")]
 
 
 class Section(BaseModel):
@@ -50,20 +53,25 @@ class Data(Section):
     train: str
     eval: str = ""
     """Held-out problems; empty: none are measured."""
-    question: str = "question"
-    """Column with the question or the chat messages; nested as in `prompt.0.content`."""
-    answer: str = "answer"
-    """Column with the reference answer; nested as in `reward_model.ground_truth`."""
+    question: str = ""
+    """Column with the question or the chat messages, nested as in `prompt.0.content`; empty: recognised by name."""
+    answer: str = ""
+    """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
     split: str = "train"
     """Split of a Hugging Face data set; the evaluation set takes `eval_split`."""
     eval_split: str = "test"
+    where: tuple[Condition, ...] = Field(default=(), strict=False)
+    """Rows to use: all of these hold, `column=value` or `column~value` for contains; `eval_where` for evaluation."""
+    eval_where: tuple[Condition, ...] = Field(default=(), strict=False)
+    limit: int = Field(default=0, ge=0)
+    """Training rows to use, drawn with `loop.seed`; 0: all."""
     system: str = ""
     instruction: str = INSTRUCTION
     """Line after the question; empty where the data holds it already."""
     hint: str = HINT
     """Line after the instruction in the teacher's contexts; {answer} is replaced."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that cannot be used: over-long prompt, missing or empty answer."""
+    """What happens to a row that cannot be used: over-long prompt, no answer, or one that cannot be graded."""
 
     @model_validator(mode="after")
     def _hint_has_answer(self) -> Self:

@@ -1,4 +1,4 @@
-"""The run folder: config.toml, metrics.jsonl, checkpoints/, adapters/, rollouts/, logs/."""
+"""The run folder: config.toml, excluded.json, metrics.jsonl, checkpoints/, adapters/, rollouts/, logs/."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 
 Row = dict[str, Any]
+Excluded = dict[str, dict[int, str]]
 
 
 class RunDir:
@@ -46,8 +47,13 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
-    def create(self, config: RunConfig, *, resume: bool) -> None:
-        """Makes the folder and writes the resolved config; with `resume`, the folder goes on.
+    @property
+    def excluded(self) -> Path:
+        """Rows of train and eval that the verifier cannot grade, with the reasons; written before the first step."""
+        return self.path / "excluded.json"
+
+    def check(self, *, resume: bool) -> None:
+        """Whether a run can start here, or go on.
 
         Raises:
             UserError: it holds a run already, or there is none to resume.
@@ -57,11 +63,26 @@ class RunDir:
             raise UserError(f"{self.path} holds a run already; go on with --resume or give another --run-dir")
         if resume and not exists:
             raise UserError(f"{self.path} holds no run to resume; leave --resume out or give its --run-dir")
+
+    def create(self, config: RunConfig, *, resume: bool, excluded: Excluded | None = None) -> None:
+        """Makes the folder and writes the resolved config; with `resume`, the folder goes on with its own rows.
+
+        Raises:
+            UserError: it holds a run already, or there is none to resume.
+        """
+        self.check(resume=resume)
         for folder in (self.path, self.adapters, self.checkpoints, self.rollouts, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
+        if excluded and not resume:
+            self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
         scratch = self.config.with_suffix(".tmp")
         scratch.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         scratch.rename(self.config)
+
+    def excluded_rows(self) -> Excluded:
+        """The rows of each set that the run leaves out."""
+        found = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
+        return {name: {int(row): reason for row, reason in rows.items()} for name, rows in found.items()}
 
     def append(self, row: Row) -> None:
         """Adds one step to metrics.jsonl."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from cepo.auth import call_metadata
+from cepo.data import Problems
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 
@@ -58,8 +60,8 @@ class Progress:
         self._begun = time.monotonic()
         self._draining = False
 
-    def checked(self, train: Any, held_out: Any) -> None:
-        """Says what will be trained on."""
+    def checked(self, train: Problems, held_out: Problems | None, notes: Sequence[str]) -> None:
+        """Says what will be trained on, and what the checks found."""
         config = self._config
         dropped = len(train.dropped) + (len(held_out.dropped) if held_out else 0)
         evaluated = min(len(held_out.problems), config.eval.prompts) if held_out else 0
@@ -67,8 +69,9 @@ class Progress:
             f"{config.algorithm.name} on {config.model.path}: {len(train.problems)} problems, {evaluated} held out"
             + (f", {dropped} dropped" if dropped else "")
         )
-        for reason in (*train.dropped, *(held_out.dropped if held_out else ()))[:3]:
-            self._console.print(f"  dropped: {reason}", soft_wrap=True)
+        self._console.print(f"{train.columns}", markup=False, soft_wrap=True)
+        for note in notes:
+            self._console.print(f"  {note}", markup=False, soft_wrap=True)
         self._console.print(f"run folder {self._folder.path}", soft_wrap=True)
 
     def __enter__(self) -> Self:

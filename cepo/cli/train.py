@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cepo import runconfig
+from cepo.cli.preflight import Preflight
 from cepo.cli.progress import Progress
 from cepo.errors import UserError
 from cepo.local import Stack, running
@@ -34,9 +35,12 @@ def run(options: argparse.Namespace) -> int:
     """Trains; Ctrl-C drains and checkpoints."""
     config = runconfig.load(options.file, options.set)
     folder = RunDir(_run_dir(options, config.name))
+    folder.check(resume=options.resume)
     progress = Progress(config, folder)
-    progress.checked(*_preflight(config))
-    folder.create(config, resume=options.resume)
+    preflight = Preflight(config, folder.path, options.redis, here=True)
+    notes = [finding.text for finding in preflight.run() if finding.state == "note"]
+    progress.checked(preflight.train, preflight.held_out, notes)
+    folder.create(config, resume=options.resume, excluded=preflight.excluded)
     interrupts = 0
 
     def interrupt(number: int, frame: object) -> None:
@@ -63,17 +67,6 @@ def run(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, previous[1])
     progress.summary(options.file)
     return 0
-
-
-def _preflight(config: runconfig.RunConfig) -> tuple[Any, Any]:
-    """Loads tokenizer and data, so that a mistake in them is found before anything is started."""
-    from cepo.data import load_problems
-    from cepo.rendering import Renderer, require_model
-
-    require_model(config.model.path)
-    renderer = Renderer(config.model.path)
-    held_out = load_problems(config, renderer, held_out=True) if config.data.eval else None
-    return load_problems(config, renderer), held_out
 
 
 def _run_dir(options: argparse.Namespace, name: str) -> Path:

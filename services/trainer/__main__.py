@@ -83,8 +83,11 @@ def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
         torch.set_num_threads(settings.threads)
     config = load(folder.config)
     renderer = Renderer(config.model.path)
-    problems = load_problems(config, renderer)
-    held_out = load_problems(config, renderer, held_out=True) if config.data.eval else None
+    excluded = folder.excluded_rows()
+    problems = load_problems(config, renderer, excluded=excluded.get("train"))
+    held_out = None
+    if config.data.eval:
+        held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"))
     learner = Learner(config)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     return Run(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cepo.cli import main
 from tests.pipeline.support import TINY
@@ -38,6 +39,8 @@ def refused(capsys: pytest.CaptureFixture[str], run_dir: Path, *words: str) -> s
         ("model.path=/no/such/model", "model.path=/no/such/model: no config.json there"),
         ("data.train=/no/such.jsonl", "data.train=/no/such.jsonl: no such file"),
         ("data.answer=solution", "no column 'solution'; the columns are question, answer"),
+        ('lora.targets=["qkv_proj"]', "has no module qkv_proj; choose from down_proj, gate_proj,"),
+        ('data.where=["level=5"]', "data.where 'level=5': no column 'level'; the columns are question, answer"),
         ("model.max_length=70", "above model.max_length=70"),
         ("steps=3", "config key steps is unknown"),
         ("loop", "write key=value"),
@@ -55,7 +58,11 @@ def test_a_mistake_in_the_run_file(setting: str, says: str, capsys: pytest.Captu
         ([{"question": "1 + 1 = ?", "answer": ""}], "row 0: reference answer '' holds no answer"),
         ([{"question": "1 + 1 = ?", "answer": None}], "row 0: column 'answer' holds None"),
         ([{"question": "1 + 1 = ?", "answer": "2"}, {"question": "", "answer": "2"}], "row 1: column 'question'"),
-        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint and sampling.max_tokens=40 make"),
+        (
+            [{"question": "1 + 1 = ?", "answer": "2"}, {"question": "a half?", "answer": "\\frac{1}{2"}],
+            "row 1: reference answer '\\\\frac{1}{2' does not verify against itself",
+        ),
+        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint and sampling.max_tokens="),
     ],
 )
 def test_a_mistake_in_the_data(
@@ -79,6 +86,14 @@ def test_bad_rows_are_dropped_when_asked_and_an_all_bad_set_is_refused(
 def test_a_run_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "no/such.toml"]) == 2
     assert "run file no/such.toml: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], run_dir: Path) -> None:
+    said = refused(capsys, run_dir, "--set", "engine.device=cuda")
+    assert (
+        'engine.device="cuda": PyTorch sees no GPU here; install its CUDA build, or set engine.device = "cpu"' in said
+    )
 
 
 def test_a_redis_that_does_not_answer(

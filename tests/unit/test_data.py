@@ -113,6 +113,7 @@ def test_a_missing_column_names_the_columns_there_are(
     path = written(tmp_path, NESTED, "parquet")
     message = refusal(renderer, path, "data.question=prompt", TRUTH, mapping)
     assert f"data.train={path}, row 0: no column {missing!r}" in message
+    assert message.endswith(f"; name the right one in {mapping.partition('=')[0]}")
     columns = "prompt.0.role, prompt.0.content, reward_model.style, reward_model.ground_truth"
     assert all(column in message for column in columns.split(", "))
 
@@ -162,7 +163,7 @@ def test_an_over_long_prompt_is_refused_or_dropped(tmp_path: Path, renderer: Ren
 def test_the_length_counts_prompt_hint_and_response(tmp_path: Path, renderer: Renderer) -> None:
     path = written(tmp_path, ROWS[:1])
     turn = f"1 + 2 + 3 = ?\n{INSTRUCTION}\nHere is a sample answer: 6"
-    needed = len(renderer.prompt_ids([Message(role="user", content=turn)])) + 48
+    needed = len(renderer.prompt_ids([Message(role="user", content=turn)])) + 48 + 1
     assert len(loaded(renderer, path, f"model.max_length={needed}").problems) == 1
     assert f"make {needed} tokens" in refusal(renderer, path, f"model.max_length={needed - 1}")
 
@@ -174,15 +175,17 @@ def test_an_empty_data_set_is_refused(tmp_path: Path, renderer: Renderer, kind: 
 
 def test_a_data_set_of_which_every_row_is_dropped_is_refused(tmp_path: Path, renderer: Renderer) -> None:
     path = written(tmp_path, [{"q": "1 + 1 = ?", "answer": "2"}])
-    message = refusal(renderer, path, "data.on_bad_row=drop")
+    message = refusal(renderer, path, "data.on_bad_row=drop", "data.question=q", "model.max_length=60")
     assert "every row was dropped, the first because: " in message
-    assert "no column 'question'; the columns are q, answer" in message
+    assert "row 0: prompt, hint and sampling.max_tokens=48 make " in message
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.csv", b"question,answer", "unknown kind of file; use .jsonl, .json or .parquet"),
+        ("rows.txt", b"question,answer", "unknown kind of file; use .jsonl, .json, .csv or .parquet"),
+        ("rows.csv", b"question,answer\n1,2,3\n", "cannot be read: line 2: more cells than the first line has columns"),
+        ("rows.csv", b'question,answer\n"1,2\n', "cannot be read: "),
         ("rows.jsonl", b'{"question": "1", "answer": "1"}\n{"question": ', "cannot be read: line 2: "),
         ("rows.jsonl", b'"\xff"', "cannot be read: "),
         ("rows.jsonl", b"3\n", "row 0: it is 3, not an object with columns"),

