@@ -1,20 +1,15 @@
-"""A run as one TOML file: closed, frozen, validated whole before anything starts. Read by the trainer and the CLI only.
+"""What defines a run: closed, frozen, validated whole before anything starts. Read by the trainer and the CLI only.
 
-Paths that start with `.`, `/` or `~` are files and folders, relative to the run file; anything else is a Hugging Face
-name. `--set key=value` overrides one key, the value in TOML.
+Names that start with `.`, `/` or `~` are files and folders; anything else is a Hugging Face name.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cepo.algo.variants import ALGORITHMS, AnyAlgorithm
-from cepo.errors import UserError
+from cepo.algo.variants import AnyAlgorithm
 from cepo.rendering import HINT, INSTRUCTION
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -188,94 +183,6 @@ class RunConfig(Section):
         return frozenset(range(self.eval.every - 1, self.loop.steps, self.eval.every)) | {self.loop.steps - 1}
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a run file.
-
-    Raises:
-        UserError: not there, not TOML, or a key or value does not fit; the message names the key and the fix.
-    """
-    try:
-        tree = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"run file {path}: {error.strerror}; give the path of a TOML file such as deploy/runs/tiny_cepo.toml"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"run file {path} is not TOML: {error}") from error
-    for override in overrides:
-        _set(tree, override)
-    _resolve_paths(tree, path.resolve().parent)
-    return parse(tree)
-
-
-def parse(tree: dict[str, Any]) -> RunConfig:
-    """A run from plain data.
-
-    Raises:
-        UserError: names the first key that does not fit.
-    """
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from error
-
-
 def is_path(name: str) -> bool:
     """Whether a model or data name is a file or folder, and not a Hugging Face name."""
     return name.startswith((".", "/", "~"))
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
-    if parts[:1] == ["algorithm"] and len(parts) > 2:
-        parts.pop(1)  # the union's tag
-    key = ".".join(parts)
-    match first["type"]:
-        case "extra_forbidden":
-            known = ", ".join(_known_keys(parts[:-1], first["loc"]))
-            return f"config key {key} is unknown; known here: {known}"
-        case "missing":
-            return f"config key {key} is missing"
-        case "union_tag_invalid":
-            return (
-                f"config key algorithm.name={first['ctx']['tag']!r} is unknown; known: {first['ctx']['expected_tags']}"
-            )
-        case "union_tag_not_found":
-            return 'config key algorithm.name is missing; for example name = "cepo"'
-        case "value_error":
-            return f"config key {first['ctx']['error']}"  # it names its key
-    return f"config key {key}={first['input']!r}: {first['msg']}"
-
-
-def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
-    section: Any = RunConfig
-    if parents == ["algorithm"]:
-        section = ALGORITHMS[str(loc[1])]
-    elif parents:
-        section = RunConfig.model_fields[parents[0]].annotation
-    return sorted(section.model_fields)
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override!r}: write key=value, for example --set loop.steps=10")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string
-    *parents, last = key.strip().split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise UserError(f"--set {override!r}: {parent} is not a section")
-    node[last] = value
-
-
-def _resolve_paths(tree: dict[str, Any], folder: Path) -> None:
-    for section, key in (("model", "path"), ("data", "train"), ("data", "eval")):
-        node = tree.get(section)
-        if isinstance(node, dict) and isinstance(node.get(key), str) and is_path(node[key]):
-            node[key] = str((folder / Path(node[key]).expanduser()).resolve())

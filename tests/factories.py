@@ -30,7 +30,8 @@ from cepo.contracts import (
     Stage,
     Verdict,
 )
-from cepo.runconfig import RunConfig, load
+from cepo.runconfig import RunConfig
+from cepo.runfile import load
 
 RUNS = Path(__file__).parents[1] / "deploy" / "runs"
 PINNED = (

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cepo import runconfig
+from cepo import runfile
 from cepo.cli.preflight import Finding, Preflight, Prompt
 from cepo.errors import Unreachable, UserError
 
@@ -80,7 +80,7 @@ def _json(options: argparse.Namespace) -> int:
 
 
 def _preflight(options: argparse.Namespace) -> Preflight:
-    config = runconfig.load(options.file, options.set)
+    config = runfile.load(options.file, options.set)
     return Preflight(config, options.run_dir, options.redis, every_row=options.all)
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cepo import runconfig
+from cepo import runconfig, runfile
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise UserError(f"{options.out} exists; give a new folder")
     if options.merge:
-        _merge(runconfig.load(folder.config), versions[-1], options.out)
+        _merge(runfile.load(folder.config), versions[-1], options.out)
     else:
         shutil.copytree(versions[-1], options.out)
     print(f"{versions[-1].name} of {folder.name} written to {options.out}")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cepo import runconfig
+from cepo import runfile
 from cepo.cli.preflight import Preflight
 from cepo.cli.progress import Progress
 from cepo.errors import UserError
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains; Ctrl-C drains and checkpoints."""
-    config = runconfig.load(options.file, options.set)
+    config = runfile.load(options.file, options.set)
     folder = RunDir(_run_dir(options, config.name))
     folder.check(resume=options.resume)
     progress = Progress(config, folder)

@@ -18,8 +18,8 @@ from cepo.bus import RedisBus
 from cepo.data import load_problems
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
-from cepo.runconfig import load
 from cepo.rundir import RunDir
+from cepo.runfile import load
 from cepo.settings import Settings
 from cepo.wire import to_proto
 from services.trainer.checkpoint import Checkpoints

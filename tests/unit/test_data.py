@@ -15,8 +15,7 @@ import cepo.tiny
 from cepo.contracts import Message
 from cepo.data import Problem, Problems, load_problems
 from cepo.errors import UserError
-from cepo.rendering import Renderer
-from cepo.runconfig import INSTRUCTION
+from cepo.rendering import INSTRUCTION, Renderer
 from tests.factories import make_config
 
 ROWS = [{"question": "1 + 2 + 3 = ?", "answer": "6"}, {"question": "9 - 4 + 1 = ?", "answer": 6}]

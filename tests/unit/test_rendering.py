@@ -9,8 +9,7 @@ import pytest
 import cepo.tiny
 from cepo.contracts import Message
 from cepo.errors import UserError
-from cepo.rendering import Renderer, require_model, with_hint
-from cepo.runconfig import HINT, INSTRUCTION
+from cepo.rendering import HINT, INSTRUCTION, Renderer, require_model, with_hint
 
 HEADER = "<|im_start|>assistant\n"
 QUESTION = "12 + 30 - 11 = ?"

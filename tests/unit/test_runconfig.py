@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from cepo.algo.variants import ALGORITHMS
 from cepo.errors import UserError
-from cepo.runconfig import RunConfig, load
+from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
+from cepo.runfile import load
 from tests.factories import RUNS, make_config
 
 COMMON = "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip importance_cap name"
@@ -180,3 +181,62 @@ def test_the_resolved_config_of_a_run_folder_loads_back_equal(tmp_path: Path, pa
 def test_evaluations_come_every_so_many_steps_and_at_the_end() -> None:
     assert make_config("eval.every=10", "loop.steps=25").eval_steps == {9, 19, 24}
     assert make_config("data.eval=''").eval_steps == frozenset()
+
+
+def run_files(folder: Path, **files: str) -> Path:
+    """Run files in a folder; the last one is returned."""
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+    return folder / f"{name}.toml"
+
+
+BASE = """
+name = "base"
+[model]
+path = "../model"
+[data]
+train = "./train.jsonl"
+[algorithm]
+name = "cepo"
+eps_w = 0.4
+[loop]
+steps = 7
+seed = 3
+"""
+
+
+def test_a_run_file_takes_what_it_does_not_say_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    run_files(tmp_path, base=BASE)
+    child = run_files(
+        tmp_path / "deeper", child='base = "../base.toml"\nname = "child"\n[loop]\nsteps = 9\n[algorithm]\nlam = 0.2\n'
+    )
+    config = load(child)
+    assert (config.name, config.loop.steps, config.loop.seed) == ("child", 9, 3)
+    assert config.algorithm.model_dump() | {"lam": 0.2, "eps_w": 0.4} == config.algorithm.model_dump()
+    assert config.data.train == str(tmp_path / "train.jsonl")
+    assert config.model.path == str(tmp_path.parent / "model")
+
+
+def test_another_algorithm_takes_no_parameter_of_the_base(tmp_path: Path) -> None:
+    child = run_files(tmp_path, base=BASE, child='base = "base.toml"\n[algorithm]\nname = "grpo"\n')
+    assert load(child).algorithm.name == "grpo"
+
+
+def test_a_file_that_is_its_own_base_or_names_none_is_refused(tmp_path: Path) -> None:
+    one = run_files(tmp_path, two='base = "one.toml"\n', one='base = "two.toml"\n')
+    with pytest.raises(UserError, match="is its own base"):
+        load(one)
+    with pytest.raises(UserError, match="No such file"):
+        load(run_files(tmp_path, child='base = "missing.toml"\n'))
+    with pytest.raises(UserError, match="config key base=3"):
+        load(run_files(tmp_path, child="base = 3\n"))
+
+
+def test_paths_of_overrides_are_relative_to_where_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    base = run_files(tmp_path, base=BASE)
+    monkeypatch.chdir(tmp_path / "here")
+    assert load(base, ["data.train=./mine.jsonl"]).data.train == str(tmp_path / "here" / "mine.jsonl")
