@@ -13,9 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cepo.answers import check_reference, reference_of
+from cepo.answers import reference_of
 from cepo.contracts import Message
 from cepo.errors import UserError
+from cepo.kinds import check_reference
 from cepo.rendering import Renderer, with_hint
 from cepo.runconfig import Data, RunConfig, is_path
 
@@ -97,7 +98,7 @@ def _problem(row: Row, data: Data, config: RunConfig, renderer: Renderer) -> Pro
     answer = column(row, data.answer)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise UserError(f"column {data.answer!r} holds {answer!r}, which is not an answer")
-    check_reference(str(answer))
+    check_reference(str(answer), data.answer_kind)
     problem = Problem(_messages(column(row, data.question), data), reference_of(str(answer)))
     hinted = with_hint(problem.messages, data.hint, problem.answer)
     length = len(renderer.prompt_ids(hinted)) + config.sampling.max_tokens

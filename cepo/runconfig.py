@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm
 from cepo.errors import UserError
+from cepo.kinds import parse_kind
 from cepo.rendering import HINT, INSTRUCTION
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,6 +55,8 @@ class Data(Section):
     """Column with the question or the chat messages; nested as in `prompt.0.content`."""
     answer: str = "answer"
     """Column with the reference answer; nested as in `reward_model.ground_truth`."""
+    answer_kind: str = ""
+    """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"
     """Split of a Hugging Face data set; the evaluation set takes `eval_split`."""
     eval_split: str = "test"
@@ -64,6 +67,12 @@ class Data(Section):
     """Line after the instruction in the teacher's contexts; {answer} is replaced."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What happens to a row that cannot be used: over-long prompt, missing or empty answer."""
+
+    @field_validator("answer_kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        parse_kind(kind)
+        return kind
 
     @model_validator(mode="after")
     def _hint_has_answer(self) -> Self:

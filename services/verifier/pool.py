@@ -78,13 +78,13 @@ class GraderPool:
             return asked.judged(decided)
         worker = await self._idle.get()
         try:
-            equal, error = await worker.equivalent(*asked.texts)
+            finding = await worker.compare(asked.comparison())
         except TimeoutError:
             return asked.verdict(Outcome.TIMEOUT, f"comparing took longer than {self._deadline_seconds:g} s")
         except (EOFError, OSError):
             return asked.verdict(Outcome.GRADER_ERROR, "the grader died comparing it")
         finally:
             self._idle.put_nowait(worker)
-        if error:
-            return asked.verdict(Outcome.GRADER_ERROR, f"the grader failed with {error}")
-        return asked.judged(equal)
+        if finding.error:
+            return asked.verdict(Outcome.GRADER_ERROR, f"the grader failed with {finding.error}")
+        return asked.found(finding)

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from cepo.answers import MAX_ANSWER_CHARACTERS, check_kind, check_reference, extract, normalise, reference_of
+from cepo.answers import MAX_ANSWER_CHARACTERS, extract, normalise, reference_of
 from cepo.errors import UserError
+from cepo.kinds import check_reference
 
 
 @pytest.mark.parametrize(
@@ -117,10 +118,3 @@ def test_a_reference_without_answer_is_refused_by_value(reference: str) -> None:
 
 def test_a_checked_reference_is_normalised() -> None:
     assert check_reference("#### 1,234") == "1234"
-
-
-def test_an_unknown_kind_is_refused() -> None:
-    check_kind("")
-    check_kind("math")
-    with pytest.raises(UserError, match="'telepathy'"):
-        check_kind("telepathy")
