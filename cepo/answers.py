@@ -15,6 +15,8 @@ from cepo.errors import UserError
 
 MAX_ANSWER_CHARACTERS = 1000
 """What is longer is no answer: nothing a reference would be compared with, and a hazard for every parser."""
+MAX_SEARCHED_CHARACTERS = 200_000
+"""The end of a text in which its answer is looked for; more than any context holds."""
 MIN_WORD = 4
 """Letters in a row that make a text: fewer may be a product of variables, whose order does not matter."""
 
@@ -129,8 +131,8 @@ def is_words(text: str) -> bool:
 
 def _marked(text: str) -> str | None:
     """What the deciding mark of a text holds; None without a mark."""
-    boxes = list(_BOX.finditer(text))
-    if boxes:
+    text = text[-MAX_SEARCHED_CHARACTERS:]
+    if boxes := list(_BOX.finditer(text)):
         return _until_closed(text, boxes[-1].end())
     tags = list(_TAG.finditer(text))
     if any(not tag[1] for tag in tags):
@@ -142,7 +144,7 @@ def _marked(text: str) -> str | None:
 
 def _until_closed(text: str, start: int) -> str:
     depth = 1
-    for found in _BRACE.finditer(text, start):
+    for found in _BRACE.finditer(text, start, start + 4 * MAX_ANSWER_CHARACTERS):
         depth += {"{": 1, "}": -1}.get(found[0], 0)
         if depth == 0:
             return text[start : found.start()]

@@ -24,8 +24,8 @@ def decide(kind: Kind, answer: str, reference: str) -> bool | None:
     return _RULES.get(kind.name, _form)(kind, answer, reference)
 
 
-def _form(kind: Kind, answer: str, reference: str) -> bool | None:
-    return True if normalise(answer) == normalise(reference) and kind.name != "equation" else None
+def _form(_: Kind, answer: str, reference: str) -> bool | None:
+    return True if normalise(answer) == normalise(reference) else None
 
 
 def _math(kind: Kind, answer: str, reference: str) -> bool | None:

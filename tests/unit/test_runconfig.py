@@ -21,7 +21,7 @@ KEYS = {
     "algorithm.grpo": COMMON,
     "algorithm.rlsd": f"{COMMON} decay_steps eps_w lam",
     "checkpoint": "every keep",
-    "data": "answer eval eval_split hint instruction on_bad_row question split system train",
+    "data": "answer answer_kind eval eval_split hint instruction on_bad_row question split system train",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
     "lora": "alpha rank targets",
