@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import resource
 import signal
 import sys
@@ -26,8 +25,6 @@ ORPHAN_SECONDS = 5
 """How long past the deadline a worker survives a parent that died before it could end it."""
 RECURSION_LIMIT = 1000
 """Python frames; what nests deeper is no answer and ends with an error instead of a crash."""
-NICENESS = 5
-"""Below the process that keeps the deadlines."""
 HEADROOM_BYTES = 64 * 2**20
 """Least memory beyond what a worker starts with."""
 STACK_BYTES = 8 * 2**20
@@ -119,7 +116,6 @@ def serve(connection: Connection, deadline_seconds: float, memory_bytes: int) ->
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setrecursionlimit(RECURSION_LIMIT)
-    os.nice(NICENESS)
     warm()
     bytearray(HEADROOM_BYTES)  # under a limit that leaves less, this process ends here and does not start
     connection.send(None)

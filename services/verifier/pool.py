@@ -23,7 +23,7 @@ VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 DEADLINE_SECONDS = 5.0
 MEMORY_BYTES = 2 * 2**30
 MAX_SPARES = 4
-"""Processes, at most one a worker, that wait warm, so that no item pays for the start of one that replaces a killed one."""
+"""Processes, at most one a worker, that wait warm: no item pays for the start of one that replaces a killed one."""
 
 
 class GraderPool:
@@ -38,6 +38,7 @@ class GraderPool:
         self._busy: set[Worker] = set()
         self._slots = asyncio.Semaphore(workers)
         self._revivals: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def pids(self) -> list[int]:
@@ -61,6 +62,7 @@ class GraderPool:
 
     def close(self) -> None:
         """Kills every worker."""
+        self._closed = True
         for revival in self._revivals:
             revival.cancel()
         for worker in self._workers:
@@ -124,5 +126,6 @@ class GraderPool:
         try:
             await worker.start()
         except (RuntimeError, OSError) as error:
-            _log.warning("%s; the next item tries again", error)
+            if not self._closed:
+                _log.warning("%s; the next item tries again", error)
         self._idle.put_nowait(worker)

@@ -103,7 +103,7 @@ def innocent(count: int) -> list[tuple[Item, Outcome]]:
             (f"{a * b}", f"{a * b}.0", f"{a * b + 1}"),
             (f"{a}x+{b}x", f"{a + b}x", f"{a + b + 1}x"),
             (f"\\sqrt{{{a * a}}}", f"{a}", f"\\sqrt{{{a * a + 1}}}"),
-            (f"({a}, \\frac{{{b}}}{{2}})", f"({a}, {b / 2})", f"({a}, {b})"),
+            (f"{a}x-{b}", f"x*{a} - {b}", f"{a}x+{b}"),
         )[i % 4]
         item = Item(f"so \\boxed{{{answer if right else wrong}}}", reference)
         found.append((item, Outcome.CORRECT if right else Outcome.WRONG))

@@ -11,7 +11,7 @@ from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 from tests.unit.verifier.hostile import hostile, innocent
 
-DEADLINE_SECONDS = 1.0
+DEADLINE_SECONDS = 2.0
 GRACE_SECONDS = 0.5
 WORKERS = 4
 
@@ -50,6 +50,6 @@ async def test_hostile_responses_neither_hang_nor_crash_nor_disturb_the_innocent
     rewarded = [item for item, (verdict, _) in zip(bad, found[::2], strict=True) if verdict.reward]
     assert disturbed == []
     assert rewarded == []
-    assert slowest <= DEADLINE_SECONDS + GRACE_SECONDS
+    assert slowest <= DEADLINE_SECONDS + GRACE_SECONDS, sorted(seconds for _, seconds in found)[-9:]
     assert outcomes[Outcome.TIMEOUT] >= 5, outcomes
     assert set(outcomes) <= {Outcome.WRONG, Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.GRADER_ERROR}
