@@ -21,7 +21,7 @@ from services.verifier.worker import Worker
 _log = logging.getLogger(__name__)
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 DEADLINE_SECONDS = 5.0
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 2**30
 MAX_SPARES = 4
 """Processes, at most one a worker, that wait warm: no item pays for the start of one that replaces a killed one."""
 

@@ -27,6 +27,13 @@ from cepo.kinds import check_reference
         ("#### 1\n#### $1,234", "$1,234"),
         ("#### -5.50 \nend", "-5.50"),
         ("\\boxed{None}", "None"),
+        ("<answer> 5 </answer>", "5"),
+        ("<answer>4</answer> no <ANSWER>5</ANSWER>", "5"),
+        ("<answer>\\boxed{5}</answer>", "5"),
+        ("<answer>5</answer>\n#### 6", "5"),
+        ("Answer: 4\nAnswer: $5$", "$5$"),
+        ("**Final Answer:** 5", "5"),
+        ("#### 4\nAnswer: 5", "5"),
     ],
 )
 def test_the_last_answer_is_found(text: str, answer: str) -> None:
@@ -36,7 +43,8 @@ def test_the_last_answer_is_found(text: str, answer: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "the answer is 5", "\\boxed{}", "\\boxed{ }", "\\boxed{$$}", "\\boxed{5", "\\boxed{5} and \\boxed{7",
-     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}", "\\boxed{5} \\boxed{}"],
+     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}", "\\boxed{5} \\boxed{}",
+     "<answer>5", "<answer></answer>", "<answer>4</answer><answer>5", "Answer:", "my answer: 5"],
 )  # fmt: skip
 def test_no_answer_is_none(text: str) -> None:
     assert extract(text) is None

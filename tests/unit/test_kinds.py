@@ -68,7 +68,8 @@ def test_a_reference_that_is_not_of_its_kind_is_refused(reference: str, kind: st
         ("1.5e3", "1500", ""), ("2\\times 10^{-3}", "1/500", ""), ("6.02 x 10^23", "602000000000000000000000", ""),
         ("3 million", "3000000", ""), ("12 cm", "12", "cm"), ("12 centimeters", "12", "cm"),
         ("5\\text{ km/h}", "5", "km/h"),
-        ("9 square meters", "9", "m^2"), ("9\\text{ m}^2", "9", "m^2"), ("4 apples", "4", "apples"), ("$18.00", "18", ""),
+        ("9 square meters", "9", "m^2"), ("9\\text{ m}^2", "9", "m^2"), ("4 apples", "4", "apples"),
+        ("$18.00", "18", ""),
     ],
 )  # fmt: skip
 def test_quantities_are_read(text: str, value: str, unit: str) -> None:

@@ -40,7 +40,12 @@ async def test_hostile_responses_neither_hang_nor_crash_nor_disturb_the_innocent
     items = [item for pair in zip(bad, (item for item, _ in good), strict=True) for item in pair]
     async with GraderPool(WORKERS, DEADLINE_SECONDS) as pool:
         found = await timed(pool, items)
-    slowest = max(seconds for _, seconds in found)
+    limit = DEADLINE_SECONDS + GRACE_SECONDS
+    late = [
+        (seconds, item.response[:40], verdict.outcome.name)
+        for item, (verdict, seconds) in zip(items, found, strict=True)
+        if seconds > limit
+    ]
     outcomes = Counter(verdict.outcome for verdict, _ in found[::2])
     disturbed = [
         (item, verdict)
@@ -50,6 +55,6 @@ async def test_hostile_responses_neither_hang_nor_crash_nor_disturb_the_innocent
     rewarded = [item for item, (verdict, _) in zip(bad, found[::2], strict=True) if verdict.reward]
     assert disturbed == []
     assert rewarded == []
-    assert slowest <= DEADLINE_SECONDS + GRACE_SECONDS, sorted(seconds for _, seconds in found)[-9:]
+    assert late == []
     assert outcomes[Outcome.TIMEOUT] >= 5, outcomes
     assert set(outcomes) <= {Outcome.WRONG, Outcome.UNPARSED, Outcome.TIMEOUT, Outcome.GRADER_ERROR}
