@@ -12,6 +12,7 @@ import asyncio
 import datetime
 import json
 import logging
+import math
 import multiprocessing
 import platform
 import random
@@ -32,6 +33,7 @@ ROUNDS = 5
 AIM = 1.0
 GIVEN_UP_SECONDS = 8.0
 BOMBS = ["(x+y+z)^{400}(a+b)^{400}", "x^" * 300 + "x", "\\int e^{-x^{x^x}}\\sin(x^x) dx", "\\sum_{n=1}^{10^6} n^{n}"]
+BOMB_ANSWER = "10000"
 STUBBORN = "9^{9^{9^9}}"
 
 
@@ -58,19 +60,19 @@ def mixture(count: int, bombs: int) -> list[Item]:
     items = innocent(count)
     step = len(items) // (bombs + 1)
     for i in range(bombs):
-        items.insert((i + 1) * step + i, Item(f"\\boxed{{{BOMBS[i % len(BOMBS)]}}}", str(100_000 + i)))
+        items.insert((i + 1) * step + i, Item(f"\\boxed{{{BOMBS[i % len(BOMBS)]}}}", f"{BOMB_ANSWER}{i}"))
     return items
 
 
 async def ours(pool: GraderPool, items: list[Item], clients: int) -> tuple[float, list[float]]:
-    """Wall seconds of all items, and the latency of each."""
-    waiting, latencies = iter(items), []
+    """Wall seconds of all items, and the latency of each, in order."""
+    waiting, latencies = iter(enumerate(items)), [0.0] * len(items)
 
     async def client() -> None:
-        for item in waiting:
+        for index, item in waiting:
             begun = time.perf_counter()
             await pool.grade([item])
-            latencies.append(time.perf_counter() - begun)
+            latencies[index] = time.perf_counter() - begun
 
     begun = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -100,14 +102,20 @@ def survives(items: list[Item]) -> bool:
     return not alive
 
 
-def summary(rounds: list[tuple[float, list[float]]], count: int) -> dict[str, float]:
-    """Medians over the rounds."""
-    p99 = [sorted(latencies)[max(0, int(len(latencies) * 0.99) - 1)] for _, latencies in rounds]
+def summary(rounds: list[tuple[float, list[float]]], items: list[Item]) -> dict[str, float]:
+    """Medians over the rounds, apart from the slowest of all."""
+    calm = [i for i, item in enumerate(items) if not item.answer.startswith(BOMB_ANSWER)]
     return {
-        "items_per_second": round(statistics.median(count / seconds for seconds, _ in rounds), 2),
-        "p99_seconds": round(statistics.median(p99), 4),
+        "items_per_second": round(statistics.median(len(items) / seconds for seconds, _ in rounds), 2),
+        "p99_seconds": round(statistics.median(p99(latencies) for _, latencies in rounds), 4),
+        "p99_innocent_seconds": round(statistics.median(p99([took[i] for i in calm]) for _, took in rounds), 4),
         "slowest_seconds": round(max(max(latencies) for _, latencies in rounds), 4),
     }
+
+
+def p99(latencies: list[float]) -> float:
+    """By nearest rank."""
+    return sorted(latencies)[math.ceil(len(latencies) * 0.99) - 1]
 
 
 async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -117,7 +125,7 @@ async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[st
         for _ in range(rounds):
             pooled.append(await ours(pool, items, workers))
             alone.append(directly(items))
-    return summary(pooled, len(items)), summary(alone, len(items))
+    return summary(pooled, items), summary(alone, items)
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
