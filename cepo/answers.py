@@ -1,6 +1,7 @@
 r"""Final answers: where a response or a reference holds its answer, and one spelling for answers that are equal.
 
-Pure string work, linear in the text; what needs algebra is the verifier's. Normalising only rewrites what is equal
+Pure string work, linear in the text; what needs algebra is the verifier's, and how answers of different kinds compare
+is in `cepo.kinds`. Normalising only rewrites what is equal
 (`0.5` and `\frac{1}{2}` become `1/2`), so equal normalised texts are equal answers; the reverse does not hold.
 """
 
@@ -14,14 +15,16 @@ from cepo.errors import UserError
 
 MAX_ANSWER_CHARACTERS = 1000
 """What is longer is no answer: nothing a reference would be compared with, and a hazard for every parser."""
-KINDS = ("", "math")
-"""How an answer is compared; empty: inferred from the reference."""
+MAX_SEARCHED_CHARACTERS = 200_000
+"""The end of a text in which its answer is looked for; more than any context holds."""
 MIN_WORD = 4
 """Letters in a row that make a text: fewer may be a product of variables, whose order does not matter."""
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _GSM8K = re.compile(r"####[ \t]*([-+\u2212$\u20ac\u00a3]*\d[\d,.]*%?)[ \t]*$", re.MULTILINE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_LINE = re.compile(r"^[ \t*_#>]*(?:final[ \t]+)?answer[ \t*_]*:([^\n]*)$", re.MULTILINE | re.IGNORECASE)
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)
@@ -45,18 +48,24 @@ _WORD = re.compile(rf"[^\W\d_]{{{MIN_WORD}}}")
 
 
 def extract(text: str) -> str | None:
-    r"""The final answer of a response as it is written: what the last `\boxed{...}` holds, else GSM8K's `#### n`.
+    r"""The final answer of a response as it is written: what the last `\boxed{...}` holds; without a box the last
+    `<answer>...</answer>`; without either the last line `#### number` (GSM8K) or `Answer: ...` (DAPO).
 
-    None where there is none: no box, an empty one, one that never closes, or more than MAX_ANSWER_CHARACTERS.
+    None where there is none: no mark, an empty one, one that never closes, or more than MAX_ANSWER_CHARACTERS.
     """
-    boxes = list(_BOX.finditer(text))
-    if boxes:
-        answer = _until_closed(text, boxes[-1].end())
-    else:
-        finals = _GSM8K.findall(text)
-        answer = finals[-1] if finals else ""
-    answer = answer.strip().encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would not travel
+    answer = (_marked(text) or "").strip().strip("*").strip()
+    answer = answer.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would not travel
     return answer if normalise(answer) else None
+
+
+def is_marked(text: str) -> bool:
+    """Whether a text says where its answer is, be it an empty one."""
+    return _marked(text) is not None
+
+
+def count_boxes(text: str) -> int:
+    r"""How often a text says `\boxed`."""
+    return sum(1 for _ in _BOX.finditer(text))
 
 
 def reference_of(text: str) -> str:
@@ -65,33 +74,13 @@ def reference_of(text: str) -> str:
     Raises:
         UserError: nothing is left; names the value.
     """
-    marked = _BOX.search(text) or _GSM8K.search(text)
-    answer = extract(text) if marked else text.strip()
+    answer = extract(text) if is_marked(text) else text.strip()
     if not answer or not normalise(answer):
         raise UserError(
-            f"reference answer {_shown(text)} holds no answer; write the bare answer, \\boxed{{answer}} or a solution "
+            f"reference answer {shown(text)} holds no answer; write the bare answer, \\boxed{{answer}} or a solution "
             f"that ends in '#### number', of at most {MAX_ANSWER_CHARACTERS} characters"
         )
     return answer
-
-
-def check_reference(text: str) -> str:
-    """The normalised answer of a reference.
-
-    Raises:
-        UserError: it holds no answer; names the value.
-    """
-    return normalise(reference_of(text))
-
-
-def check_kind(kind: str) -> None:
-    """Refuses a kind of answer that nothing here compares.
-
-    Raises:
-        UserError: names the kind and the ones there are.
-    """
-    if kind not in KINDS:
-        raise UserError(f"answer kind {_shown(kind)} is unknown; leave it empty or use one of {', '.join(KINDS[1:])}")
 
 
 def normalise(answer: str) -> str:
@@ -99,18 +88,23 @@ def normalise(answer: str) -> str:
 
     Empty for what is empty, only decoration, or too long.
     """
-    if len(answer) > MAX_ANSWER_CHARACTERS:
-        return ""
-    text = plain(answer)
-    for pattern, replacement in _SPELLINGS:
-        text = pattern.sub(replacement, text)
-    text = _CURRENCY.sub(r"\1", _undelimited(text).removesuffix(".").strip())
+    text = respelt(answer)
     percent = "%" if text.endswith("%") else ""
     number = as_number(text.removesuffix("%").strip())
     if number is not None:
         return f"{number}{percent}"
     text = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", text)).strip()
     return text.casefold() if is_words(text) else text
+
+
+def respelt(answer: str) -> str:
+    """An answer without LaTeX's cosmetics, currency signs and a final full stop; empty for one that is too long."""
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return ""
+    text = plain(answer)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    return _CURRENCY.sub(r"\1", _undelimited(text).removesuffix(".").strip())
 
 
 def plain(answer: str) -> str:
@@ -135,9 +129,22 @@ def is_words(text: str) -> bool:
     return _LETTERS.fullmatch(text) is not None and _WORD.search(text) is not None
 
 
+def _marked(text: str) -> str | None:
+    """What the deciding mark of a text holds; None without a mark."""
+    text = text[-MAX_SEARCHED_CHARACTERS:]
+    if boxes := list(_BOX.finditer(text)):
+        return _until_closed(text, boxes[-1].end())
+    tags = list(_TAG.finditer(text))
+    if any(not tag[1] for tag in tags):
+        opening, closing = tags[-2:] if len(tags) > 1 else (tags[0], tags[0])
+        return text[opening.end() : closing.start()] if closing[1] and not opening[1] else ""
+    lines = [found for pattern in (_GSM8K, _LINE) for found in pattern.finditer(text)]
+    return max(lines, key=lambda found: found.start())[1] if lines else None
+
+
 def _until_closed(text: str, start: int) -> str:
     depth = 1
-    for found in _BRACE.finditer(text, start):
+    for found in _BRACE.finditer(text, start, start + 4 * MAX_ANSWER_CHARACTERS):
         depth += {"{": 1, "}": -1}.get(found[0], 0)
         if depth == 0:
             return text[start : found.start()]
@@ -166,5 +173,6 @@ def _plain_character(character: str) -> str:
     return "" if unicodedata.category(character).startswith("C") else character
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A value as a message quotes it."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from cepo.answers import check_reference, reference_of
+from cepo.answers import reference_of
 from cepo.contracts import Message
 from cepo.errors import UserError
+from cepo.kinds import check_reference
 from cepo.rendering import Renderer, with_hint
 from cepo.rows import Row, column, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
@@ -185,7 +186,7 @@ def _problem(number: int, row: Row, columns: Columns, config: RunConfig, rendere
     answer = column(row, columns.answer)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise UserError(f"column {columns.answer!r} holds {answer!r}, which is not an answer")
-    check_reference(str(answer))
+    check_reference(str(answer), config.data.answer_kind)
     messages = _messages(column(row, columns.question), columns.question, config.data)
     reference = reference_of(str(answer))
     tokens = len(renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cepo.algo.variants import AnyAlgorithm
+from cepo.kinds import parse_kind
 from cepo.rendering import HINT, INSTRUCTION
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -52,6 +53,8 @@ class Data(Section):
     """Column with the question or the chat messages, nested as in `prompt.0.content`; empty: recognised by name."""
     answer: str = ""
     """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
+    answer_kind: str = ""
+    """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"
     """Split of a Hugging Face data set; the evaluation set takes `eval_split`."""
     eval_split: str = "test"
@@ -67,6 +70,12 @@ class Data(Section):
     """Line after the instruction in the teacher's contexts; {answer} is replaced."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What happens to a row that cannot be used: over-long prompt, no answer, or one that cannot be graded."""
+
+    @field_validator("answer_kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        parse_kind(kind)
+        return kind
 
     @model_validator(mode="after")
     def _hint_has_answer(self) -> Self:

@@ -32,7 +32,8 @@ def answers(run: Preflight) -> Found:
     """Reference answers that the verifier cannot grade are refused or left out."""
     seed = run.config.loop.seed
     graded = {name: gold.sample(found.problems, seed, every=run.every_row) for name, found in run.sets.items()}
-    bad = ungradable(problem.answer for problems in graded.values() for problem in problems)
+    answers = (problem.answer for problems in graded.values() for problem in problems)
+    bad = ungradable(answers, run.config.data.answer_kind)
     for name, problems in graded.items():
         found = run.sets[name]
         wrong = {problem.row: bad[problem.answer] for problem in problems if problem.answer in bad}

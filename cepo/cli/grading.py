@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from cepo.gold import perturbed
 
 
-def ungradable(answers: Iterable[str]) -> dict[str, str]:
-    """The reference answers that cannot be graded, and why."""
+def ungradable(answers: Iterable[str], kind: str) -> dict[str, str]:
+    """The reference answers that cannot be graded as answers of a kind, and why."""
     from services.verifier.files import verify_lines
 
     distinct = list(dict.fromkeys(answers))
-    lines = [_line(given, answer) for answer in distinct for given in (answer, perturbed(answer))]
+    lines = [_line(given, answer, kind) for answer in distinct for given in (answer, perturbed(answer))]
     verdicts = [json.loads(line) for line in verify_lines(lines)]
     reasons = {
         answer: _reason(answer, itself, other)
@@ -22,8 +22,8 @@ def ungradable(answers: Iterable[str]) -> dict[str, str]:
     return {answer: reason for answer, reason in reasons.items() if reason}
 
 
-def _line(given: str, answer: str) -> str:
-    return json.dumps({"response": f"\\boxed{{{given}}}", "answer": answer})
+def _line(given: str, answer: str, kind: str) -> str:
+    return json.dumps({"response": f"\\boxed{{{given}}}", "answer": answer, "kind": kind})
 
 
 def _reason(answer: str, itself: dict[str, str], other: dict[str, str]) -> str:

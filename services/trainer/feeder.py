@@ -62,6 +62,7 @@ class Feeder:
             purpose=purpose,
             messages=problem.messages,
             reference_answer=problem.answer,
+            answer_kind=config.data.answer_kind,
             hint=config.data.hint,
             samples=config.sampling.samples if training else config.eval.samples,
             sampling=Sampling(

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
-from cepo.answers import check_kind, check_reference
 from cepo.errors import UserError
+from cepo.kinds import check_reference
 from services.verifier.pool import DEADLINE_SECONDS, GraderPool
 from services.verifier.rows import Reply, Request
 
@@ -47,11 +47,10 @@ def _request(number: int, line: str) -> Request:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the line"
         raise UserError(
-            f"line {number}: {field}: {first['msg']}; expected a JSON object of response, answer, kind"
+            f"line {number}: {field}: {first['msg']}; expected a JSON object of response, answer, kind, question"
         ) from error
     try:
-        check_kind(request.kind)
-        check_reference(request.answer)
+        check_reference(request.answer, request.kind)
     except UserError as error:
         raise UserError(f"line {number}: {error}") from error
     return request

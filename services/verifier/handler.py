@@ -17,11 +17,12 @@ class Verifier:
         """A verdict for every completion.
 
         Raises:
-            UserError: the task's reference holds no answer, or its answer kind is unknown.
+            UserError: the task's reference holds no answer or none of its kind, or the kind is unknown.
         """
         task = group.task
+        question = task.messages[-1].content
         items = [
-            Item(c.text, task.reference_answer, task.answer_kind, cut=c.finish_reason is FinishReason.LENGTH)
+            Item(c.text, task.reference_answer, task.answer_kind, c.finish_reason is FinishReason.LENGTH, question)
             for c in group.completions
         ]
         return ScoredGroup(rollout=group, verdicts=tuple(await self._pool.grade(items)))

@@ -1,24 +1,29 @@
 """The graders: a bounded number of worker processes and one wall-clock deadline per item.
 
 An item that outlives the deadline costs its worker and gets TIMEOUT; one that kills its worker gets GRADER_ERROR;
-no other item notices. What strings and plain numbers decide never leaves this process.
+no other item notices, since a spare takes its place. What strings and plain numbers decide never leaves this process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Self
 
 from prometheus_client import Counter
 
 from cepo.contracts import Outcome, Verdict
+from services.verifier.grader import Comparison, Finding
 from services.verifier.verdicts import Item, Question, question
 from services.verifier.worker import Worker
 
+_log = logging.getLogger(__name__)
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 DEADLINE_SECONDS = 5.0
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 2**30
+MAX_SPARES = 4
+"""Processes, at most one a worker, that wait warm: no item pays for the start of one that replaces a killed one."""
 
 
 class GraderPool:
@@ -28,13 +33,22 @@ class GraderPool:
         self, workers: int = 2, deadline_seconds: float = DEADLINE_SECONDS, memory_bytes: int = MEMORY_BYTES
     ) -> None:
         self._deadline_seconds = deadline_seconds
-        self._workers = [Worker(deadline_seconds, memory_bytes) for _ in range(workers)]
+        self._workers = [Worker(deadline_seconds, memory_bytes) for _ in range(workers + min(workers, MAX_SPARES))]
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
+        self._busy: set[Worker] = set()
+        self._slots = asyncio.Semaphore(workers)
+        self._revivals: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers that run."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    @property
+    def busy_pids(self) -> list[int]:
+        """Those of them that compare now."""
+        return [worker.pid for worker in self._busy if worker.pid is not None]
 
     async def start(self) -> None:
         """Starts the workers and waits until they are warm."""
@@ -48,6 +62,9 @@ class GraderPool:
 
     def close(self) -> None:
         """Kills every worker."""
+        self._closed = True
+        for revival in self._revivals:
+            revival.cancel()
         for worker in self._workers:
             worker.kill()
 
@@ -76,15 +93,39 @@ class GraderPool:
         decided = asked.decide()
         if decided is not None:
             return asked.judged(decided)
-        worker = await self._idle.get()
         try:
-            equal, error = await worker.equivalent(*asked.texts)
+            finding = await self._compare(asked.comparison())
         except TimeoutError:
             return asked.verdict(Outcome.TIMEOUT, f"comparing took longer than {self._deadline_seconds:g} s")
         except (EOFError, OSError):
             return asked.verdict(Outcome.GRADER_ERROR, "the grader died comparing it")
-        finally:
+        if finding.error:
+            return asked.verdict(Outcome.GRADER_ERROR, f"the grader failed with {finding.error}")
+        return asked.found(finding)
+
+    async def _compare(self, asked: Comparison) -> Finding:
+        async with self._slots:
+            worker = await self._idle.get()
+            self._busy.add(worker)
+            try:
+                return await worker.compare(asked)
+            finally:
+                self._busy.discard(worker)
+                self._retire(worker)
+
+    def _retire(self, worker: Worker) -> None:
+        """Makes a worker idle, once it lives again if its item killed it."""
+        if worker.pid is not None:
             self._idle.put_nowait(worker)
-        if error:
-            return asked.verdict(Outcome.GRADER_ERROR, f"the grader failed with {error}")
-        return asked.judged(equal)
+            return
+        revival = asyncio.create_task(self._revive(worker))
+        self._revivals.add(revival)
+        revival.add_done_callback(self._revivals.discard)
+
+    async def _revive(self, worker: Worker) -> None:
+        try:
+            await worker.start()
+        except (RuntimeError, OSError) as error:
+            if not self._closed:
+                _log.warning("%s; the next item tries again", error)
+        self._idle.put_nowait(worker)

@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from cepo.contracts import Verdict
+from cepo.kinds import KINDS, OPTIONS
 from services.verifier.verdicts import Item
 
 
@@ -15,12 +16,18 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    response: str = Field(description="the whole response; its answer is in the last \\boxed{} or after ####")
+    response: str = Field(
+        description="the whole response; its answer is in the last \\boxed{}, <answer>, ####, Answer:"
+    )
     answer: str = Field(description="the reference: a bare answer, a boxed one, or a solution ending in '#### number'")
-    kind: str = Field(default="", description="how answers are compared; empty: inferred from the reference")
+    kind: str = Field(
+        default="",
+        description=f"how answers are compared: {', '.join(KINDS)}, with {OPTIONS}; empty: inferred from the reference",
+    )
+    question: str = Field(default="", description="multiple choice: where the options are listed, a line each")
 
     def item(self) -> Item:
-        return Item(self.response, self.answer, self.kind)
+        return Item(self.response, self.answer, self.kind, question=self.question)
 
 
 class Reply(BaseModel):

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cepo.answers import as_number, check_kind, extract, is_words, normalise, plain, reference_of
+from cepo.answers import (
+    MAX_ANSWER_CHARACTERS,
+    as_number,
+    count_boxes,
+    extract,
+    is_marked,
+    normalise,
+    plain,
+    reference_of,
+)
+from cepo.choices import chosen, labelled_option, options
 from cepo.contracts import Outcome, Verdict
+from cepo.kinds import WORDINGS, Kind, kind_of
+from cepo.quantities import quantity
+from cepo.statements import stated
+from services.verifier.decisions import decide
+from services.verifier.grader import Comparison, Finding
 
-MIN_DIFFERENCE = 1e-5
-"""Plain numbers further apart are different; math-verify compares six decimals, so nearer ones are left to it."""
+TAIL_CHARACTERS = 2000
+"""How much of the end of an unmarked response is searched for an answer."""
 _SHOWN_CHARACTERS = 40
 
 
@@ -22,6 +37,8 @@ class Item:
     kind: str = ""
     cut: bool = False
     """Whether sampling ended at max_tokens."""
+    question: str = ""
+    """Lists the options of a multiple-choice question; not needed where the reference or the answer is a letter."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +47,25 @@ class Question:
 
     extracted: str
     reference: str
+    kind: Kind
+    tail: str = ""
+    """The end of a response with no mark or with several boxes, in which the algebra looks for the answer or answers;
+    then nothing is extracted yet."""
+    meant: str = ""
+    """The letter of the option whose text the answer is."""
 
-    @property
-    def texts(self) -> tuple[str, str]:
+    def comparison(self) -> Comparison:
         """Both sides as the algebra gets them."""
-        return plain(self.extracted), plain(self.reference)
+        wanted = quantity(self.reference) if self.kind.tolerance else None
+        tolerance = float(self.kind.margin(wanted.value)) if wanted else 0.0
+        reference = self.reference if self.tail else plain(self.reference)
+        return Comparison(
+            self.tail or plain(self.extracted), reference, self.kind.name, self.kind.digits, tolerance, bool(self.tail)
+        )
 
     def decide(self) -> bool | None:
         """Whether the answers are equal, where strings and plain numbers show it; None where they do not."""
-        answer, reference = normalise(self.extracted), normalise(self.reference)
-        if answer == reference:
-            return True
-        number, wanted = as_number(answer), as_number(reference)
-        if number is not None and wanted is not None:
-            return False if abs(number - wanted) > MIN_DIFFERENCE else None
-        answer_is_text, reference_is_text = is_words(answer), is_words(reference)
-        if (answer_is_text or number is not None) and (reference_is_text or wanted is not None):
-            return False  # two texts are not compared as products of their letters
-        return None
+        return None if self.tail else decide(self.kind, self.meant or self.extracted, self.reference)
 
     def verdict(self, outcome: Outcome, reason: str) -> Verdict:
         """The verdict once the outcome is known."""
@@ -57,7 +75,7 @@ class Question:
             reward=accuracy,
             accuracy=accuracy,
             extracted=self.extracted,
-            normalised=normalise(self.extracted),
+            normalised=self.meant or self._normalised(),
             reason=reason,
         )
 
@@ -69,23 +87,51 @@ class Question:
             return self.verdict(Outcome.CORRECT, f"equals {wanted}")
         return self.verdict(Outcome.WRONG, f"differs from {wanted}")
 
+    def found(self, finding: Finding) -> Verdict:
+        """The verdict on what the algebra found."""
+        if not self.tail:
+            return self.judged(finding.equal)
+        if not finding.extracted:
+            return self.verdict(Outcome.UNPARSED, "no mark, and nothing in it reads as an answer")
+        extracted = finding.extracted.encode("utf-8", "replace").decode("utf-8")[:MAX_ANSWER_CHARACTERS]
+        return replace(self, extracted=extracted, tail="").judged(finding.equal)
+
+    def _normalised(self) -> str:
+        if self.kind.name == "choice" and (letters := chosen(self.extracted, labelled_option(self.reference))):
+            return ",".join(sorted(letters))
+        text = normalise(self.extracted)
+        value = quantity(self.extracted) if self.kind.name == "number" and as_number(text) is None else None
+        return str(value.value) if value and not value.unit and not value.percent else text
+
 
 def question(item: Item) -> Question | Verdict:
     """What to compare, or the verdict on a response without an answer.
 
     Raises:
-        UserError: the reference holds no answer, or the kind is unknown.
+        UserError: the reference holds no answer or none of the kind, or the kind is unknown.
     """
-    check_kind(item.kind)
     reference = reference_of(item.answer)
+    kind = kind_of(item.kind, reference)
     extracted = extract(item.response)
+    unmarked = extracted is None and kind.anywhere and not is_marked(item.response)
+    if unmarked and kind.name in WORDINGS:
+        extracted = stated(item.response, kind.name)
+    tail = item.response[-TAIL_CHARACTERS:].encode("utf-8", "replace").decode("utf-8")
+    if kind.anywhere and kind.name not in WORDINGS:
+        several = extracted is not None and max(count_boxes(tail), count_boxes(item.answer)) > 1
+        if several or (unmarked and tail.strip() and not item.cut):
+            return Question("", item.answer, kind, tail=tail)
     if extracted is not None:
-        return Question(extracted, reference)
-    outcome = Outcome.TRUNCATED if item.cut else Outcome.UNPARSED
-    if "\\boxed" in item.response:
-        reason = "the last \\boxed{} is empty, never closes or is too long"
+        letters = chosen(extracted, options(item.question)) if kind.name == "choice" and item.question else ()
+        return Question(extracted, reference, kind, meant=",".join(sorted(letters)))
+    return _unanswered(item)
+
+
+def _unanswered(item: Item) -> Verdict:
+    if is_marked(item.response):
+        reason = "the last \\boxed{}, <answer> or 'Answer:' is empty, never closes or is too long"
     else:
-        reason = "neither \\boxed{...} nor '#### number'"
-    return Verdict(
-        outcome=outcome, reward=0.0, accuracy=0.0, reason=f"cut before an answer: {reason}" if item.cut else reason
-    )
+        reason = "none of \\boxed{...}, <answer>...</answer>, '#### number' and 'Answer: ...'"
+    if item.cut:
+        return Verdict(outcome=Outcome.TRUNCATED, reward=0.0, accuracy=0.0, reason=f"cut before an answer: {reason}")
+    return Verdict(outcome=Outcome.UNPARSED, reward=0.0, accuracy=0.0, reason=reason)

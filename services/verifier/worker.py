@@ -8,10 +8,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from services.verifier import grader
+from services.verifier.grader import Comparison, Finding
 
 START_SECONDS = 60.0
 _CONTEXT = multiprocessing.get_context("forkserver")  # a replacement is forked from a process that has sympy loaded
-_CONTEXT.set_forkserver_preload([grader.__name__])
+_CONTEXT.set_forkserver_preload(["services.verifier.warm"])
 
 
 class Worker:
@@ -48,8 +49,8 @@ class Worker:
             self.kill()  # cancelled: half warm is of no use
             raise
 
-    async def equivalent(self, answer: str, reference: str) -> tuple[bool, str]:
-        """Whether the answers are the same, and the name of the error if the algebra failed.
+    async def compare(self, asked: Comparison) -> Finding:
+        """What the algebra finds, or the name of its error.
 
         Raises:
             TimeoutError: the deadline passed; the process was killed.
@@ -59,11 +60,14 @@ class Worker:
         assert self._connection is not None
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                self._connection.send((answer, reference))
-                return await self._receive()
+                self._connection.send(asked)
+                finding = await self._receive()
         except BaseException:
             self.kill()  # its next reply would be for this item
             raise
+        if finding.error == MemoryError.__name__:
+            self.kill()  # what it still holds would be missing for the next item
+        return finding
 
     def kill(self) -> None:
         """Ends the process whatever it does."""
@@ -80,7 +84,7 @@ class Worker:
         theirs.close()
         return process, ours
 
-    async def _receive(self) -> tuple[bool, str]:
+    async def _receive(self) -> Finding:
         connection = self._connection
         assert connection is not None
         loop = asyncio.get_running_loop()

@@ -115,6 +115,14 @@ def test_rest_judges_one_row_or_many(verifier: Running) -> None:
     assert [row["outcome"] for row in many.json()] == ["correct", "unparsed"]
 
 
+def test_rest_compares_by_kind(verifier: Running) -> None:
+    rows = [{"response": "\\boxed{3, 2, 1}", "answer": "1, 2, 3", "kind": kind} for kind in ("set", "tuple")] + [
+        {"response": "\\boxed{library}", "answer": "B", "question": "Where?\nA. bank\nB. library"}
+    ]
+    found = [row["outcome"] for row in verifier.web.post("/v1/verify", json=rows).json()]
+    assert found == ["correct", "wrong", "correct"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
@@ -140,6 +148,22 @@ def test_grpc_judges_a_group(verifier: Running) -> None:
     scored = from_proto(ScoredGroup, stub.Verify(to_proto(group), metadata=call_metadata(TOKEN)))
     assert [verdict.outcome for verdict in scored.verdicts] == [Outcome.CORRECT, Outcome.WRONG]
     assert scored.rollout == group
+
+
+def test_grpc_compares_by_kind(verifier: Running) -> None:
+    task = make_task(reference_answer="100", answer_kind="number tolerance=1%", samples=2)
+    group = make_group(["\\boxed{100.9}", "\\boxed{102}"], task)
+    stub = services_pb2_grpc.VerifierServiceStub(verifier.channel)
+    scored = from_proto(ScoredGroup, stub.Verify(to_proto(group), metadata=call_metadata(TOKEN)))
+    assert [verdict.outcome for verdict in scored.verdicts] == [Outcome.CORRECT, Outcome.WRONG]
+
+
+def test_grpc_refuses_an_unknown_kind(verifier: Running) -> None:
+    group = make_group(task=make_task(answer_kind="telepathy"))
+    with pytest.raises(grpc.RpcError) as caught:
+        services_pb2_grpc.VerifierServiceStub(verifier.channel).Verify(to_proto(group), metadata=call_metadata(TOKEN))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "telepathy" in str(caught.value.details())
 
 
 def test_grpc_refuses_a_group_without_reference(verifier: Running) -> None:

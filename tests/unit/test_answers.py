@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from cepo.answers import MAX_ANSWER_CHARACTERS, check_kind, check_reference, extract, normalise, reference_of
+from cepo.answers import MAX_ANSWER_CHARACTERS, extract, normalise, reference_of
 from cepo.errors import UserError
+from cepo.kinds import check_reference
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,13 @@ from cepo.errors import UserError
         ("#### 1\n#### $1,234", "$1,234"),
         ("#### -5.50 \nend", "-5.50"),
         ("\\boxed{None}", "None"),
+        ("<answer> 5 </answer>", "5"),
+        ("<answer>4</answer> no <ANSWER>5</ANSWER>", "5"),
+        ("<answer>\\boxed{5}</answer>", "5"),
+        ("<answer>5</answer>\n#### 6", "5"),
+        ("Answer: 4\nAnswer: $5$", "$5$"),
+        ("**Final Answer:** 5", "5"),
+        ("#### 4\nAnswer: 5", "5"),
     ],
 )
 def test_the_last_answer_is_found(text: str, answer: str) -> None:
@@ -35,7 +43,8 @@ def test_the_last_answer_is_found(text: str, answer: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "the answer is 5", "\\boxed{}", "\\boxed{ }", "\\boxed{$$}", "\\boxed{5", "\\boxed{5} and \\boxed{7",
-     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}", "\\boxed{5} \\boxed{}"],
+     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}", "\\boxed{5} \\boxed{}",
+     "<answer>5", "<answer></answer>", "<answer>4</answer><answer>5", "Answer:", "my answer: 5"],
 )  # fmt: skip
 def test_no_answer_is_none(text: str) -> None:
     assert extract(text) is None
@@ -117,10 +126,3 @@ def test_a_reference_without_answer_is_refused_by_value(reference: str) -> None:
 
 def test_a_checked_reference_is_normalised() -> None:
     assert check_reference("#### 1,234") == "1234"
-
-
-def test_an_unknown_kind_is_refused() -> None:
-    check_kind("")
-    check_kind("math")
-    with pytest.raises(UserError, match="'telepathy'"):
-        check_kind("telepathy")

@@ -35,19 +35,20 @@ def test_a_perturbed_answer_has_the_form_of_the_right_one(answer: str, wrong: st
 
 def test_answers_that_a_response_can_give_are_gradable() -> None:
     answers = "18", "-1,234.50", "3/4", "\\frac{\\pi}{2}", "C", "Evelyn", "(1, 2]", "x^2+1", "\\infty", "50\\%", "\\pi"
-    assert ungradable(answers) == {}
+    assert ungradable(answers, "") == {}
 
 
 def test_an_answer_that_is_not_found_in_its_own_box_is_not_gradable() -> None:
-    reasons = ungradable(["7", "\\frac{1}{2", "7"])
+    reasons = ungradable(["7", "\\frac{1}{2", "7"], "")
     assert list(reasons) == ["\\frac{1}{2"]
     assert (
-        "does not verify against itself: unparsed, the last \\boxed{} is empty, never closes" in reasons["\\frac{1}{2"]
+        "does not verify against itself: unparsed, the last \\boxed{}, <answer> or 'Answer:' is empty, never closes"
+        in reasons["\\frac{1}{2"]
     )
 
 
 def test_an_answer_that_a_wrong_one_passes_for_is_not_gradable() -> None:
-    assert ungradable(["1=1", "1"]) == {"1=1": "reference answer '1=1' cannot be told from '2=1'"}
+    assert ungradable(["1=1", "1"], "") == {"1=1": "reference answer '1=1' cannot be told from '2=1'"}
 
 
 def test_a_large_set_is_sampled_by_seed_and_a_small_one_is_taken_whole() -> None:
@@ -65,3 +66,8 @@ def test_repeated_questions_and_leaks_are_found_whatever_their_spacing_and_case(
     assert repeated(train) == [(1, 0), (3, 0)]
     assert leaked(train[2:], made("new", "What is 1 + 2? ")) == [(1, 2)]
     assert leaked(train, made("new")) == []
+
+
+def test_a_reference_is_graded_as_the_kind_the_run_names() -> None:
+    assert ungradable(["[0, 1)"], "interval") == {}
+    assert ungradable(["A", "C"], "choice") == {}

@@ -67,6 +67,11 @@ def test_a_task_carries_what_the_config_says() -> None:
     assert f"train {task.reference_answer}" == task.messages[0].content
 
 
+def test_a_task_says_how_its_answers_are_compared() -> None:
+    (task, *_) = make_feeder('data.answer_kind="number tolerance=1%"').tasks(0, POLICY)
+    assert task.answer_kind == "number tolerance=1%"
+
+
 def test_after_the_last_step_there_is_nothing_to_do() -> None:
     assert make_feeder().tasks(7, BASE_POLICY)
     assert make_feeder().tasks(8, BASE_POLICY) == ()

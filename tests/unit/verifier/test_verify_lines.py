@@ -28,6 +28,16 @@ def test_every_line_gets_a_verdict_in_order() -> None:
     }  # fmt: skip
 
 
+def test_a_kind_and_a_question_are_read() -> None:
+    found = verdicts(
+        {"response": "\\boxed{101}", "answer": "100", "kind": "number tolerance=1%"},
+        {"response": "\\boxed{library}", "answer": "B", "question": "Where?\nA. bank\nB. library"},
+        {"response": "The answer is (B).", "answer": "B", "kind": "choice anywhere"},
+    )
+    assert [row["outcome"] for row in found] == ["correct"] * 3
+    assert [row["normalised"] for row in found] == ["101", "B", "B"]
+
+
 def test_blank_lines_are_skipped() -> None:
     assert list(verify_lines(["\n", "  "])) == []
 
@@ -42,6 +52,7 @@ def test_blank_lines_are_skipped() -> None:
         ('{"response": "x", "answer": ""}', "line 2: reference answer ''"),
         ('{"response": "x", "answer": "3", "knd": ""}', "line 2: knd"),
         ('{"response": "x", "answer": "3", "kind": "telepathy"}', "line 2: answer kind 'telepathy'"),
+        ('{"response": "x", "answer": "3", "kind": "choice"}', "line 2: reference answer '3' names no option"),
     ],
 )
 def test_a_bad_line_is_named_before_any_verdict(line: str, says: str) -> None:

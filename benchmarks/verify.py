@@ -1,0 +1,172 @@
+"""Throughput and p99 latency of the verifier's pool against math-verify called directly, with hostile items mixed in.
+
+Both judge the same items under the same deadline: the pool with its workers, math-verify as its documentation has it,
+one call after the other in one process with its own alarms. Some bombs outlive those alarms, because a signal waits
+until an arithmetic operation ends; they are counted apart, and left out of the timed rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import logging
+import math
+import multiprocessing
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import math_verify
+
+from services.verifier.pool import GraderPool
+from services.verifier.verdicts import Item
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "verify.json"
+DEADLINE_SECONDS = 1
+ROUNDS = 5
+AIM = 1.0
+GIVEN_UP_SECONDS = 8.0
+BOMBS = ["(x+y+z)^{400}(a+b)^{400}", "x^" * 300 + "x", "\\int e^{-x^{x^x}}\\sin(x^x) dx", "\\sum_{n=1}^{10^6} n^{n}"]
+BOMB_ANSWER = "10000"
+STUBBORN = "9^{9^{9^9}}"
+
+
+def innocent(count: int) -> list[Item]:
+    """Answers as models give them to questions of GSM8K and MATH: most are numbers, some need algebra."""
+    rng = random.Random(0)
+    items = []
+    for i in range(count):
+        a, b = rng.randint(2, 999), rng.randint(2, 99)
+        answer, reference = (
+            (f"{a}", f"{a}"),
+            (f"{a}.0", f"{a + i % 2}"),
+            (f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}"),
+            (f"{a}x+{b}x", f"{a + b}x"),
+            (f"{b}\\sqrt{{2}}", f"\\sqrt{{{2 * b * b}}}"),
+            (f"({a}, {b})", f"({a}, {b + i % 2})"),
+        )[i % 6]
+        items.append(Item(f"So the answer is \\boxed{{{answer}}}.", reference))
+    return items
+
+
+def mixture(count: int, bombs: int) -> list[Item]:
+    """Innocent items with a few bombs evenly between them."""
+    items = innocent(count)
+    step = len(items) // (bombs + 1)
+    for i in range(bombs):
+        items.insert((i + 1) * step + i, Item(f"\\boxed{{{BOMBS[i % len(BOMBS)]}}}", f"{BOMB_ANSWER}{i}"))
+    return items
+
+
+async def ours(pool: GraderPool, items: list[Item], clients: int) -> tuple[float, list[float]]:
+    """Wall seconds of all items, and the latency of each, in order."""
+    waiting, latencies = iter(enumerate(items)), [0.0] * len(items)
+
+    async def client() -> None:
+        for index, item in waiting:
+            begun = time.perf_counter()
+            await pool.grade([item])
+            latencies[index] = time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - begun, latencies
+
+
+def directly(items: list[Item]) -> tuple[float, list[float]]:
+    """The same by math-verify alone."""
+    latencies = []
+    for item in items:
+        begun = time.perf_counter()
+        reference = math_verify.parse(f"${item.answer}$", parsing_timeout=DEADLINE_SECONDS)
+        answer = math_verify.parse(item.response, parsing_timeout=DEADLINE_SECONDS)
+        math_verify.verify(reference, answer, timeout_seconds=DEADLINE_SECONDS)
+        latencies.append(time.perf_counter() - begun)
+    return sum(latencies), latencies
+
+
+def survives(items: list[Item]) -> bool:
+    """Whether math-verify answers at all before it is given up."""
+    process = multiprocessing.get_context("fork").Process(target=directly, args=(items,))
+    process.start()
+    process.join(GIVEN_UP_SECONDS)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return not alive
+
+
+def summary(rounds: list[tuple[float, list[float]]], items: list[Item]) -> dict[str, float]:
+    """Medians over the rounds, apart from the slowest of all."""
+    calm = [i for i, item in enumerate(items) if not item.answer.startswith(BOMB_ANSWER)]
+    return {
+        "items_per_second": round(statistics.median(len(items) / seconds for seconds, _ in rounds), 2),
+        "p99_seconds": round(statistics.median(p99(latencies) for _, latencies in rounds), 4),
+        "p99_innocent_seconds": round(statistics.median(p99([took[i] for i in calm]) for _, took in rounds), 4),
+        "slowest_seconds": round(max(max(latencies) for _, latencies in rounds), 4),
+    }
+
+
+def p99(latencies: list[float]) -> float:
+    """By nearest rank."""
+    return sorted(latencies)[math.ceil(len(latencies) * 0.99) - 1]
+
+
+async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Ours and theirs, a round of each in turn."""
+    pooled, alone = [], []
+    async with GraderPool(workers, float(DEADLINE_SECONDS)) as pool:
+        for _ in range(rounds):
+            pooled.append(await ours(pool, items, workers))
+            alone.append(directly(items))
+    return summary(pooled, items), summary(alone, items)
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs everything and gathers the figures."""
+    count, bombs = (150, 2) if options.quick else (600, 8)
+    items = mixture(count, bombs)
+    directly(items[:6])
+    pooled, alone = asyncio.run(measure(items, options.workers, options.rounds))
+    ratio = round(pooled["items_per_second"] / alone["items_per_second"], 2)
+    stubborn = [Item(f"\\boxed{{{STUBBORN}}}", "7")]
+    return {
+        "name": "verify",
+        "ours": pooled,
+        "alternative": alone,
+        "ratio": ratio,
+        "aim": AIM,
+        "met": ratio >= AIM,
+        "command": f"python -m benchmarks.verify{' --quick' * options.quick} --workers {options.workers}",
+        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "items": len(items),
+        "hostile": bombs,
+        "rounds": options.rounds,
+        "deadline_seconds": DEADLINE_SECONDS,
+        "workers": options.workers,
+        "math_verify_answers_a_power_tower": survives(stubborn),
+    }
+
+
+def main() -> None:
+    """Prints the result and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer items; under a minute")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    result = report(parser.parse_args())
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))  # noqa: T201 what it is for
+
+
+if __name__ == "__main__":
+    main()
