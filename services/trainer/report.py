@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cepo.contracts import EvidencedGroup, FinishReason, GroupFailed, Outcome
+from cepo.contracts import EvidencedGroup, EvidenceRow, FinishReason, GroupFailed, Outcome
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -68,11 +68,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
                     "extracted": verdict.extracted,
                     "reward": verdict.reward,
                     "advantage": adv_BT[row, :length].tolist(),
-                    "evidence": [
-                        {"context": e.rows[at].context.name, "answer": e.rows[at].answer, "logps": e.rows[at].logps}
-                        for at in [len(samples)]
-                        for e in group.evidence
-                    ],
+                    "evidence": [_shown(evidence.rows[len(samples)]) for evidence in group.evidence],
                 }
             )
             row += 1
@@ -81,6 +77,11 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
         lines.append(json.dumps({"group": group.task.group_id, "prompt": prompt, "answer": answer, "samples": samples}))
     if lines:
         (folder / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _shown(row: EvidenceRow) -> dict[str, Any]:
+    named = {"context": row.context.name, "reason": row.reason.name, "answer": row.answer, "source": row.source}
+    return {**named, "logps": row.logps}
 
 
 class Trackers:
