@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,8 +140,16 @@ def test_every_adapter_loads_in_stock_vllm_and_scores_as_peft_does(
     out = tmp_path / "logps.json"
     job = {"model": str(tiny.path()), "prompt": prompt, "adapters": [str(f) for f in folders], "out": str(out)}
     script = ROOT / "tests" / "pipeline" / "stock_vllm.py"
-    done = subprocess.run([sys.executable, script, json.dumps(job)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "vllm.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, script, json.dumps(job)], stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        assert process.wait(200) == 0, log.read_text()[-3000:]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the engine's processes outlive a script that ends at once
     for folder, logps in zip(folders, json.loads(out.read_text()), strict=True):
         assert torch.tensor(logps) == pytest.approx(_peft_logps(folder, prompt), abs=1e-4)
 
