@@ -233,6 +233,7 @@ def test_a_malformed_address_is_a_user_error() -> None:
 
 async def test_a_redis_that_answers_passes_the_check(redis_bus: RedisBus) -> None:
     await redis_bus.check()
+    assert await redis_bus.depth("in") == 0
 
 
 async def test_hundreds_of_hops_may_end_at_once(bus: Bus) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -85,11 +86,9 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def wait_until_ready(web: httpx.Client) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        try:
+        with contextlib.suppress(httpx.TransportError):  # not listening yet
             if web.get("/readyz").status_code == 200:
                 return
-        except httpx.TransportError:
-            pass  # not listening yet
         time.sleep(0.05)
     raise AssertionError("the verifier does not become ready")
 
