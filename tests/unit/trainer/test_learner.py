@@ -16,7 +16,7 @@ from torch import Tensor
 from cepo.algo.base import TrainBatch
 from cepo.algo.losses import Totals
 from cepo.errors import UserError
-from cepo.forward import CHUNK_TOKENS, chunked_logps, response_logps
+from cepo.forward import CHUNK_TOKENS, ResponseStates, response_logps
 from services.trainer.batch import pack, select
 from services.trainer.learner import Learner
 from tests.factories import ASKS, make_config, make_ragged
@@ -91,7 +91,8 @@ def test_log_probs_of_more_than_a_chunk_have_the_same_gradient() -> None:
     head = torch.nn.Linear(6, 11, bias=False)
     hidden_ND = torch.randn(CHUNK_TOKENS + 100, 6, requires_grad=True)
     target_N = torch.randint(0, 11, (len(hidden_ND),))
-    logp_N = chunked_logps(hidden_ND, head, target_N, 0.7)
+    one_row_BT = torch.ones(1, len(hidden_ND), dtype=torch.bool)
+    logp_N = ResponseStates(hidden_ND, target_N, one_row_BT, head, 0.7).logp_BT[0]
     plain_N = torch.log_softmax(head(hidden_ND) / 0.7, dim=-1).gather(1, target_N[:, None]).squeeze(1)
     torch.testing.assert_close(logp_N, plain_N)
     weight_N = torch.randn(len(hidden_ND))
