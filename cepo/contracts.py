@@ -13,27 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cepo.vocabulary import (
     ContextName as ContextName,
-)
-from cepo.vocabulary import (
     EvidenceReason as EvidenceReason,
-)
-from cepo.vocabulary import (
+    Feedback as Feedback,
     FinishReason as FinishReason,
-)
-from cepo.vocabulary import (
     Outcome as Outcome,
-)
-from cepo.vocabulary import (
+    Pick as Pick,
+    Placement as Placement,
     Purpose as Purpose,
-)
-from cepo.vocabulary import (
     Stage as Stage,
-)
-from cepo.vocabulary import (
     TeachWhen as TeachWhen,
-)
-from cepo.vocabulary import (
     Want as Want,
+    Weights as Weights,
 )
 
 MAX_INT64 = 2**63 - 1
@@ -74,7 +64,26 @@ class Ask(Contract):
     otherwise: ContextName | None = None
     """Scored instead where the context does not exist; None: the row is not applicable."""
     exclude_self: bool = False
-    """A rollout is never contrasted with its own answer."""
+    """A rollout is never shown itself."""
+    weights: Weights = Weights.TEACHER
+    feedback: Feedback = Feedback.ANSWER
+    tokens: int = Field(default=0, ge=0)
+    """Length of a peer's prefix or suffix."""
+    pick: Pick = Pick.REWARD
+    rank: int = Field(default=0, ge=0)
+    """Shows the rank-th of the rollouts that could be shown; their answers all differ."""
+    top: int = Field(default=0, ge=0)
+    """Distribution: how many of the likeliest tokens; 0: the whole vocabulary."""
+    support: Weights = Weights.TEACHER
+    """Distribution: whose likeliest tokens; another's than `weights` are found under the plain context."""
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Self:
+        if self.context is ContextName.REJECTED and self.feedback in (Feedback.SOLUTION, Feedback.PEER_ANSWER):
+            raise ValueError(f"a rejected context cannot show {self.feedback.name}")
+        if (self.feedback in (Feedback.PEER_PREFIX, Feedback.PEER_SUFFIX)) != (self.tokens > 0):
+            raise ValueError("tokens is the length of a peer's prefix or suffix, and of nothing else")
+        return self
 
 
 class Sampling(Contract):
@@ -102,6 +111,15 @@ class ImageRef(Contract):
     height: int = Field(ge=1)
 
 
+class Origin(Contract):
+    """The completed group a follow-up task was made from."""
+
+    index: int = Field(ge=0)
+    """Of the group's task in the same step."""
+    sample: int = Field(default=-1, ge=-1)
+    """Of the completion; -1: the group as a whole."""
+
+
 class PromptTask(Contract):
     """Hop 0, feeder -> rollout: one prompt, how often to sample it, with which policy, and what to measure."""
 
@@ -122,12 +140,18 @@ class PromptTask(Contract):
     route: tuple[Stage, ...] = Field(min_length=1)
     policy: PolicyRef = BASE_POLICY
     teacher: PolicyRef = BASE_POLICY
+    reference_solution: str = ""
+    """A worked solution; empty: none is known."""
+    placement: Placement = Placement.USER
+    prefix: tuple[int, ...] = ()
+    """Token ids the response starts with; sampling goes on from there."""
+    origin: Origin | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.route[0] is not Stage.ROLLOUT or list(self.route) != sorted(set(self.route)):
-            raise ValueError(f"route must start at ROLLOUT and keep the order of the stages, got {self.route}")
-        if self.asks and "{answer}" not in self.hint:
+        if list(self.route) != sorted(set(self.route)):
+            raise ValueError(f"route must keep the order of the stages, got {self.route}")
+        if any(ask.context is not ContextName.PLAIN for ask in self.asks) and "{answer}" not in self.hint:
             raise ValueError("hint must contain {answer}, or every context is the same")
         if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
             raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
@@ -138,6 +162,10 @@ class PromptTask(Contract):
         """run/step/index; evaluation groups have their own name space."""
         middle = "eval-" if self.purpose is Purpose.EVAL else ""
         return f"{self.run}/{middle}{self.step}/{self.index}"
+
+    def policy_of(self, weights: Weights) -> PolicyRef:
+        """The policy whose weights are meant."""
+        return {Weights.TEACHER: self.teacher, Weights.REFERENCE: BASE_POLICY, Weights.POLICY: self.policy}[weights]
 
     def after(self, stage: Stage) -> Stage | None:
         """The stage that follows on the route, or None when the group is ready."""
@@ -231,6 +259,18 @@ class EvidenceRow(Contract):
     reason: EvidenceReason
     answer: str = ""
     source: int = -1
+    top_ids: tuple[int, ...] = ()
+    """T x k token ids, position after position, where a distribution was wanted."""
+    top_logps: tuple[float, ...] = ()
+    pooled: tuple[float, ...] = ()
+    """The mean last hidden state, where it was wanted."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.top_ids) != len(self.top_logps) or (self.logps and len(self.top_ids) % len(self.logps)):
+            found = f"{len(self.top_ids)} likeliest tokens with {len(self.top_logps)} log-probs"
+            raise ValueError(f"{found} at {len(self.logps)} positions")
+        return self
 
 
 class Evidence(Contract):
@@ -245,7 +285,8 @@ class EvidencedGroup(Contract):
 
     scored: ScoredGroup
     evidence: tuple[Evidence, ...] = ()
-    proof: PolicyProof | None = None
+    proofs: tuple[PolicyProof, ...] = ()
+    """One for every policy that measured."""
     seconds: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
@@ -256,8 +297,9 @@ class EvidencedGroup(Contract):
             wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
             if found != wanted:
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")
-        if self.proof is not None and self.proof.policy != self.task.teacher:
-            raise ValueError(f"scored by {self.proof.policy.name}, the task names {self.task.teacher.name}")
+        allowed = {self.task.policy_of(weights) for weights in Weights}
+        if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
+            raise ValueError(f"scored by {strangers[0]}, which the task does not name")
         return self
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,13 +36,13 @@ class ResponseStates:
     temperature: float
     """Logits are divided by it before the softmax."""
 
-    @property
+    @cached_property
     def logp_BT(self) -> Tensor:
         """log P(response token), float32, 0 on padding."""
         return self.per_token(sampled)
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token; logits are over the temperature.
+        """rule(logits [N, V] over the temperature, sampled token [N], *inputs [N, ...]) of every response token.
 
         A chunk of tokens at a time; the backward pass recomputes the chunk.
 

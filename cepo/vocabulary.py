@@ -26,9 +26,58 @@ class ContextName(IntEnum):
     PLAIN = 1
     """x: the question alone."""
     ANSWER = 2
-    """(x, r+): with the reference answer as a hint."""
+    """(x, r+): with what is right as a hint."""
     REJECTED = 3
-    """(x, r-): with the answer of a rejected rollout of the same group as a hint."""
+    """(x, r-): with what a rejected rollout of the same group says as a hint."""
+
+
+class Feedback(IntEnum):
+    """What a hint shows (arXiv:2605.19436, Table 5)."""
+
+    ANSWER = 1
+    """r+: the reference answer; r-: the answer of a rejected rollout."""
+    SOLUTION = 2
+    """r+ only: the reference solution."""
+    PEER_ANSWER = 3
+    """r+ only: the answer of a correct rollout of the group."""
+    PEER_FULL = 4
+    """The whole response of a correct (r+) or rejected (r-) rollout."""
+    PEER_PREFIX = 5
+    PEER_SUFFIX = 6
+
+
+class Pick(IntEnum):
+    """Which rollout of the group is shown; ties go to the lower index."""
+
+    REWARD = 1
+    """r+: the highest reward; r-: the lowest."""
+    SHORTEST = 2
+    MOST_COMMON = 3
+    """The answer most of them give."""
+    RANDOM = 4
+    """Drawn with the task's seed."""
+
+
+class Placement(IntEnum):
+    """Where the hint stands."""
+
+    USER = 1
+    """The last line of the user's turn: the paper's template."""
+    ASSISTANT = 2
+    """After the generation prompt, before the response: the reference code."""
+    SYSTEM = 3
+    """The first system message."""
+
+
+class Weights(IntEnum):
+    """Whose weights measure."""
+
+    TEACHER = 1
+    """The task's teacher."""
+    REFERENCE = 2
+    """The base model."""
+    POLICY = 3
+    """The policy that sampled."""
 
 
 class Want(IntEnum):
@@ -36,6 +85,10 @@ class Want(IntEnum):
 
     LOGPROBS = 1
     """One log-prob per sampled token, of logits over the rollout temperature."""
+    DISTRIBUTION = 2
+    """Also the log-probs of the likeliest tokens at every position."""
+    HIDDEN = 3
+    """The mean last hidden state of the response."""
 
 
 class TeachWhen(IntEnum):

@@ -95,9 +95,7 @@ def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
             )
         elif field.is_repeated:
             plain[field.name] = list(value)
-        elif field.type == FieldDescriptor.TYPE_ENUM:
-            plain[field.name] = value or None
-        else:
+        elif field.type != FieldDescriptor.TYPE_ENUM or value:  # an unset enum is absent: the contract's default
             plain[field.name] = value
     return plain
 

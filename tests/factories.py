@@ -115,7 +115,7 @@ def make_evidenced(rewards: Sequence[float] = (1.0, 0.0), task: PromptTask | Non
     evidence = tuple(
         Evidence(ask=ask, rows=tuple(make_row(c, ask) for c in scored.rollout.completions)) for ask in scored.task.asks
     )
-    return EvidencedGroup(scored=scored, evidence=evidence, proof=make_proof(scored.task.teacher), seconds=0.5)
+    return EvidencedGroup(scored=scored, evidence=evidence, proofs=(make_proof(scored.task.teacher),), seconds=0.5)
 
 
 def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
@@ -166,4 +166,4 @@ def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> Evi
         )
         for ask in task.asks
     )
-    return EvidencedGroup(scored=scored, evidence=evidence, proof=make_proof(task.teacher))
+    return EvidencedGroup(scored=scored, evidence=evidence, proofs=(make_proof(task.teacher),))

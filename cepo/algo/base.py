@@ -1,23 +1,26 @@
-"""What an algorithm is: its parameters, the evidence it asks for, and one rule for the advantages.
+"""What an algorithm is: its parameters, the evidence it asks for, and one rule for the advantages or the loss.
 
 The trainer is blind to everything else. A batch holds what was sampled and measured; an algorithm turns it into
-adv_BT and, with the log-probs under the weights being trained, into a loss.
+adv_BT and, with the policy being trained, into a loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import Credit, Scale, group_advantage, masked_mean
 from cepo.algo.losses import Aggregation, Totals, aggregate, clip_fractions, clipped_terms
-from cepo.contracts import Ask, TeachWhen
+from cepo.contracts import Ask, EvidencedGroup, PromptTask, TeachWhen
 
 Metrics = dict[str, float]
+Draw = Callable[[int], tuple[PromptTask, ...]]
+"""draw(n): tasks for the next n prompts that this step has not sampled yet."""
 _CREDIT_KEYS = (
     "tokens",
     "delta_mean",
@@ -32,30 +35,6 @@ _CREDIT_KEYS = (
     "multiplier_mean",
     "nonfinite_tokens",
 )
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """A step's groups as tensors; B sequences in group order, T the longest response."""
-
-    prompt_ids: Sequence[tuple[int, ...]]
-    """Token ids of each sequence's prompt."""
-    response_ids: Sequence[tuple[int, ...]]
-    mask_BT: Tensor
-    """1 on generated tokens, the end of sequence included."""
-    reward_B: Tensor
-    accuracy_B: Tensor
-    group_B: Tensor
-    rollout_logp_BT: Tensor
-    """As the sampling engine reported them; 0 on padding."""
-    measured_B: Tensor
-    """Whether every ask was measured for the sequence."""
-    evidence: tuple[Tensor, ...] = ()
-    """Log-probs [B, T] per ask, in the order of the asks; 0 where not measured."""
-
-    @property
-    def size(self) -> int:
-        return len(self.response_ids)
 
 
 @dataclass(frozen=True)
@@ -95,6 +74,17 @@ class Algorithm(BaseModel):
         """The evidence this step needs; none when it could not matter."""
         return self.asks
 
+    def follow_up(self, groups: Sequence[EvidencedGroup], step: int, draw: Draw) -> tuple[PromptTask, ...]:
+        """Tasks wanted after seeing a step's groups, follow-ups that came back included; none ends the step.
+
+        A follow-up names its group in `origin`; tasks from `draw` are prompts like the first.
+        """
+        return ()
+
+    def select(self, groups: Sequence[EvidencedGroup], step: int) -> Sequence[EvidencedGroup]:
+        """The groups to train on."""
+        return groups
+
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         """adv_BT, zero on padding."""
         adv_B = group_advantage(batch.reward_B, batch.group_B, eps=self.advantage_eps, scale=self.advantage_scale)
@@ -104,10 +94,15 @@ class Algorithm(BaseModel):
         """The `credit/` metrics of this step."""
         return credit_metrics(None, batch, batch.mask_BT, 0.0)
 
+    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        """Which sequences have a gradient at all; the others count in denominators and skip the model."""
+        return (adv_BT != 0).any(dim=1)
+
     def loss(
-        self, logp_BT: Tensor, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, totals: Totals
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
     ) -> LossOutput:
-        """The policy loss of a micro-batch, divided by the totals of its mini-batch."""
+        """The loss of a micro-batch; `whole` is its mini-batch, whose counts are the denominators."""
+        logp_BT, totals = student.logp_BT, Totals.of(whole.mask_BT, whole.max_tokens)
         loss_BT = clipped_terms(
             logp_BT, logp_old_BT, adv_BT, clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip
         )

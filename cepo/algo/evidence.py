@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import Algorithm, Metrics, TrainBatch, credit_metrics
+from cepo.algo.base import Algorithm, Metrics, credit_metrics
+from cepo.algo.batch import TrainBatch
 from cepo.algo.core import Credit, credit
 from cepo.algo.schedules import linear_decay
 from cepo.contracts import Ask, ContextName
@@ -37,26 +38,28 @@ class EvidenceRatio(Algorithm):
         return self.asks if self.lam_at(step) > 0 else ()
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
-        if not batch.evidence:
-            return super().advantages(batch, step)
-        return self._credit(batch, step).adv_BT
+        parts = self._credit(batch, step)
+        return super().advantages(batch, step) if parts is None else parts.adv_BT
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        if not batch.evidence:
-            return credit_metrics(None, batch, batch.mask_BT, self.lam_at(step))
-        parts = self._credit(batch, step)
-        weighed_BT = batch.measured_B[:, None] & (parts.adv_BT != 0)
-        numerator_BT, denominator_BT = batch.evidence
-        broken_BT = weighed_BT & ~(numerator_BT - denominator_BT).isfinite()
-        return credit_metrics(parts, batch, weighed_BT, self.lam_at(step)) | {
-            "credit/nonfinite_tokens": float(broken_BT.sum())
-        }
+        lam, parts = self.lam_at(step), self._credit(batch, step)
+        if parts is None:
+            return credit_metrics(None, batch, batch.mask_BT, lam)
+        numerator, denominator = (batch.evidence[ask] for ask in self.asks)
+        weighed_BT = (numerator.applicable_B & denominator.applicable_B)[:, None] & (parts.adv_BT != 0)
+        broken_BT = weighed_BT & ~(numerator.logp_BT - denominator.logp_BT).isfinite()
+        return credit_metrics(parts, batch, weighed_BT, lam) | {"credit/nonfinite_tokens": float(broken_BT.sum())}
 
-    def _credit(self, batch: TrainBatch, step: int) -> Credit:
-        numerator_BT, denominator_BT = batch.evidence
-        denominator_BT = torch.where(batch.measured_B[:, None], denominator_BT, numerator_BT)  # half a ratio is none
-        adv_BT = super().advantages(batch, step)
-        return credit(adv_BT, numerator_BT, denominator_BT, self.lam_at(step), self.eps_w)
+    def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
+        """The parts of the reweighting; None where the step measured nothing."""
+        if any(ask not in batch.evidence for ask in self.asks):
+            return None
+        numerator, denominator = (batch.evidence[ask] for ask in self.asks)
+        both_B1 = (numerator.applicable_B & denominator.applicable_B)[:, None]
+        zero_BT = torch.zeros_like(batch.mask_BT)  # half a ratio is none
+        numerator_BT = torch.where(both_B1, numerator.logp_BT, zero_BT)
+        denominator_BT = torch.where(both_B1, denominator.logp_BT, zero_BT)
+        return credit(super().advantages(batch, step), numerator_BT, denominator_BT, self.lam_at(step), self.eps_w)
 
 
 class Rlsd(EvidenceRatio):

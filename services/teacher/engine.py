@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from peft.tuners.lora import LoraLayer
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
-from cepo.forward import canary_logp, load_causal_lm, response_logps
+from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.rendering import Renderer
 from cepo.settings import Settings
-from services.teacher.handler import Logps, Pair
+from services.teacher import measures
+from services.teacher.handler import Likeliest, Logps, Pair
 
 TOKENS_PER_PASS = 32768
 """Padded tokens of one forward pass."""
+
+Take = Callable[[ResponseStates, Sequence[int]], list[Any]]
+"""What is wanted of the states of a pass, and which pairs they belong to: one item for each."""
 
 
 class TransformersScorer:
@@ -52,11 +56,27 @@ class TransformersScorer:
             return self._proofs[policy.name]
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        await self.load(policy)  # another group's load may have dropped it since
-        return await self._on_thread(self._score, pairs, temperature, policy)
+        return await self._measure(pairs, temperature, policy, lambda states, _: measures.logps(states))
+
+    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
+        return await self._measure(pairs, temperature, policy, lambda states, _: measures.likeliest(states, k))
+
+    async def gather(
+        self, pairs: Sequence[Pair], ids: Sequence[Sequence[int]], temperature: float, policy: PolicyRef
+    ) -> list[Likeliest]:
+        return await self._measure(
+            pairs, temperature, policy, lambda states, rows: measures.gather(states, [ids[row] for row in rows])
+        )
+
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+        return await self._measure(pairs, 1.0, policy, lambda states, _: measures.pooled(states))
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
+        await self.load(policy)  # another group's load may have dropped it since
+        return await self._on_thread(self._passed, pairs, temperature, policy, take)
 
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -100,19 +120,17 @@ class TransformersScorer:
             self._peft.set_adapter(policy.name)
 
     @torch.no_grad()
-    def _score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+    def _passed(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
         self._activate(policy)
-        found: list[Logps] = []
-        for part in _passes(pairs):
-            logp_BT = response_logps(
-                self._base, [pair.context_ids for pair in part], [pair.response_ids for pair in part], temperature
-            )
-            found += [tuple(row[: len(pair.response_ids)].tolist()) for pair, row in zip(part, logp_BT, strict=True)]
+        found: list[Any] = []
+        for rows in _passes(pairs):
+            contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
+            found += take(response_states(self._base, contexts, responses, temperature), rows)
         return found
 
 
-def _passes(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
+def _passes(pairs: Sequence[Pair]) -> list[range]:
     """Cuts a group into passes of at most TOKENS_PER_PASS padded tokens, at least one pair each."""
     longest = max((len(pair.context_ids) + len(pair.response_ids) for pair in pairs), default=1)
     size = max(1, TOKENS_PER_PASS // longest)
-    return [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    return [range(i, min(i + size, len(pairs))) for i in range(0, len(pairs), size)]

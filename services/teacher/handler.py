@@ -1,22 +1,25 @@
-"""A scored group becomes an evidenced one: choose the hints, render the contexts, score the sampled tokens."""
+"""A scored group becomes an evidenced one: choose the hints, render the contexts, measure the sampled tokens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cepo.adapters import Engine
 from cepo.contexts import Hint, hints
 from cepo.contracts import (
+    Ask,
     ContextName,
     Evidence,
     EvidencedGroup,
     EvidenceReason,
     EvidenceRow,
     PolicyRef,
+    PromptTask,
     ScoredGroup,
+    Want,
 )
 from cepo.errors import UserError
 from cepo.rendering import Renderer, with_hint
@@ -32,11 +35,33 @@ class Pair:
     response_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Likeliest:
+    """k tokens at every one of T positions, position after position, and their log-probs."""
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+
+
 class Scorer(Engine, Protocol):
-    """An engine that scores given tokens with any policy it is asked for."""
+    """An engine that measures given tokens with any policy it is asked for; contexts repeat across pairs."""
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        """Log-probs of every response token, of logits over the temperature; contexts repeat across pairs."""
+        """Log-probs of every response token, of logits over the temperature."""
+        ...
+
+    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
+        """The k likeliest tokens at every response position; k = 0: the whole vocabulary, in its order."""
+        ...
+
+    async def gather(
+        self, pairs: Sequence[Pair], ids: Sequence[Sequence[int]], temperature: float, policy: PolicyRef
+    ) -> list[Likeliest]:
+        """The log-probs of given tokens: T x k ids for every pair."""
+        ...
+
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+        """The mean last hidden state over every response."""
         ...
 
 
@@ -45,21 +70,54 @@ def make_handler(
 ) -> Callable[[ScoredGroup], Awaitable[EvidencedGroup]]:
     """The teacher function behind the stage loop and the gRPC call."""
 
-    async def score(group: ScoredGroup) -> EvidencedGroup:
+    async def measure(group: ScoredGroup) -> EvidencedGroup:
         begun = time.perf_counter()
         task = group.task
+        policies = dict.fromkeys(task.policy_of(ask.weights) for ask in task.asks)
+        proofs = tuple([await scorer.load(policy) for policy in policies])
         chosen = [hints(ask, group) for ask in task.asks]
         pairs = _pairs(group, chosen, renderer, max_model_len)
-        proof = await scorer.load(task.teacher)
-        wanted = list(dict.fromkeys(pairs.values()))
-        scored = dict(zip(wanted, await scorer.score(wanted, task.sampling.temperature, task.teacher), strict=True))
-        evidence = tuple(
-            Evidence(ask=ask, rows=tuple(_row(hint, pairs.get((a, i)), scored) for i, hint in enumerate(row)))
-            for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True))
-        )
-        return EvidencedGroup(scored=group, evidence=evidence, proof=proof, seconds=time.perf_counter() - begun)
+        logps = await _scores(task, pairs, scorer)
+        evidence = []
+        for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
+            extra = await _extra(ask, group, {i: pair for (at, i), pair in pairs.items() if at == a}, scorer)
+            rows = [_row(hint, logps.get((a, i), ()), extra.get(i, {})) for i, hint in enumerate(row)]
+            evidence.append(Evidence(ask=ask, rows=tuple(rows)))
+        seconds = time.perf_counter() - begun
+        return EvidencedGroup(scored=group, evidence=tuple(evidence), proofs=proofs, seconds=seconds)
 
-    return score
+    return measure
+
+
+async def _scores(
+    task: PromptTask, pairs: Mapping[tuple[int, int], Pair], scorer: Scorer
+) -> dict[tuple[int, int], Logps]:
+    """Log-probs by (ask, completion): one pass for each policy, each pair once."""
+    found: dict[tuple[PolicyRef, Pair], Logps] = {}
+    policy_of = [task.policy_of(ask.weights) for ask in task.asks]
+    for policy in dict.fromkeys(policy_of):
+        wanted = list(dict.fromkeys(pair for (a, _), pair in pairs.items() if policy_of[a] == policy))
+        scored = await scorer.score(wanted, task.sampling.temperature, policy)
+        found |= {(policy, pair): row for pair, row in zip(wanted, scored, strict=True)}
+    return {(a, i): found[policy_of[a], pair] for (a, i), pair in pairs.items()}
+
+
+async def _extra(ask: Ask, group: ScoredGroup, pairs: Mapping[int, Pair], scorer: Scorer) -> dict[int, dict[str, Any]]:
+    """What an ask wants beyond the log-probs of the sampled tokens, as fields of its rows."""
+    task, rows = group.task, list(pairs.values())
+    policy, temperature = task.policy_of(ask.weights), task.sampling.temperature
+    if ask.want is Want.HIDDEN:
+        pooled = await scorer.pool(rows, policy)
+        return {i: {"pooled": vector} for i, vector in zip(pairs, pooled, strict=True)}
+    if ask.want is Want.DISTRIBUTION:
+        if ask.support is ask.weights:
+            found = await scorer.likeliest(rows, ask.top, temperature, policy)
+        else:
+            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids) for pair in rows]
+            support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
+            found = await scorer.gather(rows, [one.ids for one in support], temperature, policy)
+        return {i: {"top_ids": one.ids, "top_logps": one.logps} for i, one in zip(pairs, found, strict=True)}
+    return {}
 
 
 def _pairs(
@@ -86,15 +144,15 @@ def _pairs(
     return pairs
 
 
-def _row(hint: Hint | EvidenceReason, pair: Pair | None, scored: Mapping[Pair, Logps]) -> EvidenceRow:
+def _row(hint: Hint | EvidenceReason, logps: Logps, extra: Mapping[str, Any]) -> EvidenceRow:
     if isinstance(hint, EvidenceReason):
         return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=hint)
-    assert pair is not None
     return EvidenceRow(
-        logps=scored[pair],
+        logps=logps,
         applicable=True,
         context=hint.context,
         reason=hint.reason,
         answer=hint.answer,
         source=hint.source,
+        **extra,
     )

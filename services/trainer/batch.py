@@ -2,76 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cepo.algo.base import TrainBatch
-from cepo.contracts import Ask, EvidencedGroup
+from cepo.algo.batch import Measured, TrainBatch
+from cepo.contracts import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason
+
+NOT_MEASURED = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED)
 
 
-def pack(groups: Sequence[EvidencedGroup], asks: Sequence[Ask]) -> TrainBatch:
-    """A batch of B sequences in group order; a sequence any ask could not measure has no evidence at all.
+def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
+    """A batch of B sequences in group order, follow-ups folded into the groups they were made from.
+
+    Fresh responses to the same prompt, or to a prefix of one response, become a value of that state. A response to
+    another prompt, a privileged one, becomes a demonstration: a sequence of its own under the prompt of its group.
 
     Args:
-        groups: at least one.
-        asks: what the algorithm asked for at this step; a group that skipped the teacher has none of it.
+        groups: at least one that is no follow-up.
     """
-    completions = [c for group in groups for c in group.scored.rollout.completions]
-    verdicts = [v for group in groups for v in group.scored.verdicts]
-    sizes = [len(group.scored.verdicts) for group in groups]
+    prompts = {group.task.index: group for group in groups if group.task.origin is None}
+    follow_ups = [(prompts[group.task.origin.index], group) for group in groups if group.task.origin is not None]
+    continuations = [group for origin, group in follow_ups if group.task.messages == origin.task.messages]
+    demonstrations = [group for origin, group in follow_ups if group.task.messages != origin.task.messages]
+    rows = [*prompts.values(), *demonstrations]
+    completions = [c for group in rows for c in group.scored.rollout.completions]
+    verdicts = [v for group in rows for v in group.scored.verdicts]
+    size_G = torch.tensor([len(group.scored.verdicts) for group in rows])
+    shown_G = torch.tensor([group.task.origin is not None for group in rows])
+    demonstration_B = shown_G.repeat_interleave(size_G)
     mask_BT = _pad([[1.0] * len(c.token_ids) for c in completions])
-    measured_B = torch.tensor([flag for group in groups for flag in _measured(group)])
-    evidence = tuple(
-        _pad([row for group in groups for row in _logps(group, at)], like=mask_BT) * measured_B[:, None]
-        for at in range(len(asks))
-    )
+    reward_B = torch.tensor([v.reward for v in verdicts])
     return TrainBatch(
-        prompt_ids=[group.scored.rollout.prompt_token_ids for group in groups for _ in group.scored.verdicts],
+        prompt_ids=[_prompt(group, prompts) for group in rows for _ in group.scored.verdicts],
         response_ids=[c.token_ids for c in completions],
         mask_BT=mask_BT,
-        reward_B=torch.tensor([v.reward for v in verdicts]),
+        reward_B=torch.where(demonstration_B, math.nan, reward_B),
         accuracy_B=torch.tensor([v.accuracy for v in verdicts]),
-        group_B=torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes)),
+        group_B=torch.arange(len(rows)).repeat_interleave(size_G),
         rollout_logp_BT=_pad([c.logps for c in completions]),
-        evidence=evidence,
-        measured_B=measured_B,
+        max_tokens=rows[0].task.sampling.max_tokens,
+        truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
+        demonstration_B=demonstration_B,
+        evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
+        prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
     )
 
 
-def select(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
-    """The chosen sequences, cut to their own longest response."""
-    index = torch.tensor(rows)
-    width = max((len(batch.response_ids[row]) for row in rows), default=0)
-    return TrainBatch(
-        prompt_ids=[batch.prompt_ids[row] for row in rows],
-        response_ids=[batch.response_ids[row] for row in rows],
-        mask_BT=batch.mask_BT[index, :width],
-        reward_B=batch.reward_B[index],
-        accuracy_B=batch.accuracy_B[index],
-        group_B=batch.group_B[index],
-        rollout_logp_BT=batch.rollout_logp_BT[index, :width],
-        evidence=tuple(logp_BT[index, :width] for logp_BT in batch.evidence),
-        measured_B=batch.measured_B[index],
-    )
+def _prompt(group: EvidencedGroup, prompts: dict[int, EvidencedGroup]) -> tuple[int, ...]:
+    origin = group.task.origin
+    return (group if origin is None else prompts[origin.index]).scored.rollout.prompt_token_ids
 
 
-def _pad(rows: Sequence[Sequence[float]], like: Tensor | None = None) -> Tensor:
+def _asks(groups: Iterable[EvidencedGroup]) -> list[Ask]:
+    return list(dict.fromkeys(evidence.ask for group in groups for evidence in group.evidence))
+
+
+def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Measured:
+    rows = [row for group in groups for row in _rows(ask, group)]
+    applicable_B = torch.tensor([row.applicable for row in rows])
+    top_ids_BTk = top_logp_BTk = pooled_BD = None
+    if k := max((len(row.top_ids) // max(1, len(row.logps)) for row in rows), default=0):
+        top_ids_BTk = _pad_top([row.top_ids for row in rows], k, width, torch.long)
+        top_logp_BTk = _pad_top([row.top_logps for row in rows], k, width, torch.float32)
+    if units := max((len(row.pooled) for row in rows), default=0):
+        pooled_BD = torch.tensor([row.pooled or (0.0,) * units for row in rows])
+    return Measured(_pad([row.logps for row in rows], width), applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD)
+
+
+def _rows(ask: Ask, group: EvidencedGroup) -> Sequence[EvidenceRow]:
+    for evidence in group.evidence:
+        if evidence.ask == ask:
+            return evidence.rows
+    return [NOT_MEASURED] * len(group.scored.verdicts)
+
+
+def _prefix_values(
+    groups: Sequence[EvidencedGroup], continuations: Iterable[EvidencedGroup], mask_BT: Tensor
+) -> Tensor:
+    """Mean reward of the continuations of each prefix, [B, T + 1], not a number elsewhere."""
+    rows_of, at = {}, 0
+    for group in groups:
+        if group.task.origin is None:
+            rows_of[group.task.index] = range(at, at + len(group.scored.verdicts))
+        at += len(group.scored.verdicts)
+    found: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for group in continuations:
+        origin = group.task.origin
+        assert origin is not None
+        rows = rows_of[origin.index]
+        for row in rows if origin.sample < 0 else [rows[origin.sample]]:
+            found[row, len(group.task.prefix)] += [v.reward for v in group.scored.verdicts]
+    value_BT1 = torch.full((mask_BT.shape[0], mask_BT.shape[1] + 1), math.nan)
+    for (row, length), rewards in found.items():
+        value_BT1[row, length] = sum(rewards) / len(rewards)
+    return value_BT1
+
+
+def _pad(rows: Sequence[Sequence[float]], width: int = 0) -> Tensor:
     padded_BT = pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)
-    if like is not None and padded_BT.shape[1] < like.shape[1]:
-        padded_BT = torch.nn.functional.pad(padded_BT, (0, like.shape[1] - padded_BT.shape[1]))
-    return padded_BT
+    return torch.nn.functional.pad(padded_BT, (0, max(0, width - padded_BT.shape[1])))
 
 
-def _measured(group: EvidencedGroup) -> list[bool]:
-    if not group.evidence:
-        return [False] * len(group.scored.verdicts)
-    return [all(e.rows[i].applicable for e in group.evidence) for i in range(len(group.scored.verdicts))]
-
-
-def _logps(group: EvidencedGroup, at: int) -> list[tuple[float, ...]]:
-    if not group.evidence:
-        return [()] * len(group.scored.verdicts)
-    return [row.logps for row in group.evidence[at].rows]
+def _pad_top(rows: Sequence[Sequence[float]], k: int, width: int, dtype: torch.dtype) -> Tensor:
+    padded_BTk = torch.zeros(len(rows), width, k, dtype=dtype)
+    for at, row in enumerate(rows):
+        padded_BTk[at, : len(row) // k] = torch.tensor(row, dtype=dtype).view(-1, k)
+    return padded_BTk

@@ -60,8 +60,9 @@ class Collector:
         """A failed group in the place of one whose weights are not proven."""
         if isinstance(group, GroupFailed):
             return None
-        for stage, proof in ((Stage.ROLLOUT, group.scored.rollout.proof), (Stage.TEACH, group.proof)):
-            error = self._prove(proof) if proof is not None else None
+        proofs = [(Stage.ROLLOUT, group.scored.rollout.proof), *((Stage.TEACH, proof) for proof in group.proofs)]
+        for stage, proof in proofs:
+            error = self._prove(proof)
             if error is not None:
                 return GroupFailed(task=group.task, stage=stage, error=error, deliveries=0)
         return None

@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
+from cepo.algo.base import Draw
 from cepo.bus import Bus, stream_of
 from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
 from cepo.data import Problem, Problems
@@ -28,21 +30,40 @@ class Feeder:
     held_out: Problems | None
     bus: Bus
 
-    def tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
-        """The training tasks of a step, sampled by `policy`; none after the last step."""
+    def tasks(self, step: int, policy: PolicyRef, teacher: PolicyRef) -> tuple[PromptTask, ...]:
+        """The training tasks of a step, sampled by `policy` and measured by `teacher`; none after the last step."""
         if step >= self.config.loop.steps:
             return ()
         prompts = self.config.sampling.prompts
         positions = range(step * prompts, (step + 1) * prompts)
         problems = [self.train.at(position, self.config.loop.seed) for position in positions]
-        return tuple(self._task(problem, Purpose.TRAIN, step, i, policy) for i, problem in enumerate(problems))
+        return tuple(self._task(problem, Purpose.TRAIN, step, i, policy, teacher) for i, problem in enumerate(problems))
+
+    def more(self, tasks: Sequence[PromptTask]) -> Draw:
+        """Draws further prompts for the step of these tasks, in an order of its own; none twice, none they have.
+
+        What is drawn is a function of the seed, the step and how much was drawn before.
+        """
+        first, seen = tasks[0], {task.messages for task in tasks}
+        order = _seed(self.config.loop.seed, Purpose.TRAIN, first.step, -1)
+        others = (self.train.at(position, order) for position in range(len(self.train.problems)))
+        unseen = (problem for problem in others if problem.messages not in seen)
+        indices = count(len(tasks))
+
+        def draw(n: int) -> tuple[PromptTask, ...]:
+            return tuple(
+                self._task(problem, Purpose.TRAIN, first.step, next(indices), first.policy, first.teacher)
+                for problem in islice(unseen, n)
+            )
+
+        return draw
 
     def eval_tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
         """The held-out tasks for a policy; the same problems and seeds every time, so that policies compare."""
         if self.held_out is None:
             return ()
         problems = self.held_out.problems[: self.config.eval.prompts]
-        return tuple(self._task(problem, Purpose.EVAL, step, i, policy) for i, problem in enumerate(problems))
+        return tuple(self._task(problem, Purpose.EVAL, step, i, policy, policy) for i, problem in enumerate(problems))
 
     async def publish(self, tasks: Sequence[PromptTask]) -> None:
         """Puts tasks on the rollout stream, waiting while it is full."""
@@ -52,7 +73,9 @@ class Feeder:
         if tasks:
             await self.bus.publish(stream, tasks)
 
-    def _task(self, problem: Problem, purpose: Purpose, step: int, index: int, policy: PolicyRef) -> PromptTask:
+    def _task(
+        self, problem: Problem, purpose: Purpose, step: int, index: int, policy: PolicyRef, teacher: PolicyRef
+    ) -> PromptTask:
         config, training = self.config, purpose is Purpose.TRAIN
         asks = config.algorithm.asks_at(step) if training else ()
         return PromptTask(
@@ -76,7 +99,7 @@ class Feeder:
             teach_when=config.algorithm.teach_when,
             route=FULL_ROUTE if asks else SHORT_ROUTE,
             policy=policy,
-            teacher=policy,  # the actor is its own teacher
+            teacher=teacher,
         )
 
 

@@ -19,13 +19,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cepo.adapters import FILES
-from cepo.algo.base import Algorithm, Metrics, TrainBatch
-from cepo.algo.losses import Totals
+from cepo.algo.base import Algorithm, Metrics
+from cepo.algo.batch import TrainBatch
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.forward import canary_logp, load_causal_lm, response_logps
+from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.runconfig import RunConfig
-from services.trainer.batch import select
 
 
 @dataclass
@@ -113,10 +112,11 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         minibatches = self._minibatches(batch)
-        old = self._old_logps(batch, adv_BT) if len(minibatches) > 1 else None
+        learns_B = algorithm.learns_B(batch, adv_BT)
+        old = self._old_logps(batch, learns_B) if len(minibatches) > 1 else None
         sums, norms = Sums(), []
         for rows in minibatches:
-            norms.append(self._one_update(rows, batch, adv_BT, old, algorithm, sums))
+            norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums))
         tokens = max(1, sums.tokens)
         return {
             "loss/policy": sums.loss / len(minibatches),
@@ -135,21 +135,23 @@ class Learner:
         rows: list[int],
         batch: TrainBatch,
         adv_BT: Tensor,
+        learns_B: Tensor,
         old: dict[int, Tensor] | None,
         algorithm: Algorithm,
         sums: Sums,
     ) -> float:
-        totals = Totals.of(batch.mask_BT[rows], self._config.sampling.max_tokens)
+        whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = False
-        for part in self._microbatches(batch, _trained(rows, adv_BT)):
-            micro = select(batch, part)
-            logp_BT = self._logps(micro)
-            old_BT = logp_BT.detach() if old is None else _stack([old[row] for row in part], logp_BT)
-            width = logp_BT.shape[1]
-            output = algorithm.loss(logp_BT, old_BT, micro, adv_BT[part][:, :width], totals)
+        for part in self._microbatches(batch, [row for row in rows if learns_B[row]]):
+            micro = batch.rows(part).to(self._device)
+            student = self._student(micro)
+            old_BT = student.logp_BT.detach() if old is None else _stack([old[row] for row in part], student.logp_BT)
+            width = micro.mask_BT.shape[1]
+            output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), whole)
             output.loss.backward()
-            gap = float(((old_BT - micro.rollout_logp_BT).abs() * micro.mask_BT).sum())
+            sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
+            gap = float(((old_BT - micro.rollout_logp_BT).abs() * sampled_BT).sum())
             sums.add(float(output.loss.detach()), int(micro.mask_BT.sum()), gap, output.token_sums)
             trained = True
         if not trained:
@@ -158,16 +160,18 @@ class Learner:
         self.optimizer.step()
         return float(norm)
 
-    def _logps(self, batch: TrainBatch) -> Tensor:
-        return response_logps(
-            self._model, batch.prompt_ids, batch.response_ids, self._config.sampling.temperature
-        ).cpu()
+    @property
+    def _device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def _student(self, batch: TrainBatch) -> ResponseStates:
+        return response_states(self._model, batch.prompt_ids, batch.response_ids, self._config.sampling.temperature)
 
     @torch.no_grad()
-    def _old_logps(self, batch: TrainBatch, adv_BT: Tensor) -> dict[int, Tensor]:
+    def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
-        for part in self._microbatches(batch, _trained(range(batch.size), adv_BT)):
-            found.update(zip(part, self._logps(select(batch, part)), strict=True))
+        for part in self._microbatches(batch, learns_B.nonzero().flatten().tolist()):
+            found.update(zip(part, self._student(batch.rows(part)).logp_BT, strict=True))
         return found
 
     def _minibatches(self, batch: TrainBatch) -> list[list[int]]:
@@ -190,10 +194,6 @@ class Learner:
             part.append(row)
         if part:
             yield part
-
-
-def _trained(rows: Sequence[int], adv_BT: Tensor) -> list[int]:
-    return [row for row in rows if bool((adv_BT[row] != 0).any())]
 
 
 def _stack(rows: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -66,10 +66,10 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
         run.status.step, run.status.phase = step, "rollout"
         tasks = in_flight.pop(0)
-        groups = await run.collector.take(tasks)
+        groups = await _sampled(run, tasks, step)
         row["time/rollout_seconds"] = time.perf_counter() - begun
         run.status.phase = "train"
-        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, tasks, step)
+        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step)
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
         run.status.policy = policies[-1]
         in_flight.append(await _publish(run, step + 1 + lag, policies[-1]))
@@ -89,10 +89,22 @@ async def train(run: Run, stop: asyncio.Event) -> None:
 
 
 async def _publish(run: Run, step: int, policy: PolicyRef) -> Sequence[PromptTask]:
-    tasks = run.feeder.tasks(step, policy)
+    return await _sent(run, run.feeder.tasks(step, policy, policy))  # the actor is its own teacher
+
+
+async def _sent(run: Run, tasks: Sequence[PromptTask]) -> Sequence[PromptTask]:
     run.collector.expect(tasks)
     await run.feeder.publish(tasks)
     return tasks
+
+
+async def _sampled(run: Run, tasks: Sequence[PromptTask], step: int) -> Groups:
+    """A step's groups, with whatever the algorithm wants once it has seen them."""
+    groups = await run.collector.take(tasks)
+    draw = run.feeder.more(tasks)
+    while more := run.config.algorithm.follow_up(finished(groups), step, draw):
+        groups += await run.collector.take(await _sent(run, more))
+    return groups
 
 
 async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
@@ -101,9 +113,7 @@ async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
     if not tasks:
         return None
     run.status.phase = "eval"
-    run.collector.expect(tasks)
-    await run.feeder.publish(tasks)
-    groups = await run.collector.take(tasks)
+    groups = await run.collector.take(await _sent(run, tasks))
     if not finished(groups):
         raise UserError(f"every evaluation group failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
     failed = len(groups) - len(finished(groups))
@@ -112,13 +122,15 @@ async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
     return accuracy(groups)
 
 
-def _update(run: Run, groups: Groups, tasks: Sequence[PromptTask], step: int) -> Metrics:
+def _update(run: Run, groups: Groups, step: int) -> Metrics:
     done = finished(groups)
     if not done:
         raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
     algorithm = run.config.algorithm
-    batch = pack(done, tasks[0].asks)
+    chosen = algorithm.select(done, step)
+    batch = pack(chosen)
     adv_BT = algorithm.advantages(batch, step)
     metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
-    write_rollouts(run.folder.rollouts, step, groups, adv_BT, run.config.telemetry.rollouts_per_step)
+    prompts = [group for group in chosen if group.task.origin is None]
+    write_rollouts(run.folder.rollouts, step, prompts, adv_BT, run.config.telemetry.rollouts_per_step)
     return metrics

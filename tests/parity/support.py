@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cepo.algo.base import TrainBatch
+from cepo.algo.batch import Measured, Rule, TrainBatch
+from cepo.algo.variants import Cepo, Rlsd
 
 GOLDEN = Path(__file__).parent / "golden"
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "dr-grpo")
+
+OTHERS = (Cepo().asks[1], Cepo(no_negative="grpo").asks[1], Cepo(exclude_self=True).asks[1], Rlsd().asks[1])
+"""The denominators of the methods."""
 
 Rows = Sequence[Sequence[float]]
 
@@ -82,12 +86,23 @@ def make_batch(
     group_B: Tensor,
     *,
     rollout_logp_BT: Tensor | None = None,
-    evidence: tuple[Tensor, ...] = (),
+    evidence: Sequence[Tensor] = (),
     measured_B: Tensor | None = None,
+    max_tokens: int | None = None,
 ) -> TrainBatch:
-    """A batch in which a reward of at least 0.5 is a correct answer, and every ask was measured unless said."""
-    if measured_B is None:
-        measured_B = torch.ones(len(reward_B), dtype=torch.bool)
+    """A batch in which a reward of at least 0.5 is a correct answer.
+
+    Args:
+        evidence: log-probs under the numerator's and the denominator's context, for RLSD and CEPO alike.
+        measured_B: where the denominator applies; everywhere unless said.
+        max_tokens: the longest response sampling allows; the width of the mask unless said.
+    """
+    everywhere_B = torch.ones(len(reward_B), dtype=torch.bool)
+    measured = {}
+    if evidence:
+        numerator, denominator = evidence
+        measured = {ask: Measured(denominator, everywhere_B if measured_B is None else measured_B) for ask in OTHERS}
+        measured[Cepo().asks[0]] = Measured(numerator, everywhere_B)
     return TrainBatch(
         prompt_ids=[(1,)] * len(reward_B),
         response_ids=[(2,) * int(length) for length in mask_BT.sum(dim=1)],
@@ -96,25 +111,27 @@ def make_batch(
         accuracy_B=(reward_B >= 0.5).float(),
         group_B=group_B,
         rollout_logp_BT=torch.zeros_like(mask_BT) if rollout_logp_BT is None else rollout_logp_BT,
-        evidence=evidence,
-        measured_B=measured_B,
+        max_tokens=max_tokens or max(1, mask_BT.shape[1]),
+        truncated_B=~everywhere_B,
+        demonstration_B=~everywhere_B,
+        evidence=measured,
     )
 
 
-def select(batch: TrainBatch, rows: Sequence[int], width: int | None = None) -> TrainBatch:
-    """The sequences `rows` of a batch, in that order, cut to the first `width` tokens."""
-    index = torch.tensor(rows, dtype=torch.long)
-    return TrainBatch(
-        prompt_ids=[batch.prompt_ids[row] for row in rows],
-        response_ids=[batch.response_ids[row] for row in rows],
-        mask_BT=batch.mask_BT[index, :width],
-        reward_B=batch.reward_B[index],
-        accuracy_B=batch.accuracy_B[index],
-        group_B=batch.group_B[index],
-        rollout_logp_BT=batch.rollout_logp_BT[index, :width],
-        evidence=tuple(logp_BT[index, :width] for logp_BT in batch.evidence),
-        measured_B=batch.measured_B[index],
-    )
+def both(batch: TrainBatch) -> tuple[Tensor, Tensor]:
+    """The log-probs of the numerator and the denominator."""
+    numerator, denominator = (batch.evidence[ask].logp_BT for ask in Cepo().asks)
+    return numerator, denominator
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A student of which the log-probs of the sampled tokens are known, and nothing else."""
+
+    logp_BT: Tensor
+
+    def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
+        raise NotImplementedError("this student has no distributions")
 
 
 def loop_group_advantage(

@@ -14,6 +14,8 @@ from cepo.algo.losses import Totals, aggregate, clipped_surrogate, clipped_terms
 from cepo.algo.variants import Cepo, Grpo, Rlsd
 from tests.parity.support import (
     AGGREGATIONS,
+    Scored,
+    both,
     loop_group_advantage,
     loop_reweight,
     loop_sum,
@@ -91,7 +93,7 @@ def test_advantages_of_a_method_are_its_equations(seed: int, method: type[Cepo] 
     batch = random_sample(seed).batch
     adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
     adv_BT = [[a * valid for valid in mask] for a, mask in zip(adv_B, batch.mask_BT.tolist(), strict=True)]
-    evidence = [logp_BT.tolist() for logp_BT in batch.evidence]
+    evidence = [logp_BT.tolist() for logp_BT in both(batch)]
     expected = loop_reweight(adv_BT, *evidence, 0.8 * max(0.0, 1 - step / 10), 0.4)
     found = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step)
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
@@ -169,14 +171,15 @@ def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: Algorithm) ->
     adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
     adv = [[a * valid for valid in mask] for a, mask in zip(adv_B, masks, strict=True)]
     if isinstance(algorithm, Rlsd | Cepo):
-        evidence = [logp_BT.tolist() for logp_BT in batch.evidence]
+        evidence = [logp_BT.tolist() for logp_BT in both(batch)]
         adv = loop_reweight(adv, *evidence, algorithm.lam, algorithm.eps_w)
     losses, _ = loop_surrogate(
         sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), adv, low=0.2, high=0.28, dual=algorithm.dual_clip
     )
-    totals = Totals.of(batch.mask_BT, 32)
+    totals = Totals.of(batch.mask_BT, batch.max_tokens)
     weights = loop_token_weights(
-        masks, algorithm.aggregation, tokens=totals.tokens, sequences=totals.sequences, max_tokens=32
+        masks, algorithm.aggregation, tokens=totals.tokens, sequences=totals.sequences, max_tokens=totals.max_tokens
     )
-    found = algorithm.loss(sample.logp_BT, sample.logp_old_BT, batch, algorithm.advantages(batch, 0), totals)
+    student = Scored(sample.logp_BT)
+    found = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0), batch)
     assert float(found.loss) == pytest.approx(loop_sum(weights, losses), rel=1e-4)

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from cepo.algo.base import Algorithm
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate, clipped_terms
 from cepo.algo.schedules import cosine_with_warmup
 from cepo.algo.variants import Cepo, Grpo, Rlsd
-from tests.parity.support import AGGREGATIONS, make_batch, random_sample, select
+from tests.parity.support import (
+    AGGREGATIONS,
+    Scored,
+    make_batch,
+    random_sample,
+)
 
 
 @pytest.mark.parametrize("split", [[13], [1] * 13, [5, 8], [2, 7, 4]])
@@ -25,17 +29,17 @@ from tests.parity.support import AGGREGATIONS, make_batch, random_sample, select
 def test_loss_and_gradient_do_not_depend_on_the_micro_batches(aggregation: Any, split: list[int]) -> None:
     sample = random_sample(6)
     algorithm = Cepo(aggregation=aggregation, dual_clip=3.0, importance_cap=2.0)
-    totals, adv_BT = Totals.of(sample.batch.mask_BT, 32), algorithm.advantages(sample.batch, 0)
+    adv_BT = algorithm.advantages(sample.batch, 0)
     whole_BT = sample.logp_BT.clone().requires_grad_()
-    whole = algorithm.loss(whole_BT, sample.logp_old_BT, sample.batch, adv_BT, totals)
+    whole = algorithm.loss(Scored(whole_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch)
     whole.loss.backward()
 
     logp_BT, loss, sums = sample.logp_BT.clone().requires_grad_(), 0.0, dict.fromkeys(whole.token_sums, 0.0)
     for rows in torch.arange(13).split(split):
-        longest = int(sample.batch.mask_BT[rows].sum(dim=1).max())  # a micro-batch is as wide as its longest
-        micro = select(sample.batch, rows.tolist(), longest)
-        cut = slice(longest)
-        part = algorithm.loss(logp_BT[rows, cut], sample.logp_old_BT[rows, cut], micro, adv_BT[rows, cut], totals)
+        micro = sample.batch.rows(rows.tolist())
+        cut = slice(micro.mask_BT.shape[1])
+        student, old_BT = Scored(logp_BT[rows, cut]), sample.logp_old_BT[rows, cut]
+        part = algorithm.loss(student, old_BT, micro, adv_BT[rows, cut], sample.batch)
         part.loss.backward()
         loss += float(part.loss.detach())
         sums = {key: value + part.token_sums[key] for key, value in sums.items()}
@@ -50,14 +54,13 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batches(aggregation: Any, 
 def test_permuting_the_batch_permutes_the_result(method: type[Algorithm], aggregation: Any) -> None:
     sample, algorithm = random_sample(7), method(aggregation=aggregation)
     order = torch.randperm(13, generator=torch.Generator().manual_seed(7))
-    shuffled = select(sample.batch, order.tolist())
+    shuffled = sample.batch.rows(order.tolist())
     adv_BT, moved_BT = algorithm.advantages(sample.batch, 0), algorithm.advantages(shuffled, 0)
     torch.testing.assert_close(moved_BT, adv_BT[order], rtol=1e-5, atol=1e-7)
 
-    totals = Totals.of(sample.batch.mask_BT)
     logp_BT, old_BT = sample.logp_BT, sample.logp_old_BT
-    loss = algorithm.loss(logp_BT, old_BT, sample.batch, adv_BT, totals).loss
-    moved = algorithm.loss(logp_BT[order], old_BT[order], shuffled, moved_BT, Totals.of(shuffled.mask_BT)).loss
+    loss = algorithm.loss(Scored(logp_BT), old_BT, sample.batch, adv_BT, sample.batch).loss
+    moved = algorithm.loss(Scored(logp_BT[order]), old_BT[order], shuffled, moved_BT, shuffled).loss
     torch.testing.assert_close(moved, loss, rtol=1e-5, atol=1e-6)
 
 
@@ -128,7 +131,7 @@ def test_the_loss_of_a_method_is_the_clipped_surrogate(algorithm: Algorithm) -> 
         dual_clip=algorithm.dual_clip,
         aggregation=algorithm.aggregation,
     )
-    found = algorithm.loss(sample.logp_BT, sample.logp_old_BT, sample.batch, adv_BT, Totals.of(mask_BT))
+    found = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch)
     assert torch.equal(found.loss, expected)
 
 
@@ -136,7 +139,7 @@ def test_the_loss_reports_sums_over_valid_tokens() -> None:
     logp_BT = torch.tensor([[1.5, 0.2, 1.0], [0.9, 9.0, 9.0]]).log()
     batch = make_batch(torch.tensor([[1.0, 1, 1], [1, 0, 0]]), torch.zeros(2), torch.zeros(2, dtype=torch.long))
     adv_BT = torch.tensor([[1.0, -1, 1], [1, 0, 0]])
-    sums = Grpo().loss(logp_BT, torch.zeros(2, 3), batch, adv_BT, Totals.of(batch.mask_BT)).token_sums
+    sums = Grpo().loss(Scored(logp_BT), torch.zeros(2, 3), batch, adv_BT, batch).token_sums
     minus_logp = -math.log(1.5) - math.log(0.2) - math.log(0.9)
     expected = {"clip/ppo_low": 1, "clip/ppo_high": 1, "kl/old_new": minus_logp, "entropy/sampled": minus_logp}
     assert sums == pytest.approx(expected, rel=1e-5)
@@ -149,7 +152,7 @@ def test_importance_weights_are_truncated_at_the_cap(cap: float | None, weights:
     group_B = torch.zeros(1, dtype=torch.long)
     batch = make_batch(torch.ones(1, 3), torch.ones(1), group_B, rollout_logp_BT=rollout_BT)
     logp_BT, adv_BT = old_BT.clone().requires_grad_(), torch.tensor([[1.0, 2.0, -3.0]])
-    loss = Grpo(importance_cap=cap).loss(logp_BT, old_BT, batch, adv_BT, Totals.of(batch.mask_BT)).loss
+    loss = Grpo(importance_cap=cap).loss(Scored(logp_BT), old_BT, batch, adv_BT, batch).loss
     loss.backward()
     expected_BT = -adv_BT * torch.tensor([weights]) / 3
     torch.testing.assert_close(loss.detach(), expected_BT.sum())

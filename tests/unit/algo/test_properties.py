@@ -9,15 +9,18 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from cepo.algo.base import Algorithm
 from cepo.algo.core import credit, reweight
-from cepo.algo.losses import Totals
 from cepo.algo.variants import Cepo, Grpo, Rlsd
-from tests.parity.support import make_batch, random_sample
+from tests.parity.support import (
+    Scored,
+    both,
+    make_batch,
+    random_sample,
+)
 
 METHODS = (Grpo(), Rlsd(), Cepo())
 REPEATABLE = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -118,7 +121,7 @@ def test_cepo_with_the_plain_evidence_as_the_rejected_one_is_rlsd() -> None:
 @pytest.mark.parametrize("lam", [0.5, 0.3, 1.0])
 def test_cepo_with_the_answer_evidence_as_the_rejected_one_is_grpo(lam: float) -> None:
     sample = random_sample(1).batch
-    same = (sample.evidence[0], sample.evidence[0])
+    same = (both(sample)[0], both(sample)[0])
     batch = make_batch(sample.mask_BT, sample.reward_B, sample.group_B, evidence=same)
     found_BT = Cepo(lam=lam).advantages(batch, 0)
     torch.testing.assert_close(found_BT, Grpo().advantages(batch, 0), rtol=1e-6, atol=0)
@@ -151,21 +154,21 @@ def test_equal_rewards_give_zero_whatever_the_evidence_says(value: float) -> Non
     logp_BT = torch.full((4, 3), -1.0, requires_grad=True)
     adv_BT = Cepo().advantages(batch, 0)
     assert torch.equal(adv_BT, torch.zeros(4, 3))
-    Cepo().loss(logp_BT, logp_BT.detach() + 0.1, batch, adv_BT, Totals.of(batch.mask_BT)).loss.backward()
+    Cepo().loss(Scored(logp_BT), logp_BT.detach() + 0.1, batch, adv_BT, batch).loss.backward()
     assert torch.equal(logp_BT.grad, torch.zeros(4, 3))
 
 
 def test_the_evidences_get_no_gradient() -> None:
     sample = random_sample(3)
     batch = sample.batch
-    for logp_BT in batch.evidence:
+    for logp_BT in both(batch):
         logp_BT.requires_grad_()
     adv_BT = Cepo().advantages(batch, 0)
     assert not adv_BT.requires_grad
     logp_BT = sample.logp_BT.clone().requires_grad_()
-    Cepo().loss(logp_BT, sample.logp_old_BT, batch, adv_BT, Totals.of(batch.mask_BT)).loss.backward()
+    Cepo().loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
     assert logp_BT.grad.any()
-    assert [logp_BT.grad for logp_BT in batch.evidence] == [None, None]
+    assert [logp_BT.grad for logp_BT in both(batch)] == [None, None]
 
 
 def student_gradient(student_BTV: Tensor, sampled_BT: Tensor, teachers: tuple[Tensor, ...]) -> Tensor:
@@ -181,7 +184,7 @@ def student_gradient(student_BTV: Tensor, sampled_BT: Tensor, teachers: tuple[Te
     algorithm = Cepo() if evidence else Grpo()
     logp_BT = at_sample(student_BTV.log_softmax(-1))
     adv_BT = algorithm.advantages(batch, 0)
-    algorithm.loss(logp_BT, logp_BT.detach(), batch, adv_BT, Totals.of(batch.mask_BT)).loss.backward()
+    algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT, batch).loss.backward()
     return student_BTV.grad
 
 

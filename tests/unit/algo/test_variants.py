@@ -12,7 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from cepo.algo.base import Algorithm, TrainBatch
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm, Cepo, Grpo, Rlsd
 from cepo.contracts import Ask, ContextName, TeachWhen
-from tests.parity.support import make_batch, random_sample
+from tests.parity.support import (
+    both,
+    make_batch,
+    random_sample,
+)
 
 KEYS = {
     f"credit/{key}"
@@ -177,6 +181,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
 def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[Rlsd] | type[Cepo]) -> None:
     batch, algorithm = random_sample(seed).batch, method(eps_w=0.3)
     adv_BT = Grpo().advantages(batch, 0)
+    numerator_BT, denominator_BT = both(batch)
     deltas: dict[str, list[float]] = {"correct": [], "wrong": []}
     against = clipped = 0
     for row in range(batch.size):
@@ -184,19 +189,19 @@ def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[
             advantage = float(adv_BT[row, position])
             if advantage == 0:
                 continue
-            delta = float(batch.evidence[0][row, position]) - float(batch.evidence[1][row, position])
+            delta = float(numerator_BT[row, position]) - float(denominator_BT[row, position])
             deltas["correct" if batch.reward_B[row] >= 0.5 else "wrong"].append(delta)
             against += delta * advantage < 0
             clipped += not 0.7 <= math.exp(math.copysign(delta, delta * advantage)) <= 1.3
-    both = deltas["correct"] + deltas["wrong"]
+    found_deltas = deltas["correct"] + deltas["wrong"]
     expected = {
-        "credit/tokens": len(both),
-        "credit/delta_mean": sum(both) / len(both),
-        "credit/delta_pos_fraction": sum(delta > 0 for delta in both) / len(both),
+        "credit/tokens": len(found_deltas),
+        "credit/delta_mean": sum(found_deltas) / len(found_deltas),
+        "credit/delta_pos_fraction": sum(delta > 0 for delta in found_deltas) / len(found_deltas),
         "credit/delta_mean_correct": sum(deltas["correct"]) / len(deltas["correct"]),
         "credit/delta_mean_wrong": sum(deltas["wrong"]) / len(deltas["wrong"]),
-        "credit/wrong_direction_fraction": against / len(both),
-        "credit/clip_fraction": clipped / len(both),
+        "credit/wrong_direction_fraction": against / len(found_deltas),
+        "credit/clip_fraction": clipped / len(found_deltas),
     }
     found = algorithm.diagnostics(batch, 0)
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
@@ -207,7 +212,7 @@ def bare(batch: TrainBatch) -> TrainBatch:
 
 
 def level(batch: TrainBatch) -> TrainBatch:
-    return make_batch(batch.mask_BT, torch.full((4,), 0.1), batch.group_B, evidence=batch.evidence)
+    return make_batch(batch.mask_BT, torch.full((4,), 0.1), batch.group_B, evidence=both(batch))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ async def test_every_ask_is_measured_under_its_own_context() -> None:
             assert (row.applicable, row.context, row.reason) == (True, ask.context, EvidenceReason.ASKED)
     assert [[row.answer for row in e.rows] for e in found.evidence] == [["7"] * 2, ["5"] * 2, [""] * 2]
     assert [row.source for row in found.evidence[1].rows] == [1, 1]
-    assert found.proof == make_proof(POLICY)
+    assert found.proofs == (make_proof(POLICY),)
 
 
 async def test_a_context_without_a_rejected_answer_falls_back_and_says_why() -> None:

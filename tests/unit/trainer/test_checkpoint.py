@@ -16,7 +16,7 @@ from services.trainer.batch import pack
 from services.trainer.checkpoint import Checkpoints, Progress
 from services.trainer.learner import Learner
 from services.trainer.publisher import Publisher
-from tests.factories import ASKS, POLICY, make_config, make_ragged
+from tests.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
 RUN = ("optim.minibatches=2", "optim.schedule=cosine", "optim.warmup_steps=1", "loop.steps=9")
@@ -36,7 +36,7 @@ class Process:
         self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, every, keep)
 
     def train(self, step: int) -> dict[str, float]:
-        batch = pack(make_ragged([(4, 6, 2), (3, 5, 0)], seed=step), ASKS)
+        batch = pack(make_ragged([(4, 6, 2), (3, 5, 0)], seed=step))
         adv_BT = self.config.algorithm.advantages(batch, step)
         return self.learner.update(batch, adv_BT, self.config.algorithm, step)
 

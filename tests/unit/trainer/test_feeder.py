@@ -31,9 +31,9 @@ def questions(tasks: tuple[PromptTask, ...]) -> list[str]:
 
 def test_a_steps_tasks_depend_on_nothing_but_seed_step_and_policy() -> None:
     feeder = make_feeder()
-    late_first = [feeder.tasks(step, POLICY) for step in (3, 1, 2)]
-    assert late_first == [make_feeder().tasks(step, POLICY) for step in (3, 1, 2)]
-    again = make_feeder().tasks(1, BASE_POLICY)
+    late_first = [feeder.tasks(step, POLICY, POLICY) for step in (3, 1, 2)]
+    assert late_first == [make_feeder().tasks(step, POLICY, POLICY) for step in (3, 1, 2)]
+    again = make_feeder().tasks(1, BASE_POLICY, BASE_POLICY)
     assert again == tuple(
         task.model_copy(update={"policy": BASE_POLICY, "teacher": BASE_POLICY}) for task in late_first[1]
     )
@@ -41,26 +41,28 @@ def test_a_steps_tasks_depend_on_nothing_but_seed_step_and_policy() -> None:
 
 def test_steps_follow_each_other_through_the_epochs() -> None:
     feeder = make_feeder()
-    seen = [question for step in range(5) for question in questions(feeder.tasks(step, BASE_POLICY))]
+    seen = [question for step in range(5) for question in questions(feeder.tasks(step, BASE_POLICY, BASE_POLICY))]
     assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(f"train {i}" for i in range(10))
     assert seen[:10] != seen[10:]
 
 
 def test_another_seed_gives_other_problems_and_other_samples() -> None:
-    one, two = (make_feeder(f"loop.seed={seed}").tasks(0, BASE_POLICY) for seed in (1, 2))
+    one, two = (make_feeder(f"loop.seed={seed}").tasks(0, BASE_POLICY, BASE_POLICY) for seed in (1, 2))
     assert questions(one) != questions(two)
     assert not {task.seed for task in one} & {task.seed for task in two}
 
 
 def test_no_two_tasks_of_a_run_share_a_seed_or_a_name() -> None:
     feeder = make_feeder()
-    tasks = [task for step in range(8) for task in feeder.tasks(step, BASE_POLICY)]
+    tasks = [task for step in range(8) for task in feeder.tasks(step, BASE_POLICY, BASE_POLICY)]
     tasks += feeder.eval_tasks(0, BASE_POLICY)
     assert len({task.seed for task in tasks}) == len({task.group_id for task in tasks}) == len(tasks) == 37
 
 
 def test_a_task_carries_what_the_config_says() -> None:
-    task = make_feeder("sampling.temperature=0.7", "sampling.top_k=5", "data.hint=It is {answer}").tasks(2, POLICY)[1]
+    task = make_feeder("sampling.temperature=0.7", "sampling.top_k=5", "data.hint=It is {answer}").tasks(
+        2, POLICY, POLICY
+    )[1]
     assert (task.run, task.step, task.index, task.purpose) == ("run", 2, 1, Purpose.TRAIN)
     assert (task.samples, task.hint, task.policy, task.teacher) == (3, "It is {answer}", POLICY, POLICY)
     assert (task.sampling.temperature, task.sampling.top_k, task.sampling.max_tokens) == (0.7, 5, 48)
@@ -68,13 +70,13 @@ def test_a_task_carries_what_the_config_says() -> None:
 
 
 def test_a_task_says_how_its_answers_are_compared() -> None:
-    (task, *_) = make_feeder('data.answer_kind="number tolerance=1%"').tasks(0, POLICY)
+    (task, *_) = make_feeder('data.answer_kind="number tolerance=1%"').tasks(0, POLICY, POLICY)
     assert task.answer_kind == "number tolerance=1%"
 
 
 def test_after_the_last_step_there_is_nothing_to_do() -> None:
-    assert make_feeder().tasks(7, BASE_POLICY)
-    assert make_feeder().tasks(8, BASE_POLICY) == ()
+    assert make_feeder().tasks(7, BASE_POLICY, BASE_POLICY)
+    assert make_feeder().tasks(8, BASE_POLICY, BASE_POLICY) == ()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_after_the_last_step_there_is_nothing_to_do() -> None:
 )
 def test_evidence_that_cannot_matter_is_not_asked_for(overrides: list[str], step: int, asked: bool) -> None:
     feeder = make_feeder(*overrides)
-    for task in feeder.tasks(step, POLICY):
+    for task in feeder.tasks(step, POLICY, POLICY):
         assert task.asks == (feeder.config.algorithm.asks if asked else ())
         assert task.route == (FULL if asked else SHORT)
         assert task.teach_when is TeachWhen.REWARD_SPREAD
@@ -115,7 +117,7 @@ def test_without_held_out_problems_nothing_is_evaluated() -> None:
 async def test_tasks_arrive_on_the_rollout_stream() -> None:
     bus = MemoryBus()
     feeder = make_feeder(bus=bus)
-    tasks = feeder.tasks(0, POLICY)
+    tasks = feeder.tasks(0, POLICY, POLICY)
     await feeder.publish(tasks)
     await feeder.publish(())
     assert [item.hop for item in await bus.receive("rollout", "w", 10, 0)] == list(tasks)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.base import TrainBatch
-from cepo.algo.losses import Totals
+from cepo.algo.batch import TrainBatch
 from cepo.errors import UserError
 from cepo.forward import CHUNK_TOKENS, ResponseStates, response_logps
-from services.trainer.batch import pack, select
+from services.trainer.batch import pack
 from services.trainer.learner import Learner
-from tests.factories import ASKS, make_config, make_ragged
+from tests.factories import make_config, make_ragged
+from tests.parity.support import Scored
 
 torch.set_num_threads(1)
 LENGTHS = [(3, 9, 0, 5), (12, 1, 7, 2), (4, 4, 6, 8)]
@@ -42,7 +42,7 @@ def model_of(learner: Learner) -> Any:
 
 
 def make_batch(step: int = 0, *overrides: str) -> tuple[TrainBatch, Tensor]:
-    batch = pack(make_ragged(LENGTHS), ASKS)
+    batch = pack(make_ragged(LENGTHS))
     return batch, make_config(*overrides).algorithm.advantages(batch, step)
 
 
@@ -121,14 +121,14 @@ def test_an_empty_response_changes_nothing(aggregation: str) -> None:
     assert len(rows) == batch.size - 1
     common = (f"algorithm.aggregation={aggregation}", UNCLIPPED)
     with_it, _ = updated(batch, adv_BT, *common)
-    without, _ = updated(select(batch, rows), adv_BT[rows], *common)
+    without, _ = updated(batch.rows(rows), adv_BT[rows], *common)
     assert_close(gradients(with_it), gradients(without))
 
 
 def test_sequences_without_advantage_count_in_the_denominator_alone() -> None:
     batch, adv_BT = make_batch()
     first = [0, 1, 2, 3]
-    alone, _ = updated(select(batch, first), adv_BT[first], UNCLIPPED)
+    alone, _ = updated(batch.rows(first), adv_BT[first], UNCLIPPED)
     diluted_BT = adv_BT.clone()
     diluted_BT[4:] = 0
     diluted, report = updated(batch, diluted_BT, UNCLIPPED)
@@ -157,15 +157,15 @@ def test_later_mini_batches_use_the_old_log_probs_of_the_steps_start() -> None:
 
     learner, algorithm = make_learner(*overrides), make_config(*overrides).algorithm
     first, second = list(range(8)), list(range(8, 12))  # of three groups the first mini-batch gets two
-    last = select(batch, second)
+    last = batch.rows(second)
     with torch.no_grad():
         old_BT = response_logps(model_of(learner), last.prompt_ids, last.response_ids, 1.0)
-    learner.update(select(batch, first), adv_BT[first], algorithm, 0)
+    learner.update(batch.rows(first), adv_BT[first], algorithm, 0)
     learner.optimizer.zero_grad()
     logp_BT = response_logps(model_of(learner), last.prompt_ids, last.response_ids, 1.0)
     assert (logp_BT - old_BT).abs().max() > 0.1
-    width, totals = last.mask_BT.shape[1], Totals.of(last.mask_BT, 48)
-    algorithm.loss(logp_BT, old_BT, last, adv_BT[second][:, :width], totals).loss.backward()
+    width = last.mask_BT.shape[1]
+    algorithm.loss(Scored(logp_BT), old_BT, last, adv_BT[second][:, :width], last).loss.backward()
     assert_close(gradients(found), gradients(learner), tolerance=1e-5)
 
 

@@ -26,7 +26,7 @@ from cepo.wire import to_proto
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
 from services.trainer.publisher import CHUNK_BYTES, Expected, Publisher
-from tests.factories import ASKS, POLICY, make_config, make_ragged
+from tests.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
 CONFIG = make_config("lora.rank=64", "engine.max_lora_rank=64")  # more than one chunk of bytes
@@ -44,7 +44,7 @@ def make_publisher(folder: Path, learner: Learner, bus: MemoryBus | None = None)
 
 
 def train(learner: Learner, seed: int) -> None:
-    batch = pack(make_ragged([(4, 6), (3, 5)], seed), ASKS)
+    batch = pack(make_ragged([(4, 6), (3, 5)], seed))
     learner.update(batch, CONFIG.algorithm.advantages(batch, 0), CONFIG.algorithm, 0)
 
 

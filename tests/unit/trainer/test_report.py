@@ -13,7 +13,7 @@ from cepo.errors import UserError
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
 from services.trainer.report import Trackers, accuracy, finished, group_metrics, write_rollouts
-from tests.factories import ASKS, make_config, make_evidenced, make_failed, make_ragged, make_scored, make_task
+from tests.factories import make_config, make_evidenced, make_failed, make_ragged, make_scored, make_task
 
 
 def make_run(path: Path) -> RunDir:
@@ -58,7 +58,7 @@ def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
 
 def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Path) -> None:
     groups = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
-    batch = pack(finished(groups), ASKS)
+    batch = pack(finished(groups))
     adv_BT = torch.arange(16.0).reshape(4, 4)
     write_rollouts(tmp_path, 7, groups, adv_BT, limit=2)
     rows = [json.loads(line) for line in (tmp_path / "step-000007.jsonl").read_text().splitlines()]
@@ -75,7 +75,7 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
 
 def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
     groups = make_ragged([(3, 1), (2, 4)])
-    batch = pack(groups, ASKS)
+    batch = pack(groups)
     write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=0)
     assert list(tmp_path.iterdir()) == []
     write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=1)

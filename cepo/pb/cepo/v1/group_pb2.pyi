@@ -50,7 +50,7 @@ EVIDENCE_REASON_SAME_AS_ANSWER: EvidenceReason
 EVIDENCE_REASON_ONLY_SELF: EvidenceReason
 
 class PromptTask(_message.Message):
-    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher")
+    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,10 @@ class PromptTask(_message.Message):
     ROUTE_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TEACHER_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_SOLUTION_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     run: str
     step: int
     index: int
@@ -85,7 +89,19 @@ class PromptTask(_message.Message):
     route: _containers.RepeatedScalarFieldContainer[_policy_pb2.Stage]
     policy: _policy_pb2.PolicyRef
     teacher: _policy_pb2.PolicyRef
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ...) -> None: ...
+    reference_solution: str
+    placement: _policy_pb2.Placement
+    prefix: _containers.RepeatedScalarFieldContainer[int]
+    origin: Origin
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
+
+class Origin(_message.Message):
+    __slots__ = ("index", "sample")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    sample: int
+    def __init__(self, index: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("token_ids", "logps", "text", "finish_reason")
@@ -152,20 +168,26 @@ class ScoredGroup(_message.Message):
     def __init__(self, rollout: _Optional[_Union[RolloutGroup, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
 
 class EvidenceRow(_message.Message):
-    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source")
+    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source", "top_ids", "top_logps", "pooled")
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     APPLICABLE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPS_FIELD_NUMBER: _ClassVar[int]
+    POOLED_FIELD_NUMBER: _ClassVar[int]
     logps: _containers.RepeatedScalarFieldContainer[float]
     applicable: bool
     context: _policy_pb2.ContextName
     reason: EvidenceReason
     answer: str
     source: int
-    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ...) -> None: ...
+    top_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logps: _containers.RepeatedScalarFieldContainer[float]
+    pooled: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logps: _Optional[_Iterable[float]] = ..., pooled: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("ask", "rows")
@@ -176,16 +198,16 @@ class Evidence(_message.Message):
     def __init__(self, ask: _Optional[_Union[_policy_pb2.Ask, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[EvidenceRow, _Mapping]]] = ...) -> None: ...
 
 class EvidencedGroup(_message.Message):
-    __slots__ = ("scored", "evidence", "proof", "seconds")
+    __slots__ = ("scored", "evidence", "proofs", "seconds")
     SCORED_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
-    PROOF_FIELD_NUMBER: _ClassVar[int]
+    PROOFS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     scored: ScoredGroup
     evidence: _containers.RepeatedCompositeFieldContainer[Evidence]
-    proof: PolicyProof
+    proofs: _containers.RepeatedCompositeFieldContainer[PolicyProof]
     seconds: float
-    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., evidence: _Optional[_Iterable[_Union[Evidence, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., evidence: _Optional[_Iterable[_Union[Evidence, _Mapping]]] = ..., proofs: _Optional[_Iterable[_Union[PolicyProof, _Mapping]]] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class GroupFailed(_message.Message):
     __slots__ = ("task", "stage", "error", "deliveries")

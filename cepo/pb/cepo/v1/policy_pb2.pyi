@@ -25,10 +25,44 @@ class ContextName(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTEXT_NAME_ANSWER: _ClassVar[ContextName]
     CONTEXT_NAME_REJECTED: _ClassVar[ContextName]
 
+class Feedback(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEEDBACK_UNSPECIFIED: _ClassVar[Feedback]
+    FEEDBACK_ANSWER: _ClassVar[Feedback]
+    FEEDBACK_SOLUTION: _ClassVar[Feedback]
+    FEEDBACK_PEER_ANSWER: _ClassVar[Feedback]
+    FEEDBACK_PEER_FULL: _ClassVar[Feedback]
+    FEEDBACK_PEER_PREFIX: _ClassVar[Feedback]
+    FEEDBACK_PEER_SUFFIX: _ClassVar[Feedback]
+
+class Pick(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PICK_UNSPECIFIED: _ClassVar[Pick]
+    PICK_REWARD: _ClassVar[Pick]
+    PICK_SHORTEST: _ClassVar[Pick]
+    PICK_MOST_COMMON: _ClassVar[Pick]
+    PICK_RANDOM: _ClassVar[Pick]
+
+class Placement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PLACEMENT_UNSPECIFIED: _ClassVar[Placement]
+    PLACEMENT_USER: _ClassVar[Placement]
+    PLACEMENT_ASSISTANT: _ClassVar[Placement]
+    PLACEMENT_SYSTEM: _ClassVar[Placement]
+
+class Weights(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WEIGHTS_UNSPECIFIED: _ClassVar[Weights]
+    WEIGHTS_TEACHER: _ClassVar[Weights]
+    WEIGHTS_REFERENCE: _ClassVar[Weights]
+    WEIGHTS_POLICY: _ClassVar[Weights]
+
 class Want(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     WANT_UNSPECIFIED: _ClassVar[Want]
     WANT_LOGPROBS: _ClassVar[Want]
+    WANT_DISTRIBUTION: _ClassVar[Want]
+    WANT_HIDDEN: _ClassVar[Want]
 
 class TeachWhen(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -46,8 +80,30 @@ CONTEXT_NAME_UNSPECIFIED: ContextName
 CONTEXT_NAME_PLAIN: ContextName
 CONTEXT_NAME_ANSWER: ContextName
 CONTEXT_NAME_REJECTED: ContextName
+FEEDBACK_UNSPECIFIED: Feedback
+FEEDBACK_ANSWER: Feedback
+FEEDBACK_SOLUTION: Feedback
+FEEDBACK_PEER_ANSWER: Feedback
+FEEDBACK_PEER_FULL: Feedback
+FEEDBACK_PEER_PREFIX: Feedback
+FEEDBACK_PEER_SUFFIX: Feedback
+PICK_UNSPECIFIED: Pick
+PICK_REWARD: Pick
+PICK_SHORTEST: Pick
+PICK_MOST_COMMON: Pick
+PICK_RANDOM: Pick
+PLACEMENT_UNSPECIFIED: Placement
+PLACEMENT_USER: Placement
+PLACEMENT_ASSISTANT: Placement
+PLACEMENT_SYSTEM: Placement
+WEIGHTS_UNSPECIFIED: Weights
+WEIGHTS_TEACHER: Weights
+WEIGHTS_REFERENCE: Weights
+WEIGHTS_POLICY: Weights
 WANT_UNSPECIFIED: Want
 WANT_LOGPROBS: Want
+WANT_DISTRIBUTION: Want
+WANT_HIDDEN: Want
 TEACH_WHEN_UNSPECIFIED: TeachWhen
 TEACH_WHEN_ALWAYS: TeachWhen
 TEACH_WHEN_REWARD_SPREAD: TeachWhen
@@ -61,16 +117,30 @@ class PolicyRef(_message.Message):
     def __init__(self, version: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("context", "want", "otherwise", "exclude_self")
+    __slots__ = ("context", "want", "otherwise", "exclude_self", "weights", "feedback", "tokens", "pick", "rank", "top", "support")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     WANT_FIELD_NUMBER: _ClassVar[int]
     OTHERWISE_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_SELF_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PICK_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    SUPPORT_FIELD_NUMBER: _ClassVar[int]
     context: ContextName
     want: Want
     otherwise: ContextName
     exclude_self: bool
-    def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ...) -> None: ...
+    weights: Weights
+    feedback: Feedback
+    tokens: int
+    pick: Pick
+    rank: int
+    top: int
+    support: Weights
+    def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ..., weights: _Optional[_Union[Weights, str]] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., tokens: _Optional[int] = ..., pick: _Optional[_Union[Pick, str]] = ..., rank: _Optional[int] = ..., top: _Optional[int] = ..., support: _Optional[_Union[Weights, str]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "max_tokens")
