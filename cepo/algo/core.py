@@ -5,6 +5,7 @@ Shapes: B sequences, T response tokens (padded). Weights, ratios and advantages 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,25 @@ from torch import Tensor
 EXPONENT_BOUND = 20.0
 """Evidence beyond e^20 is cut by the clip anyway; the bound keeps exp finite."""
 
-Scale = Literal["std", "none"]
+Scale = Literal["std", "batch-std", "none"]
 
 
-def group_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, scale: Scale = "std") -> Tensor:
-    """GRPO's group-relative advantage (Eq. 1): (R - mean of the group) / (unbiased std of the group + eps).
+def peer_groups(reward_B: Tensor, group_B: Tensor) -> Iterator[Tensor]:
+    """Each group as a mask [B] over its samples of finite reward; only groups in which at least two can be compared.
+
+    Groups are found by id, never by position. A reward that is not finite is a failed sample: it is nobody's peer.
+    """
+    usable_B = torch.isfinite(reward_B)
+    for group in torch.unique(group_B):
+        member_B = (group_B == group) & usable_B
+        if int(member_B.sum()) >= 2:
+            yield member_B
+
+
+def group_advantage(
+    reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, scale: Scale = "std", correction: int = 1
+) -> Tensor:
+    """GRPO's group-relative advantage (Eq. 1): (R - mean of the group) / (std of the group + eps).
 
     Groups are found by id, never by position. A group of equal rewards, and a group of one, is exactly 0: there is
     nothing to compare. A reward that is not finite is a failed sample: it gets 0 and stays out of the statistics.
@@ -27,7 +42,9 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, sca
         reward_B: one scalar reward per sequence.
         group_B: integer id of each sequence's group.
         eps: added to the standard deviation.
-        scale: "std" divides by it, "none" only subtracts the mean (Dr.GRPO).
+        scale: "std" divides by the group's deviation, "batch-std" by that of all rewards (TRL's `scale_rewards`),
+            "none" only subtracts the mean (Dr.GRPO).
+        correction: 1 for the unbiased deviation, 0 for the biased one.
 
     Returns:
         adv_B, float32.
@@ -35,14 +52,16 @@ def group_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6, sca
     reward_B = torch.as_tensor(reward_B, dtype=torch.float32)
     group_B = torch.as_tensor(group_B, device=reward_B.device)
     adv_B = torch.zeros_like(reward_B)
-    usable_B = torch.isfinite(reward_B)
-    for group in torch.unique(group_B):
-        member_B = (group_B == group) & usable_B
+    for member_B in peer_groups(reward_B, group_B):
         reward_G = reward_B[member_B]
-        if reward_G.numel() < 2 or reward_G.max() == reward_G.min():
+        if reward_G.max() == reward_G.min():
             continue
         centred_G = reward_G - reward_G.mean()
-        adv_B[member_B] = centred_G / (reward_G.std() + eps) if scale == "std" else centred_G
+        if scale == "none":
+            adv_B[member_B] = centred_G
+            continue
+        spread = reward_G if scale == "std" else reward_B[reward_B.isfinite()]
+        adv_B[member_B] = centred_G / (spread.std(correction=correction) + eps)
     return adv_B
 
 

@@ -80,7 +80,14 @@ def clipped_terms(
     r = exp(clamp(logp - old, +-20)); u = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)); for A < 0 and a dual
     clip c > 1, min(u, -A c). The gradient flows through the selected branch alone.
     """
-    ratio_BT = _ratio(logp_BT, logp_old_BT)
+    ratio_BT = importance_ratio(logp_BT, logp_old_BT)
+    return clipped_ratio_terms(ratio_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+
+
+def clipped_ratio_terms(
+    ratio_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Tensor:
+    """`clipped_terms` of an importance ratio, whichever way it was made."""
     loss_BT = torch.maximum(-adv_BT * ratio_BT, -adv_BT * ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high))
     if dual_clip is None:
         return loss_BT
@@ -112,9 +119,23 @@ def clip_fractions(
     logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
     """Where the surrogate is cut at the lower bound (A < 0) and at the upper bound (A > 0); two [B, T] booleans."""
-    ratio_BT = _ratio(logp_BT, logp_old_BT)
+    return ratio_clip_fractions(importance_ratio(logp_BT, logp_old_BT), adv_BT, clip_low=clip_low, clip_high=clip_high)
+
+
+@torch.no_grad()
+def ratio_clip_fractions(
+    ratio_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """`clip_fractions` of an importance ratio, whichever way it was made."""
     return (adv_BT < 0) & (ratio_BT < 1.0 - clip_low), (adv_BT > 0) & (ratio_BT > 1.0 + clip_high)
 
 
-def _ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
+@torch.no_grad()
+def dual_clip_fraction(ratio_BT: Tensor, adv_BT: Tensor, *, dual_clip: float) -> Tensor:
+    """Where the dual clip bounds the loss of a token with A < 0; a [B, T] boolean."""
+    return (adv_BT < 0) & (ratio_BT > dual_clip)
+
+
+def importance_ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
+    """r = exp(clamp(logp - old, +-20)) of each token; the bound keeps it finite, and beyond it there is no gradient."""
     return (logp_BT - logp_old_BT).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()

@@ -1,0 +1,69 @@
+"""KL divergence from the reference policy: estimates at the sampled token, and the exact sum over the vocabulary.
+
+As a loss its terms are added to the policy's, times a coefficient, before `cepo.algo.losses.aggregate`; as a reward
+they are taken off each token's (`apply_kl_penalty`).
+
+Shapes: B sequences, T response tokens (padded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cepo.algo.losses import LOG_RATIO_BOUND
+
+LOW_VAR_BOUND = 10.0
+
+KlForm = Literal["kl", "abs", "mse", "low_var_kl"]
+
+
+def kl_terms(logp_BT: Tensor, ref_logp_BT: Tensor, form: KlForm) -> Tensor:
+    """An estimate of KL(policy || reference) at each sampled token, [B, T].
+
+    With d = logp - ref: "kl" d (k1), unbiased; "abs" |d|; "mse" d^2 / 2 (k2); "low_var_kl" e^-d + d - 1 (k3), never
+    negative, with the exponent within +-20 and the term within +-10 (EasyR1, verl).
+
+    Raises:
+        ValueError: the form has no such name.
+    """
+    difference_BT = logp_BT - ref_logp_BT
+    match form:
+        case "kl":
+            return difference_BT
+        case "abs":
+            return difference_BT.abs()
+        case "mse":
+            return 0.5 * difference_BT.square()
+        case "low_var_kl":
+            exponent_BT = (-difference_BT).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+            return (exponent_BT.exp() - exponent_BT - 1.0).clamp(-LOW_VAR_BOUND, LOW_VAR_BOUND)
+    raise ValueError(f"unknown KL form {form!r}")
+
+
+def full_kl(logp_BTV: Tensor, ref_logp_BTV: Tensor) -> Tensor:
+    """KL(policy || reference) exactly, sum over V of pi (log pi - log pi_ref), [B, T], from two log-distributions.
+
+    A token of probability 0 under the policy adds 0, whatever the reference gives it.
+    """
+    possible_BTV = logp_BTV > -torch.inf
+    difference_BTV = torch.where(possible_BTV, logp_BTV - ref_logp_BTV, 0.0)
+    return (logp_BTV.exp() * difference_BTV).sum(dim=-1)
+
+
+@torch.no_grad()
+def apply_kl_penalty(
+    token_reward_BT: Tensor, logp_BT: Tensor, ref_logp_BT: Tensor, mask_BT: Tensor, *, coef: float, form: KlForm
+) -> Tensor:
+    """token_reward_BT - coef KL_BT on valid tokens, 0 elsewhere; no gradient.
+
+    Estimators that take one reward per sequence get the sum over its tokens, so a group of equal scores need not have
+    equal rewards any more.
+
+    Raises:
+        ValueError: the form has no such name.
+    """
+    penalized_BT = token_reward_BT - coef * kl_terms(logp_BT, ref_logp_BT, form)
+    return torch.where(mask_BT.bool(), penalized_BT, 0.0)
