@@ -14,14 +14,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import Algorithm, Metrics, credit_metrics
+from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.core import Credit, credit
+from cepo.algo.diagnostics import credit_metrics
+from cepo.algo.policy_gradient import PolicyGradient
 from cepo.algo.schedules import linear_decay
 from cepo.contracts import Ask, ContextName
 
 
-class EvidenceRatio(Algorithm):
+class EvidenceRatio(PolicyGradient):
     """A_t = A [(1 - lam) + lam clip(exp(sign(A) (log P_num - log P_den)), 1 - eps_w, 1 + eps_w)]."""
 
     lam: float = Field(default=0.5, ge=0, le=1)

@@ -9,15 +9,73 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
+from cepo.algo.dapo import Dapo
 from cepo.algo.evidence import Cepo, Rlsd
+from cepo.algo.core import Scale
+from cepo.algo.kl import KlForm
+from cepo.algo.losses import Aggregation
+from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
 
 
-class Grpo(Algorithm):
-    """GRPO: every token of a response gets the same credit."""
+class Grpo(PolicyGradient):
+    """GRPO (arXiv:2402.03300): every token of a response gets the same credit, relative to its group."""
 
     name: Literal["grpo"] = "grpo"
 
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({"grpo": Grpo, "rlsd": Rlsd, "cepo": Cepo})
+class DrGrpo(PolicyGradient):
+    """Dr.GRPO (arXiv:2503.20783): no deviation and no length in any denominator."""
 
-AnyAlgorithm = Annotated[Grpo | Rlsd | Cepo, Field(discriminator="name")]
+    name: Literal["dr-grpo"] = "dr-grpo"
+    advantage_scale: Scale = "none"
+    aggregation: Aggregation = "dr-grpo"
+
+
+class Rloo(PolicyGradient):
+    """RLOO (arXiv:2402.14740): each reward against the mean of the others."""
+
+    name: Literal["rloo"] = "rloo"
+    estimator: Estimator = "rloo"
+
+
+class ReinforcePlusPlus(PolicyGradient):
+    """REINFORCE++ (arXiv:2501.03262): returns whitened over the batch, with a divergence in the reward."""
+
+    name: Literal["reinforce++"] = "reinforce++"
+    estimator: Estimator = "reinforce++"
+    kl_coef: float = Field(default=1e-3, ge=0)
+    kl_form: KlForm = "kl"
+    kl_in: Literal["loss", "reward"] = "reward"
+
+
+class Gspo(PolicyGradient):
+    """GSPO (arXiv:2507.18071): one importance ratio a sequence."""
+
+    name: Literal["gspo"] = "gspo"
+    surrogate: Surrogate = "gspo"
+    clip_low: float = Field(default=3e-4, gt=0, lt=1)
+    clip_high: float = Field(default=4e-4, gt=0)
+    aggregation: Aggregation = "seq-mean-token-mean"
+
+
+class Cispo(PolicyGradient):
+    """CISPO (arXiv:2506.13585): the importance weight is clipped, no token loses its gradient."""
+
+    name: Literal["cispo"] = "cispo"
+    surrogate: Surrogate = "cispo"
+
+
+class Sapo(PolicyGradient):
+    """SAPO (arXiv:2511.20347): a soft gate instead of a clip."""
+
+    name: Literal["sapo"] = "sapo"
+    surrogate: Surrogate = "sapo"
+    aggregation: Aggregation = "seq-mean-token-mean"
+
+
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo)
+ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
+
+AnyAlgorithm = Annotated[
+    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo, Field(discriminator="name")
+]

@@ -1,0 +1,55 @@
+"""What token credit did in a step (algorithms 9.3), under the same names for every method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cepo.algo.base import Metrics
+from cepo.algo.batch import TrainBatch
+from cepo.algo.core import Credit, masked_mean
+
+_CREDIT_KEYS = (
+    "tokens",
+    "delta_mean",
+    "delta_std",
+    "delta_pos_fraction",
+    "delta_neg_fraction",
+    "delta_mean_correct",
+    "delta_mean_wrong",
+    "wrong_direction_fraction",
+    "clip_fraction",
+    "weight_mean",
+    "multiplier_mean",
+    "nonfinite_tokens",
+)
+
+
+def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
+    """Diagnostics over the weighed tokens (algorithms 9.3); all 0 when nothing was weighed.
+
+    Args:
+        credit: the parts of the reweighting, or None where the method has none.
+        weighed_BT: 1 on tokens that have evidence and a non-zero advantage.
+    """
+    metrics = {"credit/lambda": lam, **{f"credit/{key}": 0.0 for key in _CREDIT_KEYS}}
+    if credit is None or not weighed_BT.any():
+        return metrics
+    delta_BT, mask_BT = credit.delta_BT, weighed_BT.bool()
+    correct_B1 = (batch.accuracy_B >= 0.5)[:, None]
+    sign_BT = torch.sign(credit.adv_BT)
+    multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
+    metrics |= {
+        "credit/tokens": float(mask_BT.sum()),
+        "credit/delta_mean": masked_mean(delta_BT, mask_BT),
+        "credit/delta_std": float(delta_BT[mask_BT].std(correction=0)),
+        "credit/delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
+        "credit/delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
+        "credit/delta_mean_correct": masked_mean(delta_BT, mask_BT & correct_B1),
+        "credit/delta_mean_wrong": masked_mean(delta_BT, mask_BT & ~correct_B1),
+        "credit/wrong_direction_fraction": masked_mean(delta_BT * sign_BT < 0, mask_BT),
+        "credit/clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
+        "credit/weight_mean": masked_mean(credit.weight_clipped_BT, mask_BT),
+        "credit/multiplier_mean": masked_mean(multiplier_BT, mask_BT),
+    }
+    return metrics
