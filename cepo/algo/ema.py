@@ -16,7 +16,7 @@ def ema(previous: Mapping[str, Tensor], current: Mapping[str, Tensor], rate: flo
     that matters.
 
     Returns:
-        New tensors, in the previous ones' type.
+        New tensors, in the previous ones' type; keep those in float32, for bfloat16 swallows the steps of a small rate.
 
     Raises:
         ValueError: the rate is outside [0, 1], or the two do not hold the same names.

@@ -101,9 +101,8 @@ def chain_advantages(
         ValueError: not one value per cut point.
     """
     adv_T = torch.zeros_like(logp_T)
-    bounds = [*(cut + 1 for cut in cuts), len(logp_T)]
-    for start, end, before, after in zip(bounds, bounds[1:], values, [*values[1:], score], strict=True):
-        adv_T[start:end] = after - before
+    for cut, before, after in zip(cuts, values, [*values, score][1:], strict=True):
+        adv_T[cut + 1 :] = after - before  # the next segment overwrites its part
     return adv_T * decisions(logp_T, confident=confident)
 
 
