@@ -84,7 +84,7 @@ def contrastive_loss(
         positive_B: infonce's positive of each sequence, as `draw_positives` draws it.
 
     Raises:
-        ValueError: infonce without its positives, or a name is unknown.
+        ValueError: infonce without its positives, or the contrast, level or similarity has no such name.
     """
     positive_BB, other_BB = _pairs(correct_B, group_B, level)
     has_positive_B = positive_BB.any(dim=1)

@@ -41,11 +41,11 @@ def split_steps(text: str, delimiter: str = "\n") -> list[int]:
 def steps_of_tokens(offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[int]:
     """The step of each token: the one its first character is in.
 
+    A token without characters, as the end of sequence is, belongs where the token before it does.
+
     Args:
         offsets: first (inclusive) and last (exclusive) character of each token.
         ends: of `split_steps`.
-
-    A token without characters, as the end of sequence is, belongs where the token before it does.
     """
     steps: list[int] = []
     for start, end in offsets:
@@ -54,6 +54,18 @@ def steps_of_tokens(offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> 
         else:
             steps.append(min(bisect_right(ends, start), len(ends) - 1))
     return steps
+
+
+def step_end_tokens(steps: Sequence[int], count: int) -> list[int]:
+    """The index of each step's last token: a prefix up to it is the state after the step, and rewards stand on it.
+
+    A step in which no token starts ends where the step before it does; before any token that is -1.
+
+    Args:
+        steps: of `steps_of_tokens`.
+        count: how many steps there are.
+    """
+    return [bisect_right(steps, step) - 1 for step in range(count)]
 
 
 def step_advantages(rewards: Sequence[float], values: Sequence[float | None]) -> list[float]:
@@ -170,6 +182,9 @@ def process_rewards(score_BK: Tensor, end_BK: Tensor, width: int, *, form: Proce
         ValueError: the form has no such name.
     """
     step_BK = end_BK >= 0
+    reward_BT = torch.zeros(len(score_BK), width, dtype=score_BK.dtype, device=score_BK.device)
+    if not step_BK.any():
+        return reward_BT
     match form:
         case "score":
             reward_BK = score_BK
@@ -181,7 +196,6 @@ def process_rewards(score_BK: Tensor, end_BK: Tensor, width: int, *, form: Proce
             reward_BK = torch.where(last_BK, lowest_B[:, None], 0.0)
         case _:
             raise ValueError(f"unknown form {form!r}")
-    reward_BT = torch.zeros(len(score_BK), width, dtype=score_BK.dtype, device=score_BK.device)
     return reward_BT.scatter_add(1, end_BK.clamp(min=0), torch.where(step_BK, reward_BK, 0.0))
 
 

@@ -209,3 +209,9 @@ def test_the_bonus_is_never_above_0_for_constant_0_and_never_below_its_minimum(s
 def test_infonce_without_its_positives_is_refused() -> None:
     with pytest.raises(ValueError, match="infonce needs the drawn positives"):
         contrastive_loss(EMBEDDING_BD, CORRECT_B, GROUP_B, contrast="infonce")
+
+
+@pytest.mark.parametrize("key", ["contrast", "level", "similarity"])
+def test_an_unknown_name_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown {key} 'other'"):
+        contrastive_loss(EMBEDDING_BD, CORRECT_B, GROUP_B, **{"contrast": "soft_nn", key: "other"})

@@ -184,3 +184,8 @@ def test_no_correct_peer_or_no_kept_sample_is_a_loss_of_0_with_a_graph(form: str
 def test_a_beta_outside_the_unit_interval_is_refused(beta: float) -> None:
     with pytest.raises(ValueError, match="beta must be within"):
         generalized_jsd(*random_case(0, 4), beta=beta)
+
+
+def test_an_unknown_remainder_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown remainder 'drop'"):
+        generalized_jsd(*random_case(0, 4), beta=0.5, remainder="drop")

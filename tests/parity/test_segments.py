@@ -19,6 +19,7 @@ from cepo.algo.segments import (
     process_rewards,
     split_steps,
     step_advantages,
+    step_end_tokens,
     steps_of_tokens,
     tree_edges,
 )
@@ -91,6 +92,13 @@ def test_each_token_takes_the_step_of_its_first_character_and_the_end_of_sequenc
 def test_a_response_of_the_end_of_sequence_alone_is_one_step() -> None:
     assert steps_of_tokens([(0, 0)], split_steps("")) == [0]
     assert steps_of_tokens([], split_steps("")) == []
+
+
+def test_a_step_ends_at_its_last_token_or_where_the_step_before_does() -> None:
+    steps = steps_of_tokens([(0, 3), (3, 5), (5, 12), (0, 0)], [4, 6, 12])
+    assert steps == [0, 0, 1, 1]
+    assert step_end_tokens(steps, 3) == [1, 3, 3]
+    assert step_end_tokens([], 1) == [-1]
 
 
 @pytest.mark.parametrize("case", SEGMENTS["spo_chain"])
@@ -194,6 +202,18 @@ def test_process_rewards_stand_at_the_ends_of_their_steps(seed: int, form: Any) 
     score_BK = torch.tensor([[*score, *[draw.random()] * (4 - len(score))] for score in scores])
     end_BK = torch.tensor([[*end, *[-1] * (4 - len(end))] for end in ends])
     torch.testing.assert_close(process_rewards(score_BK, end_BK, 7, form=form), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("form", ["score", "difference", "min"])
+def test_without_steps_there_are_no_process_rewards(form: Any) -> None:
+    for count in (0, 2):
+        score_BK, end_BK = torch.ones(3, count), torch.full((3, count), -1)
+        assert torch.equal(process_rewards(score_BK, end_BK, 4, form=form), torch.zeros(3, 4))
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown form 'mean'"):
+        process_rewards(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), 1, form="mean")
 
 
 def test_effective_rewards_add_the_prover_s_advantage_to_the_outcome() -> None:
