@@ -195,9 +195,10 @@ def test_without_skipping_trivial_anchors_the_exact_loss_still_needs_a_positive(
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bonus_is_never_above_0_for_constant_0_and_never_below_its_minimum(seed: int, contrast: Any) -> None:
     embedding_BD, correct_B, group_B = random_case(seed)
-    positive_B = draw_positives(correct_B, group_B)
-    loss_B = contrastive_loss(embedding_BD, correct_B, group_B, contrast=contrast, positive_B=positive_B).loss_B
+    given = embedding_BD.requires_grad_(), correct_B, group_B
+    loss_B = contrastive_loss(*given, contrast=contrast, positive_B=draw_positives(correct_B, group_B)).loss_B
     bonus_B = contrastive_bonus(loss_B, correct_B)
+    assert not bonus_B.requires_grad
     assert (bonus_B <= 0).all()
     assert (bonus_B >= -0.5).all()
     assert not bonus_B[correct_B == 0].any()

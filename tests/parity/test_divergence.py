@@ -91,6 +91,12 @@ def test_the_top_k_of_the_whole_vocabulary_with_its_tail_is_the_full_divergence(
     torch.testing.assert_close(tail, generalized_jsd(*given, beta=beta, remainder=remainder), rtol=1e-5, atol=2e-6)
 
 
+def test_small_tails_count() -> None:
+    student_NV, teacher_NV = (torch.tensor([[1 - tail, tail]]).log() for tail in (1e-3, 1e-5))
+    found = generalized_jsd(student_NV, torch.zeros(1, 1, dtype=torch.long), teacher_NV[:, :1], beta=1.0)
+    assert float(found) == pytest.approx(loop_kl([1 - 1e-3, 1e-3], [1 - 1e-5, 1e-5]), rel=1e-2)
+
+
 @pytest.mark.parametrize(("end", "near"), [(0.0, 1e-4), (1.0, 1.0 - 1e-4)])
 def test_the_ends_are_the_divergences_and_not_the_limits(end: float, near: float) -> None:
     given = random_case(1, VOCABULARY)

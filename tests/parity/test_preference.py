@@ -46,14 +46,17 @@ def test_sequence_log_ratio_sums_over_the_response(seed: int, weighted: bool) ->
     length_B = torch.tensor([0, 6, 3, 1, 4])
     mask_BT = (torch.arange(6) < length_B[:, None]).float()
     ref_BT = torch.where(mask_BT.bool(), ref_BT, -torch.inf)
-    found = sequence_log_ratio(logp_BT.requires_grad_(), ref_BT, mask_BT, weight_BT if weighted else None)
+    found = sequence_log_ratio(
+        logp_BT.requires_grad_(), ref_BT.requires_grad_(), mask_BT, weight_BT if weighted else None
+    )
     found.sum().backward()
     if not weighted:
         weight_BT = torch.ones_like(weight_BT)
-    terms = ((logp_BT.detach() - ref_BT) * weight_BT).tolist()
+    terms = ((logp_BT - ref_BT).detach() * weight_BT).tolist()
     expected = [math.fsum(row[:length]) for row, length in zip(terms, length_B.tolist(), strict=True)]
     torch.testing.assert_close(found.detach(), torch.tensor(expected))
     assert torch.equal(logp_BT.grad, mask_BT * weight_BT)
+    assert ref_BT.grad is None
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])

@@ -89,6 +89,10 @@ def test_each_token_takes_the_step_of_its_first_character_and_the_end_of_sequenc
     assert steps_of_tokens(offsets, ends) == [*expected, expected[-1]]
 
 
+def test_a_token_past_the_text_takes_the_last_step() -> None:
+    assert steps_of_tokens([(0, 2), (2, 4), (4, 9)], [2, 4]) == [0, 1, 1]
+
+
 def test_a_response_of_the_end_of_sequence_alone_is_one_step() -> None:
     assert steps_of_tokens([(0, 0)], split_steps("")) == [0]
     assert steps_of_tokens([], split_steps("")) == []
