@@ -1,0 +1,204 @@
+"""Credit for parts of a response: steps (VinePPO), segments (SPO-chain), edges of a tree (SPO-tree), process rewards.
+
+A value is the mean reward of fresh continuations from a prefix. Shapes: B sequences, T response tokens, K steps.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cepo.algo.core import Scale
+
+CONFIDENT = 0.9
+"""SPO: a token of greater probability was no decision."""
+
+ProcessReward = Literal["score", "difference", "min"]
+
+
+def split_steps(text: str, delimiter: str = "\n") -> list[int]:
+    """Where each reasoning step ends in the text: an exclusive character offset per step, at least one.
+
+    A delimiter belongs to the step after it, and blank pieces to the next piece that is not (at the end, to the last).
+    """
+    ends: list[int] = []
+    position = 0
+    for piece in text.split(delimiter):
+        position += len(piece)
+        if piece.strip():
+            ends.append(position)
+        position += len(delimiter)
+    return [*ends[:-1], len(text)]
+
+
+def steps_of_tokens(offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[int]:
+    """The step of each token: the one its first character is in.
+
+    A token without characters, as the end of sequence is, belongs where the token before it does.
+
+    Args:
+        offsets: first (inclusive) and last (exclusive) character of each token.
+        ends: of `split_steps`.
+    """
+    steps: list[int] = []
+    for start, end in offsets:
+        if start == end:
+            steps.append(steps[-1] if steps else 0)
+        else:
+            steps.append(min(bisect_right(ends, start), len(ends) - 1))
+    return steps
+
+
+def step_end_tokens(steps: Sequence[int], count: int) -> list[int]:
+    """The index of each step's last token: a prefix up to it is the state after the step, and rewards stand on it.
+
+    A step in which no token starts ends where the step before it does; before any token that is -1.
+
+    Args:
+        steps: of `steps_of_tokens`.
+        count: how many steps there are.
+    """
+    return [bisect_right(steps, step) - 1 for step in range(count)]
+
+
+def step_advantages(rewards: Sequence[float], values: Sequence[float | None]) -> list[float]:
+    """VinePPO's A_k = r_k + V(s_{k+1}) - V(s_k) of each step (arXiv:2410.01679).
+
+    Args:
+        rewards: one per step.
+        values: V of the state before each step, None where it was not estimated; the end of the response is worth 0.
+            A missing value is the return from there to the next known one, so that its step gets 0.
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    advantages: list[float] = []
+    after = 0.0
+    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
+        before = reward + after if value is None else value
+        advantages.append(reward + after - before)
+        after = before
+    return advantages[::-1]
+
+
+def cut_points(logp_T: Tensor, *, interval: int = 5, confident: float = CONFIDENT) -> list[int]:
+    """SPO-chain's cut points: of the tokens with probability below `confident`, every interval-th (arXiv:2505.23564).
+
+    A cut point is the token before such a decision, from where its value is estimated; -1 is the prompt's end.
+    """
+    return ((logp_T < math.log(confident)).nonzero().flatten() - 1)[::interval].tolist()
+
+
+def decisions(logp_T: Tensor, *, confident: float = CONFIDENT) -> Tensor:
+    """SPO's probability mask: False for a token of probability above `confident`, which gets no loss. Any shape."""
+    return logp_T <= math.log(confident)
+
+
+def chain_advantages(
+    logp_T: Tensor, cuts: Sequence[int], values: Sequence[float], score: float, *, confident: float = CONFIDENT
+) -> Tensor:
+    """SPO-chain's adv_T: over each segment the value at its end minus the value at its start.
+
+    A segment runs from after a cut point up to the next; the last one ends at the score. Tokens up to the first cut
+    point get 0 (none are, if that is -1), and so do those of `decisions` False; without a cut point all do.
+
+    Raises:
+        ValueError: not one value per cut point.
+    """
+    adv_T = torch.zeros_like(logp_T)
+    for cut, before, after in zip(cuts, values, [*values, score][1:], strict=True):
+        adv_T[cut + 1 :] = after - before  # the next segment overwrites its part
+    return adv_T * decisions(logp_T, confident=confident)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A prefix in a tree of continuations."""
+
+    token_ids: tuple[int, ...]
+    """What it adds to its parent's; the root holds the prompt."""
+    score: float = 0.0
+    """A leaf's reward; unused elsewhere."""
+    children: tuple[Node, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The mean of its children's, down to the leaves' scores."""
+        return fmean(child.value for child in self.children) if self.children else self.score
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A training row: the tokens of a node after all tokens before it."""
+
+    prefix_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    advantage: float
+    """Child minus parent, divided by the deviation among the parent's children under the scale "std"."""
+    prover_advantage: float
+    """The same for a prover that keeps the best of some attempts."""
+    value: float
+    is_leaf: bool
+
+
+def tree_edges(root: Node, *, scale: Scale = "none", attempts: int = 4, eps: float = 1e-8) -> list[Edge]:
+    """SPO-tree's training rows, depth first; an edge whose two advantages add up to 0 is dropped.
+
+    The published configuration calls the scale "none" rloo and "std" (biased, plus eps) grpo.
+    """
+
+    def below(node: Node, prefix_ids: tuple[int, ...]) -> list[Edge]:
+        prefix_ids += node.token_ids
+        parent, edges = node.value, []
+        divisor = pstdev(child.value for child in node.children) + eps if scale == "std" and node.children else 1.0
+        for child in node.children:
+            advantage = (child.value - parent) / divisor
+            prover = (1.0 - parent) ** attempts - (1.0 - child.value) ** attempts
+            if advantage + prover != 0:
+                edges.append(Edge(prefix_ids, child.token_ids, advantage, prover, child.value, not child.children))
+            edges += below(child, prefix_ids)
+        return edges
+
+    return below(root, ())
+
+
+def process_rewards(score_BK: Tensor, end_BK: Tensor, width: int, *, form: ProcessReward = "score") -> Tensor:
+    """A process reward model's scores as token rewards, reward_BT, each at the last token of its step.
+
+    Args:
+        score_BK: one score per step.
+        end_BK: index of each step's last token; -1 where there is no step. Steps come first.
+        width: T.
+        form: "score" p_k; "difference" p_k - p_{k-1}, from 0; "min" the smallest of all, at the last step.
+
+    Raises:
+        ValueError: the form has no such name.
+    """
+    step_BK = end_BK >= 0
+    reward_BT = torch.zeros(len(score_BK), width, dtype=score_BK.dtype, device=score_BK.device)
+    if not step_BK.any():
+        return reward_BT
+    match form:
+        case "score":
+            reward_BK = score_BK
+        case "difference":
+            reward_BK = score_BK.diff(dim=1, prepend=torch.zeros_like(score_BK[:, :1]))
+        case "min":
+            lowest_B = score_BK.masked_fill(~step_BK, torch.inf).amin(dim=1)
+            last_BK = step_BK & (step_BK.cumsum(dim=1) == step_BK.sum(dim=1, keepdim=True))
+            reward_BK = torch.where(last_BK, lowest_B[:, None], 0.0)
+        case _:
+            raise ValueError(f"unknown form {form!r}")
+    return reward_BT.scatter_add(1, end_BK.clamp(min=0), torch.where(step_BK, reward_BK, 0.0))
+
+
+def process_advantage_rewards(outcome_B: Tensor, before_BK: Tensor, after_BK: Tensor, *, alpha: float) -> Tensor:
+    """PAV's effective reward of each step, outcome + alpha (prover's value after - before) (arXiv:2410.08146)."""
+    return outcome_B[:, None] + alpha * (after_BK - before_BK)

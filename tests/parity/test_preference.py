@@ -1,0 +1,108 @@
+"""DPO and its critical-token form, and the moving average of weights: numbers from the formulas, loops, and edges."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from cepo.algo.ema import ema
+from cepo.algo.preference import contrastive_estimate, dpo_loss, sequence_log_ratio
+from tests.parity.support import golden
+
+FORMULAS = golden("formula_only")
+SEEDS = range(4)
+
+
+@pytest.mark.parametrize("case", FORMULAS["dpo"], ids=lambda case: str(case["label_smoothing"]))
+def test_dpo_is_its_formula(case: dict[str, Any]) -> None:
+    chosen_P = torch.tensor([case["policy_chosen"] - case["ref_chosen"]])
+    rejected_P = torch.tensor([case["policy_rejected"] - case["ref_rejected"]])
+    found = dpo_loss(chosen_P, rejected_P, beta=case["beta"], label_smoothing=case["label_smoothing"])
+    assert float(found) == pytest.approx(case["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_equal_log_probs_cost_ln_2(smoothing: float) -> None:
+    zero_P = torch.zeros(3)
+    assert dpo_loss(zero_P, zero_P, label_smoothing=smoothing).tolist() == pytest.approx([math.log(2)] * 3)
+
+
+def test_huge_margins_are_finite() -> None:
+    far_P = torch.tensor([1e5, -1e5], requires_grad=True)
+    loss_P = dpo_loss(far_P, torch.zeros(2))
+    loss_P.sum().backward()
+    assert loss_P.tolist() == pytest.approx([0.0, 1e4])
+    assert far_P.grad.tolist() == pytest.approx([0.0, -0.1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sequence_log_ratio_sums_over_the_response(seed: int, weighted: bool) -> None:
+    random = torch.Generator().manual_seed(seed)
+    logp_BT, ref_BT, weight_BT = (-torch.rand(5, 6, generator=random) for _ in range(3))
+    length_B = torch.tensor([0, 6, 3, 1, 4])
+    mask_BT = (torch.arange(6) < length_B[:, None]).float()
+    ref_BT = torch.where(mask_BT.bool(), ref_BT, -torch.inf)
+    found = sequence_log_ratio(
+        logp_BT.requires_grad_(), ref_BT.requires_grad_(), mask_BT, weight_BT if weighted else None
+    )
+    found.sum().backward()
+    if not weighted:
+        weight_BT = torch.ones_like(weight_BT)
+    terms = ((logp_BT - ref_BT).detach() * weight_BT).tolist()
+    expected = [math.fsum(row[:length]) for row, length in zip(terms, length_B.tolist(), strict=True)]
+    torch.testing.assert_close(found.detach(), torch.tensor(expected))
+    assert torch.equal(logp_BT.grad, mask_BT * weight_BT)
+    assert ref_BT.grad is None
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_contrastive_estimate_is_its_equation(seed: int, strength: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    right_NV, wrong_NV = (torch.randn(6, 5, generator=random) for _ in range(2))
+    token_N = torch.randint(5, (6,), generator=random)
+    expected = []
+    for right, wrong, token in zip(right_NV.tolist(), wrong_NV.tolist(), token_N.tolist(), strict=True):
+        scores = [math.exp((1 + strength) * r - strength * w) for r, w in zip(right, wrong, strict=True)]
+        expected.append(scores[token] / math.fsum(scores))
+    for given in ((right_NV, wrong_NV), (right_NV.log_softmax(-1), wrong_NV.log_softmax(-1))):
+        found = contrastive_estimate(*given, token_N, strength=strength)
+        torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_models_that_agree_leave_the_right_one_s_probability() -> None:
+    logp_NV = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    token_N = torch.tensor([0, 1, 2, 3])
+    found = contrastive_estimate(logp_NV, logp_NV, token_N)
+    torch.testing.assert_close(found, logp_NV.exp()[torch.arange(4), token_N])
+
+
+def test_the_moving_average_is_its_formula() -> None:
+    case = FORMULAS["ema_rate_0.05"]
+    teacher = {"w": torch.tensor([case["teacher0"]])}
+    for step in case["steps"]:
+        teacher = ema(teacher, {"w": torch.tensor([step["student"]])}, 0.05)
+        assert float(teacher["w"]) == pytest.approx(step["teacher"], rel=1e-5)
+
+
+def test_the_moving_average_leaves_its_inputs_and_keeps_the_teacher_s_type() -> None:
+    teacher, student = {"w": torch.ones(2, dtype=torch.float64)}, {"w": torch.zeros(2).requires_grad_()}
+    averaged = ema(teacher, student, 0.25)["w"]
+    assert averaged.tolist() == [0.75, 0.75]
+    assert averaged.dtype == torch.float64
+    assert not averaged.requires_grad
+    assert teacher["w"].tolist() == [1.0, 1.0]
+    assert torch.equal(ema(teacher, student, 0.0)["w"], teacher["w"])
+    assert torch.equal(ema(teacher, student, 1.0)["w"], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
+def test_a_rate_outside_the_unit_interval_and_other_names_are_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate must be within"):
+        ema({}, {}, rate)
+    with pytest.raises(ValueError, match="weights differ in"):
+        ema({"a": torch.ones(1)}, {"b": torch.ones(1)}, 0.5)
