@@ -32,12 +32,21 @@ class EvidenceRatio(PolicyGradient):
     """The share falls linearly to 0 at this step."""
     eps_w: float = Field(default=0.5, gt=0, lt=1)
 
+    @property
+    def pair(self) -> tuple[Ask, Ask]:
+        """The numerator's and the denominator's evidence."""
+        raise NotImplementedError
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (*super().asks, *self.pair)
+
     def lam_at(self, step: int) -> float:
         """Share of the evidence at a step, which counts from 0."""
         return linear_decay(self.lam, self.decay_steps, step)
 
     def asks_at(self, step: int) -> tuple[Ask, ...]:
-        return self.asks if self.lam_at(step) > 0 else ()
+        return self.asks if self.lam_at(step) > 0 else super().asks
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         parts = self._credit(batch, step)
@@ -47,16 +56,16 @@ class EvidenceRatio(PolicyGradient):
         lam, parts = self.lam_at(step), self._credit(batch, step)
         if parts is None:
             return credit_metrics(None, batch, batch.mask_BT, lam)
-        numerator, denominator = (batch.evidence[ask] for ask in self.asks)
+        numerator, denominator = (batch.evidence[ask] for ask in self.pair)
         weighed_BT = (numerator.applicable_B & denominator.applicable_B)[:, None] & (parts.adv_BT != 0)
         broken_BT = weighed_BT & ~(numerator.logp_BT - denominator.logp_BT).isfinite()
         return credit_metrics(parts, batch, weighed_BT, lam) | {"credit/nonfinite_tokens": float(broken_BT.sum())}
 
     def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
         """The parts of the reweighting; None where the step measured nothing."""
-        if any(ask not in batch.evidence for ask in self.asks):
+        if any(ask not in batch.evidence for ask in self.pair):
             return None
-        numerator, denominator = (batch.evidence[ask] for ask in self.asks)
+        numerator, denominator = (batch.evidence[ask] for ask in self.pair)
         both_B1 = (numerator.applicable_B & denominator.applicable_B)[:, None]
         zero_BT = torch.zeros_like(batch.mask_BT)  # half a ratio is none
         numerator_BT = torch.where(both_B1, numerator.logp_BT, zero_BT)
@@ -72,8 +81,8 @@ class Rlsd(EvidenceRatio):
     eps_w: float = Field(default=0.2, gt=0, lt=1)
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
-        return (Ask(context=ContextName.ANSWER), Ask(context=ContextName.PLAIN))
+    def pair(self) -> tuple[Ask, Ask]:
+        return Ask(context=ContextName.ANSWER), Ask(context=ContextName.PLAIN)
 
 
 class Cepo(EvidenceRatio):
@@ -86,7 +95,7 @@ class Cepo(EvidenceRatio):
     """Never contrast a rollout with its own answer."""
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
+    def pair(self) -> tuple[Ask, Ask]:
         instead = ContextName.PLAIN if self.no_negative == "rlsd" else ContextName.ANSWER
         rejected = Ask(context=ContextName.REJECTED, otherwise=instead, exclude_self=self.exclude_self)
-        return (Ask(context=ContextName.ANSWER), rejected)
+        return Ask(context=ContextName.ANSWER), rejected

@@ -96,9 +96,10 @@ class PolicyGradient(Algorithm):
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
         reads = _READS.get(self.estimator, frozenset()) | _READS[self.surrogate]
-        if idle := sorted((self.model_fields_set & _PARTICULAR) - reads):
+        changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+        if idle := sorted((changed & _PARTICULAR) - reads):
             raise ValueError(f"{idle[0]} has no effect with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
-        if self.kl_coef == 0 and (idle := sorted(self.model_fields_set & {"kl_form", "kl_in"})):
+        if self.kl_coef == 0 and (idle := sorted(changed & {"kl_form", "kl_in"})):
             raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
         if self.old_logp == "rollout" and self.importance_cap is not None:
             raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 
-from cepo.algo.base import Draw
 from cepo.bus import Bus, stream_of
 from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
 from cepo.data import Problem, Problems
@@ -18,6 +17,18 @@ MAX_WAITING = 4096
 """Groups on the rollout stream above which the feeder waits."""
 FULL_ROUTE = (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH)
 SHORT_ROUTE = (Stage.ROLLOUT, Stage.VERIFY)
+
+
+@dataclass(frozen=True)
+class StepSupply:
+    """Further prompts for a step."""
+
+    prompts: int
+    further: Iterator[PromptTask]
+
+    def draw(self, count: int) -> tuple[PromptTask, ...]:
+        """The next tasks; fewer where the data set has no more."""
+        return tuple(islice(self.further, count))
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,8 @@ class Feeder:
         problems = [self.train.at(position, self.config.loop.seed) for position in positions]
         return tuple(self._task(problem, Purpose.TRAIN, step, i, policy, teacher) for i, problem in enumerate(problems))
 
-    def more(self, tasks: Sequence[PromptTask]) -> Draw:
-        """Draws further prompts for the step of these tasks, in an order of its own; none twice, none they have.
+    def supply(self, tasks: Sequence[PromptTask]) -> StepSupply:
+        """Further prompts for the step of these tasks, in an order of its own; none twice, none they have.
 
         What is drawn is a function of the seed, the step and how much was drawn before.
         """
@@ -48,15 +59,11 @@ class Feeder:
         order = _seed(self.config.loop.seed, Purpose.TRAIN, first.step, -1)
         others = (self.train.at(position, order) for position in range(len(self.train.problems)))
         unseen = (problem for problem in others if problem.messages not in seen)
-        indices = count(len(tasks))
-
-        def draw(n: int) -> tuple[PromptTask, ...]:
-            return tuple(
-                self._task(problem, Purpose.TRAIN, first.step, next(indices), first.policy, first.teacher)
-                for problem in islice(unseen, n)
-            )
-
-        return draw
+        further = (
+            self._task(problem, Purpose.TRAIN, first.step, index, first.policy, first.teacher)
+            for index, problem in enumerate(unseen, start=len(tasks))
+        )
+        return StepSupply(len(tasks), further)
 
     def eval_tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
         """The held-out tasks for a policy; the same problems and seeds every time, so that policies compare."""

@@ -113,7 +113,9 @@ class Learner:
             group["lr"] = rate
         minibatches = self._minibatches(batch)
         learns_B = algorithm.learns_B(batch, adv_BT)
-        old = self._old_logps(batch, learns_B) if len(minibatches) > 1 else None
+        old = algorithm.old_logp_BT(batch)
+        if old is None and len(minibatches) > 1:
+            old = self._old_logps(batch, learns_B)
         sums, norms = Sums(), []
         for rows in minibatches:
             norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums))
@@ -136,7 +138,7 @@ class Learner:
         batch: TrainBatch,
         adv_BT: Tensor,
         learns_B: Tensor,
-        old: dict[int, Tensor] | None,
+        old: Tensor | None,
         algorithm: Algorithm,
         sums: Sums,
     ) -> float:
@@ -146,8 +148,8 @@ class Learner:
         for part in self._microbatches(batch, [row for row in rows if learns_B[row]]):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
-            old_BT = student.logp_BT.detach() if old is None else _stack([old[row] for row in part], student.logp_BT)
             width = micro.mask_BT.shape[1]
+            old_BT = student.logp_BT.detach() if old is None else old[part, :width].to(self._device)
             output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), whole)
             output.loss.backward()
             sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
@@ -168,11 +170,13 @@ class Learner:
         return response_states(self._model, batch.prompt_ids, batch.response_ids, self._config.sampling.temperature)
 
     @torch.no_grad()
-    def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
+    def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:
+        """[B, T] under the present weights; 0 for sequences that do not learn."""
+        old_BT = torch.zeros_like(batch.mask_BT)
         for part in self._microbatches(batch, learns_B.nonzero().flatten().tolist()):
-            found.update(zip(part, self._student(batch.rows(part)).logp_BT, strict=True))
-        return found
+            logp_BT = self._student(batch.rows(part)).logp_BT
+            old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
+        return old_BT
 
     def _minibatches(self, batch: TrainBatch) -> list[list[int]]:
         """Whole groups, in order, in equal numbers."""
@@ -194,11 +198,3 @@ class Learner:
             part.append(row)
         if part:
             yield part
-
-
-def _stack(rows: Sequence[Tensor], like: Tensor) -> Tensor:
-    stacked = torch.zeros_like(like)
-    for at, row in enumerate(rows):
-        width = min(len(row), stacked.shape[1])
-        stacked[at, :width] = row[:width]
-    return stacked.detach()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cepo.algo.base import Metrics
+from cepo.algo.base import Metrics, Supply
 from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
@@ -66,10 +66,11 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
         run.status.step, run.status.phase = step, "rollout"
         tasks = in_flight.pop(0)
-        groups = await _sampled(run, tasks, step)
+        supply = run.feeder.supply(tasks)
+        groups = await _sampled(run, tasks, step, supply)
         row["time/rollout_seconds"] = time.perf_counter() - begun
         run.status.phase = "train"
-        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step)
+        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step, supply)
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
         run.status.policy = policies[-1]
         in_flight.append(await _publish(run, step + 1 + lag, policies[-1]))
@@ -98,11 +99,10 @@ async def _sent(run: Run, tasks: Sequence[PromptTask]) -> Sequence[PromptTask]:
     return tasks
 
 
-async def _sampled(run: Run, tasks: Sequence[PromptTask], step: int) -> Groups:
+async def _sampled(run: Run, tasks: Sequence[PromptTask], step: int, supply: Supply) -> Groups:
     """A step's groups, with whatever the algorithm wants once it has seen them."""
     groups = await run.collector.take(tasks)
-    draw = run.feeder.more(tasks)
-    while more := run.config.algorithm.follow_up(finished(groups), step, draw):
+    while more := run.config.algorithm.follow_up(finished(groups), step, supply):
         groups += await run.collector.take(await _sent(run, more))
     return groups
 
@@ -122,12 +122,12 @@ async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
     return accuracy(groups)
 
 
-def _update(run: Run, groups: Groups, step: int) -> Metrics:
+def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
     done = finished(groups)
     if not done:
         raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
     algorithm = run.config.algorithm
-    chosen = algorithm.select(done, step)
+    chosen = algorithm.select(done, supply)
     batch = pack(chosen)
     adv_BT = algorithm.advantages(batch, step)
     metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)

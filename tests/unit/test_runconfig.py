@@ -16,11 +16,17 @@ from cepo.rundir import RunDir
 from cepo.runfile import load
 from tests.factories import RUNS, make_config
 
-COMMON = "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip importance_cap name"
+POLICY_GRADIENT = (
+    "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip entropy_coef estimator gamma "
+    "importance_cap kl_coef kl_form kl_in mask_truncated name old_logp ratio_max ratio_min std_correction surrogate "
+    "tau_neg tau_pos"
+)
 KEYS = {
-    "algorithm.cepo": f"{COMMON} decay_steps eps_w exclude_self lam no_negative",
-    "algorithm.grpo": COMMON,
-    "algorithm.rlsd": f"{COMMON} decay_steps eps_w lam",
+    **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
+    **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
+    "algorithm.cepo": f"{POLICY_GRADIENT} decay_steps eps_w exclude_self lam no_negative",
+    "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
+    "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
     "train where",
@@ -63,8 +69,8 @@ def test_every_shipped_run_loads(path: Path) -> None:
     assert load(path).name == path.stem
 
 
-def test_the_shipped_tiny_runs_cover_every_algorithm() -> None:
-    assert {load(path).algorithm.name for path in RUNS.glob("tiny_*.toml")} == set(ALGORITHMS)
+def test_the_shipped_runs_cover_every_algorithm() -> None:
+    assert {load(path).algorithm.name for path in RUNS.glob("*.toml")} == set(ALGORITHMS)
 
 
 def test_the_keys_are_these() -> None:
@@ -91,8 +97,13 @@ def test_the_keys_are_these() -> None:
         ("algorithm.lam=nan", "config key algorithm.lam=nan: Input should be "),
         ("algorithm.eps_w=1.0", "config key algorithm.eps_w=1.0: Input should be less than 1"),
         ("algorithm.eps_w=0.0", "config key algorithm.eps_w=0.0: Input should be greater than 0"),
-        ("algorithm.name=sft", "config key algorithm.name='sft' is unknown; known: 'grpo', 'rlsd', 'cepo'"),
+        ("algorithm.name=sft", "config key algorithm.name='sft' is unknown; known: 'grpo', 'dr-grpo', "),
         ("algorithm.beta=1.0", "config key algorithm.beta is unknown; known here: advantage_eps, "),
+        (
+            "algorithm.ratio_max=3.0",
+            "config key algorithm.ratio_max has no effect with estimator='grpo', surrogate='clip'",
+        ),
+        ("algorithm.kl_in=reward", "config key algorithm.kl_in has no effect while kl_coef is 0"),
         ('algorithm={name="grpo", lam=0.5}', "config key algorithm.lam is unknown; known here: advantage_eps, "),
         ('algorithm={name="rlsd", no_negative="grpo"}', "config key algorithm.no_negative is unknown; known here: "),
         ("algorithm={lam=0.5}", 'config key algorithm.name is missing; for example name = "cepo"'),
