@@ -134,6 +134,26 @@ class Scored:
         raise NotImplementedError("this student has no distributions")
 
 
+@dataclass(frozen=True)
+class Distributed:
+    """A student of which all logits are known."""
+
+    logits_BTV: Tensor
+    target_BT: Tensor
+    mask_BT: Tensor
+
+    @property
+    def logp_BT(self) -> Tensor:
+        logp_BTV = self.logits_BTV.log_softmax(dim=2)
+        return logp_BTV.gather(2, self.target_BT[..., None]).squeeze(2) * self.mask_BT
+
+    def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
+        valid_BT = self.mask_BT.bool()
+        found_N = rule(self.logits_BTV[valid_BT], self.target_BT[valid_BT], *(rows[valid_BT] for rows in inputs_BT))
+        spread_BT = torch.zeros(*valid_BT.shape, *found_N.shape[1:], dtype=found_N.dtype)
+        return spread_BT.index_put(valid_BT.nonzero(as_tuple=True), found_N)
+
+
 def loop_group_advantage(
     rewards: Sequence[float], groups: Sequence[int], *, eps: float = 1e-6, scale: str = "std"
 ) -> list[float]:
