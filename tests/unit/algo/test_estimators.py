@@ -131,6 +131,16 @@ def test_the_return_of_a_failed_sample_is_its_own_value_so_that_the_critic_learn
     assert (return_BT[1] != value_BT[1]).all()
 
 
+def test_what_padding_holds_cannot_matter() -> None:
+    mask_BT = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    reward_BT, value_BT = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    noisy = [torch.where(mask_BT.bool(), tensor_BT, math.nan) for tensor_BT in (reward_BT, value_BT)]
+    expected = gae(reward_BT, value_BT, mask_BT, gamma=1.0, lam=0.9)
+    assert all(map(torch.equal, gae(*noisy, mask_BT, gamma=1.0, lam=0.9), expected))
+    found_BT = reinforce_plus_plus_advantage(noisy[0], mask_BT, gamma=0.9)
+    assert torch.equal(found_BT, reinforce_plus_plus_advantage(reward_BT, mask_BT, gamma=0.9))
+
+
 @pytest.mark.parametrize("name", GROUPED)
 def test_the_reward_of_an_empty_response_stays_in_the_group_statistics(name: str) -> None:
     reward_B, group_B, mask_BT = torch.tensor([1.0, 0.5, 0.0]), torch.zeros(3), torch.tensor([[1.0], [1.0], [0.0]])

@@ -30,6 +30,14 @@ def test_kl_is_zero_where_the_policies_agree_and_only_k1_is_ever_negative(form: 
     assert (kl_terms(sample.logp_BT, sample.logp_old_BT, form) < 0).any() == (form == "kl")
 
 
+def test_low_var_kl_is_bounded_and_has_no_gradient_however_far_the_policies_are() -> None:
+    logp_BT = torch.tensor([[-1000.0, -25.0, 25.0, 1000.0]], requires_grad=True)
+    kl_BT = kl_terms(logp_BT, torch.zeros(1, 4), "low_var_kl")
+    kl_BT.sum().backward()
+    assert torch.equal(kl_BT.detach(), torch.full((1, 4), 10.0))
+    assert torch.equal(logp_BT.grad, torch.zeros(1, 4))
+
+
 def test_full_kl_of_impossible_tokens_is_0_and_its_gradient_a_number() -> None:
     logits = torch.tensor([[[0.0, 1.0, -torch.inf], [0.0, -torch.inf, -torch.inf]]], requires_grad=True)
     ref_BTV = torch.tensor([[[0.0, 1.0, -torch.inf], [0.0, 1.0, 2.0]]]).log_softmax(dim=-1)
