@@ -23,7 +23,6 @@ def sequence_ratio(logp_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Ten
 def sequence_token_ratio(logp_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """GSPO-token's ratio, [B, T]: `sequence_ratio` in value, and the token's own log-prob alone in gradient."""
     log_ratio_B1 = _mean_log_ratio(logp_BT, logp_old_BT, mask_BT).detach()
-    logp_BT = torch.where(mask_BT.bool(), logp_BT, 0.0)
     return _bounded_exp(log_ratio_B1 + (logp_BT - logp_BT.detach()))
 
 
