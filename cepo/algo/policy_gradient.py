@@ -113,8 +113,9 @@ class PolicyGradient(Algorithm):
 
     @property
     def teach_when(self) -> TeachWhen:
-        """A group of equal rewards has zero advantage: only a divergence could still matter there."""
-        return TeachWhen.ALWAYS if self.kl_coef > 0 else TeachWhen.REWARD_SPREAD
+        """A group of equal rewards has zero advantage, unless it is whitened with others or a divergence counts too."""
+        spread_alone = self.kl_coef == 0 and not self.estimator.startswith("reinforce++")
+        return TeachWhen.REWARD_SPREAD if spread_alone else TeachWhen.ALWAYS
 
     def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
         """The tokens of the policy loss."""

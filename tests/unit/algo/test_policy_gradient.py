@@ -188,6 +188,13 @@ def test_demonstrations_are_never_part_of_a_policy_gradient(method: type[PolicyG
     assert not algorithm.learns_B(batch, adv_BT)[3]
 
 
+def test_groups_of_equal_rewards_skip_the_teacher_where_their_advantage_is_zero() -> None:
+    skipping = [Cepo(), Cepo(estimator="rloo"), Cepo(advantage_scale="batch-std"), Grpo()]
+    measured = [Cepo(kl_coef=0.1), Cepo(estimator="reinforce++"), Cepo(estimator="reinforce++-baseline")]
+    assert {algorithm.teach_when for algorithm in skipping} == {TeachWhen.REWARD_SPREAD}
+    assert {algorithm.teach_when for algorithm in measured} == {TeachWhen.ALWAYS}
+
+
 def test_the_engines_log_probs_may_stand_for_the_old_ones() -> None:
     batch = random_sample(0).batch
     assert Grpo().old_logp_BT(batch) is None
