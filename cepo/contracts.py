@@ -123,7 +123,7 @@ class Origin(Contract):
 class PromptTask(Contract):
     """Hop 0, feeder -> rollout: one prompt, how often to sample it, with which policy, and what to measure."""
 
-    run: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    run: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._+-]+$")
     step: int = Field(ge=0)
     index: int = Field(ge=0)
     purpose: Purpose

@@ -147,7 +147,7 @@ class Engine(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
     model: Model
     data: Data
     algorithm: AnyAlgorithm
