@@ -42,8 +42,9 @@ class TrainBatch:
     """Token ids of each sequence's prompt."""
     response_ids: Sequence[tuple[int, ...]]
     mask_BT: Tensor
-    """1 on generated tokens, the end of sequence included."""
+    """1 on generated tokens, the end of sequence included; 0 on every token of a failed sample."""
     reward_B: Tensor
+    """NaN for a failed sample."""
     accuracy_B: Tensor
     group_B: Tensor
     rollout_logp_BT: Tensor

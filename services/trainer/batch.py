@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,9 @@ from cepo.contracts import Ask, EvidencedGroup
 def pack(groups: Sequence[EvidencedGroup], asks: Sequence[Ask]) -> TrainBatch:
     """A batch of B sequences in group order; a sequence any ask could not measure has no evidence at all.
 
+    A sequence without a verdict has the reward NaN, which no statistic counts, and an empty mask, so that no
+    denominator does.
+
     Args:
         groups: at least one.
         asks: what the algorithm asked for at this step; a group that skipped the teacher has none of it.
@@ -22,7 +26,7 @@ def pack(groups: Sequence[EvidencedGroup], asks: Sequence[Ask]) -> TrainBatch:
     completions = [c for group in groups for c in group.scored.rollout.completions]
     verdicts = [v for group in groups for v in group.scored.verdicts]
     sizes = [len(group.scored.verdicts) for group in groups]
-    mask_BT = _pad([[1.0] * len(c.token_ids) for c in completions])
+    mask_BT = _pad([[float(not v.failed)] * len(c.token_ids) for c, v in zip(completions, verdicts, strict=True)])
     measured_B = torch.tensor([flag for group in groups for flag in _measured(group)])
     evidence = tuple(
         _pad([row for group in groups for row in _logps(group, at)], like=mask_BT) * measured_B[:, None]
@@ -32,7 +36,7 @@ def pack(groups: Sequence[EvidencedGroup], asks: Sequence[Ask]) -> TrainBatch:
         prompt_ids=[group.scored.rollout.prompt_token_ids for group in groups for _ in group.scored.verdicts],
         response_ids=[c.token_ids for c in completions],
         mask_BT=mask_BT,
-        reward_B=torch.tensor([v.reward for v in verdicts]),
+        reward_B=torch.tensor([math.nan if v.failed else v.reward for v in verdicts]),
         accuracy_B=torch.tensor([v.accuracy for v in verdicts]),
         group_B=torch.repeat_interleave(torch.arange(len(groups)), torch.tensor(sizes)),
         rollout_logp_BT=_pad([c.logps for c in completions]),

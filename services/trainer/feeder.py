@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cepo.bus import Bus, stream_of
-from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
+from cepo.contracts import PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
 from cepo.data import Problem, Problems
 from cepo.runconfig import RunConfig
 
@@ -77,6 +77,7 @@ class Feeder:
             route=FULL_ROUTE if asks else SHORT_ROUTE,
             policy=policy,
             teacher=policy,  # the actor is its own teacher
+            reward=config.reward if training else Reward(),  # held-out problems are measured by accuracy alone
         )
 
 

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from cepo.pb.cepo.v1 import policy_pb2 as cepo_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x65po/v1/group.proto\x12\x07\x63\x65po.v1\x1a\x14\x63\x65po/v1/policy.proto\"\xcd\x03\n\nPromptTask\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05index\x18\x03 \x01(\x03\x12!\n\x07purpose\x18\x04 \x01(\x0e\x32\x10.cepo.v1.Purpose\x12\"\n\x08messages\x18\x05 \x03(\x0b\x32\x10.cepo.v1.Message\x12!\n\x06images\x18\x06 \x03(\x0b\x32\x11.cepo.v1.ImageRef\x12\x18\n\x10reference_answer\x18\x07 \x01(\t\x12\x13\n\x0b\x61nswer_kind\x18\x08 \x01(\t\x12\x0c\n\x04hint\x18\t \x01(\t\x12\x0f\n\x07samples\x18\n \x01(\x05\x12#\n\x08sampling\x18\x0b \x01(\x0b\x32\x11.cepo.v1.Sampling\x12\x0c\n\x04seed\x18\x0c \x01(\x03\x12\x1a\n\x04\x61sks\x18\r \x03(\x0b\x32\x0c.cepo.v1.Ask\x12&\n\nteach_when\x18\x0e \x01(\x0e\x32\x12.cepo.v1.TeachWhen\x12\x1d\n\x05route\x18\x0f \x03(\x0e\x32\x0e.cepo.v1.Stage\x12\"\n\x06policy\x18\x10 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\x12#\n\x07teacher\x18\x11 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\"j\n\nCompletion\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\r\n\x05logps\x18\x02 \x03(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12,\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x15.cepo.v1.FinishReason\"\x9f\x01\n\x0bPolicyProof\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\x12\x15\n\rbound_modules\x18\x02 \x01(\x05\x12\x13\n\x0b\x63\x61nary_logp\x18\x03 \x01(\x01\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x66irst_token_at\x18\x06 \x01(\x01\"\x9a\x01\n\x0cRolloutGroup\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x13.cepo.v1.PromptTask\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12(\n\x0b\x63ompletions\x18\x03 \x03(\x0b\x32\x13.cepo.v1.Completion\x12#\n\x05proof\x18\x04 \x01(\x0b\x32\x14.cepo.v1.PolicyProof\"\x85\x01\n\x07Verdict\x12!\n\x07outcome\x18\x01 \x01(\x0e\x32\x10.cepo.v1.Outcome\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x11\n\textracted\x18\x04 \x01(\t\x12\x12\n\nnormalised\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\"Y\n\x0bScoredGroup\x12&\n\x07rollout\x18\x01 \x01(\x0b\x32\x15.cepo.v1.RolloutGroup\x12\"\n\x08verdicts\x18\x02 \x03(\x0b\x32\x10.cepo.v1.Verdict\"\xa0\x01\n\x0b\x45videnceRow\x12\r\n\x05logps\x18\x01 \x03(\x02\x12\x12\n\napplicable\x18\x02 \x01(\x08\x12%\n\x07\x63ontext\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\'\n\x06reason\x18\x04 \x01(\x0e\x32\x17.cepo.v1.EvidenceReason\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\x05\"I\n\x08\x45vidence\x12\x19\n\x03\x61sk\x18\x01 \x01(\x0b\x32\x0c.cepo.v1.Ask\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.cepo.v1.EvidenceRow\"\x91\x01\n\x0e\x45videncedGroup\x12$\n\x06scored\x18\x01 \x01(\x0b\x32\x14.cepo.v1.ScoredGroup\x12#\n\x08\x65vidence\x18\x02 \x03(\x0b\x32\x11.cepo.v1.Evidence\x12#\n\x05proof\x18\x03 \x01(\x0b\x32\x14.cepo.v1.PolicyProof\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"r\n\x0bGroupFailed\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x13.cepo.v1.PromptTask\x12\x1d\n\x05stage\x18\x02 \x01(\x0e\x32\x0e.cepo.v1.Stage\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x12\n\ndeliveries\x18\x04 \x01(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xa6\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_CORRECT\x10\x01\x12\x11\n\rOUTCOME_WRONG\x10\x02\x12\x14\n\x10OUTCOME_UNPARSED\x10\x03\x12\x15\n\x11OUTCOME_TRUNCATED\x10\x04\x12\x13\n\x0fOUTCOME_TIMEOUT\x10\x05\x12\x18\n\x14OUTCOME_GRADER_ERROR\x10\x06*\xcf\x01\n\x0e\x45videnceReason\x12\x1f\n\x1b\x45VIDENCE_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VIDENCE_REASON_ASKED\x10\x01\x12\x1f\n\x1b\x45VIDENCE_REASON_NO_REJECTED\x10\x02\x12\x1d\n\x19\x45VIDENCE_REASON_NO_ANSWER\x10\x03\x12\"\n\x1e\x45VIDENCE_REASON_SAME_AS_ANSWER\x10\x04\x12\x1d\n\x19\x45VIDENCE_REASON_ONLY_SELF\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x63\x65po/v1/group.proto\x12\x07\x63\x65po.v1\x1a\x14\x63\x65po/v1/policy.proto\"\xee\x03\n\nPromptTask\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05index\x18\x03 \x01(\x03\x12!\n\x07purpose\x18\x04 \x01(\x0e\x32\x10.cepo.v1.Purpose\x12\"\n\x08messages\x18\x05 \x03(\x0b\x32\x10.cepo.v1.Message\x12!\n\x06images\x18\x06 \x03(\x0b\x32\x11.cepo.v1.ImageRef\x12\x18\n\x10reference_answer\x18\x07 \x01(\t\x12\x13\n\x0b\x61nswer_kind\x18\x08 \x01(\t\x12\x0c\n\x04hint\x18\t \x01(\t\x12\x0f\n\x07samples\x18\n \x01(\x05\x12#\n\x08sampling\x18\x0b \x01(\x0b\x32\x11.cepo.v1.Sampling\x12\x0c\n\x04seed\x18\x0c \x01(\x03\x12\x1a\n\x04\x61sks\x18\r \x03(\x0b\x32\x0c.cepo.v1.Ask\x12&\n\nteach_when\x18\x0e \x01(\x0e\x32\x12.cepo.v1.TeachWhen\x12\x1d\n\x05route\x18\x0f \x03(\x0e\x32\x0e.cepo.v1.Stage\x12\"\n\x06policy\x18\x10 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\x12#\n\x07teacher\x18\x11 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\x12\x1f\n\x06reward\x18\x12 \x01(\x0b\x32\x0f.cepo.v1.Reward\"j\n\nCompletion\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\r\n\x05logps\x18\x02 \x03(\x02\x12\x0c\n\x04text\x18\x03 \x01(\t\x12,\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x15.cepo.v1.FinishReason\"\x9f\x01\n\x0bPolicyProof\x12\"\n\x06policy\x18\x01 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\x12\x15\n\rbound_modules\x18\x02 \x01(\x05\x12\x13\n\x0b\x63\x61nary_logp\x18\x03 \x01(\x01\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x66irst_token_at\x18\x06 \x01(\x01\"\x9a\x01\n\x0cRolloutGroup\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x13.cepo.v1.PromptTask\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12(\n\x0b\x63ompletions\x18\x03 \x03(\x0b\x32\x13.cepo.v1.Completion\x12#\n\x05proof\x18\x04 \x01(\x0b\x32\x14.cepo.v1.PolicyProof\"\xb9\x01\n\x07Verdict\x12!\n\x07outcome\x18\x01 \x01(\x0e\x32\x10.cepo.v1.Outcome\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x01\x12\x11\n\textracted\x18\x04 \x01(\t\x12\x12\n\nnormalised\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x07 \x01(\x01\x12\x0f\n\x07penalty\x18\x08 \x01(\x01\x12\x11\n\tfunctions\x18\t \x01(\x01\"Y\n\x0bScoredGroup\x12&\n\x07rollout\x18\x01 \x01(\x0b\x32\x15.cepo.v1.RolloutGroup\x12\"\n\x08verdicts\x18\x02 \x03(\x0b\x32\x10.cepo.v1.Verdict\"\xa0\x01\n\x0b\x45videnceRow\x12\r\n\x05logps\x18\x01 \x03(\x02\x12\x12\n\napplicable\x18\x02 \x01(\x08\x12%\n\x07\x63ontext\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\'\n\x06reason\x18\x04 \x01(\x0e\x32\x17.cepo.v1.EvidenceReason\x12\x0e\n\x06\x61nswer\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\x05\"I\n\x08\x45vidence\x12\x19\n\x03\x61sk\x18\x01 \x01(\x0b\x32\x0c.cepo.v1.Ask\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.cepo.v1.EvidenceRow\"\x91\x01\n\x0e\x45videncedGroup\x12$\n\x06scored\x18\x01 \x01(\x0b\x32\x14.cepo.v1.ScoredGroup\x12#\n\x08\x65vidence\x18\x02 \x03(\x0b\x32\x11.cepo.v1.Evidence\x12#\n\x05proof\x18\x03 \x01(\x0b\x32\x14.cepo.v1.PolicyProof\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"r\n\x0bGroupFailed\x12!\n\x04task\x18\x01 \x01(\x0b\x32\x13.cepo.v1.PromptTask\x12\x1d\n\x05stage\x18\x02 \x01(\x0e\x32\x0e.cepo.v1.Stage\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x12\n\ndeliveries\x18\x04 \x01(\x05*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xa6\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_CORRECT\x10\x01\x12\x11\n\rOUTCOME_WRONG\x10\x02\x12\x14\n\x10OUTCOME_UNPARSED\x10\x03\x12\x15\n\x11OUTCOME_TRUNCATED\x10\x04\x12\x13\n\x0fOUTCOME_TIMEOUT\x10\x05\x12\x18\n\x14OUTCOME_GRADER_ERROR\x10\x06*\xcf\x01\n\x0e\x45videnceReason\x12\x1f\n\x1b\x45VIDENCE_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VIDENCE_REASON_ASKED\x10\x01\x12\x1f\n\x1b\x45VIDENCE_REASON_NO_REJECTED\x10\x02\x12\x1d\n\x19\x45VIDENCE_REASON_NO_ANSWER\x10\x03\x12\"\n\x1e\x45VIDENCE_REASON_SAME_AS_ANSWER\x10\x04\x12\x1d\n\x19\x45VIDENCE_REASON_ONLY_SELF\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cepo.v1.group_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1674
-  _globals['_FINISHREASON']._serialized_end=1769
-  _globals['_OUTCOME']._serialized_start=1772
-  _globals['_OUTCOME']._serialized_end=1938
-  _globals['_EVIDENCEREASON']._serialized_start=1941
-  _globals['_EVIDENCEREASON']._serialized_end=2148
+  _globals['_FINISHREASON']._serialized_start=1759
+  _globals['_FINISHREASON']._serialized_end=1854
+  _globals['_OUTCOME']._serialized_start=1857
+  _globals['_OUTCOME']._serialized_end=2023
+  _globals['_EVIDENCEREASON']._serialized_start=2026
+  _globals['_EVIDENCEREASON']._serialized_end=2233
   _globals['_PROMPTTASK']._serialized_start=55
-  _globals['_PROMPTTASK']._serialized_end=516
-  _globals['_COMPLETION']._serialized_start=518
-  _globals['_COMPLETION']._serialized_end=624
-  _globals['_POLICYPROOF']._serialized_start=627
-  _globals['_POLICYPROOF']._serialized_end=786
-  _globals['_ROLLOUTGROUP']._serialized_start=789
-  _globals['_ROLLOUTGROUP']._serialized_end=943
-  _globals['_VERDICT']._serialized_start=946
-  _globals['_VERDICT']._serialized_end=1079
-  _globals['_SCOREDGROUP']._serialized_start=1081
-  _globals['_SCOREDGROUP']._serialized_end=1170
-  _globals['_EVIDENCEROW']._serialized_start=1173
-  _globals['_EVIDENCEROW']._serialized_end=1333
-  _globals['_EVIDENCE']._serialized_start=1335
-  _globals['_EVIDENCE']._serialized_end=1408
-  _globals['_EVIDENCEDGROUP']._serialized_start=1411
-  _globals['_EVIDENCEDGROUP']._serialized_end=1556
-  _globals['_GROUPFAILED']._serialized_start=1558
-  _globals['_GROUPFAILED']._serialized_end=1672
+  _globals['_PROMPTTASK']._serialized_end=549
+  _globals['_COMPLETION']._serialized_start=551
+  _globals['_COMPLETION']._serialized_end=657
+  _globals['_POLICYPROOF']._serialized_start=660
+  _globals['_POLICYPROOF']._serialized_end=819
+  _globals['_ROLLOUTGROUP']._serialized_start=822
+  _globals['_ROLLOUTGROUP']._serialized_end=976
+  _globals['_VERDICT']._serialized_start=979
+  _globals['_VERDICT']._serialized_end=1164
+  _globals['_SCOREDGROUP']._serialized_start=1166
+  _globals['_SCOREDGROUP']._serialized_end=1255
+  _globals['_EVIDENCEROW']._serialized_start=1258
+  _globals['_EVIDENCEROW']._serialized_end=1418
+  _globals['_EVIDENCE']._serialized_start=1420
+  _globals['_EVIDENCE']._serialized_end=1493
+  _globals['_EVIDENCEDGROUP']._serialized_start=1496
+  _globals['_EVIDENCEDGROUP']._serialized_end=1641
+  _globals['_GROUPFAILED']._serialized_start=1643
+  _globals['_GROUPFAILED']._serialized_end=1757
 # @@protoc_insertion_point(module_scope)
