@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from cepo.contracts import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow
+from cepo.algo.core import group_advantage
+from cepo.contracts import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, Outcome
 from services.trainer.batch import pack, select
-from tests.factories import ASKS, make_ragged
+from tests.factories import ASKS, make_ragged, make_scored, make_verdict
 
 LENGTHS = [(3, 0, 5), (2, 4)]
 FLAT = [3, 0, 5, 2, 4]
@@ -101,3 +102,17 @@ def test_the_asks_of_a_batch_keep_their_order() -> None:
     groups = make_ragged(LENGTHS, asks=asks)
     firsts = [groups[0].evidence[at].rows[0].logps[0] for at in range(3)]
     assert [float(evidence_BT[0, 0]) for evidence_BT in batch.evidence] == firsts
+
+
+def test_a_sample_without_a_verdict_is_in_no_statistic_and_no_denominator() -> None:
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT})
+    error = make_verdict(0.0).model_copy(update={"outcome": Outcome.GRADER_ERROR})
+    judged = [make_verdict(reward) for reward in (1.0, 0.0, 1.0)]
+    with_failed = make_scored(verdicts=[timeout, *judged, error])
+    whole, bare = (pack([EvidencedGroup(scored=scored)], ()) for scored in (with_failed, make_scored(verdicts=judged)))
+    assert whole.reward_B.isnan().tolist() == [True, False, False, False, True]
+    assert whole.mask_BT.sum(1).tolist() == [0, 4, 3, 4, 0]
+    adv_B = group_advantage(whole.reward_B, whole.group_B)
+    assert adv_B.tolist() == [0.0, *group_advantage(bare.reward_B, bare.group_B).tolist(), 0.0]
+    assert with_failed.reward_spread
+    assert not make_scored(verdicts=[timeout, judged[0], judged[2]]).reward_spread
