@@ -54,6 +54,8 @@ class Data(Section):
     """Column with the question or the chat messages, nested as in `prompt.0.content`; empty: recognised by name."""
     answer: str = ""
     """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
+    images: str = ""
+    """Column with an image or several: bytes, a path or a data URI each; empty: `images` or `image` if there is one."""
     answer_kind: str = ""
     """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"

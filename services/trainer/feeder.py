@@ -61,6 +61,7 @@ class Feeder:
             index=index,
             purpose=purpose,
             messages=problem.messages,
+            images=problem.images,
             reference_answer=problem.answer,
             answer_kind=config.data.answer_kind,
             hint=config.data.hint,

@@ -22,8 +22,8 @@ KEYS = {
     "algorithm.grpo": COMMON,
     "algorithm.rlsd": f"{COMMON} decay_steps eps_w lam",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
-    "train where",
+    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
+    "system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
     "lora": "alpha rank targets",
