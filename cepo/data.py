@@ -6,7 +6,7 @@ Every row is checked before anything is sampled: its columns, its answer, its le
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from cepo.answers import reference_of
 from cepo.columns import CONVENTIONS, Columns, recognised
 from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
-from cepo.images import MARK, ImageStore, cells, checked, match_marks, read
+from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
 from cepo.rendering import Renderer, with_hint
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
@@ -153,6 +153,7 @@ class _Reader:
             raise UserError(f"column {path!r} holds {answer!r}, which is not an answer")
         check_reference(str(answer), config.data.answer_kind)
         messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
+        images, messages = self._images(row, messages)
         reference = reference_of(str(answer))
         tokens = len(self.renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
         length = tokens + config.sampling.max_tokens + 1
@@ -161,12 +162,13 @@ class _Reader:
                 f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
                 f"that ends them, above model.max_length={config.model.max_length}"
             )
-        return Problem(messages, reference, number, tokens, self._images(row, messages))
+        return Problem(messages, reference, number, tokens, images)
 
-    def _images(self, row: Row, messages: Sequence[Message]) -> tuple[ImageRef, ...]:
+    def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
+        """The images of a row, and its messages with a mark for each."""
         path = self.columns.images
         if not (path and has_column(row, path)):
-            return ()
+            return (), messages
         try:
             found = cells(column(row, path))
             if found and not self.renderer.takes_images:
@@ -174,13 +176,13 @@ class _Reader:
                 raise UserError(f"holds images, and model.path={model} takes no images; choose one that does")
             pictures = [read(cell, self.folder) for cell in found]
             images = tuple(map(checked, pictures))
-            match_marks([message.content for message in messages], len(images))
+            messages = with_marks(messages, len(images))
         except UserError as error:
             raise UserError(f"column {path!r} {error}") from error
         if self.store is not None:
             for picture in pictures:
                 self.store.put(picture)
-        return images
+        return images, messages
 
 
 def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:

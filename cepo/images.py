@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from cepo.contracts import ImageRef
+from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
 
 MARK = "<image>"
@@ -152,18 +152,22 @@ def checked(data: bytes) -> ImageRef:
     return ImageRef(sha256=hashlib.sha256(data).hexdigest(), media_type=media_type, width=width, height=height)
 
 
-def match_marks(texts: Sequence[str], images: int) -> None:
-    """Each image has its `<image>` mark in the messages, and each mark its image.
+def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
+    """The messages with an `<image>` mark for each image: their own, or where they have none before the last turn.
 
     Raises:
-        UserError: the numbers differ.
+        UserError: there are marks, and more or fewer than images.
     """
-    marks = sum(text.count(MARK) for text in texts)
+    marks = sum(message.content.count(MARK) for message in messages)
+    if marks == 0 and images:
+        last = messages[-1]
+        return (*messages[:-1], Message(role=last.role, content=MARK * images + last.content))
     if marks != images:
         raise UserError(
             f"holds {images} image{'s' * (images != 1)} for {marks} {MARK} mark{'s' * (marks != 1)} in the question; "
-            f"write {MARK} where each belongs"
+            f"write {MARK} where each belongs, or nowhere"
         )
+    return tuple(messages)
 
 
 def _file(name: str, folder: Path | None) -> bytes:

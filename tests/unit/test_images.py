@@ -20,11 +20,11 @@ from transformers import Qwen3VLConfig
 
 import cepo.tiny
 from cepo.cli import main
-from cepo.contracts import ImageRef
+from cepo.contracts import ImageRef, Message
 from cepo.data import Problems, load_problems
 from cepo.errors import UserError
 from cepo.gold import repeated
-from cepo.images import MAX_IMAGES, ImageStore, cells, checked, match_marks, read
+from cepo.images import MAX_IMAGES, ImageStore, cells, checked, read, with_marks
 from cepo.rendering import Renderer
 from tests.factories import RUNS, make_config
 
@@ -135,9 +135,12 @@ def test_a_data_set_from_the_network_names_no_files(tmp_path: Path) -> None:
 
 
 def test_images_and_marks_are_matched() -> None:
-    match_marks(["<image> and <image>", "which?"], 2)
+    turns = [Message(role="user", content=text) for text in ("<image> and <image>", "which?")]
+    assert with_marks(turns, 2) == tuple(turns)
+    assert with_marks(turns[1:], 2) == (Message(role="user", content="<image><image>which?"),)
+    assert with_marks(turns[1:], 0) == tuple(turns[1:])
     with pytest.raises(UserError, match="holds 1 image for 2 <image> marks in the question; write <image> where each"):
-        match_marks(["<image> and <image>"], 1)
+        with_marks(turns, 1)
     with pytest.raises(UserError, match=f"holds {MAX_IMAGES + 1} images, more than {MAX_IMAGES}; use fewer"):
         cells([b"x"] * (MAX_IMAGES + 1))
 
