@@ -14,7 +14,7 @@ from cepo.contracts import Ask, ContextName, EvidenceReason, Outcome, ScoredGrou
 MAX_HINT_CHARACTERS = 100
 """A hint is an answer, not a derivation; what is longer counts as none and so always fits beside the question."""
 ACCEPTED = 0.5
-"""A rollout below this accuracy is rejected."""
+"""A rollout below this accuracy is rejected; one without a verdict is not."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def choose_rejected(group: ScoredGroup, *, without: int | None = None) -> Hint |
     Args:
         without: index of a rollout that may not supply it.
     """
-    rejected = [(v.reward, i) for i, v in enumerate(group.verdicts) if v.accuracy < ACCEPTED]
+    rejected = [(v.reward, i) for i, v in enumerate(group.verdicts) if v.accuracy < ACCEPTED and not v.failed]
     if not rejected:
         return EvidenceReason.NO_REJECTED
     answered = [i for _, i in sorted(rejected) if _usable(group.verdicts[i])]

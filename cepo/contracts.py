@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cepo.reward import Reward as Reward
 from cepo.vocabulary import (
     ContextName as ContextName,
+    Contract as Contract,
     EvidenceReason as EvidenceReason,
     Feedback as Feedback,
     FinishReason as FinishReason,
@@ -27,12 +29,6 @@ from cepo.vocabulary import (
 )
 
 MAX_INT64 = 2**63 - 1
-
-
-class Contract(BaseModel):
-    """Frozen and closed: an unknown field or a later assignment is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
 
 
 class PolicyRef(Contract):
@@ -146,6 +142,7 @@ class PromptTask(Contract):
     prefix: tuple[int, ...] = ()
     """Token ids the response starts with; sampling goes on from there."""
     origin: Origin | None = None
+    reward: Reward = Reward()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -222,10 +219,22 @@ class Verdict(Contract):
 
     outcome: Outcome
     reward: Annotated[float, Field(allow_inf_nan=False)]
+    """0 where there is no verdict: nobody may read it then."""
     accuracy: float = Field(ge=0, le=1)
     extracted: str = ""
     normalised: str = ""
     reason: str = ""
+    format: float = 0.0
+    """1 where the response marks its answer."""
+    penalty: float = Field(default=0.0, allow_inf_nan=False)
+    """Overlong, length and repetition together; in the reward."""
+    functions: float = Field(default=0.0, allow_inf_nan=False)
+    """What the reward functions returned; in the reward."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no verdict: the sample stays out of every statistic."""
+        return self.outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR)
 
 
 class ScoredGroup(Contract):
@@ -247,7 +256,7 @@ class ScoredGroup(Contract):
     @property
     def reward_spread(self) -> bool:
         """Whether any two rewards differ."""
-        return len({verdict.reward for verdict in self.verdicts}) > 1
+        return len({verdict.reward for verdict in self.verdicts if not verdict.failed}) > 1
 
 
 class EvidenceRow(Contract):

@@ -6,44 +6,21 @@ Every row is checked before anything is sampled: its columns, its answer, its le
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from cepo.answers import reference_of
-from cepo.contracts import Message
+from cepo.columns import CONVENTIONS, Columns, recognised
+from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
+from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
 from cepo.rendering import Renderer, with_hint
-from cepo.rows import Row, column, has_column, passes, read_rows
+from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a data set holds its questions and answers."""
-
-    question: str
-    answer: str
-    convention: str = ""
-    """Whose names these are; empty: the run file's."""
-    kinds: tuple[str, str] = field(default=("text", "text"), compare=False)
-    """What the first row holds there."""
-
-    def __str__(self) -> str:
-        whose = f" ({self.convention} names)" if self.convention else ""
-        return f"columns {self.question} ({self.kinds[0]}) and {self.answer} ({self.kinds[1]}){whose}"
-
-
-CONVENTIONS = (
-    Columns("question", "answer", "CEPO's"),
-    Columns("problem", "answer", "EasyR1's"),
-    Columns("prompt", "reward_model.ground_truth", "verl's"),
-    Columns("prompt", "solution", "TRL's"),
-    Columns("problem", "solution", "TRL's"),
-)
-"""Recognised in this order where the run file names no column."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +32,8 @@ class Problem:
     row: int = field(default=-1, compare=False)
     """Its place in the file."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer as hint."""
+    """Prompt with the right answer as hint, without images."""
+    images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,12 +60,18 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def load_problems(
-    config: RunConfig, renderer: Renderer, *, held_out: bool = False, excluded: Mapping[int, str] | None = None
+    config: RunConfig,
+    renderer: Renderer,
+    *,
+    held_out: bool = False,
+    excluded: Mapping[int, str] | None = None,
+    store: ImageStore | None = None,
 ) -> Problems:
     """Reads, maps and checks a run's training or held-out problems.
 
     Args:
         excluded: rows found unusable before, and why; they count as dropped.
+        store: keeps the images; None: they are checked and no more.
 
     Raises:
         UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
@@ -97,13 +81,14 @@ def load_problems(
     key = "data.eval" if held_out else "data.train"
     source = f"{key}={name}"
     rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
-    columns = _recognised(rows, data, source)
+    columns = recognised(rows, data, source)
+    reader = _Reader(config, renderer, columns, folder_of(name), store)
     problems, dropped = [], []
     for number, row in rows:
         try:
             if excluded and number in excluded:
                 raise UserError(excluded[number])
-            problems.append(_problem(number, row, columns, config, renderer))
+            problems.append(reader.problem(number, row))
         except UserError as error:
             dropped.append(drop(f"{source}, row {number}: {error}", data))
     if not problems:
@@ -143,60 +128,61 @@ def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) 
     return numbered
 
 
-def _recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Columns:
-    """The columns the run file names, the others by convention; both are in some row.
+@dataclass(frozen=True)
+class _Reader:
+    """What it takes to make problems of a data set's rows."""
 
-    Raises:
-        UserError: no row has such a column; names those there are and the key to set.
-    """
-    number, first = next(((n, row) for n, row in rows if isinstance(row, dict)), rows[0])
-    columns = Columns(data.question, data.answer)
-    if not (data.question and data.answer):
-        fitting = (
-            known
-            for known in CONVENTIONS
-            if (data.question or has_column(first, known.question)) and (data.answer or has_column(first, known.answer))
-        )
-        known = next(fitting, CONVENTIONS[0])
-        columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
-    for key, path in (("data.question", columns.question), ("data.answer", columns.answer)):
-        if isinstance(first, dict) and not any(has_column(row, path) for _, row in rows):
-            try:
-                column(first, path)
-            except UserError as error:
-                raise UserError(f"{source}, row {number}: {error}; name the right one in {key}") from error
-    kinds = [_kind(column(first, p)) if has_column(first, p) else "missing" for p in (columns.question, columns.answer)]
-    return replace(columns, kinds=(kinds[0], kinds[1]))
+    config: RunConfig
+    renderer: Renderer
+    columns: Columns
+    folder: Path | None
+    """What the paths of images are relative to; None: the data set may name no files."""
+    store: ImageStore | None
 
+    def problem(self, number: int, row: Row) -> Problem:
+        """The problem of a row, once nothing is wrong with it.
 
-def _kind(value: Any) -> str:
-    match value:
-        case str():
-            return "text"
-        case int() | float():
-            return "number"
-        case list():
-            return "chat messages"
-    return type(value).__name__
+        Raises:
+            UserError: what is wrong; names the column or key.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"it is {row!r}, not an object with columns")
+        config, path = self.config, self.columns.answer
+        answer = column(row, path)
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise UserError(f"column {path!r} holds {answer!r}, which is not an answer")
+        check_reference(str(answer), config.data.answer_kind)
+        messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
+        images, messages = self._images(row, messages)
+        reference = reference_of(str(answer))
+        tokens = len(self.renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
+        length = tokens + config.sampling.max_tokens + 1
+        if length > config.model.max_length:
+            raise UserError(
+                f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
+                f"that ends them, above model.max_length={config.model.max_length}"
+            )
+        return Problem(messages, reference, number, tokens, images)
 
-
-def _problem(number: int, row: Row, columns: Columns, config: RunConfig, renderer: Renderer) -> Problem:
-    if not isinstance(row, dict):
-        raise UserError(f"it is {row!r}, not an object with columns")
-    answer = column(row, columns.answer)
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise UserError(f"column {columns.answer!r} holds {answer!r}, which is not an answer")
-    check_reference(str(answer), config.data.answer_kind)
-    messages = _messages(column(row, columns.question), columns.question, config.data)
-    reference = reference_of(str(answer))
-    tokens = len(renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
-    length = tokens + config.sampling.max_tokens + 1
-    if length > config.model.max_length:
-        raise UserError(
-            f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
-            f"that ends them, above model.max_length={config.model.max_length}"
-        )
-    return Problem(messages, reference, number, tokens)
+    def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
+        """The images of a row, and its messages with a mark for each."""
+        path = self.columns.images
+        if not (path and has_column(row, path)):
+            return (), messages
+        try:
+            found = cells(column(row, path))
+            if found and not self.renderer.takes_images:
+                model = self.config.model.path
+                raise UserError(f"holds images, and model.path={model} takes no images; choose one that does")
+            pictures = [read(cell, self.folder) for cell in found]
+            images = tuple(map(checked, pictures))
+            messages = with_marks(messages, len(images))
+        except UserError as error:
+            raise UserError(f"column {path!r} {error}") from error
+        if self.store is not None:
+            for picture in pictures:
+                self.store.put(picture)
+        return images, messages
 
 
 def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
@@ -207,7 +193,7 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
         and question
         and all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in question)
     ):
-        turns = [Message(role=str(turn["role"]), content=str(turn["content"])) for turn in question]
+        turns = [Message(role=str(turn["role"]), content=_content(turn["content"], path)) for turn in question]
     else:
         raise UserError(f"column {path!r} holds neither a text nor chat messages")
     if not turns[-1].content.strip() or turns[-1].role != "user":
@@ -217,3 +203,19 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
     return tuple(turns)
+
+
+def _content(content: Any, path: str) -> str:
+    """A turn's text, or the texts of its parts with a mark for each image, as chat templates have them."""
+    if not isinstance(content, list):
+        return str(content)
+    found = []
+    for part in content:
+        match part:
+            case {"type": "text", "text": str() as text}:
+                found.append(text)
+            case {"type": "image"}:
+                found.append(MARK)
+            case _:
+                raise UserError(f"column {path!r} holds a part that is neither a text nor an image: {str(part)[:80]}")
+    return "".join(found)

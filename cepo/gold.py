@@ -50,6 +50,6 @@ def leaked(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[tuple[
 
 
 def question(problem: Problem) -> str:
-    """What makes two problems the same: the user's turns, without regard to case and spacing."""
+    """What makes two problems the same: the user's turns, without regard to case and spacing, and the images."""
     text = "\n".join(message.content for message in problem.messages if message.role == "user")
-    return " ".join(text.casefold().split())
+    return " ".join([*text.casefold().split(), *(image.sha256 for image in problem.images)])

@@ -41,6 +41,7 @@ class Renderer:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise UserError(f"no tokenizer for model {model!r}: {str(error).splitlines()[0]}") from error
+        self._model = model
         self.tokenizer.model_max_length = int(1e9)  # lengths are checked where a limit is known, with a clear message
         if not self.tokenizer.chat_template:
             raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
@@ -62,6 +63,13 @@ class Renderer:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a response."""
         return frozenset({self.tokenizer.eos_token_id})
+
+    @cached_property
+    def takes_images(self) -> bool:
+        """Whether the model sees images."""
+        from transformers import AutoConfig
+
+        return hasattr(AutoConfig.from_pretrained(self._model), "vision_config")
 
     @cached_property
     def canary_ids(self) -> tuple[int, ...]:

@@ -46,6 +46,14 @@ def read_rows(name: str, split: str, key: str) -> list[Any]:
         raise UserError(f"{key}={name} cannot be read: {error}") from error
 
 
+def folder_of(name: str) -> Path | None:
+    """What the paths in a data set are relative to; None for one from the network, which may name no files here."""
+    path = Path(name)
+    if not is_path(name):
+        return None
+    return path if path.is_dir() else path.parent
+
+
 def column(row: Row, path: str) -> Any:
     """A value by nested path, such as `reward_model.ground_truth` or `prompt.0.content`.
 
@@ -141,7 +149,7 @@ def _folder_rows(path: Path, split: str, key: str) -> list[Any]:
         if split not in saved:
             raise UserError(f"{key}={path} has no split {split!r}; its splits are {', '.join(saved)}")
         saved = saved[split]
-    return list(saved)
+    return _plain(saved)
 
 
 def _hub_rows(name: str, split: str, key: str) -> list[Any]:
@@ -149,11 +157,16 @@ def _hub_rows(name: str, split: str, key: str) -> list[Any]:
 
     repository, _, subset = (name, "", "") if is_path(name) else name.partition(":")
     try:
-        return list(datasets.load_dataset(repository, subset or None, split=split))
+        return _plain(datasets.load_dataset(repository, subset or None, split=split))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{key}={name}, split {split!r}, cannot be loaded: {_one_line(error)}; {_fix(error, key)}"
         ) from error
+
+
+def _plain(loaded: Any) -> list[Any]:
+    """Rows as they are stored: images as bytes, not decoded."""
+    return loaded.with_format("arrow")[:].to_pylist()
 
 
 def _fix(error: Exception, key: str) -> str:

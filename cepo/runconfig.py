@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cepo.algo.variants import AnyAlgorithm
+from cepo.contracts import Reward
 from cepo.kinds import parse_kind
 from cepo.rendering import HINT, INSTRUCTION
 
@@ -53,6 +54,8 @@ class Data(Section):
     """Column with the question or the chat messages, nested as in `prompt.0.content`; empty: recognised by name."""
     answer: str = ""
     """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
+    images: str = ""
+    """Column with an image or several: bytes, a path or a data URI each; empty: `images` or `image` if there is one."""
     answer_kind: str = ""
     """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"
@@ -153,6 +156,7 @@ class RunConfig(Section):
     algorithm: AnyAlgorithm
     lora: Lora = Lora()
     sampling: Sampling = Sampling()
+    reward: Reward = Reward()
     optim: Optim = Optim()
     loop: Loop = Loop()
     eval: Evaluation = Evaluation()
@@ -166,6 +170,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampling.max_tokens={self.sampling.max_tokens} leaves no room for a prompt in "
                 f"model.max_length={self.model.max_length}; lower the one or raise the other"
+            )
+        if self.reward.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer={self.reward.overlong_buffer} is above "
+                f"sampling.max_tokens={self.sampling.max_tokens}, which it ends at; lower it"
             )
         if self.lora.rank > self.engine.max_lora_rank:
             raise ValueError(

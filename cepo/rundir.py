@@ -44,6 +44,10 @@ class RunDir:
         return self.path / "rollouts"
 
     @property
+    def images(self) -> Path:
+        return self.path / "images"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

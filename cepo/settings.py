@@ -38,6 +38,9 @@ class Settings(BaseModel):
     """An item whose worker has been silent for this long is given to another."""
     max_deliveries: int = Field(default=5, ge=1)
 
+    reward_functions: str = Field(default="", pattern=r"^$|^[\w.]+:\w+(,[\w.]+:\w+)*$")
+    """The user functions that the verifier runs, `module:function` with commas between; no message adds to them."""
+
     model: str = ""
     """Hugging Face name or folder of the base model (rollout and teacher)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -1,8 +1,16 @@
-"""The words of the messages: enums with the numbers of their protobuf twins."""
+"""The words of the messages: enums with the numbers of their protobuf twins, and what every message is."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Contract(BaseModel):
+    """Frozen and closed: an unknown field or a later assignment is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
 
 
 class Stage(IntEnum):
@@ -108,7 +116,7 @@ class FinishReason(IntEnum):
 
 
 class Outcome(IntEnum):
-    """What the verifier found. A timeout or a grader error is never silently a wrong answer."""
+    """What the verifier found. A timeout or a grader error is no verdict, and never a wrong answer."""
 
     CORRECT = 1
     WRONG = 2

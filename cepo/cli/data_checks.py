@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cepo import gold
-from cepo.cli.grading import ungradable
+from cepo.cli.grading import example_verdicts, ungradable
+from cepo.contracts import Reward
 from cepo.data import drop, load_problems
 from cepo.errors import UserError
 
@@ -24,6 +25,8 @@ def data(run: Preflight) -> Found:
     for found in run.sets.values():
         yield "ok", f"{found.source}: {len(found.problems)} problems, {found.columns}"
         yield from _dropped(found.source, found.dropped)
+        if count := sum(len(problem.images) for problem in found.problems):
+            raise UserError(f"{found.source}: its {count} images are good, but image prompts cannot be trained on yet")
     if run.held_out is None:
         yield "note", "data.eval is empty: nothing will say whether training helps"
 
@@ -57,6 +60,17 @@ def _leave_out(run: Preflight, name: str, wrong: dict[int, str], reasons: list[s
     run.excluded[name] = wrong
     left = replace(found, problems=kept, dropped=(*found.dropped, *reasons))
     run.train, run.held_out = (left, run.held_out) if name == "train" else (run.train, left)
+
+
+def reward(run: Preflight) -> Found:
+    """The reward functions load and run; what a right and a wrong answer earn."""
+    if run.config.reward == Reward():
+        yield "ok", "1 for a right answer, 0 for any other"
+        return
+    right, wrong = example_verdicts(run.config, run.train.problems[0], run.renderer)
+    yield "ok", f"a boxed right answer alone earns {right.reward:.4g}, a boxed wrong one {wrong.reward:.4g}"
+    if right.reward <= wrong.reward:
+        yield "note", "a right answer earns no more than a wrong one: look at [reward]"
 
 
 def repeats(run: Preflight) -> Found:

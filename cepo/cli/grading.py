@@ -1,11 +1,30 @@
-"""The verifier on a data set's own answers: each must be right against itself, and a wrong one must be wrong."""
+"""The verifier on a data set's own answers: each must be right against itself, and a wrong one must be wrong; and what
+the run's reward makes of the two."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from cepo.contracts import (
+    BASE_POLICY,
+    Completion,
+    FinishReason,
+    PolicyProof,
+    PromptTask,
+    Purpose,
+    RolloutGroup,
+    Sampling,
+    ScoredGroup,
+    Stage,
+    Verdict,
+)
+from cepo.data import Problem
+from cepo.errors import UserError
 from cepo.gold import perturbed
+from cepo.rendering import Renderer
+from cepo.runconfig import RunConfig
 
 
 def ungradable(answers: Iterable[str], kind: str) -> dict[str, str]:
@@ -32,3 +51,52 @@ def _reason(answer: str, itself: dict[str, str], other: dict[str, str]) -> str:
     if other["outcome"] == "correct":
         return f"reference answer {answer!r} cannot be told from {perturbed(answer)!r}"
     return ""
+
+
+def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) -> tuple[Verdict, Verdict]:
+    """What a right and a wrong answer to a problem earn under a run's reward.
+
+    Raises:
+        UserError: a reward function cannot be loaded, or fails.
+    """
+    texts = [f"\\boxed{{{answer}}}" for answer in (problem.answer, perturbed(problem.answer))]
+    right, wrong = asyncio.run(_scored(_group(config, problem, texts, renderer))).verdicts
+    for verdict in (right, wrong):
+        if verdict.failed:
+            raise UserError(f"reward.functions: {verdict.reason}; mend the function")
+    return right, wrong
+
+
+async def _scored(group: RolloutGroup) -> ScoredGroup:
+    from services.verifier.handler import Verifier
+    from services.verifier.pool import GraderPool
+
+    async with GraderPool(1, functions=group.task.reward.functions) as pool:
+        return await Verifier(pool).verify(group)
+
+
+def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: Renderer) -> RolloutGroup:
+    task = PromptTask(
+        run="check",
+        step=0,
+        index=0,
+        purpose=Purpose.TRAIN,
+        messages=problem.messages,
+        reference_answer=problem.answer,
+        answer_kind=config.data.answer_kind,
+        hint=config.data.hint,
+        samples=len(texts),
+        sampling=Sampling(max_tokens=config.sampling.max_tokens),
+        seed=0,
+        route=(Stage.ROLLOUT, Stage.VERIFY),
+        reward=config.reward,
+    )
+    proof = PolicyProof(policy=BASE_POLICY, bound_modules=0, canary_logp=0.0, tokenizer_sha256="", engine="check")
+    completions = tuple(_completion(text, renderer.tokenizer.encode(text)) for text in texts)
+    return RolloutGroup(task=task, prompt_token_ids=(0,), completions=completions, proof=proof)
+
+
+def _completion(text: str, token_ids: Sequence[int]) -> Completion:
+    return Completion(
+        token_ids=tuple(token_ids), logps=(0.0,) * len(token_ids), text=text, finish_reason=FinishReason.STOP
+    )

@@ -110,6 +110,7 @@ CHECKS: dict[str, Callable[[Preflight], Found]] = {
     "disk": machine_checks.disk,
     "data": data_checks.data,
     "answers": data_checks.answers,
+    "reward": data_checks.reward,
     "repeats": data_checks.repeats,
     "context": data_checks.context,
     "memory": machine_checks.memory,

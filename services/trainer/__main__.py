@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from cepo import chassis
 from cepo.bus import RedisBus
 from cepo.data import load_problems
+from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
@@ -84,10 +85,11 @@ def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
     config = load(folder.config)
     renderer = Renderer(config.model.path)
     excluded = folder.excluded_rows()
-    problems = load_problems(config, renderer, excluded=excluded.get("train"))
+    store = ImageStore(folder.images)
+    problems = load_problems(config, renderer, excluded=excluded.get("train"), store=store)
     held_out = None
     if config.data.eval:
-        held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"))
+        held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"), store=store)
     learner = Learner(config)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     return Run(

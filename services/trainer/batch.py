@@ -22,6 +22,9 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
     Fresh responses to the same prompt, or to a prefix of one response, become a value of that state. A response to
     another prompt, a privileged one, becomes a demonstration: a sequence of its own under the prompt of its group.
 
+    A sequence without a verdict has the reward NaN, which no statistic counts, and an empty mask, so that no
+    denominator does.
+
     Args:
         groups: at least one that is no follow-up.
     """
@@ -35,8 +38,8 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
     size_G = torch.tensor([len(group.scored.verdicts) for group in rows])
     shown_G = torch.tensor([group.task.origin is not None for group in rows])
     demonstration_B = shown_G.repeat_interleave(size_G)
-    mask_BT = _pad([[1.0] * len(c.token_ids) for c in completions])
-    reward_B = torch.tensor([v.reward for v in verdicts])
+    mask_BT = _pad([[float(not v.failed)] * len(c.token_ids) for c, v in zip(completions, verdicts, strict=True)])
+    reward_B = torch.tensor([math.nan if v.failed else v.reward for v in verdicts])
     return TrainBatch(
         prompt_ids=[_prompt(group, prompts) for group in rows for _ in group.scored.verdicts],
         response_ids=[c.token_ids for c in completions],
@@ -96,10 +99,10 @@ def _prefix_values(
         assert origin is not None
         rows = rows_of[origin.index]
         for row in rows if origin.sample < 0 else [rows[origin.sample]]:
-            found[row, len(group.task.prefix)] += [v.reward for v in group.scored.verdicts]
+            found[row, len(group.task.prefix)] += [v.reward for v in group.scored.verdicts if not v.failed]
     value_BT1 = torch.full((mask_BT.shape[0], mask_BT.shape[1] + 1), math.nan)
     for (row, length), rewards in found.items():
-        value_BT1[row, length] = sum(rewards) / len(rewards)
+        value_BT1[row, length] = sum(rewards) / len(rewards) if rewards else math.nan
     return value_BT1
 
 

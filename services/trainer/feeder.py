@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cepo.bus import Bus, stream_of
-from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
+from cepo.contracts import PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
 from cepo.data import Problem, Problems
 from cepo.runconfig import RunConfig
 
@@ -91,6 +91,7 @@ class Feeder:
             index=index,
             purpose=purpose,
             messages=problem.messages,
+            images=problem.images,
             reference_answer=problem.answer,
             answer_kind=config.data.answer_kind,
             hint=config.data.hint,
@@ -107,6 +108,7 @@ class Feeder:
             route=FULL_ROUTE if asks else SHORT_ROUTE,
             policy=policy,
             teacher=teacher,
+            reward=config.reward if training else Reward(),  # held-out problems are measured by accuracy alone
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cepo.contracts import EvidencedGroup, EvidenceRow, FinishReason, GroupFailed, Outcome
+from cepo.contracts import EvidencedGroup, EvidenceRow, FinishReason, GroupFailed, Outcome, Verdict
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -22,31 +22,49 @@ def finished(groups: Groups) -> list[EvidencedGroup]:
     return [group for group in groups if isinstance(group, EvidencedGroup)]
 
 
+def judged(groups: Groups) -> list[Verdict]:
+    """The verdicts there are: a sample whose grader failed or ran out of time has none.
+
+    Raises:
+        UserError: there is none at all; says why.
+    """
+    verdicts = [v for group in finished(groups) for v in group.scored.verdicts]
+    found = [v for v in verdicts if not v.failed]
+    if verdicts and not found:
+        raise UserError(
+            f"the verifier judged none of {len(verdicts)} responses, the first because: {verdicts[0].reason}"
+        )
+    return found
+
+
 def accuracy(groups: Groups) -> float:
-    """Mean accuracy over all completions; 0 when there are none."""
-    found = [v.accuracy for group in finished(groups) for v in group.scored.verdicts]
-    return sum(found) / len(found) if found else 0.0
+    """Mean accuracy over all judged completions; 0 when there are none."""
+    return _mean([v.accuracy for v in judged(groups)])
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:
-    """Rewards, lengths, outcomes and failures of a step's groups."""
+    """Rewards, lengths, outcomes and failures of a step's groups; what has no verdict is counted and else left out."""
     done = finished(groups)
-    verdicts = [v for group in done for v in group.scored.verdicts]
+    everything, verdicts = [v for group in done for v in group.scored.verdicts], judged(groups)
     completions = [c for group in done for c in group.scored.rollout.completions]
     lengths = [len(c.token_ids) for c in completions]
-    accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts] for group in done]
+    accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts if not v.failed] for group in done]
     truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
     return {
         "reward/mean": _mean([v.reward for v in verdicts]),
+        "reward/format": _mean([v.format for v in verdicts]),
+        "reward/penalty": _mean([v.penalty for v in verdicts]),
+        "reward/functions": _mean([v.functions for v in verdicts]),
         "accuracy/train": accuracy(groups),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean(truncated),
-        **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in verdicts]) for o in Outcome},
+        **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in everything]) for o in Outcome},
+        "samples/failed": float(len(everything) - len(verdicts)),
         "groups/total": float(len(groups)),
         "groups/failed": float(len(groups) - len(done)),
-        "groups/all_correct": _mean([all(row) for row in accurate]),
-        "groups/all_wrong": _mean([not any(row) for row in accurate]),
+        "groups/all_correct": _mean([bool(row) and all(row) for row in accurate]),
+        "groups/all_wrong": _mean([bool(row) and not any(row) for row in accurate]),
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
         "tokens/generated": float(sum(lengths)),
         "time/teacher_seconds": sum(group.seconds for group in done),
@@ -66,7 +84,8 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
                     "token_ids": completion.token_ids,
                     "outcome": verdict.outcome.name.lower(),
                     "extracted": verdict.extracted,
-                    "reward": verdict.reward,
+                    "reward": None if verdict.failed else verdict.reward,
+                    "reason": verdict.reason,
                     "advantage": adv_BT[row, :length].tolist(),
                     "evidence": [_shown(evidence.rows[len(samples)]) for evidence in group.evidence],
                 }

@@ -20,7 +20,8 @@ from services.verifier.rest import application
 async def build(settings: Settings) -> Service:
     """The service around a pool of graders."""
     bus = await RedisBus.connect(settings)
-    pool = GraderPool(settings.threads or os.cpu_count() or 1)
+    functions = tuple(settings.reward_functions.split(",")) if settings.reward_functions else ()
+    pool = GraderPool(settings.threads or os.cpu_count() or 1, functions=functions)
     verifier = Verifier(pool)
 
     class Servicer(services_pb2_grpc.VerifierServiceServicer):

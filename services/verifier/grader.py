@@ -1,4 +1,5 @@
-"""The algebra, as it runs inside a worker process: it may loop, eat memory or crash, and only that process suffers.
+"""The algebra and the user's reward functions, as they run inside a worker process: they may loop, eat memory or crash,
+and only that process suffers.
 
 Nothing else imports math-verify. Its own alarms are switched off, because the pool's deadline kills the whole process.
 """
@@ -17,8 +18,11 @@ from typing import Any
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 from cepo.answers import normalise
+from cepo.errors import UserError
 from cepo.kinds import DIGITS
+from services.verifier import functions
 from services.verifier.forms import as_form, fits_form
+from services.verifier.functions import Call, one_line
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
 ORPHAN_SECONDS = 5
@@ -52,7 +56,12 @@ class Finding:
     equal: bool = False
     extracted: str = ""
     """The answer that math-verify found in an unmarked response."""
+    value: float = 0.0
+    """What a reward function returned."""
     error: str = ""
+    """Name of the exception."""
+    detail: str = ""
+    """What a reward function's exception says."""
 
 
 def compare(asked: Comparison) -> Finding:
@@ -109,8 +118,12 @@ def _near(found: Any, wanted: Any, tolerance: float) -> bool:
         return False
 
 
-def serve(connection: Connection, deadline_seconds: float, memory_bytes: int) -> None:
-    """Answers each comparison with a finding until the parent hangs up."""
+def serve(connection: Connection, deadline_seconds: float, memory_bytes: int, names: tuple[str, ...]) -> None:
+    """Says that it is ready, or why not, with a finding, and answers each question with one until the parent hangs up.
+
+    Args:
+        names: the reward functions to load.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
@@ -118,19 +131,29 @@ def serve(connection: Connection, deadline_seconds: float, memory_bytes: int) ->
     sys.setrecursionlimit(RECURSION_LIMIT)
     warm()
     bytearray(HEADROOM_BYTES)  # under a limit that leaves less, this process ends here and does not start
-    connection.send(None)
+    try:
+        known = functions.load(names)
+    except UserError as error:
+        connection.send(Finding(error=str(error)))
+        return
+    connection.send(Finding())
     while True:
         try:
             asked = connection.recv()
         except EOFError:
             return
         signal.alarm(math.ceil(deadline_seconds) + ORPHAN_SECONDS)
-        try:
-            reply = compare(asked)
-        except Exception as error:  # noqa: BLE001 the outcome of this item, and the worker's work is to report it
-            reply = Finding(error=type(error).__name__)
+        reply = _answer(asked, known)
         signal.alarm(0)
         connection.send(reply)
+
+
+def _answer(asked: Comparison | Call, known: functions.Functions) -> Finding:
+    try:
+        return Finding(value=functions.call(known, asked)) if isinstance(asked, Call) else compare(asked)
+    except Exception as error:  # noqa: BLE001 the outcome of this item, and the worker's work is to report it
+        name = type(error).__name__
+        return Finding(error=name, detail=one_line(error).removeprefix(name) if isinstance(asked, Call) else "")
 
 
 def warm() -> None:

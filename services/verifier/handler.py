@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cepo.contracts import FinishReason, RolloutGroup, ScoredGroup
 from services.verifier.pool import GraderPool
+from services.verifier.rewards import check_allowed, rewarded
 from services.verifier.verdicts import Item
 
 
@@ -14,15 +15,17 @@ class Verifier:
         self._pool = pool
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
-        """A verdict for every completion.
+        """A verdict with its reward for every completion.
 
         Raises:
-            UserError: the task's reference holds no answer or none of its kind, or the kind is unknown.
+            UserError: the task's reference holds no answer or none of its kind, the kind is unknown, or its reward
+                names a function that this process does not run.
         """
         task = group.task
+        check_allowed(task.reward, self._pool)
         question = task.messages[-1].content
         items = [
             Item(c.text, task.reference_answer, task.answer_kind, c.finish_reason is FinishReason.LENGTH, question)
             for c in group.completions
         ]
-        return ScoredGroup(rollout=group, verdicts=tuple(await self._pool.grade(items)))
+        return ScoredGroup(rollout=group, verdicts=await rewarded(group, await self._pool.grade(items), self._pool))

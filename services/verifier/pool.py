@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from prometheus_client import Counter
 
 from cepo.contracts import Outcome, Verdict
+from cepo.errors import UserError
+from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 from services.verifier.verdicts import Item, Question, question
 from services.verifier.worker import Worker
@@ -26,14 +29,33 @@ MAX_SPARES = 4
 """Processes, at most one a worker, that wait warm: no item pays for the start of one that replaces a killed one."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a worker found nothing."""
+
+    outcome: Outcome
+    reason: str
+
+
 class GraderPool:
     """An async context manager; use it from one event loop."""
 
     def __init__(
-        self, workers: int = 2, deadline_seconds: float = DEADLINE_SECONDS, memory_bytes: int = MEMORY_BYTES
+        self,
+        workers: int = 2,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        functions: Sequence[str] = (),
     ) -> None:
+        """Starts nothing.
+
+        Args:
+            functions: the reward functions, `module:function`, that may be asked for.
+        """
+        self.functions = tuple(functions)
         self._deadline_seconds = deadline_seconds
-        self._workers = [Worker(deadline_seconds, memory_bytes) for _ in range(workers + min(workers, MAX_SPARES))]
+        count = workers + min(workers, MAX_SPARES)
+        self._workers = [Worker(deadline_seconds, memory_bytes, self.functions) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
         self._busy: set[Worker] = set()
         self._slots = asyncio.Semaphore(workers)
@@ -47,11 +69,15 @@ class GraderPool:
 
     @property
     def busy_pids(self) -> list[int]:
-        """Those of them that compare now."""
+        """Those of them that work now."""
         return [worker.pid for worker in self._busy if worker.pid is not None]
 
     async def start(self) -> None:
-        """Starts the workers and waits until they are warm."""
+        """Starts the workers and waits until they are warm.
+
+        Raises:
+            UserError: a reward function cannot be loaded.
+        """
         try:
             for worker in self._workers:
                 await worker.start()
@@ -93,22 +119,28 @@ class GraderPool:
         decided = asked.decide()
         if decided is not None:
             return asked.judged(decided)
-        try:
-            finding = await self._compare(asked.comparison())
-        except TimeoutError:
-            return asked.verdict(Outcome.TIMEOUT, f"comparing took longer than {self._deadline_seconds:g} s")
-        except (EOFError, OSError):
-            return asked.verdict(Outcome.GRADER_ERROR, "the grader died comparing it")
-        if finding.error:
-            return asked.verdict(Outcome.GRADER_ERROR, f"the grader failed with {finding.error}")
-        return asked.found(finding)
+        found = await self.ask(asked.comparison())
+        return asked.verdict(found.outcome, found.reason) if isinstance(found, Failure) else asked.found(found)
 
-    async def _compare(self, asked: Comparison) -> Finding:
+    async def ask(self, asked: Comparison | Call) -> Finding | Failure:
+        """What a worker finds, or why it does not."""
+        what = "comparing" if isinstance(asked, Comparison) else f"reward function {asked.function}"
+        try:
+            finding = await self._run(asked)
+        except TimeoutError:
+            return Failure(Outcome.TIMEOUT, f"{what} took longer than {self._deadline_seconds:g} s")
+        except (EOFError, OSError):
+            return Failure(Outcome.GRADER_ERROR, f"{what} killed the grader")
+        if finding.error:
+            return Failure(Outcome.GRADER_ERROR, f"{what} failed with {finding.error}{finding.detail}")
+        return finding
+
+    async def _run(self, asked: Comparison | Call) -> Finding:
         async with self._slots:
             worker = await self._idle.get()
             self._busy.add(worker)
             try:
-                return await worker.compare(asked)
+                return await worker.run(asked)
             finally:
                 self._busy.discard(worker)
                 self._retire(worker)
@@ -125,7 +157,7 @@ class GraderPool:
     async def _revive(self, worker: Worker) -> None:
         try:
             await worker.start()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, UserError) as error:
             if not self._closed:
                 _log.warning("%s; the next item tries again", error)
         self._idle.put_nowait(worker)

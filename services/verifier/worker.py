@@ -7,7 +7,9 @@ import multiprocessing
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
+from cepo.errors import UserError
 from services.verifier import grader
+from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 
 START_SECONDS = 60.0
@@ -18,9 +20,10 @@ _CONTEXT.set_forkserver_preload(["services.verifier.warm"])
 class Worker:
     """Holds one process at a time: started when it is needed, killed when an item does not end well."""
 
-    def __init__(self, deadline_seconds: float, memory_bytes: int) -> None:
+    def __init__(self, deadline_seconds: float, memory_bytes: int, functions: tuple[str, ...] = ()) -> None:
         self._deadline_seconds = deadline_seconds
         self._memory_bytes = memory_bytes
+        self._functions = functions
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
 
@@ -34,6 +37,7 @@ class Worker:
 
         Raises:
             RuntimeError: it does not come up.
+            UserError: a reward function cannot be loaded.
         """
         if self._process is not None and self._process.is_alive():
             return
@@ -41,16 +45,19 @@ class Worker:
         self._process, self._connection = await asyncio.to_thread(self._spawn)
         try:
             async with asyncio.timeout(START_SECONDS):
-                await self._receive()
+                ready = await self._receive()
         except (TimeoutError, EOFError, OSError) as error:
             self.kill()
             raise RuntimeError("a grader process does not start") from error
         except BaseException:
             self.kill()  # cancelled: half warm is of no use
             raise
+        if ready.error:
+            self.kill()
+            raise UserError(ready.error)
 
-    async def compare(self, asked: Comparison) -> Finding:
-        """What the algebra finds, or the name of its error.
+    async def run(self, asked: Comparison | Call) -> Finding:
+        """What the algebra finds or a reward function returns, or the name of the error.
 
         Raises:
             TimeoutError: the deadline passed; the process was killed.
@@ -78,7 +85,7 @@ class Worker:
 
     def _spawn(self) -> tuple[ForkServerProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
-        arguments = (theirs, self._deadline_seconds, self._memory_bytes)
+        arguments = (theirs, self._deadline_seconds, self._memory_bytes, self._functions)
         process = _CONTEXT.Process(target=grader.serve, args=arguments, name="grader", daemon=True)
         process.start()
         theirs.close()

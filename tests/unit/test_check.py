@@ -122,6 +122,30 @@ def test_a_set_of_which_nothing_can_be_graded_is_refused(tmp_path: Path) -> None
         list(Preflight(config, tmp_path).run())
 
 
+def test_the_reward_is_tried_on_a_right_and_a_wrong_answer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def brief(sample):\n    return -sample.tokens / 0\ndef one(sample):\n    return 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    data = f"data.train={written(tmp_path, *GOOD)}"
+    reply = checked(capsys, data, "reward={accuracy=0.9, format=0.1}", 'reward.functions=["mine:one"]')
+    said = {finding["check"]: finding["text"] for finding in reply["findings"]}
+    assert said["reward"] == "a boxed right answer alone earns 2, a boxed wrong one 1.1"
+    assert notes(checked(capsys, data, "reward.accuracy=0.0")) == [
+        "a right answer earns no more than a wrong one: look at [reward]"
+    ]
+    error = checked(capsys, data, 'reward.functions=["mine:brief"]', code=2)["error"]
+    assert error == {
+        "check": "reward",
+        "text": "reward.functions: reward function mine:brief failed with ZeroDivisionError: division by zero; "
+        "mend the function",
+    }
+    error = checked(capsys, data, 'reward.functions=["absent:f"]', code=2)["error"]
+    assert "reward.functions: absent:f cannot be imported: ModuleNotFoundError" in error["text"]
+
+
 def test_repeated_questions_and_leaks_are_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = written(tmp_path, *GOOD, GOOD[1])
     assert notes(checked(capsys, f"data.train={path}", f"data.eval={path}")) == [

@@ -54,10 +54,10 @@ def test_a_rejected_rollout_without_an_answer_is_passed_over(unusable: Verdict) 
     assert choose_rejected(group([unusable, CORRECT])) is EvidenceReason.NO_ANSWER
 
 
-def test_a_timeout_and_a_broken_grader_supply_no_answer() -> None:
+def test_a_sample_without_a_verdict_is_not_rejected() -> None:
     for outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR):
         verdict = wrong("5").model_copy(update={"outcome": outcome})
-        assert choose_rejected(group([verdict, CORRECT])) is EvidenceReason.NO_ANSWER
+        assert choose_rejected(group([verdict, CORRECT])) is EvidenceReason.NO_REJECTED
 
 
 def test_an_answer_equal_to_the_reference_once_normalised_is_no_contrast() -> None:

@@ -93,3 +93,11 @@ def test_services_get_the_users_token_and_addresses_of_their_own(
     assert len(set(ports)) == len(ports)
     assert "1" not in ports
     assert {e["CEPO_TRAINER_ADDRESS"] for e in environments} == {stack.grpc["trainer"]}
+
+
+def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -> None:
+    config = make_config('reward.functions=["mine:brief", "pkg.more:kind"]')
+    stack = Stack(config, RunDir(tmp_path / "run"))
+    given = {name: child.environment.get("CEPO_REWARD_FUNCTIONS") for name, child in stack.children.items()}
+    assert given.pop("verifier") == "mine:brief,pkg.more:kind"
+    assert set(given.values()) <= {"", None}

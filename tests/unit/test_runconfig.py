@@ -28,8 +28,8 @@ KEYS = {
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
     "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
-    "train where",
+    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
+    "system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
     "lora": "alpha rank targets",
@@ -37,6 +37,7 @@ KEYS = {
     "model": "dtype max_length path",
     "name": "",
     "optim": "lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps weight_decay",
+    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_per_step tensorboard wandb_project",
 }
@@ -121,6 +122,17 @@ def test_the_keys_are_these() -> None:
             "config key sampling.prompts=32 cannot be split into optim.minibatches=3 equal parts",
         ),
         ("data.hint=Look here", "config key data.hint='Look here' must contain {answer}, or every context is the same"),
+        (
+            "reward.overlong_buffer=49",
+            "config key reward.overlong_buffer=49 is above sampling.max_tokens=48, which it ends at; lower it",
+        ),
+        ("reward.accuracy=-1.0", "config key reward.accuracy=-1.0: Input should be greater than or equal to 0"),
+        ("reward.acuracy=1.0", "config key reward.acuracy is unknown; known here: accuracy, format, functions, "),
+        (
+            'reward.functions=["./mine.py"]',
+            "config key reward.functions='./mine.py': write module:function, as in my_rewards:brief",
+        ),
+        ('reward.functions=["a:b", "a:b"]', "config key reward.functions=['a:b', 'a:b'] names a function twice; "),
         ("name=a b", "config key name='a b': String should match pattern"),
         ("loop.steps", "--set 'loop.steps': write key=value, for example --set loop.steps=10"),
         ("=3", "--set '=3': write key=value, for example --set loop.steps=10"),

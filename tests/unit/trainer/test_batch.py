@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cepo.algo.core import group_advantage
 from cepo.algo.variants import Grpo
 from cepo.contracts import (
     Ask,
@@ -17,10 +18,11 @@ from cepo.contracts import (
     EvidenceRow,
     Message,
     Origin,
+    Outcome,
     Want,
 )
 from services.trainer.batch import pack
-from tests.factories import ASKS, make_ragged
+from tests.factories import ASKS, make_ragged, make_scored, make_verdict
 
 LENGTHS = [(3, 0, 5), (2, 4)]
 FLAT = [3, 0, 5, 2, 4]
@@ -162,3 +164,17 @@ def test_a_response_to_a_privileged_prompt_becomes_a_demonstration_under_the_stu
     assert batch.response_ids[5] == second.scored.rollout.completions[0].token_ids
     assert batch.reward_B[5:].isnan().all()
     assert not Grpo().advantages(batch, 0)[5:].any()
+
+
+def test_a_sample_without_a_verdict_is_in_no_statistic_and_no_denominator() -> None:
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT})
+    error = make_verdict(0.0).model_copy(update={"outcome": Outcome.GRADER_ERROR})
+    judged = [make_verdict(reward) for reward in (1.0, 0.0, 1.0)]
+    with_failed = make_scored(verdicts=[timeout, *judged, error])
+    whole, bare = (pack([EvidencedGroup(scored=scored)]) for scored in (with_failed, make_scored(verdicts=judged)))
+    assert whole.reward_B.isnan().tolist() == [True, False, False, False, True]
+    assert whole.mask_BT.sum(1).tolist() == [0, 4, 3, 4, 0]
+    adv_B = group_advantage(whole.reward_B, whole.group_B)
+    assert adv_B.tolist() == [0.0, *group_advantage(bare.reward_B, bare.group_B).tolist(), 0.0]
+    assert with_failed.reward_spread
+    assert not make_scored(verdicts=[timeout, judged[0], judged[2]]).reward_spread

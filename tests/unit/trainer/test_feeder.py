@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Stage, TeachWhen
+from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Reward, Stage, TeachWhen
 from cepo.data import Problem, Problems
 from cepo.testing import MemoryBus
 from services.trainer.feeder import Feeder
@@ -121,3 +121,9 @@ async def test_tasks_arrive_on_the_rollout_stream() -> None:
     await feeder.publish(tasks)
     await feeder.publish(())
     assert [item.hop for item in await bus.receive("rollout", "w", 10, 0)] == list(tasks)
+
+
+def test_the_reward_travels_with_training_tasks_alone() -> None:
+    feeder = make_feeder("reward={accuracy=0.9, format=0.1}")
+    assert {task.reward for task in feeder.tasks(0, BASE_POLICY, BASE_POLICY)} == {Reward(accuracy=0.9, format=0.1)}
+    assert {task.reward for task in feeder.eval_tasks(0, BASE_POLICY, BASE_POLICY)} == {Reward()}

@@ -12,8 +12,16 @@ from cepo.contracts import EvidencedGroup, FinishReason, Outcome
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
-from services.trainer.report import Trackers, accuracy, finished, group_metrics, write_rollouts
-from tests.factories import make_config, make_evidenced, make_failed, make_ragged, make_scored, make_task
+from services.trainer.report import Trackers, accuracy, finished, group_metrics, judged, write_rollouts
+from tests.factories import (
+    make_config,
+    make_evidenced,
+    make_failed,
+    make_ragged,
+    make_scored,
+    make_task,
+    make_verdict,
+)
 
 
 def make_run(path: Path) -> RunDir:
@@ -47,6 +55,22 @@ def test_group_metrics_count_what_came() -> None:
     for key, share in (("all_correct", 1), ("all_wrong", 1), ("evidenced", 2)):
         assert found[f"groups/{key}"] == pytest.approx(share / 3)
     assert found["time/teacher_seconds"] == 1.0
+
+
+def test_what_has_no_verdict_is_counted_and_in_no_mean() -> None:
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
+    paid = make_verdict(1.0).model_copy(update={"format": 1.0, "penalty": -0.25, "functions": 0.5, "reward": 1.25})
+    groups = [EvidencedGroup(scored=make_scored(verdicts=[paid, timeout]))]
+    found = group_metrics(groups)
+    assert (found["samples/failed"], found["outcome/timeout"]) == (1.0, 0.5)
+    assert (found["reward/mean"], found["accuracy/train"], found["groups/all_correct"]) == (1.25, 1.0, 1.0)
+    assert (found["reward/format"], found["reward/penalty"], found["reward/functions"]) == (1.0, -0.25, 0.5)
+    assert judged(groups) == [paid]
+    nothing = EvidencedGroup(scored=make_scored(verdicts=[timeout, timeout]))
+    mixed = group_metrics([*groups, nothing])
+    assert (mixed["groups/all_correct"], mixed["groups/all_wrong"], mixed["samples/failed"]) == (0.5, 0.0, 3.0)
+    with pytest.raises(UserError, match="judged none of 2 responses, the first because: comparing took longer"):
+        group_metrics([nothing])
 
 
 def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:

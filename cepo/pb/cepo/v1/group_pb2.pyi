@@ -50,7 +50,7 @@ EVIDENCE_REASON_SAME_AS_ANSWER: EvidenceReason
 EVIDENCE_REASON_ONLY_SELF: EvidenceReason
 
 class PromptTask(_message.Message):
-    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin")
+    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class PromptTask(_message.Message):
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
     run: str
     step: int
     index: int
@@ -93,7 +94,8 @@ class PromptTask(_message.Message):
     placement: _policy_pb2.Placement
     prefix: _containers.RepeatedScalarFieldContainer[int]
     origin: Origin
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ...) -> None: ...
+    reward: _policy_pb2.Reward
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("index", "sample")
@@ -144,20 +146,26 @@ class RolloutGroup(_message.Message):
     def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason")
+    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     EXTRACTED_FIELD_NUMBER: _ClassVar[int]
     NORMALISED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     reward: float
     accuracy: float
     extracted: str
     normalised: str
     reason: str
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    format: float
+    penalty: float
+    functions: float
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ..., format: _Optional[float] = ..., penalty: _Optional[float] = ..., functions: _Optional[float] = ...) -> None: ...
 
 class ScoredGroup(_message.Message):
     __slots__ = ("rollout", "verdicts")

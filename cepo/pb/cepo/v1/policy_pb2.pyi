@@ -1,6 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -153,6 +155,26 @@ class Sampling(_message.Message):
     top_k: int
     max_tokens: int
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class Reward(_message.Message):
+    __slots__ = ("accuracy", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions")
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    OVERLONG_BUFFER_FIELD_NUMBER: _ClassVar[int]
+    OVERLONG_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_NGRAM_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    accuracy: float
+    format: float
+    overlong_buffer: int
+    overlong_factor: float
+    length: float
+    repetition: float
+    repetition_ngram: int
+    functions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, accuracy: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content")

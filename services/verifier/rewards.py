@@ -1,0 +1,109 @@
+"""What a response earns: accuracy and format, the penalties, and what the user's functions say. Lengths are in tokens.
+
+Penalties are sums of terms that are 0 at best, but for the length term, which rewards a short right answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from cepo.answers import extract
+from cepo.contracts import Completion, FinishReason, Reward, RolloutGroup, Verdict
+from cepo.errors import UserError
+from services.verifier.functions import Call, Sample
+from services.verifier.pool import Failure, GraderPool
+
+_log = logging.getLogger(__name__)
+
+
+def check_allowed(rule: Reward, pool: GraderPool) -> None:
+    """Refuses a rule with functions that this process was not started with.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name in rule.functions:
+        if name not in pool.functions:
+            raise UserError(
+                f"reward function {name} is not one this verifier runs; start it with CEPO_REWARD_FUNCTIONS={name}"
+            )
+
+
+async def rewarded(group: RolloutGroup, verdicts: Sequence[Verdict], pool: GraderPool) -> tuple[Verdict, ...]:
+    """The verdicts of a group with their rewards; one whose function fails is no verdict any more."""
+    rule, completions = group.task.reward, group.completions
+    relative = shorter([len(c.token_ids) for c in completions], [v.accuracy for v in verdicts])
+    extras = await asyncio.gather(*(_extra(group, c, v, pool) for c, v in zip(completions, verdicts, strict=True)))
+    return tuple(
+        _earned(rule, group, completion, verdict, rule.length * short, extra)
+        for completion, verdict, short, extra in zip(completions, verdicts, relative, extras, strict=True)
+    )
+
+
+def _earned(
+    rule: Reward, group: RolloutGroup, completion: Completion, verdict: Verdict, length: float, extra: float | Failure
+) -> Verdict:
+    format_ = float(extract(completion.text) is not None)
+    if isinstance(extra, Failure):
+        failed = {"outcome": extra.outcome, "reason": extra.reason, "accuracy": 0.0, "reward": 0.0}
+        return verdict.model_copy(update={**failed, "format": format_})
+    if verdict.failed:
+        return verdict.model_copy(update={"format": format_})
+    tokens = len(completion.token_ids)
+    penalty = (
+        length
+        + rule.overlong_factor * overlong(tokens, group.task.sampling.max_tokens, rule.overlong_buffer)
+        - rule.repetition * (repeated(completion.token_ids, rule.repetition_ngram) if rule.repetition else 0.0)
+    )
+    reward = rule.accuracy * verdict.accuracy + rule.format * format_ + penalty + extra
+    return verdict.model_copy(update={"reward": reward, "format": format_, "penalty": penalty, "functions": extra})
+
+
+async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, pool: GraderPool) -> float | Failure:
+    """What the functions add together, or why one of them says nothing."""
+    if verdict.failed or not group.task.reward.functions:
+        return 0.0
+    sample = Sample(
+        response=completion.text,
+        question=group.task.messages[-1].content,
+        answer=group.task.reference_answer,
+        extracted=verdict.extracted,
+        accuracy=verdict.accuracy,
+        tokens=len(completion.token_ids),
+        truncated=completion.finish_reason is FinishReason.LENGTH,
+    )
+    total = 0.0
+    for name in group.task.reward.functions:
+        found = await pool.ask(Call(name, sample))
+        if isinstance(found, Failure):
+            _log.warning("%s", found.reason)
+            return found
+        total += found.value
+    return total
+
+
+def overlong(tokens: int, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (arXiv:2503.14476, Eq. 13): 0 up to the buffer, then falling to -1 at its end."""
+    if buffer == 0:
+        return 0.0
+    return min(0.0, max(-1.0, (max_tokens - buffer - tokens) / buffer))
+
+
+def shorter(tokens_G: Sequence[int], accuracy_G: Sequence[float]) -> list[float]:
+    """Kimi k1.5's length reward (arXiv:2501.12599, 2.3.3): from 0.5 for the shortest to -0.5 for the longest response
+    of a group, a wrong one at most 0; 0 where all are equally long."""
+    shortest, longest = min(tokens_G, default=0), max(tokens_G, default=0)
+    if shortest == longest:
+        return [0.0] * len(tokens_G)
+    share_G = [0.5 - (tokens - shortest) / (longest - shortest) for tokens in tokens_G]
+    return [share if accuracy >= 0.5 else min(0.0, share) for share, accuracy in zip(share_G, accuracy_G, strict=True)]
+
+
+def repeated(token_ids: Sequence[int], size: int) -> float:
+    """The share of n-grams that were there before, 0 to below 1: open-r1's repetition penalty, over tokens."""
+    total = len(token_ids) - size + 1
+    if total <= 0:
+        return 0.0
+    return 1.0 - len({tuple(token_ids[at : at + size]) for at in range(total)}) / total

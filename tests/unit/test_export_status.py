@@ -1,0 +1,116 @@
+"""`cepo export` and `cepo status`: what they write and say, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from transformers import AutoModelForCausalLM
+
+from cepo.cli import main
+from cepo.rundir import RunDir
+from services.trainer.learner import Learner
+from tests.factories import make_config
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run with two adapters, of which the newer one changes the model."""
+    run = RunDir(tmp_path_factory.mktemp("runs") / "run")
+    config = make_config()
+    run.create(config, resume=False)
+    learner = Learner(config)
+    for version, size in ((1, 0.0), (2, 0.05)):
+        for parameter in learner.parameters:
+            torch.nn.init.constant_(parameter, size)
+        folder = run.adapters / f"v{version:06d}"
+        folder.mkdir()
+        for name, data in learner.adapter_files().items():
+            (folder / name).write_bytes(data)
+    return run
+
+
+@contextlib.contextmanager
+def served(app: FastAPI, port: int) -> Iterator[str]:
+    """An application on loopback."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        pass
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_the_newest_adapter_is_written_as_it_is(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapter"
+    assert main(["export", str(run_dir.path), str(out)]) == 0
+    assert capsys.readouterr().out == f"v000002 of run written to {out}\n"
+    newest = run_dir.adapters / "v000002"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in newest.iterdir()
+    }
+
+
+def test_a_merged_model_is_the_base_with_the_adapter(run_dir: RunDir, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    out = tmp_path / "merged"
+    assert main(["export", str(run_dir.path), str(out), "--merge"]) == 0
+    base = AutoModelForCausalLM.from_pretrained(make_config().model.path, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, run_dir.adapters / "v000002")(ids).logits
+        found = merged(ids).logits
+    assert torch.allclose(found, adapted, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_nothing_is_overwritten_and_an_untrained_run_exports_nothing(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run_dir.path), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path} exists; give a new folder\n"
+    assert main(["export", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path / 'absent'} holds no adapter; train it first\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_status_is_what_the_trainer_says(
+    tmp_path: Path, free_port: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app, port = FastAPI(), free_port()
+
+    @app.get("/v1/status")
+    def status() -> dict[str, object]:
+        return {"run": "r", "phase": "rollout", "step": 3}
+
+    with served(app, port) as address:
+        (tmp_path / "services.json").write_text(json.dumps({"http": {"trainer": address}}))
+        assert main(["status", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "r", "phase": "rollout", "step": 3}
+    assert main(["status", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cepo: the trainer at {address} does not answer")
+    assert said.endswith("; the run has ended, or see logs/\n")
+
+
+def test_a_folder_without_a_run_has_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path} holds no run that was started here\n"
