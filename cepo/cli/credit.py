@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import cepo.tiny
 from cepo import adapters
-from cepo.adapters import AdapterCache
+from cepo.adapters import AdapterCache, Engine
 from cepo.contracts import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.credit import EPS_W, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
@@ -101,6 +101,7 @@ async def _scored(
     import tempfile
 
     from transformers import AutoConfig
+    from transformers.utils import logging
 
     from cepo.rendering import Renderer
     from services.teacher.credit import TokenCredit
@@ -108,6 +109,7 @@ async def _scored(
     from services.verifier.handler import Verifier
     from services.verifier.pool import GraderPool
 
+    logging.disable_progress_bar()
     renderer = Renderer(model)
     settings = Settings(model=model, dtype="float32", device=_device())
 
@@ -123,10 +125,21 @@ async def _scored(
     with tempfile.TemporaryDirectory() as folder:
         scorer = TransformersScorer(settings, renderer, AdapterCache(Path(folder), fetch, keep=2))
         try:
+            await _load(scorer, policy)
             credit = TokenCredit(scorer, renderer, AutoConfig.from_pretrained(model).max_position_embeddings, grade)
             return [await credit(request) for request in requests]
         finally:
             scorer.close()
+
+
+async def _load(engine: Engine, policy: PolicyRef) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        await engine.load(policy)
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--adapter: not a LoRA adapter of this model ({type(error).__name__}: {reason})") from error
 
 
 def _device() -> Any:

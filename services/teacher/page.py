@@ -11,9 +11,8 @@ from typing import Any
 
 from cepo.credit import CreditReply, CreditRequest
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-"""Content security policy: whatever a response says, nothing is loaded from anywhere."""
 _FOLDER = Path(__file__).parent / "heatmap"
+_SCRIPTS = ("page.js", "save.js", "start.js")
 
 
 def live_page() -> str:
@@ -33,5 +32,6 @@ def _page(data: dict[str, Any]) -> str:
 
 @cache
 def _shell() -> str:
-    style, script, shell = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js", "page.html"))
+    style, shell = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.html"))
+    script = "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)
     return shell.replace("{style}", style).replace("{script}", script)

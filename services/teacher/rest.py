@@ -15,7 +15,7 @@ from cepo.credit import MAX_BATCH, CreditReply, CreditRequest, Refusal
 from cepo.errors import CepoError, UserError
 from cepo.web import BodyLimit, first_mistake
 from services.teacher.credit import TokenCredit
-from services.teacher.page import POLICY, live_page, standalone_page
+from services.teacher.page import live_page, standalone_page
 
 MAX_BODY_BYTES = 4 * 2**20
 JSON_LINES = "application/x-ndjson"
@@ -45,7 +45,7 @@ def application(credit: TokenCredit) -> FastAPI:
     @app.get("/", tags=["credit"], response_class=HTMLResponse)
     async def page() -> HTMLResponse:
         """The heat map page."""
-        return HTMLResponse(live_page(), headers={"Content-Security-Policy": POLICY})
+        return HTMLResponse(live_page())
 
     @app.post("/v1/credit", tags=["credit"], response_model=CreditReply | list[CreditReply], responses=_RESPONSES)
     async def score(body: Body, accept: Annotated[str, Header()] = "") -> Response:
@@ -55,8 +55,7 @@ def application(credit: TokenCredit) -> FastAPI:
         if HTML in accept:
             if isinstance(body, list):
                 raise UserError("a page shows one request; send an object, not a list")
-            html = standalone_page(body, await credit(body))
-            return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+            return HTMLResponse(standalone_page(body, await credit(body)))
         replies = [await credit(each) for each in body] if isinstance(body, list) else await credit(body)
         return Response(_REPLIES.dump_json(replies), media_type="application/json")
 
