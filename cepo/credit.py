@@ -24,7 +24,7 @@ EPS_W = {"cepo": 0.5, "rlsd": 0.2, "grpo": 0.5}
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
-TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS, strict=False)]
 Answer = Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARACTERS)]
 
 
@@ -101,9 +101,14 @@ class CreditRequest(_Sent):
     def _one_prompt(self) -> Self:
         if sum(form is not None for form in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
             raise ValueError("give one of messages, prompt and prompt_token_ids")
-        if "{answer}" not in self.template:
-            raise ValueError("template: must contain {answer}, or every context is the same")
         return self
+
+    @field_validator("template")
+    @classmethod
+    def _takes_an_answer(cls, template: str) -> str:
+        if "{answer}" not in template:
+            raise ValueError("must contain {answer}, or every context is the same")
+        return template
 
     @property
     def variants(self) -> list[CreditRequest]:

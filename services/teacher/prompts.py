@@ -27,8 +27,9 @@ class Prompt:
 def prompt_of(request: CreditRequest, renderer: Renderer) -> Prompt:
     """The prompt in whichever form it was sent.
 
-    Text and ids are kept as they are. Where they end as the chat template ends a user's turn, the hint goes in front of
-    that ending, so a templated prompt gives the contexts that its messages would; elsewhere it is the last line.
+    Text and ids are the plain context as they are. Where they end as the chat template ends a user's turn, the hint
+    goes in front of that ending, so a templated prompt gives the contexts that its messages would; elsewhere it is the
+    last line.
 
     Raises:
         UserError: messages without a user turn or that the template refuses, or ids outside the vocabulary.
@@ -44,16 +45,16 @@ def prompt_of(request: CreditRequest, renderer: Renderer) -> Prompt:
             plain, lambda answer: renderer.prompt_ids(with_hint(messages, request.template, answer)), messages
         )
     if request.prompt is not None:
-        plain, text = token_ids(request.prompt, renderer), request.prompt
+        text = request.prompt
+        plain = token_ids(text, renderer)
     else:
         plain = require_vocabulary(request.prompt_token_ids or (), renderer, "prompt_token_ids")
-        text = renderer.text(plain)
+        text = str(renderer.tokenizer.decode(plain))
     ending = _turn_ending(renderer)
-    at = len(plain) - len(ending) if ending and plain[-len(ending) :] == ending else len(plain)
+    head, tail = (text.removesuffix(ending), ending) if text.endswith(ending) else (text, "\n")
 
     def hinted(answer: str) -> tuple[int, ...]:
-        line = "\n" + request.template.replace("{answer}", answer) + ("" if at < len(plain) else "\n")
-        return (*plain[:at], *token_ids(line, renderer), *plain[at:])
+        return token_ids(f"{head}\n{request.template.replace('{answer}', answer)}{tail}", renderer)
 
     return Prompt(plain, hinted, (Message(role="user", content=text),))
 
@@ -76,8 +77,8 @@ def require_vocabulary(ids: Sequence[int], renderer: Renderer, field: str) -> tu
     return tuple(ids)
 
 
-def _turn_ending(renderer: Renderer) -> tuple[int, ...]:
-    """The ids that the chat template puts between a user's last word and the response."""
+def _turn_ending(renderer: Renderer) -> str:
+    """What the chat template puts between a user's last word and the response."""
     one, other = (renderer.prompt_ids([Message(role="user", content=word)]) for word in ("a", "b"))
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
-    return tuple(token for token, _ in shared)[::-1]
+    return str(renderer.tokenizer.decode([token for token, _ in shared][::-1]))

@@ -188,6 +188,7 @@ def test_another_response_and_another_method_are_a_click_away(page: Browser) -> 
 
 def test_what_is_pasted_is_scored_and_a_mistake_is_shown(page: Browser) -> None:
     page.click("summary")
+    assert page.run("document.getElementById('token-field').offsetParent") is None
     page.type("[name=question]", "12 + 30 - 11 = ?")
     page.type("[name=positive]", "31")
     page.type("[name=negative]", "29")
@@ -238,8 +239,8 @@ def test_the_picture_holds_both_panels(page: Browser, tmp_path: Path) -> None:
     image = base64.b64decode(page.run("picture()").partition(",")[2])
     width, height = struct.unpack(">II", image[16:24])
     assert image[:4] == b"\x89PNG"
-    assert width == 2 * (24 + 2 * 584)
-    assert 250 < height < 900
+    assert width == 2 * (24 + 2 * 364)
+    assert 300 < height < 600
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -163,7 +163,7 @@ function point(panel, at, made) {
   const credits = state.panels.map((each) => creditOf(each.method, responseOf(each).tokens[at], responseOf(each).advantage));
   const compared = element("table", {}, element("thead", {}, row(["", ...state.panels.map((each) => METHODS[each.method])], "th")),
     element("tbody", {}, row(["δ", ...credits.map((c) => signed(c.delta))]), row(["weight", ...credits.map((c) => huge(c.weight))]),
-      row(["clipped", ...credits.map((c) => number(c.clippedWeight))]), row(["advantage", ...credits.map((c) => signed(c.advantage))])));
+      row(["weight, clipped", ...credits.map((c) => number(c.clippedWeight))]), row(["advantage", ...credits.map((c) => signed(c.advantage))])));
   const logps = element("table", {}, element("tbody", {}, row(["log P plain", number(token.logp_plain)]),
     row(["log P given r⁺", number(token.logp_positive)]), row(["log P given r⁻", number(token.logp_negative)])));
   $("tip").replaceChildren(element("strong", {}, visible(token.text) || "▪"), ` id ${token.id}, characters ${token.start}–${token.end}`, logps, compared);
@@ -171,6 +171,7 @@ function point(panel, at, made) {
   const place = made.getClientRects()[0] ?? made.getBoundingClientRect();
   const tip = $("tip").getBoundingClientRect();
   const below = place.bottom + 10 + tip.height < innerHeight;
+  $("tip").classList.toggle("above", place.top > innerHeight / 2);
   $("tip").style.left = `${Math.max(8, Math.min(place.left, innerWidth - tip.width - 8))}px`;
   $("tip").style.top = `${below ? place.bottom + 10 : Math.max(8, place.top - tip.height - 10)}px`;
 }

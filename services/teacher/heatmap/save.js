@@ -24,14 +24,15 @@ function savePage() {
 }
 
 function picture() {
-  const scale = 2, width = 560, gap = 24, line = 30, size = 17;
+  const scale = 2, gap = 24, line = 30, size = 17, narrowest = 340;
+  let width = 560;
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(`--${name}`).trim();
   const mono = `${size}px ${colour("mono")}`, sans = '14px system-ui, "DejaVu Sans", sans-serif';
   const canvas = element("canvas");
   const pen = canvas.getContext("2d");
   const draw = (real) => {
-    let lowest = 0;
+    let lowest = 0, longest = narrowest;
     state.panels.forEach((panel, index) => {
       const left = gap + index * (width + gap);
       const article = $("panels").children[index];
@@ -59,14 +60,16 @@ function picture() {
             if (made.classList.contains("clipped")) pen.fillRect(x + 1, y + 4, wide / 2, 1.5);
           }
           x += wide;
+          longest = Math.max(longest, x - left);
         }
         if (made.classList.contains("break")) [x, y] = [left, y + line];
       }
       lowest = Math.max(lowest, y);
     });
-    return lowest + gap;
+    return [longest, lowest + gap];
   };
-  const height = draw(false);
+  const [longest, height] = draw(false);
+  width = Math.ceil(longest);
   canvas.width = scale * (gap + state.panels.length * (width + gap));
   canvas.height = scale * height;
   pen.scale(scale, scale);
