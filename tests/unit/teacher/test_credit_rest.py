@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -181,3 +182,11 @@ async def test_whatever_is_sent_the_answer_is_a_reply_or_a_refusal(body: dict[st
             assert "".join(token.text for token in response.tokens) == response.text
     else:
         assert reply.json()["detail"]
+
+
+async def test_the_documented_example_is_the_sample() -> None:
+    documented = json.loads((Path(__file__).parents[3] / "docs" / "sum.json").read_text())
+    data = json.loads(live_page().split('<script id="data" type="application/json">')[1].split("</script>")[0])
+    assert documented == data["request"]
+    credited = data["reply"]["responses"][0]["tokens"][17]
+    assert (credited["text"], round(credited["delta"], 2), round(credited["advantage"], 3)) == ("8", 11.15, 1.875)
