@@ -22,7 +22,7 @@ MAX_VARIANTS = 4
 EPS_W = {"cepo": 0.5, "rlsd": 0.2, "grpo": 0.5}
 """Each method's own clip, as in training; GRPO has no evidence to clip."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scalar = Annotated[float, Field(ge=-1e6, le=1e6)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS, strict=False)]
 Answer = Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARACTERS)]
@@ -62,8 +62,8 @@ class Response(_Sent):
 
     text: Text | None = Field(default=None, description="tokenised here; write the end-of-turn token to score it too")
     token_ids: TokenIds | None = Field(default=None, description="scored as they are, never re-tokenised")
-    reward: Finite | None = Field(default=None, description="left out, without advantage: graded against `positive`")
-    advantage: Finite | None = Field(default=None, description="takes the place of the one computed from rewards")
+    reward: Scalar | None = Field(default=None, description="left out, without advantage: graded against `positive`")
+    advantage: Scalar | None = Field(default=None, description="takes the place of the one computed from rewards")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -95,13 +95,21 @@ class CreditRequest(_Sent):
     policy: PolicyRef = Field(default=BASE_POLICY, description="weights to score with; version 0 is the base model")
     compare: list[Variant] = Field(default=[], max_length=MAX_VARIANTS, description="score again with these changes")
     template: str = Field(default=HINT, max_length=10_000, description="the line that gives an answer as a hint")
-    temperature: float = Field(default=1.0, gt=0, le=100, description="logits are divided by it in every context")
+    temperature: float = Field(default=1.0, ge=0.01, le=100, description="logits are divided by it in every context")
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         if sum(form is not None for form in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
             raise ValueError("give one of messages, prompt and prompt_token_ids")
         return self
+
+    @field_validator("messages")
+    @classmethod
+    def _are_unicode(cls, messages: list[Message] | None) -> list[Message] | None:
+        for at, message in enumerate(messages or ()):
+            if any("\ud800" <= character <= "\udfff" for character in message.role + message.content):
+                raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
+        return messages
 
     @field_validator("template")
     @classmethod

@@ -89,6 +89,8 @@ async def test_a_page_is_asked_for_like_any_other_form() -> None:
         ({"method": {"epsw": 0.5}}, "method.epsw: Extra inputs"),
         ({"policy": {"version": 3}}, "policy: version 0 is the base model"),
         ({"temperature": 0}, "temperature: "),
+        ({"temperature": 1e-300}, "temperature: "),
+        ({"responses": [{"text": "x", "advantage": 1e300}]}, "responses.0.advantage: "),
         ({"unknown": 1}, "unknown: Extra inputs"),
         ({"responses": [{"token_ids": [3, 9999]}]}, "responses.0.token_ids.1: 9999 is outside"),
     ],
@@ -107,6 +109,21 @@ async def test_a_mistake_names_its_field(changes: dict[str, Any], says: str) -> 
 async def test_a_list_says_which_of_its_requests_is_wrong() -> None:
     reply = await post([make_body(), make_body(positive="")])
     assert reply.json()["detail"].startswith("1.positive: ")
+
+
+@pytest.mark.parametrize("field", ["messages", "positive", "responses.0.text", "template"])
+async def test_half_a_character_is_no_text(field: str) -> None:
+    body = json.dumps(make_body(template="{answer}")).replace("23 + 45 - 17 = ?", "\\ud800" * (field == "messages"), 1)
+    if field == "positive":
+        body = body.replace('"51"', '"\\ud800"')
+    elif field == "template":
+        body = body.replace('"{answer}"', '"{answer}\\udfff"')
+    elif field != "messages":
+        body = body.replace('"23+45', '"\\ud800')
+    async with web(make_credit()) as client:
+        reply = await client.post("/v1/credit", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith(f"{field}: ")
 
 
 async def test_what_is_no_json_or_too_long_is_refused() -> None:
