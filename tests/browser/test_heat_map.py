@@ -6,80 +6,19 @@ import asyncio
 import base64
 import json
 import struct
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-import cepo.tiny
-from cepo.adapters import AdapterCache
-from cepo.chassis import Service, rest
-from cepo.contracts import PolicyRef
 from cepo.credit import CreditRequest
-from cepo.rendering import Renderer
-from cepo.settings import Settings
 from services.teacher.credit import TokenCredit
-from services.teacher.engine import TransformersScorer
 from services.teacher.page import standalone_page
-from services.teacher.rest import application
-from services.verifier.handler import Verifier
-from services.verifier.pool import GraderPool
 from tests.browser.chromium import Browser, executable
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>\\boxed{1}"
 TOKEN = '#panels article:nth-child(2) .token[data-at="{}"]'
-
-
-@pytest.fixture(scope="module")
-def credit() -> TokenCredit:
-    async def absent(policy: PolicyRef) -> dict[str, bytes]:
-        raise AssertionError(policy)
-
-    async def grade(group):
-        async with GraderPool(workers=1) as pool:
-            return await Verifier(pool).verify(group)
-
-    model = str(cepo.tiny.path())
-    renderer = Renderer(model)
-    settings = Settings(model=model, dtype="float32", threads=1)
-    scorer = TransformersScorer(settings, renderer, AdapterCache(Path("unused"), absent, keep=2))
-    return TokenCredit(scorer, renderer, 512, grade)
-
-
-@pytest.fixture(scope="module")
-def teacher(credit: TokenCredit) -> Iterator[str]:
-    async def work(stop: asyncio.Event) -> None: ...
-
-    app = rest(Service("teacher", "cepo.v1.TeacherService", lambda server: None, work, application(credit)), Settings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    started = Browser(tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def page(browser: Browser, teacher: str) -> Iterator[Browser]:
-    browser.size(1280, 900)
-    browser.scheme("light")
-    browser.open(teacher)
-    yield browser
-    assert browser.failures() == []
 
 
 def alphas(page: Browser, panel: int = 2) -> list[float]:

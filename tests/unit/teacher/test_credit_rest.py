@@ -15,7 +15,7 @@ from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditReply
 from services.teacher.grading import Grader
 from services.teacher.page import live_page
-from tests.unit.teacher.credit_support import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
+from tests.credit_support import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.teacher.spans import response_text, spans
-from tests.unit.teacher.credit_support import RENDERER
+from tests.credit_support import RENDERER
 
 TOKENIZER = RENDERER.tokenizer
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
