@@ -10,7 +10,9 @@ import grpc
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+"""Probes, and the page itself: a browser cannot send a token with an address. A page holds no data; it asks for them
+with the token."""
 OPEN_METHODS = "/grpc.health."
 HINT = "send 'Authorization: Bearer <token>' with the value of CEPO_TOKEN"
 

@@ -119,7 +119,7 @@ async def run(service: Service, settings: Settings) -> None:
     listener = _bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
-    web = _Uvicorn(uvicorn.Config(_rest(service, settings), log_config=None, access_log=False))
+    web = _Uvicorn(uvicorn.Config(rest(service, settings), log_config=None, access_log=False))
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))
@@ -192,7 +192,8 @@ def _bound(host: str, port: int, kind: str) -> socket.socket:
     return bound
 
 
-def _rest(service: Service, settings: Settings) -> FastAPI:
+def rest(service: Service, settings: Settings) -> FastAPI:
+    """A service's own REST surface with what every service has: probes, metrics, the token, errors as status codes."""
     app = service.app
     app.title = f"cepo {service.name}"
     app.add_middleware(RestAuth, token=settings.token)

@@ -192,6 +192,7 @@ class Stack:
             "grpc_port": int(self.grpc[name].rpartition(":")[2]),
             "http_port": int(self.http[name].rpartition(":")[2]),
             "trainer_address": self.grpc["trainer"],
+            "verifier_address": self.grpc["verifier"],
             "concurrency": {"verifier": 16, "teacher": 2}.get(name, 256),
             "model": config.model.path,
             "dtype": config.model.dtype,

@@ -29,6 +29,9 @@ class Settings(BaseModel):
     http_port: int = Field(default=0, ge=0, le=65535)
     trainer_address: str = "127.0.0.1:7051"
     """gRPC address adapters are fetched from."""
+    verifier_address: str = ""
+    """gRPC address the teacher has responses graded at, when token credit is asked for without r- or rewards; empty:
+    such requests are refused."""
     token: str = ""
     """Bearer token of REST and gRPC; empty switches the check off."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -12,7 +12,10 @@ from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from services.teacher.credit import TokenCredit
+from services.teacher.grading import remote_verifier
 from services.teacher.handler import make_handler
+from services.teacher.rest import application
 
 
 async def build(settings: Settings) -> Service:
@@ -24,6 +27,8 @@ async def build(settings: Settings) -> Service:
     adapters = trainer_cache("teacher", settings)
     scorer = TransformersScorer(settings, renderer, adapters)
     handler = make_handler(scorer, renderer, settings.max_model_len)
+    grader = remote_verifier(settings.verifier_address, settings.token) if settings.verifier_address else None
+    app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader))
 
     class Servicer(services_pb2_grpc.TeacherServiceServicer):
         Score = staticmethod(unary(ScoredGroup, handler))
@@ -33,7 +38,7 @@ async def build(settings: Settings) -> Service:
 
     loop = StageLoop.of(settings, bus, Stage.TEACH, handler)
     engine = resident(scorer, bus, adapters)
-    return stage_service("teacher", "cepo.v1.TeacherService", register, loop, engine)
+    return stage_service("teacher", "cepo.v1.TeacherService", register, loop, engine, app)
 
 
 if __name__ == "__main__":

@@ -6,35 +6,13 @@ from typing import Annotated
 
 from fastapi import FastAPI
 from pydantic import Field
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cepo.web import BodyLimit
 from services.verifier.pool import GraderPool
 from services.verifier.rows import Reply, Request
 
 MAX_BODY_BYTES = 16 * 2**20
 MAX_ROWS = 4096
-
-
-class BodyLimit:
-    """ASGI middleware: 413 as soon as a body is longer than `max_bytes`, whatever its header says."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise HTTPException(413, f"the body is longer than {self._max_bytes} bytes; send fewer rows at once")
-            return message
-
-        await self._app(scope, limited, send)
 
 
 def application(pool: GraderPool) -> FastAPI:

@@ -126,4 +126,4 @@ async def test_tasks_arrive_on_the_rollout_stream() -> None:
 def test_the_reward_travels_with_training_tasks_alone() -> None:
     feeder = make_feeder("reward={accuracy=0.9, format=0.1}")
     assert {task.reward for task in feeder.tasks(0, BASE_POLICY, BASE_POLICY)} == {Reward(accuracy=0.9, format=0.1)}
-    assert {task.reward for task in feeder.eval_tasks(0, BASE_POLICY, BASE_POLICY)} == {Reward()}
+    assert {task.reward for task in feeder.eval_tasks(0, BASE_POLICY)} == {Reward()}

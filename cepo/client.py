@@ -1,0 +1,171 @@
+"""The teacher's credit from Python.
+
+with Client("http://127.0.0.1:8080") as client:
+    reply = client.credit(CreditRequest(messages=[...], responses=[...], positive="51", negative="41"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Self
+
+import httpx
+from pydantic import ValidationError
+
+from cepo.auth import call_metadata
+from cepo.credit import CreditReply, CreditRequest, Refusal
+from cepo.errors import CepoError, PolicyError, Unreachable, UserError
+
+PATH = "/v1/credit"
+TIMEOUT_SECONDS = 300.0
+_LINES = {"Accept": "application/x-ndjson"}
+_PAGE = {"Accept": "text/html"}
+_ERRORS: dict[int, type[CepoError]] = {409: PolicyError, 503: Unreachable}
+
+
+class Client:
+    """Token credit from a teacher; a context manager.
+
+    Every call raises:
+        UserError: the request is wrong; names the field.
+        PolicyError: the teacher cannot have the policy.
+        Unreachable: the teacher, or a service it needs, does not answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            url: the teacher's HTTP address.
+            token: the value of CEPO_TOKEN there.
+            timeout: seconds for each read.
+            transport: how to reach it otherwise than over the network.
+        """
+        self._http = httpx.Client(
+            base_url=url, headers=dict(call_metadata(token)), timeout=timeout, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def credit(self, request: CreditRequest) -> CreditReply:
+        """The credit of every token of one request."""
+        return CreditReply.model_validate_json(self._post(request, {}))
+
+    def credit_many(self, requests: Sequence[CreditRequest]) -> Iterator[CreditReply | Refusal]:
+        """A reply, or why there is none, for each request, in order and as soon as it is there."""
+        try:
+            with self._http.stream("POST", PATH, json=[_sent(each) for each in requests], headers=_LINES) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                for line in response.iter_lines():
+                    yield _line(line)
+        except httpx.HTTPError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+    def heat_map(self, request: CreditRequest) -> str:
+        """The credit of one request as an HTML document that needs nothing else."""
+        return self._post(request, _PAGE).decode()
+
+    def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
+        try:
+            response = self._http.post(PATH, json=_sent(request), headers=headers)
+        except httpx.HTTPError as error:
+            raise _unreachable(self._http.base_url, error) from error
+        if response.is_error:
+            raise _error(response)
+        return response.content
+
+
+class AsyncClient:
+    """`Client` for asyncio."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """As `Client`."""
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=dict(call_metadata(token)), timeout=timeout, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def credit(self, request: CreditRequest) -> CreditReply:
+        """The credit of every token of one request."""
+        return CreditReply.model_validate_json(await self._post(request, {}))
+
+    async def credit_many(self, requests: Sequence[CreditRequest]) -> AsyncIterator[CreditReply | Refusal]:
+        """A reply, or why there is none, for each request, in order and as soon as it is there."""
+        sent = [_sent(each) for each in requests]
+        try:
+            async with self._http.stream("POST", PATH, json=sent, headers=_LINES) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _error(response)
+                async for line in response.aiter_lines():
+                    yield _line(line)
+        except httpx.HTTPError as error:
+            raise _unreachable(self._http.base_url, error) from error
+
+    async def heat_map(self, request: CreditRequest) -> str:
+        """The credit of one request as an HTML document that needs nothing else."""
+        return (await self._post(request, _PAGE)).decode()
+
+    async def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
+        try:
+            response = await self._http.post(PATH, json=_sent(request), headers=headers)
+        except httpx.HTTPError as error:
+            raise _unreachable(self._http.base_url, error) from error
+        if response.is_error:
+            raise _error(response)
+        return response.content
+
+
+def _sent(request: CreditRequest) -> dict[str, object]:
+    return request.model_dump(mode="json", exclude_unset=True)
+
+
+def _line(line: str) -> CreditReply | Refusal:
+    found = json.loads(line)
+    return Refusal.model_validate(found) if "detail" in found else CreditReply.model_validate(found)
+
+
+def _error(response: httpx.Response) -> CepoError:
+    try:
+        detail = Refusal.model_validate_json(response.content).detail
+    except ValidationError:
+        detail = f"{response.status_code} {response.reason_phrase}"
+    return _ERRORS.get(response.status_code, UserError if response.is_client_error else Unreachable)(detail)
+
+
+def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> Unreachable:
+    return Unreachable(f"the teacher at {url} does not answer ({error or type(error).__name__})")

@@ -1,0 +1,208 @@
+"""What an analyst sends to `POST /v1/credit` and gets back: the models shared by the teacher, the client and the CLI.
+
+A request names a prompt, responses from anywhere and the two answers to contrast; the reply says for every token what
+credit training would give it (arXiv:2605.19436, Eqs 4, 5 and 7).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from cepo.contracts import BASE_POLICY, Message, PolicyRef
+from cepo.rendering import HINT
+
+MAX_RESPONSES = 64
+MAX_TEXT_CHARACTERS = 200_000
+MAX_TOKENS = 131_072
+MAX_ANSWER_CHARACTERS = 1000
+MAX_BATCH = 256
+MAX_VARIANTS = 4
+EPS_W = {"cepo": 0.5, "rlsd": 0.2, "grpo": 0.5}
+"""Each method's own clip, as in training; GRPO has no evidence to clip."""
+
+Scalar = Annotated[float, Field(ge=-1e6, le=1e6)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS, strict=False)]
+Answer = Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARACTERS)]
+
+
+class _Sent(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Returned(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Method(_Sent):
+    """How evidence becomes credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
+
+    name: Literal["cepo", "rlsd", "grpo"] = Field(
+        default="cepo", description="delta is r+ over r- for cepo, r+ over the plain prompt for rlsd, and 0 for grpo"
+    )
+    lam: float = Field(default=0.5, ge=0, le=1, description="share of the evidence; nothing for grpo")
+    eps_w: float = Field(
+        default=None, gt=0, lt=1, validate_default=True, description=f"clip of the weight; left out: {EPS_W}"
+    )
+    no_negative: Literal["rlsd", "grpo"] = Field(
+        default="rlsd", description="cepo without r-: contrast with the plain prompt (the paper), or not at all"
+    )
+    exclude_self: bool = Field(default=False, description="cepo: never contrast a response with its own answer")
+
+    @field_validator("eps_w", mode="before")
+    @classmethod
+    def _own_clip(cls, value: object, info: ValidationInfo) -> object:
+        return EPS_W[info.data.get("name", "cepo")] if value is None else value
+
+
+class Response(_Sent):
+    """A response to weigh; it need not come from this model."""
+
+    text: Text | None = Field(default=None, description="tokenised here; write the end-of-turn token to score it too")
+    token_ids: TokenIds | None = Field(default=None, description="scored as they are, never re-tokenised")
+    reward: Scalar | None = Field(default=None, description="left out, without advantage: graded against `positive`")
+    advantage: Scalar | None = Field(default=None, description="takes the place of the one computed from rewards")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.text is None) == (self.token_ids is None):
+            raise ValueError("give either text or token_ids")
+        return self
+
+
+class Variant(_Sent):
+    """What to change for a comparison; what is left out stays."""
+
+    method: Method | None = None
+    policy: PolicyRef | None = None
+
+
+class CreditRequest(_Sent):
+    """One prompt, its responses and the answers to contrast."""
+
+    messages: list[Message] | None = Field(default=None, min_length=1, description="a chat, rendered by its template")
+    prompt: Text | None = Field(default=None, min_length=1, description="the prompt as the model reads it, templated")
+    prompt_token_ids: TokenIds | None = Field(default=None, min_length=1)
+    responses: list[Response] = Field(min_length=1, max_length=MAX_RESPONSES, description="siblings: one group")
+    positive: Answer = Field(description="r+, the right answer")
+    negative: Answer | None = Field(
+        default=None, description="r-, a wrong one; left out: chosen among the rejected responses, as in training"
+    )
+    kind: str = Field(default="", max_length=100, description="how answers are graded; empty: inferred from `positive`")
+    method: Method = Method()
+    policy: PolicyRef = Field(default=BASE_POLICY, description="weights to score with; version 0 is the base model")
+    compare: list[Variant] = Field(default=[], max_length=MAX_VARIANTS, description="score again with these changes")
+    template: str = Field(default=HINT, max_length=10_000, description="the line that gives an answer as a hint")
+    temperature: float = Field(default=1.0, ge=0.01, le=100, description="logits are divided by it in every context")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if sum(form is not None for form in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
+            raise ValueError("give one of messages, prompt and prompt_token_ids")
+        return self
+
+    @field_validator("messages")
+    @classmethod
+    def _are_unicode(cls, messages: list[Message] | None) -> list[Message] | None:
+        for at, message in enumerate(messages or ()):
+            if any("\ud800" <= character <= "\udfff" for character in message.role + message.content):
+                raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
+        return messages
+
+    @field_validator("template")
+    @classmethod
+    def _takes_an_answer(cls, template: str) -> str:
+        if "{answer}" not in template:
+            raise ValueError("must contain {answer}, or every context is the same")
+        return template
+
+    @property
+    def variants(self) -> list[CreditRequest]:
+        """The request itself and one for each comparison, none of which compares further."""
+        changes = [{}, *({k: getattr(v, k) for k in v.model_fields_set if getattr(v, k)} for v in self.compare)]
+        return [self.model_copy(update={**change, "compare": []}) for change in changes]
+
+
+class Token(_Returned):
+    """One token and its credit."""
+
+    id: int
+    text: str = Field(description="response.text[start:end]")
+    start: int = Field(description="offset in characters; a character of several tokens belongs to the last of them")
+    end: int
+    logp_plain: float | None
+    logp_positive: float | None
+    logp_negative: float | None = Field(
+        description="under r-, or under the context that took its place; null: none was asked for or available"
+    )
+    delta: float
+    weight: float = Field(description="exp(sign(advantage of the response) * delta)")
+    weight_clipped: float
+    clipped: bool
+    advantage: float = Field(description="what training would multiply this token's gradient with")
+
+
+class Negative(_Returned):
+    """What took the place of r- for one response, and why."""
+
+    context: str = Field(description="rejected, plain, answer, or none")
+    answer: str
+    source: int = Field(description="index of the response it comes from; -1: none, or given")
+    reason: str = Field(
+        description="given; asked: chosen as in training; no_rejected, no_answer, same_as_answer, only_self: why there "
+        "is none; not_asked: the method needs none and nobody could choose one"
+    )
+
+
+class Grade(_Returned):
+    """What the verifier found."""
+
+    outcome: str
+    accuracy: float
+    extracted: str
+    reason: str
+
+
+class ResponseCredit(_Returned):
+    """One response, token by token."""
+
+    text: str
+    tokens: list[Token]
+    reward: float | None
+    advantage: float
+    advantage_from: str = Field(
+        description="given; group: normalised over the rewards of the responses, as GRPO does; "
+        "single: one response has no group, so +1 for a reward of at least 0.5 and -1 below"
+    )
+    grade: Grade | None = Field(description="null where nothing had to be graded")
+    negative: Negative
+    delta_pos_fraction: float
+    delta_neg_fraction: float
+    clip_rate: float
+    sharpness: float | None = Field(
+        description="Proposition 1: share of tokens where contrasting with r- is sharper than with the plain prompt "
+        "(r- less likely than plain on a positive advantage, more likely on a negative one); null: no r- or advantage 0"
+    )
+
+
+class CreditReply(_Returned):
+    """The credit of a group, and what it was scored with."""
+
+    responses: list[ResponseCredit]
+    method: Method
+    positive: str
+    template: str
+    temperature: float
+    policy: PolicyRef = Field(description="its sha256 is the adapter's; version 0: the base model, no adapter")
+    tokenizer_sha256: str
+    engine: str
+    prompt_token_ids: list[int]
+    compared: list[CreditReply] = Field(default=[], description="one reply for each entry of `compare`, in order")
+
+
+class Refusal(_Returned):
+    """Why a request was not answered: the field and the fix."""
+
+    detail: str

@@ -1,0 +1,128 @@
+"""Verdicts on the responses of a credit request, and the r- that training would choose from them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+
+from cepo.auth import call_metadata
+from cepo.chassis import GRPC_OPTIONS
+from cepo.contexts import Hint, hints
+from cepo.contracts import (
+    Ask,
+    Completion,
+    ContextName,
+    EvidenceReason,
+    FinishReason,
+    Message,
+    PolicyProof,
+    PromptTask,
+    Purpose,
+    RolloutGroup,
+    Sampling,
+    ScoredGroup,
+    Stage,
+)
+from cepo.credit import CreditRequest, Method
+from cepo.errors import Unreachable, UserError
+from cepo.kinds import check_reference
+from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.wire import from_proto, to_proto
+
+Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
+"""The verifier: a verdict for every response of a group."""
+TIMEOUT_SECONDS = 120.0
+
+
+def remote_verifier(address: str, token: str) -> Grader:
+    """VerifierService.Verify at a gRPC address."""
+
+    async def verify(group: RolloutGroup) -> ScoredGroup:
+        async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
+            stub = services_pb2_grpc.VerifierServiceStub(channel)
+            try:
+                reply = await stub.Verify(to_proto(group), metadata=call_metadata(token), timeout=TIMEOUT_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise UserError(f"positive: {error.details()}") from error
+                raise Unreachable(f"verifier at {address}: {error.code().name}: {error.details()}") from error
+        return from_proto(ScoredGroup, reply)
+
+    return verify
+
+
+def needs_grading(request: CreditRequest, grader: Grader | None) -> bool:
+    """Whether the verifier is asked: for rewards, and for the choice of r-.
+
+    Raises:
+        UserError: it would have to be, and there is none.
+    """
+    unrewarded = [at for at, r in enumerate(request.responses) if r.reward is None and r.advantage is None]
+    if grader is not None:
+        return bool(unrewarded) or request.negative is None
+    absent = "this teacher knows no verifier (CEPO_VERIFIER_ADDRESS)"
+    if unrewarded:
+        raise UserError(f"responses.{unrewarded[0]}: give a reward or an advantage; {absent} to grade it")
+    if request.negative is None and any(variant.method.name == "cepo" for variant in request.variants):
+        raise UserError(f"negative: give a wrong answer; {absent} to find one among the responses")
+    return False
+
+
+async def graded(
+    request: CreditRequest,
+    messages: Sequence[Message],
+    prompt_ids: tuple[int, ...],
+    completions: Sequence[Completion],
+    proof: PolicyProof,
+    grader: Grader,
+) -> ScoredGroup:
+    """The responses as a scored group; rewards that the request gives take the place of the verdicts'.
+
+    Raises:
+        UserError: the positive answer is none that responses can be graded against.
+        Unreachable: the verifier does not answer.
+    """
+    try:
+        check_reference(request.positive, request.kind)
+    except UserError as error:
+        raise UserError(f"positive: {error}") from error
+    task = PromptTask(
+        run="credit",
+        step=0,
+        index=0,
+        purpose=Purpose.TRAIN,
+        messages=tuple(messages),
+        reference_answer=request.positive,
+        answer_kind=request.kind,
+        hint=request.template,
+        samples=len(completions),
+        sampling=Sampling(temperature=request.temperature, max_tokens=1 + max(len(c.token_ids) for c in completions)),
+        seed=0,
+        route=(Stage.ROLLOUT, Stage.VERIFY),
+        policy=request.policy,
+    )
+    rollout = RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=tuple(completions), proof=proof)
+    scored = await grader(rollout)
+    verdicts = tuple(
+        verdict if sent.reward is None else verdict.model_copy(update={"reward": sent.reward})
+        for verdict, sent in zip(scored.verdicts, request.responses, strict=True)
+    )
+    return ScoredGroup(rollout=rollout, verdicts=verdicts)
+
+
+def completion(text: str, ids: tuple[int, ...], *, ended: bool) -> Completion:
+    """A response as the grader reads it: nobody sampled it here, so its log-probs are 0."""
+    reason = FinishReason.STOP if ended else FinishReason.LENGTH
+    return Completion(token_ids=ids, logps=(0.0,) * len(ids), text=text, finish_reason=reason)
+
+
+def negatives(request: CreditRequest, method: Method, scored: ScoredGroup | None) -> list[Hint | None]:
+    """The context that stands for r-, for every response; None where none was asked for or available."""
+    if request.negative is not None:
+        return [Hint(ContextName.REJECTED, request.negative, EvidenceReason.ASKED)] * len(request.responses)
+    if scored is None:
+        return [None] * len(request.responses)
+    otherwise = ContextName.PLAIN if method.no_negative == "rlsd" else ContextName.ANSWER
+    ask = Ask(context=ContextName.REJECTED, otherwise=otherwise, exclude_self=method.exclude_self)
+    return [hint for hint in hints(ask, scored) if isinstance(hint, Hint)]

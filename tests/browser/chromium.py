@@ -1,0 +1,137 @@
+"""A headless Chromium driven over its DevTools protocol: real pages, real mouse, real keys."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+START_SECONDS = 30.0
+
+
+def executable() -> str | None:
+    """The browser on PATH, if there is one."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Browser:
+    """One process with one tab."""
+
+    def __init__(self, profile: Path) -> None:
+        command = [str(executable()), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += ["--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._numbers = itertools.count(1)
+        self._session = ""
+        self.events: list[dict[str, Any]] = []
+        port_file = profile / "DevToolsActivePort"
+        deadline = time.monotonic() + START_SECONDS
+        while not (port_file.exists() and port_file.read_text().count("\n") == 1):
+            assert time.monotonic() < deadline, "chromium does not start"
+            assert self._process.poll() is None, "chromium ended"
+            time.sleep(0.02)
+        port, path = port_file.read_text().split("\n")
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None))
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network"):
+            self.call(f"{domain}.enable")
+        self.size(1280, 900)
+
+    def close(self) -> None:
+        self._open.close()
+        self._process.kill()
+        self._process.wait()
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the protocol; what happens meanwhile is kept in `events`."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
+        while (reply := json.loads(self._socket.recv(timeout=30))).get("id") != number:
+            self.events.append(reply)
+        assert "error" not in reply, reply
+        return reply["result"]
+
+    def open(self, url: str) -> None:
+        """Loads a page; nothing of the one before it is remembered."""
+        self.events.clear()
+        self.call("Page.navigate", url=url)
+        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def until(self, condition: str, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"never: {condition}"
+            time.sleep(0.02)
+
+    def requests(self) -> list[str]:
+        """Addresses asked for since the page was opened."""
+        self.run("0")
+        sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def failures(self) -> list[str]:
+        """Exceptions and console errors since the page was opened."""
+        self.run("0")
+        thrown = [e["params"] for e in self.events if e.get("method") == "Runtime.exceptionThrown"]
+        logged = [e["params"] for e in self.events if e.get("method") == "Runtime.consoleAPICalled"]
+        return [str(t["exceptionDetails"]) for t in thrown] + [str(m) for m in logged if m["type"] == "error"]
+
+    def size(self, width: int, height: int, *, phone: bool = False) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
+        )
+
+    def scheme(self, name: str) -> None:
+        """Light or dark, as the system would say."""
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+
+    def hover(self, selector: str) -> None:
+        x, y = self._centre(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def click(self, selector: str) -> None:
+        self.hover(selector)
+        x, y = self._centre(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, *keys: str) -> None:
+        """Named keys: Tab, ArrowRight, Escape."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}
+        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        for key in keys:
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
+    def type(self, selector: str, text: str) -> None:
+        """Replaces what a field holds."""
+        self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        self.run(f"document.querySelector({json.dumps(selector)}).select()")
+        self.call("Input.insertText", text=text)
+
+    def picture(self, file: Path) -> None:
+        """The whole page as PNG."""
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+
+    def _centre(self, selector: str) -> tuple[float, float]:
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{found}.scrollIntoView({{block: 'nearest'}})")
+        return tuple(self.run(f"(r => [r.left + r.width / 2, r.top + r.height / 2])({found}.getClientRects()[0])"))  # type: ignore[return-value]

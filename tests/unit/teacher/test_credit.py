@@ -1,0 +1,162 @@
+"""What stands in for what a credit request leaves out, and how the parts of a reply fit together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from cepo.algo.evidence import Cepo
+from cepo.algo.variants import ALGORITHMS
+from cepo.contracts import Message
+from cepo.credit import EPS_W, Method
+from cepo.errors import UserError
+from tests.credit_support import (
+    QUESTION,
+    RENDERER,
+    RIGHT,
+    WRONG,
+    make_credit,
+    make_request,
+    tiny_scorer,
+)
+from tests.factories import POLICY
+
+
+def test_the_defaults_are_those_of_training() -> None:
+    for name in ("cepo", "rlsd"):
+        fields = ALGORITHMS[name].model_fields
+        assert (Method(name=name).lam, EPS_W[name]) == (fields["lam"].default, fields["eps_w"].default)
+        assert Method(name=name).eps_w == EPS_W[name]
+    assert Method().no_negative == Cepo().no_negative
+    assert Method().exclude_self == Cepo().exclude_self
+
+
+async def test_the_parts_of_a_token_fit_together() -> None:
+    method = {"name": "cepo", "lam": 0.25, "eps_w": 0.3}
+    reply = await make_credit(tiny_scorer())(make_request(method=method))
+    for response in reply.responses:
+        for token in response.tokens:
+            assert token.logp_negative is not None
+            assert token.delta == pytest.approx(token.logp_positive - token.logp_negative, abs=1e-5)
+            assert token.weight == pytest.approx(math.exp(math.copysign(token.delta, token.delta * response.advantage)))
+            assert token.weight_clipped == pytest.approx(min(1.3, max(0.7, token.weight)))
+            assert token.clipped == (token.weight != token.weight_clipped)
+            assert token.advantage == pytest.approx(response.advantage * (0.75 + 0.25 * token.weight_clipped))
+        count = len(response.tokens)
+        assert response.clip_rate == sum(token.clipped for token in response.tokens) / count
+        assert response.delta_pos_fraction == sum(token.delta > 0 for token in response.tokens) / count
+        sharper = [
+            (token.logp_negative < token.logp_plain)
+            if response.advantage > 0
+            else (token.logp_negative > token.logp_plain)
+            for token in response.tokens
+        ]
+        assert response.sharpness == sum(sharper) / count
+
+
+async def test_the_token_that_decides_has_the_credit() -> None:
+    right, wrong = (await make_credit(tiny_scorer())(make_request())).responses
+    assert max(right.tokens, key=lambda token: token.advantage).text == "5"
+    assert min(wrong.tokens, key=lambda token: token.advantage).text == "4"
+    assert (right.negative.answer, right.negative.source, right.negative.reason) == ("41", 1, "asked")
+
+
+async def test_given_rewards_and_answers_need_no_verifier() -> None:
+    responses = [{"text": RIGHT, "reward": 1.0}, {"text": WRONG, "reward": 0.25}]
+    reply = await make_credit(grader=None)(make_request(responses=responses, negative="41"))
+    assert [r.advantage for r in reply.responses] == pytest.approx([0.70710, -0.70710], abs=1e-4)
+    assert {(r.negative.reason, r.negative.context, r.advantage_from) for r in reply.responses} == {
+        ("given", "rejected", "group")
+    }
+    assert reply.responses[0].grade is None
+
+
+@pytest.mark.parametrize(("reward", "advantage"), [(1.0, 1.0), (0.5, 1.0), (0.4, -1.0), (0.0, -1.0), (-1.0, -1.0)])
+async def test_a_single_reward_has_no_group(reward: float, advantage: float) -> None:
+    request = make_request(responses=[{"text": RIGHT, "reward": reward}], negative="41")
+    only = (await make_credit()(request)).responses[0]
+    assert (only.advantage, only.advantage_from, only.reward) == (advantage, "single", reward)
+
+
+async def test_a_given_advantage_stands_and_may_be_zero() -> None:
+    responses = [{"text": RIGHT, "advantage": 2.5}, {"text": WRONG, "advantage": 0.0}]
+    first, second = (await make_credit(grader=None)(make_request(responses=responses, negative="41"))).responses
+    assert (first.advantage, first.advantage_from, first.reward) == (2.5, "given", None)
+    assert {(t.weight, t.advantage, t.clipped) for t in second.tokens} == {(1.0, 0.0, False)}
+    assert second.sharpness is None
+
+
+async def test_without_a_wrong_answer_the_plain_prompt_takes_its_place_and_the_reply_says_why() -> None:
+    reply = await make_credit()(make_request(responses=[{"text": RIGHT, "reward": 1.0}]))
+    only = reply.responses[0]
+    assert (only.negative.context, only.negative.reason) == ("plain", "no_rejected")
+    assert [t.logp_negative for t in only.tokens] == [t.logp_plain for t in only.tokens]
+    assert only.sharpness is None
+    lone = await make_credit(grader=None)(
+        make_request(responses=[{"text": RIGHT, "reward": 1.0}], method={"name": "rlsd"})
+    )
+    assert {t.logp_negative for t in lone.responses[0].tokens} == {None}
+    assert lone.responses[0].negative.reason == "not_asked"
+
+
+async def test_every_form_of_prompt_and_response_gives_the_same_credit() -> None:
+    plain = RENDERER.prompt_ids([Message(role="user", content=QUESTION)])
+    forms = [
+        {},
+        {"messages": None, "prompt": RENDERER.tokenizer.decode(plain)},
+        {"messages": None, "prompt_token_ids": list(plain)},
+        {"responses": [{"token_ids": tuple(RENDERER.tokenizer.encode(text))} for text in (RIGHT, WRONG)]},
+    ]
+    replies = [await make_credit(tiny_scorer())(make_request(negative="41", **form)) for form in forms]
+    for reply in replies[1:]:
+        assert reply.prompt_token_ids == replies[0].prompt_token_ids
+        for ours, first in zip(reply.responses, replies[0].responses, strict=True):
+            assert [t.delta for t in ours.tokens] == pytest.approx([t.delta for t in first.tokens], abs=1e-5)
+            assert ours.text == first.text
+
+
+async def test_a_prompt_that_is_no_chat_takes_the_hint_as_its_last_line() -> None:
+    reply = await make_credit()(make_request(messages=None, prompt=QUESTION, negative="41"))
+    assert reply.prompt_token_ids == RENDERER.tokenizer.encode(QUESTION)
+    assert any(token.delta != 0 for token in reply.responses[0].tokens)
+
+
+async def test_methods_and_policies_are_compared_in_one_call() -> None:
+    compare = [{"method": {"name": "rlsd"}}, {"policy": POLICY.model_dump()}]
+    reply = await make_credit()(make_request(negative="41", compare=compare))
+    rlsd, other = reply.compared
+    assert (rlsd.method.name, rlsd.policy, other.method.name, other.policy) == ("rlsd", reply.policy, "cepo", POLICY)
+    assert [t.logp_plain for t in rlsd.responses[0].tokens] == [t.logp_plain for t in reply.responses[0].tokens]
+    assert [t.logp_plain for t in other.responses[0].tokens] != [t.logp_plain for t in reply.responses[0].tokens]
+    alone = await make_credit()(make_request(negative="41", method={"name": "rlsd"}))
+    assert rlsd == alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages: the messages have no user turn"),
+        ({"messages": None, "prompt_token_ids": [5, 512]}, r"prompt_token_ids.1: 512 is outside the vocabulary"),
+        ({"responses": [{"text": "x"}, {"token_ids": [-1]}]}, r"responses.1.token_ids.0: -1 is outside"),
+        ({"responses": [{"text": "x"}, {"text": "1 " * 200}]}, r"responses.1: 400 tokens after a prompt of \d+"),
+        ({"positive": "\\boxed{}"}, "positive: reference answer"),
+        ({"positive": "51", "kind": "telepathy"}, "positive: answer kind 'telepathy' is unknown"),
+    ],
+)
+async def test_what_cannot_be_scored_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=f"^{says}"):
+        await make_credit()(make_request(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "responses.0: give a reward or an advantage"),
+        ({"responses": [{"text": "x", "reward": 1.0}]}, "negative: give a wrong answer"),
+    ],
+)
+async def test_without_a_verifier_what_it_would_find_must_be_given(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        await make_credit(grader=None)(make_request(**changes))

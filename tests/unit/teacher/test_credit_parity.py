@@ -1,0 +1,117 @@
+"""Token credit of a group from REST: the very numbers the trainer uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from cepo.algo.base import Algorithm
+from cepo.algo.evidence import Cepo, Rlsd
+from cepo.algo.variants import Grpo
+from cepo.contracts import Completion, FinishReason, Message, RolloutGroup
+from cepo.credit import CreditReply
+from cepo.rendering import HINT
+from services.teacher.handler import make_handler
+from services.trainer.batch import pack
+from tests.credit_support import (
+    CONTEXT_LENGTH,
+    QUESTION,
+    RENDERER,
+    RIGHT,
+    WRONG,
+    ToyScorer,
+    grade,
+    make_credit,
+    tiny_scorer,
+    web,
+)
+from tests.factories import make_proof, make_task
+
+OTHER = "23+45=67\n67-17=50\n\\boxed{50}"
+UNBOXED = "23+45=68"
+GROUPS = {
+    "mixed": [RIGHT, WRONG, OTHER, UNBOXED],
+    "one-wrong": [RIGHT, WRONG],
+    "all-right": [RIGHT, RIGHT],
+    "all-wrong": [WRONG, OTHER],
+    "no-answer": [RIGHT, UNBOXED, ""],
+}
+METHODS: list[Algorithm] = [
+    Cepo(),
+    Cepo(lam=1.0, eps_w=0.2, no_negative="grpo"),
+    Cepo(exclude_self=True),
+    Rlsd(),
+    Grpo(),
+]
+EOS = min(RENDERER.stop_ids)
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return (*RENDERER.tokenizer.encode(text, add_special_tokens=False), EOS)
+
+
+def group_of(texts: Sequence[str], algorithm: Algorithm, temperature: float) -> RolloutGroup:
+    """The group as the rollout service would send it."""
+    messages = (Message(role="user", content=QUESTION),)
+    sampling = make_task().sampling.model_copy(update={"temperature": temperature})
+    task = make_task(
+        messages=messages,
+        reference_answer="51",
+        hint=HINT,
+        samples=len(texts),
+        sampling=sampling,
+        asks=algorithm.asks_at(0),
+    )
+    completions = tuple(
+        Completion(token_ids=ids, logps=(-0.5,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+        for text in texts
+        for ids in [ids_of(text)]
+    )
+    return RolloutGroup(
+        task=task, prompt_token_ids=RENDERER.prompt_ids(messages), completions=completions, proof=make_proof()
+    )
+
+
+async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:
+    """Every token's advantage as the trainer would have it, through the services' own functions."""
+    scored = await grade(group_of(texts, algorithm, temperature))
+    evidenced = await make_handler(scorer, RENDERER, CONTEXT_LENGTH)(scored)
+    batch = pack([evidenced], algorithm.asks_at(0))
+    return [row[: len(ids_of(text))].tolist() for row, text in zip(algorithm.advantages(batch, 0), texts, strict=True)]
+
+
+async def credited(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:
+    """The same from REST."""
+    parameters = algorithm.model_dump(include={"name", "lam", "eps_w", "no_negative", "exclude_self"})
+    body = {
+        "messages": [{"role": "user", "content": QUESTION}],
+        "responses": [{"token_ids": ids_of(text)} for text in texts],
+        "positive": "51",
+        "method": parameters,
+        "temperature": temperature,
+    }
+    async with web(make_credit(scorer)) as client:
+        answer = await client.post("/v1/credit", json=body)
+    assert answer.status_code == 200, answer.text
+    reply = CreditReply.model_validate_json(answer.content)
+    return [[token.advantage for token in response.tokens] for response in reply.responses]
+
+
+@pytest.mark.parametrize("texts", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: f"{a.name}-{getattr(a, 'no_negative', '')}")
+async def test_credit_is_what_the_trainer_uses_for_the_same_group(texts: list[str], algorithm: Algorithm) -> None:
+    scorer = ToyScorer()
+    assert await credited(texts, algorithm, scorer, 0.8) == await trained(texts, algorithm, scorer, 0.8)
+
+
+@pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: f"{a.name}-{getattr(a, 'no_negative', '')}")
+async def test_with_the_real_model_too(algorithm: Algorithm) -> None:
+    scorer = tiny_scorer()
+    ours = await credited(GROUPS["mixed"], algorithm, scorer, 1.0)
+    theirs = await trained(GROUPS["mixed"], algorithm, scorer, 1.0)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(wanted, abs=1e-5)
+    if algorithm.name != "grpo":
+        assert len({round(value, 3) for value in ours[0]}) > 1
