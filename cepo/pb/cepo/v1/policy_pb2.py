@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x65po/v1/policy.proto\x12\x07\x63\x65po.v1\",\n\tPolicyRef\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x88\x01\n\x03\x41sk\x12%\n\x07\x63ontext\x18\x01 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x1b\n\x04want\x18\x02 \x01(\x0e\x32\r.cepo.v1.Want\x12\'\n\totherwise\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x14\n\x0c\x65xclude_self\x18\x04 \x01(\x08\"Q\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"M\n\x08ImageRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_ROLLOUT\x10\x01\x12\x10\n\x0cSTAGE_VERIFY\x10\x02\x12\x0f\n\x0bSTAGE_TEACH\x10\x03*G\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x10\n\x0cPURPOSE_EVAL\x10\x02*w\n\x0b\x43ontextName\x12\x1c\n\x18\x43ONTEXT_NAME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_NAME_PLAIN\x10\x01\x12\x17\n\x13\x43ONTEXT_NAME_ANSWER\x10\x02\x12\x19\n\x15\x43ONTEXT_NAME_REJECTED\x10\x03*/\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\x11\n\rWANT_LOGPROBS\x10\x01*\\\n\tTeachWhen\x12\x1a\n\x16TEACH_WHEN_UNSPECIFIED\x10\x00\x12\x15\n\x11TEACH_WHEN_ALWAYS\x10\x01\x12\x1c\n\x18TEACH_WHEN_REWARD_SPREAD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x65po/v1/policy.proto\x12\x07\x63\x65po.v1\",\n\tPolicyRef\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x88\x01\n\x03\x41sk\x12%\n\x07\x63ontext\x18\x01 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x1b\n\x04want\x18\x02 \x01(\x0e\x32\r.cepo.v1.Want\x12\'\n\totherwise\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x14\n\x0c\x65xclude_self\x18\x04 \x01(\x08\"k\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x01\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"M\n\x08ImageRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_ROLLOUT\x10\x01\x12\x10\n\x0cSTAGE_VERIFY\x10\x02\x12\x0f\n\x0bSTAGE_TEACH\x10\x03*G\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x10\n\x0cPURPOSE_EVAL\x10\x02*w\n\x0b\x43ontextName\x12\x1c\n\x18\x43ONTEXT_NAME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_NAME_PLAIN\x10\x01\x12\x17\n\x13\x43ONTEXT_NAME_ANSWER\x10\x02\x12\x19\n\x15\x43ONTEXT_NAME_REJECTED\x10\x03*/\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\x11\n\rWANT_LOGPROBS\x10\x01*\\\n\tTeachWhen\x12\x1a\n\x16TEACH_WHEN_UNSPECIFIED\x10\x00\x12\x15\n\x11TEACH_WHEN_ALWAYS\x10\x01\x12\x1c\n\x18TEACH_WHEN_REWARD_SPREAD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cepo.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=422
-  _globals['_STAGE']._serialized_end=506
-  _globals['_PURPOSE']._serialized_start=508
-  _globals['_PURPOSE']._serialized_end=579
-  _globals['_CONTEXTNAME']._serialized_start=581
-  _globals['_CONTEXTNAME']._serialized_end=700
-  _globals['_WANT']._serialized_start=702
-  _globals['_WANT']._serialized_end=749
-  _globals['_TEACHWHEN']._serialized_start=751
-  _globals['_TEACHWHEN']._serialized_end=843
+  _globals['_STAGE']._serialized_start=448
+  _globals['_STAGE']._serialized_end=532
+  _globals['_PURPOSE']._serialized_start=534
+  _globals['_PURPOSE']._serialized_end=605
+  _globals['_CONTEXTNAME']._serialized_start=607
+  _globals['_CONTEXTNAME']._serialized_end=726
+  _globals['_WANT']._serialized_start=728
+  _globals['_WANT']._serialized_end=775
+  _globals['_TEACHWHEN']._serialized_start=777
+  _globals['_TEACHWHEN']._serialized_end=869
   _globals['_POLICYREF']._serialized_start=33
   _globals['_POLICYREF']._serialized_end=77
   _globals['_ASK']._serialized_start=80
   _globals['_ASK']._serialized_end=216
   _globals['_SAMPLING']._serialized_start=218
-  _globals['_SAMPLING']._serialized_end=299
-  _globals['_MESSAGE']._serialized_start=301
-  _globals['_MESSAGE']._serialized_end=341
-  _globals['_IMAGEREF']._serialized_start=343
-  _globals['_IMAGEREF']._serialized_end=420
+  _globals['_SAMPLING']._serialized_end=325
+  _globals['_MESSAGE']._serialized_start=327
+  _globals['_MESSAGE']._serialized_end=367
+  _globals['_IMAGEREF']._serialized_start=369
+  _globals['_IMAGEREF']._serialized_end=446
 # @@protoc_insertion_point(module_scope)
