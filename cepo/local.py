@@ -117,9 +117,7 @@ class Child:
 class Stack:
     """Redis and the services of one run, or those of them that are needed."""
 
-    def __init__(
-        self, config: RunConfig, run: RunDir, redis_url: str = "", services: Sequence[str] = SERVICES
-    ) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, redis_url: str = "", services: Sequence[str] = SERVICES) -> None:
         """Plans the processes; nothing is started.
 
         Args:

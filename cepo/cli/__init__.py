@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cepo.cli import check, export, status, train, verify
+from cepo.cli import check, evaluate, export, status, train, verify
 from cepo.errors import CepoError, Unreachable, UserError
 
-COMMANDS = (train, check, verify, export, status)
+COMMANDS = (train, check, evaluate, verify, export, status)
 
 
 def main(arguments: list[str] | None = None) -> int:
