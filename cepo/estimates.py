@@ -47,11 +47,14 @@ def pass_at(tally: Tally, k: int) -> float:
 def pass_at_k(tallies: Sequence[Tally], k: int) -> Estimate:
     """Mean pass@k; the interval says how it would move with other problems of the same kind."""
     shares = [pass_at(tally, k) for tally in tallies]
-    mean = sum(shares) / len(shares)
-    if len(shares) == 1:
+    count, mean = len(shares), sum(shares) / len(shares)
+    if min(shares) == max(shares) and mean in (0.0, 1.0):
+        unseen = Z95**2 / (count + Z95**2)  # Wilson's bound: all right, or all wrong, is not certainty
+        return Estimate(mean, 1.0 - unseen, 1.0) if mean else Estimate(mean, 0.0, unseen)
+    if count == 1:
         return Estimate(mean)
-    spread = sum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
-    return Estimate.of(mean, spread / len(shares))
+    spread = sum((share - mean) ** 2 for share in shares) / (count - 1)
+    return Estimate.of(mean, spread / count)
 
 
 def mean_over_samples(tallies: Sequence[Tally]) -> Estimate:

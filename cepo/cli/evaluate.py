@@ -29,6 +29,8 @@ from cepo.rundir import RunDir
 LATEST = "latest"
 SAMPLES = 8
 SERVICES = ("rollout", "verifier")
+PAPER = ("eval.temperature=1.0", "eval.top_p=1.0", "eval.top_k=40", "eval.presence_penalty=2.0")
+"""How the paper samples its evaluations (arXiv:2605.19436)."""
 
 
 def add_parser(commands: Any) -> None:
@@ -43,8 +45,16 @@ def add_parser(commands: Any) -> None:
         help="may be given several times (default: latest, or base without --run-dir)",
     )
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"responses a problem (default: {SAMPLES})")
+    parser.add_argument(
+        "--sampling",
+        choices=("paper", "run"),
+        default="paper",
+        help="paper: temperature 1, top-p 1, top-k 40, presence penalty 2 (default); run: [eval] of the run file",
+    )
     parser.add_argument("--limit", type=int, default=0, help="the first problems alone (default: all)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results (default: eval/TIME in the run folder)")
     parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
     parser.set_defaults(run=run)
@@ -52,31 +62,54 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures and writes results.json, pass_at_k.svg and the samples of every policy."""
-    config = runfile.load(options.file, [*options.set, f"eval.samples={options.samples}"])
+    plan, out = prepare(options)
+    console = Console(highlight=False)
+    console.print(f"{len(plan.problems.problems)} problems of {plan.problems.source}", soft_wrap=True)
+    console.print(_sampling(plan.config), soft_wrap=True)
+    out.logs.mkdir(parents=True)
+    stack = Stack(plan.config, out, options.redis, SERVICES)
+    try:
+        with running(stack):
+            found = asyncio.run(evaluate(plan, stack, out.path, console))
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; the policies that were done are in {out.path}") from None
+    console.print(table(found))
+    console.print(f"± is half of the 95 % interval over problems; results in {out.path}", soft_wrap=True)
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> tuple[Plan, RunDir]:
+    """What is to be measured and where its results go; nothing is started or written.
+
+    Raises:
+        UserError: names the option, key or row that does not fit.
+    """
+    settings = PAPER if options.sampling == "paper" else ()
+    config = runfile.load(options.file, [*settings, f"eval.samples={options.samples}", *options.set])
     folder = _run_dir(options, config)
-    folders = {}
-    for name in options.policy or [LATEST if folder else BASE_POLICY.name]:
-        policy, path = _policy(name, folder)
-        folders[policy] = path
+    names = options.policy or [LATEST if folder else BASE_POLICY.name]
+    folders = dict(_policy(name, folder) for name in names)
     out = RunDir(options.out or _default_out(config, folder))
     if out.path.exists():
         raise UserError(f"{out.path} exists; give another --out")
     require_model(config.model.path)
     for check in ("redis", "device"):
         list(CHECKS[check](Preflight(config, out.path, options.redis, here=True)))
-    plan = _plan(config, folder, folders, options.limit)
-    out.logs.mkdir(parents=True)
-    console = Console(highlight=False)
-    console.print(f"{len(plan.problems.problems)} problems of {plan.problems.source}, {_sampling(config)}")
-    stack = Stack(config, out, options.redis, SERVICES)
-    try:
-        with running(stack):
-            found = asyncio.run(_measure(plan, stack, out.path, console))
-    except KeyboardInterrupt:
-        raise UserError(f"stopped; the policies that were done are in {out.path}") from None
-    console.print(table(found))
-    console.print(f"± is half of the 95 % interval over problems; results in {out.path}", soft_wrap=True)
-    return 0
+    return _plan(config, folder, folders, options.limit), out
+
+
+async def evaluate(plan: Plan, stack: Stack, out: Path, console: Console) -> list[Measured]:
+    """Measures on a started stack, and writes after each policy what is known by then."""
+    found: list[Measured] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars: dict[PolicyRef, Any] = {
+            policy: progress.add_task(policy.name, total=len(plan.problems.problems)) for policy in plan.folders
+        }
+        async for measured in measure(plan, stack, lambda policy: progress.advance(bars[policy])):
+            found.append(measured)
+            _write(plan, found, out)
+    return found
 
 
 def _run_dir(options: argparse.Namespace, config: RunConfig) -> RunDir | None:
@@ -138,20 +171,6 @@ def _plan(config: RunConfig, folder: RunDir | None, folders: dict[PolicyRef, Pat
     return Plan(config, problems, folders, renderer.sha256)
 
 
-async def _measure(plan: Plan, stack: Stack, out: Path, console: Console) -> list[Measured]:
-    """Measures, and writes after each policy what is known by then."""
-    found: list[Measured] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bars: dict[PolicyRef, Any] = {
-            policy: progress.add_task(policy.name, total=len(plan.problems.problems)) for policy in plan.folders
-        }
-        async for measured in measure(plan, stack, lambda policy: progress.advance(bars[policy])):
-            found.append(measured)
-            _write(plan, found, out)
-    return found
-
-
 def _write(plan: Plan, found: list[Measured], out: Path) -> None:
     config = plan.config
     results = {
@@ -165,7 +184,7 @@ def _write(plan: Plan, found: list[Measured], out: Path) -> None:
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     lines = [Line(measured.label, scores(measured)[ALL].pass_at) for measured in found]
-    (out / "pass_at_k.svg").write_text(pass_at_k_svg(f"pass@k of {config.name}, {_sampling(config)}", lines))
+    (out / "pass_at_k.svg").write_text(pass_at_k_svg(f"pass@k of {config.name}", _sampling(config), lines))
     samples = out / f"samples-{found[-1].label}.jsonl"
     samples.write_text("".join(f"{line}\n" for line in sample_lines(found[-1])))
 
@@ -173,6 +192,6 @@ def _write(plan: Plan, found: list[Measured], out: Path) -> None:
 def _sampling(config: RunConfig) -> str:
     chosen = config.eval
     return (
-        f"{chosen.samples} samples each, temperature {chosen.temperature:g}, top-p {chosen.top_p:g}, "
+        f"{chosen.samples} samples, temperature {chosen.temperature:g}, top-p {chosen.top_p:g}, "
         f"top-k {chosen.top_k or 'off'}, presence penalty {chosen.presence_penalty:g}"
     )

@@ -10,7 +10,7 @@ from html import escape
 from cepo.estimates import Estimate
 
 WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 58, 120, 44, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 120, 62, 46
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, which people with colour blindness tell apart."""
 STYLE = """
@@ -29,13 +29,14 @@ class Line:
     """By k."""
 
 
-def pass_at_k_svg(title: str, lines: Sequence[Line]) -> str:
+def pass_at_k_svg(title: str, subtitle: str, lines: Sequence[Line]) -> str:
     """The picture as text."""
     sizes = sorted({k for line in lines for k in line.points})
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f'<text x="{LEFT}" y="24" font-weight="600">{escape(title)}</text>',
+        f'<text x="{LEFT}" y="42" font-size="12">{escape(subtitle)}</text>',
         *(_grid_row(share / 4) for share in range(5)),
         *(_tick(k, sizes) for k in sizes),
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">samples k</text>',
