@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import openai
 import pytest
@@ -21,13 +22,16 @@ import torch
 from rich.console import Console
 
 from cepo import adapters, tiny
+from cepo.auth import call_metadata
 from cepo.cli import evaluate
 from cepo.cli.scores import Measured
-from cepo.contracts import Message
+from cepo.contracts import Message, RolloutGroup
 from cepo.local import Stack, running
+from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import INSTRUCTION, Renderer
 from cepo.rundir import RunDir
 from cepo.settings import child_environment
+from cepo.wire import from_proto, to_proto
 from services.trainer.learner import Learner
 from tests.factories import make_config
 
@@ -69,7 +73,7 @@ class Served:
     """What was measured, and the service that measured it, still up."""
 
     def __init__(self, stack: Stack, out: Path, found: list[Measured], run_dir: RunDir) -> None:
-        self.url = stack.http["rollout"]
+        self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
         self.out = out
         self.found = found
         self.run_dir = run_dir
@@ -139,9 +143,8 @@ def test_eval_measures_every_policy_and_writes_what_it_found(served: Served) -> 
 
 def test_the_sdk_lists_the_versions_that_are_resident(served: Served) -> None:
     listed = {model.id: model for model in served.sdk().models.list()}
-    newest, *_ = reversed(served.names)
     assert set(listed) == {"policy", "base", *served.names[-2:]}  # room for two: the first version gave its place
-    assert listed["policy"].model_dump()["root"] == newest
+    assert listed["policy"].model_dump()["root"] == served.names[-1]
     assert served.sdk().models.retrieve("policy").id == "policy"
 
 
@@ -228,6 +231,19 @@ def test_lm_eval_finds_what_its_own_hf_backend_finds(served: Served, tmp_path: P
     assert ours["greedy"] == theirs["greedy"]
     assert len(ours["logps"]) == 4 * LIMIT
     assert ours["logps"] == pytest.approx(theirs["logps"], abs=1e-3)
+
+
+async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_it(served: Served) -> None:
+    first = served.found[1].finished[0].scored.rollout
+    async with grpc.aio.insecure_channel(served.grpc) as channel:
+        stub = services_pb2_grpc.RolloutServiceStub(channel)
+        reply = await stub.Generate(to_proto(first.task), metadata=call_metadata(TOKEN))
+    again = from_proto(RolloutGroup, reply)
+    assert [c.token_ids for c in again.completions] == [c.token_ids for c in first.completions]
+    assert again.proof.bound_modules == first.proof.bound_modules > 0
+    listed = [model.id for model in served.sdk().models.list()]
+    assert listed == ["policy", served.names[3], served.names[1], "base"]
+    assert served.sdk().completions.create(model="policy", prompt="1").model == served.names[3]
 
 
 def write_tasks(folder: Path) -> None:
