@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,10 @@ from cepo.local import Stack, running
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import INSTRUCTION, Renderer
 from cepo.rundir import RunDir
-from cepo.settings import child_environment
 from cepo.wire import from_proto, to_proto
 from services.trainer.learner import Learner
 from tests.factories import make_config
+from tests.pipeline import harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -41,32 +39,6 @@ TOKEN = "secret"
 VERSIONS = 3
 LIMIT = 12
 SUM = "23 + 45 - 17 = ?"
-LM_EVAL_TASK = """
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {rows}
-test_split: test
-target_delimiter: ""
-"""
-CHOOSE = """
-task: tiny_sums
-output_type: multiple_choice
-doc_to_text: "{{sum}}="
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{label}}"
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
-WRITE = """
-task: tiny_steps
-output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{choices[label]}}"
-generation_kwargs: {until: ["<|im_end|>"], max_gen_toks: 40, temperature: 0, do_sample: false}
-metric_list:
-  - {metric: exact_match, aggregation: mean, higher_is_better: true}
-"""
 
 
 class Served:
@@ -216,15 +188,15 @@ def test_the_surface_is_described_and_measured(served: Served) -> None:
 
 
 def test_lm_eval_finds_what_its_own_hf_backend_finds(served: Served, tmp_path: Path) -> None:
-    write_tasks(tmp_path)
+    harness.write_tasks(tmp_path, LIMIT)
     newest = served.run_dir.adapters / f"v{VERSIONS:06d}"
     model = f"pretrained={tiny.path()},peft={newest},dtype=float32"
     url = f"model=policy,base_url={served.url}/v1/completions,auth_token={TOKEN},num_concurrent=4"
     runs = {"hf": model, "local-completions": url}
-    processes = {name: start_lm_eval(name, arguments, tmp_path) for name, arguments in runs.items()}
+    processes = {name: harness.start(name, arguments, tmp_path, TOKEN) for name, arguments in runs.items()}
     for name, process in processes.items():
         assert process.wait(200) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
-    ours, theirs = (lm_eval_results(tmp_path / name) for name in ("local-completions", "hf"))
+    ours, theirs = (harness.results(tmp_path / name) for name in ("local-completions", "hf"))
     assert ours["metrics"] == theirs["metrics"]
     assert set(ours["metrics"]) == {"tiny_sums", "tiny_steps"}
     assert ours["written"] == theirs["written"]
@@ -244,53 +216,3 @@ async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_i
     listed = [model.id for model in served.sdk().models.list()]
     assert listed == ["policy", served.names[3], served.names[1], "base"]
     assert served.sdk().completions.create(model="policy", prompt="1").model == served.names[3]
-
-
-def write_tasks(folder: Path) -> None:
-    """A task of choices and one of free answers."""
-    renderer, rows = Renderer(str(tiny.path())), []
-    for a in range(LIMIT):
-        left, right = 23 + a, 45 + 3 * a
-        total = left + right
-        ids = renderer.prompt_ids([Message(role="user", content=f"{left} + {right} - 11 = ?\n{INSTRUCTION}")])
-        choices = [str(total + off) for off in (10, 0, -1, 2)]
-        rows.append(
-            {"sum": f"{left}+{right}", "choices": choices, "label": 1, "prompt": renderer.tokenizer.decode(ids)}
-        )
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    for name, task in (("sums", CHOOSE), ("steps", WRITE)):
-        (folder / f"{name}.yaml").write_text(task + LM_EVAL_TASK.format(rows=folder / "rows.jsonl"))
-
-
-def start_lm_eval(model: str, arguments: str, folder: Path) -> subprocess.Popen[bytes]:
-    """lm-eval's own command, without a network."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / f"{model}-home")}
-    words = ["run", "--model", model, "--model_args", arguments, "--tasks", "tiny_sums,tiny_steps", "--device", "cpu"]
-    words += ["--include_path", str(folder), "--output_path", str(folder / model), "--log_samples", "--batch_size", "8"]
-    with (folder / f"{model}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lm_eval", *words],
-            env=child_environment({**offline, "OPENAI_API_KEY": TOKEN, "OMP_NUM_THREADS": "1"}),
-            stdout=log,
-            stderr=log,
-        )
-
-
-def lm_eval_results(folder: Path) -> dict[str, Any]:
-    """Its metrics, and what every sample was."""
-    (results,) = folder.rglob("results_*.json")
-    found = json.loads(results.read_text())["results"]
-    samples = {
-        name: [json.loads(line) for line in next(folder.rglob(f"samples_{name}_*.jsonl")).read_text().splitlines()]
-        for name in ("tiny_sums", "tiny_steps")
-    }
-    chosen = [answer for row in samples["tiny_sums"] for answer in row["filtered_resps"]]
-    return {
-        "metrics": {
-            name: {key: value for key, value in row.items() if key.startswith(("acc,", "exact_match,"))}
-            for name, row in found.items()
-        },
-        "logps": [float(logp) for logp, _ in chosen],
-        "greedy": [str(greedy) for _, greedy in chosen],
-        "written": [row["filtered_resps"] for row in samples["tiny_steps"]],
-    }
