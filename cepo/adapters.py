@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -23,11 +23,12 @@ from cepo.bus import Bus
 from cepo.chassis import GRPC_OPTIONS
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.errors import PolicyError, Unreachable
-from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.settings import Settings
 from cepo.wire import to_proto
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+CHUNK_BYTES = 2**20
 FETCH_SECONDS = 180.0
 """How long a trainer that restarts is waited for."""
 
@@ -48,6 +49,13 @@ def digest(files: Mapping[str, bytes]) -> str:
 def read(folder: Path) -> dict[str, bytes]:
     """The files of an adapter folder."""
     return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def chunks(folder: Path) -> Iterator[services_pb2.PolicyChunk]:
+    """The files of an adapter folder in pieces, as TrainerService.FetchPolicy sends them."""
+    for name, data in read(folder).items():
+        for at in range(0, len(data), CHUNK_BYTES):
+            yield services_pb2.PolicyChunk(file=name, data=data[at : at + CHUNK_BYTES])
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

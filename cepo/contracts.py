@@ -89,6 +89,8 @@ class Sampling(Contract):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(ge=1)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken from the logits of tokens that the response holds already."""
 
 
 class Message(Contract):

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,13 +115,14 @@ class Child:
 
 
 class Stack:
-    """Redis and the four services of one run."""
+    """Redis and the services of one run, or those of them that are needed."""
 
-    def __init__(self, config: RunConfig, run: RunDir, redis_url: str = "") -> None:
+    def __init__(self, config: RunConfig, run: RunDir, redis_url: str = "", services: Sequence[str] = SERVICES) -> None:
         """Plans the processes; nothing is started.
 
         Args:
             redis_url: a Redis to use; empty starts an embedded one.
+            services: those to start; the address of one that is left out is the caller's to serve.
         """
         ports = iter(_free_ports(2 * len(SERVICES) + 1))
         self.run = run
@@ -133,7 +134,7 @@ class Stack:
         self._draining = False
         if not redis_url:
             self.children["redis"] = self._redis()
-        for name in SERVICES:
+        for name in services:
             arguments = [str(run.path)] if name == "trainer" else []
             command = [sys.executable, "-m", f"services.{name}", *arguments]
             settings = self._settings(name, config)
@@ -149,8 +150,9 @@ class Stack:
         if "redis" in self.children:
             self.children["redis"].start()
             self._await_redis()
-        for name in SERVICES:
-            self.children[name].start()
+        for name, child in self.children.items():
+            if name != "redis":
+                child.start()
         addresses = {"redis": self.redis_url, "grpc": self.grpc, "http": self.http}
         (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
 
@@ -177,8 +179,9 @@ class Stack:
         Args:
             grace: seconds the trainer may take.
         """
-        first, last = self.children["trainer"], self.children.get("redis")
-        first.stop(grace)
+        first, last = self.children.get("trainer"), self.children.get("redis")
+        if first:
+            first.stop(grace)
         others = [child for child in self.children.values() if child not in (first, last)]
         for child in others:
             child.terminate()

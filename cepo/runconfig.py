@@ -125,6 +125,9 @@ class Evaluation(Section):
     prompts: int = Field(default=256, ge=1)
     samples: int = Field(default=1, ge=1)
     temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
 
 
 class Checkpoint(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cepo.cli import check, credit, export, status, train, verify
+from cepo.cli import check, credit, evaluate, export, status, train, verify
 from cepo.errors import CepoError, Unreachable, UserError
 
-COMMANDS = (train, check, verify, credit, export, status)
+COMMANDS = (train, check, evaluate, credit, verify, export, status)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from services.rollout.handler import make_handler
 async def build(settings: Settings) -> Service:
     """The service around a vLLM engine."""
     from services.rollout.engine import VllmGenerator  # vLLM starts only in a process that samples
+    from services.rollout.rest import application
 
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)
@@ -33,7 +34,8 @@ async def build(settings: Settings) -> Service:
 
     loop = StageLoop.of(settings, bus, Stage.ROLLOUT, handler)
     engine = resident(generator, bus, adapters)
-    return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine)
+    app = await application(generator, settings)
+    return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine, app)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM behind the Generator protocol; the only file that imports vLLM.
+"""vLLM's AsyncLLM behind the Generator protocol.
 
 Every adapter version has a name and an id of its own, because an engine that reloads under a used name keeps KV blocks
 of the old weights. `lm_head` is never wrapped. On the CPU a prompt must not be prefilled in pieces, or per-request
@@ -38,10 +38,12 @@ class VllmGenerator:
         self._renderer = renderer
         self._adapters = adapters
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
-        self._requests: dict[str, LoRARequest] = {}
+        self.resident: dict[str, LoRARequest] = {}
+        """The newest versions, by policy name, in the order they were loaded; their files are at hand."""
+        self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
-        self._engine = AsyncLLM.from_engine_args(_engine_args(settings))
+        self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         """Loads an adapter if it is not resident, and proves what was bound.
@@ -66,6 +68,7 @@ class VllmGenerator:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            presence_penalty=sampling.presence_penalty,
             max_tokens=sampling.max_tokens,
             seed=seed,
             logprobs=0,
@@ -74,25 +77,26 @@ class VllmGenerator:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         with _engine_alive():
-            output = await self._run(prompt_ids, params, policy)
+            output = await self._run(prompt_ids, params, self._adapter(policy))
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
 
     def close(self) -> None:
-        self._engine.shutdown()
+        self.engine.shutdown()
 
     async def _load(self, policy: PolicyRef) -> PolicyProof:
-        bound = 0
+        bound, request = 0, None
         if policy == BASE_POLICY and self._on_cpu:
-            await self._engine.collective_rpc("cepo_use_cpu_lora")
+            await self.engine.collective_rpc("cepo_use_cpu_lora")
         if policy != BASE_POLICY:
             folder = await self._adapters.folder(policy)
             request = LoRARequest(policy.name, next(self._numbers), str(folder))
-            await self._engine.add_lora(request)
-            self._requests[policy.name] = request
-            bound = min(await self._engine.collective_rpc("cepo_bound_modules", args=(request.lora_int_id,)))
+            await self.engine.add_lora(request)
+            bound = min(await self.engine.collective_rpc("cepo_bound_modules", args=(request.lora_int_id,)))
             if bound == 0:
                 raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
-        canary_logp = await self._canary(policy)  # samples one token: the first with this policy
+        canary_logp = await self._canary(request)  # samples one token: the first with this policy
+        if request is not None:
+            self._keep_resident(request)
         return PolicyProof(
             policy=policy,
             bound_modules=bound,
@@ -102,16 +106,30 @@ class VllmGenerator:
             first_token_at=time.time(),
         )
 
-    async def _canary(self, policy: PolicyRef) -> float:
+    def _keep_resident(self, request: LoRARequest) -> None:
+        """Adds a version and forgets the oldest above the limit; a task that names it again loads it again."""
+        self.resident[request.lora_name] = request
+        for name in list(self.resident)[: -self._keep]:
+            del self.resident[name]
+            self._proofs.pop(name, None)
+
+    def _adapter(self, policy: PolicyRef) -> LoRARequest | None:
+        if policy == BASE_POLICY:
+            return None
+        if policy.name not in self.resident:
+            raise PolicyError(f"adapter {policy.name} gave its place to newer ones; the next delivery loads it again")
+        return self.resident[policy.name]
+
+    async def _canary(self, lora: LoRARequest | None) -> float:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         ids = self._renderer.canary_ids
-        output = await self._run(ids, params, policy)
+        output = await self._run(ids, params, lora)
         rows = output.prompt_logprobs[1:]
         return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
 
-    async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, policy: PolicyRef) -> Any:
-        prompt, lora = {"prompt_token_ids": list(prompt_ids)}, self._requests.get(policy.name)
-        outputs = self._engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
+    async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None) -> Any:
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        outputs = self.engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
         return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
 
 
@@ -133,7 +151,6 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     args: dict[str, Any] = {
         "model": settings.model,
         "dtype": settings.dtype,
-        "skip_tokenizer_init": True,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "enable_lora": True,

@@ -96,12 +96,7 @@ class Feeder:
             answer_kind=config.data.answer_kind,
             hint=config.data.hint,
             samples=config.sampling.samples if training else config.eval.samples,
-            sampling=Sampling(
-                temperature=config.sampling.temperature if training else config.eval.temperature,
-                top_p=config.sampling.top_p if training else 1.0,
-                top_k=config.sampling.top_k if training else 0,
-                max_tokens=config.sampling.max_tokens,
-            ),
+            sampling=_sampling(config, purpose),
             seed=_seed(config.loop.seed, purpose, step if training else 0, index),
             asks=asks,
             teach_when=config.algorithm.teach_when,
@@ -110,6 +105,17 @@ class Feeder:
             teacher=teacher,
             reward=config.reward if training else Reward(),  # held-out problems are measured by accuracy alone
         )
+
+
+def _sampling(config: RunConfig, purpose: Purpose) -> Sampling:
+    chosen = config.sampling if purpose is Purpose.TRAIN else config.eval
+    return Sampling(
+        temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
+        presence_penalty=config.eval.presence_penalty if purpose is Purpose.EVAL else 0.0,
+        max_tokens=config.sampling.max_tokens,
+    )
 
 
 def _seed(seed: int, purpose: Purpose, step: int, index: int) -> int:

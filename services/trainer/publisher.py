@@ -17,7 +17,6 @@ from cepo.pb.cepo.v1 import services_pb2
 from cepo.wire import from_proto
 from services.trainer.learner import Learner
 
-CHUNK_BYTES = 2**20
 CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
 """Mean difference per canary token that numerics explain, by the engines' data type."""
 
@@ -103,6 +102,5 @@ class Publisher:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if policy not in self._expected or policy == BASE_POLICY:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
-        for name, data in adapters.read(self.folder(policy)).items():
-            for at in range(0, len(data), CHUNK_BYTES):
-                yield services_pb2.PolicyChunk(file=name, data=data[at : at + CHUNK_BYTES])
+        for chunk in adapters.chunks(self.folder(policy)):
+            yield chunk

@@ -31,7 +31,7 @@ KEYS = {
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
     "system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
-    "eval": "every prompts samples temperature",
+    "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
     "loop": "deterministic lag seed steps",
     "model": "dtype max_length path",

@@ -65,7 +65,7 @@ async def test_the_finish_reason_tells_the_end_from_a_cut() -> None:
 
 async def test_the_engine_gets_what_the_task_names() -> None:
     generator = ToyGenerator()
-    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, max_tokens=9)
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, presence_penalty=2.0, max_tokens=9)
     task = make_task(samples=3, sampling=sampling, seed=12, policy=POLICY)
     await make_handler(generator, RENDERER, 64)(task)
     assert generator.loaded == [POLICY]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Reward, Stage, TeachWhen
+from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Reward, Sampling, Stage, TeachWhen
 from cepo.data import Problem, Problems
 from cepo.testing import MemoryBus
 from services.trainer.feeder import Feeder
@@ -67,6 +67,15 @@ def test_a_task_carries_what_the_config_says() -> None:
     assert (task.samples, task.hint, task.policy, task.teacher) == (3, "It is {answer}", POLICY, POLICY)
     assert (task.sampling.temperature, task.sampling.top_k, task.sampling.max_tokens) == (0.7, 5, 48)
     assert f"train {task.reference_answer}" == task.messages[0].content
+
+
+def test_held_out_problems_are_sampled_as_the_eval_section_says() -> None:
+    settings = ("eval.temperature=0.6", "eval.top_p=0.9", "eval.top_k=40", "eval.presence_penalty=2.0")
+    feeder = make_feeder(*settings, "sampling.top_k=5")
+    assert {task.sampling for task in feeder.eval_tasks(0, POLICY)} == {
+        Sampling(temperature=0.6, top_p=0.9, top_k=40, presence_penalty=2.0, max_tokens=48)
+    }
+    assert {task.sampling for task in feeder.tasks(0, POLICY, POLICY)} == {Sampling(top_k=5, max_tokens=48)}
 
 
 def test_a_task_says_how_its_answers_are_compared() -> None:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from cepo import adapters
-from cepo.adapters import fetch_from_trainer
+from cepo.adapters import CHUNK_BYTES, fetch_from_trainer
 from cepo.auth import TokenInterceptor, call_metadata
 from cepo.contracts import BASE_POLICY, PolicyProof
 from cepo.errors import PolicyError, Unreachable
@@ -25,7 +25,7 @@ from cepo.testing import MemoryBus
 from cepo.wire import to_proto
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
-from services.trainer.publisher import CHUNK_BYTES, Expected, Publisher
+from services.trainer.publisher import Expected, Publisher
 from tests.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)

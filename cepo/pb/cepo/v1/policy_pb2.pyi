@@ -145,16 +145,18 @@ class Ask(_message.Message):
     def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ..., weights: _Optional[_Union[Weights, str]] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., tokens: _Optional[int] = ..., pick: _Optional[_Union[Pick, str]] = ..., rank: _Optional[int] = ..., top: _Optional[int] = ..., support: _Optional[_Union[Weights, str]] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "max_tokens")
+    __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "presence_penalty")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
     max_tokens: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    presence_penalty: float
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ...) -> None: ...
 
 class Reward(_message.Message):
     __slots__ = ("accuracy", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions")
