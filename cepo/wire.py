@@ -5,8 +5,7 @@ Enums travel as numbers, absent optional fields as unset ones. Only this file an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from functools import cache
 from typing import Any, TypeVar, get_args
 
@@ -34,16 +33,7 @@ def proto_type(contract: type[Contract]) -> type[Message]:
 def to_proto(value: Contract) -> Message:
     """The protobuf twin of a contract."""
     message = proto_type(type(value))()
-    for name in type(value).model_fields:
-        field = getattr(value, name)
-        if field is None:
-            continue
-        if isinstance(field, tuple):
-            getattr(message, name).extend(to_proto(x) if isinstance(x, Contract) else x for x in field)
-        elif isinstance(field, Contract):
-            getattr(message, name).CopyFrom(to_proto(field))
-        else:
-            setattr(message, name, field)
+    _fill(message, value)
     return message
 
 
@@ -82,24 +72,60 @@ def from_bytes(contract: type[C], data: bytes) -> C:
 HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contracts.Hop)}
 
 
+def _fill(message: Message, value: Contract) -> None:
+    """Writes a contract into its message; nested ones in their place, since a copy costs as much as writing."""
+    for name in type(value).model_fields:
+        field = getattr(value, name)
+        if isinstance(field, Contract):
+            child = getattr(message, name)
+            child.SetInParent()  # also one that has only defaults
+            _fill(child, field)
+        elif isinstance(field, tuple) and field and isinstance(field[0], Contract):
+            children = getattr(message, name)
+            for each in field:
+                _fill(children.add(), each)
+        elif isinstance(field, tuple):
+            getattr(message, name).extend(field)
+        elif field is not None:
+            setattr(message, name, field)
+
+
 def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        if field.has_presence and not message.HasField(field.name):
-            continue
-        value = getattr(message, field.name)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            child = _child(contract, field.name)
-            plain[field.name] = (
-                [_plain(child, x) for x in value] if isinstance(value, Iterable) else _plain(child, value)
-            )
-        elif field.is_repeated:
-            plain[field.name] = list(value)
-        elif field.type == FieldDescriptor.TYPE_ENUM:
-            plain[field.name] = value or None
-        else:
-            plain[field.name] = value
+    for name, kind in _fields(contract):
+        if kind is _Kind.SCALARS:
+            plain[name] = getattr(message, name)[:]  # a slice is a list, made faster than by list()
+        elif kind is _Kind.MESSAGES:
+            plain[name] = [_plain(_child(contract, name), each) for each in getattr(message, name)]
+        elif kind is _Kind.VALUE:
+            plain[name] = getattr(message, name)
+        elif kind is _Kind.ENUM:
+            plain[name] = getattr(message, name) or None
+        elif message.HasField(name):
+            plain[name] = _plain(_child(contract, name), getattr(message, name))
     return plain
+
+
+class _Kind(Enum):
+    VALUE = auto()
+    ENUM = auto()
+    MESSAGE = auto()
+    SCALARS = auto()
+    MESSAGES = auto()
+
+
+@cache
+def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
+    """Names and kinds of a message's fields: asking the descriptor at every message is slow."""
+
+    def kind(field: FieldDescriptor) -> _Kind:
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            return _Kind.MESSAGES if field.is_repeated else _Kind.MESSAGE
+        if field.is_repeated:
+            return _Kind.SCALARS
+        return _Kind.ENUM if field.type == FieldDescriptor.TYPE_ENUM else _Kind.VALUE
+
+    return tuple((field.name, kind(field)) for field in proto_type(contract).DESCRIPTOR.fields)
 
 
 @cache
