@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cepo.cli import check, export, status, train, verify
+from cepo.cli import check, export, serve, services, status, train, verify
 from cepo.errors import CepoError, Unreachable, UserError
 
-COMMANDS = (train, check, verify, export, status)
+COMMANDS = (train, check, verify, export, status, services, serve)
 
 
 def main(arguments: list[str] | None = None) -> int:
