@@ -12,8 +12,8 @@ from cepo import runfile
 from cepo.cli.preflight import Preflight
 from cepo.deployment import SPECS, environment
 from cepo.errors import UserError
-from cepo.rundir import RunDir
 from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
 from cepo.settings import Settings, child_environment
 
 

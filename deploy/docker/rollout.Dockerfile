@@ -1,0 +1,21 @@
+# Rollout on a GPU, on vLLM's own image.
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
+
+FROM ${VLLM_IMAGE}
+COPY pyproject.toml README.md /build/
+COPY cepo /build/cepo
+COPY services /build/services
+# vLLM's own pins stay as they are: only what is missing beside them comes in.
+RUN pip freeze > /build/vllm.txt \
+    && pip install --no-cache-dir --constraint /build/vllm.txt "/build[rollout]" \
+    && rm -rf /build
+ENV PATH=/opt/cepo/bin:$PATH \
+    HF_HOME=/models \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1
+RUN useradd --uid 10001 --no-create-home cepo && install -d -o cepo /models /runs
+USER 10001
+ENTRYPOINT []
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["python", "-m", "cepo.healthcheck"]
