@@ -2,15 +2,14 @@
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 
 FROM ${VLLM_IMAGE}
-COPY pyproject.toml README.md /build/
+COPY deploy/requirements/rollout.txt pyproject.toml README.md /build/
 COPY cepo /build/cepo
 COPY services /build/services
-# vLLM's own pins stay as they are: only what is missing beside them comes in.
-RUN pip freeze > /build/vllm.txt \
-    && pip install --no-cache-dir --constraint /build/vllm.txt "/build[rollout]" \
-    && rm -rf /build
-ENV PATH=/opt/cepo/bin:$PATH \
-    HF_HOME=/models \
+RUN pip install --no-cache-dir --no-deps --requirement /build/rollout.txt \
+    && pip install --no-cache-dir --no-deps /build \
+    && rm -rf /build \
+    && ln -sf "$(command -v python3)" /usr/local/bin/python
+ENV HF_HOME=/models \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
