@@ -7,10 +7,11 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cepo.packed import Packed
 from cepo.vocabulary import (
     ContextName as ContextName,
 )
@@ -145,8 +146,10 @@ class PromptTask(Contract):
         return later[0] if later else None
 
 
-class Completion(Contract):
+class Completion(Packed, Contract):
     """One sampled response: T token ids and T log-probs as the engine reports them."""
+
+    NUMBERS: ClassVar = ("token_ids", "logps")
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
@@ -155,8 +158,9 @@ class Completion(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        if len(self.token_ids) != len(self.logps):
-            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.logps)} log-probs")
+        token_ids, logps = self.count("token_ids"), self.count("logps")
+        if token_ids != logps:
+            raise ValueError(f"{token_ids} token ids but {logps} log-probs")
         return self
 
 
@@ -222,8 +226,10 @@ class ScoredGroup(Contract):
         return len({verdict.reward for verdict in self.verdicts}) > 1
 
 
-class EvidenceRow(Contract):
+class EvidenceRow(Packed, Contract):
     """One response under one context."""
+
+    NUMBERS: ClassVar = ("logps",)
 
     logps: tuple[float, ...]
     applicable: bool
@@ -250,9 +256,9 @@ class EvidencedGroup(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        lengths = [len(c.token_ids) for c in self.scored.rollout.completions]
+        lengths = [c.count("token_ids") for c in self.scored.rollout.completions]
         for evidence in self.evidence:
-            found = [len(row.logps) for row in evidence.rows]
+            found = [row.count("logps") for row in evidence.rows]
             wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
             if found != wanted:
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cepo import contracts
 from cepo.contracts import Contract
 from cepo.errors import WireError
+from cepo.packed import Packed
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 
 C = TypeVar("C", bound=Contract)
@@ -44,7 +45,7 @@ def from_proto(contract: type[C], message: Message) -> C:
         WireError: the message breaks an invariant.
     """
     try:
-        return contract.model_validate(_plain(contract, message))
+        return contract.model_validate(_read(contract, message))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or contract.__name__
@@ -73,7 +74,10 @@ HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contrac
 
 
 def _fill(message: Message, value: Contract) -> None:
-    """Writes a contract into its message; nested ones in their place, since a copy costs as much as writing."""
+    """Writes a contract into its message, nested ones in their place; a packed one is handed on as it came."""
+    if isinstance(value, Packed) and value.message is not None:
+        message.CopyFrom(value.message)
+        return
     for name in type(value).model_fields:
         field = getattr(value, name)
         if isinstance(field, Contract):
@@ -90,19 +94,27 @@ def _fill(message: Message, value: Contract) -> None:
             setattr(message, name, field)
 
 
+def _read(contract: type[Contract], message: Message) -> Any:
+    """Plain data for the checks of a contract; a packed one is checked here and keeps its numbers in the message."""
+    plain = _plain(contract, message)
+    return contract.model_validate(plain).packed(message) if issubclass(contract, Packed) else plain
+
+
 def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, kind in _fields(contract):
         if kind is _Kind.SCALARS:
-            plain[name] = getattr(message, name)[:]  # a slice is a list, made faster than by list()
+            plain[name] = getattr(message, name)[:]
+        elif kind is _Kind.NUMBERS:
+            plain[name] = ()
         elif kind is _Kind.MESSAGES:
-            plain[name] = [_plain(_child(contract, name), each) for each in getattr(message, name)]
+            plain[name] = [_read(_child(contract, name), each) for each in getattr(message, name)]
         elif kind is _Kind.VALUE:
             plain[name] = getattr(message, name)
         elif kind is _Kind.ENUM:
             plain[name] = getattr(message, name) or None
         elif message.HasField(name):
-            plain[name] = _plain(_child(contract, name), getattr(message, name))
+            plain[name] = _read(_child(contract, name), getattr(message, name))
     return plain
 
 
@@ -111,6 +123,7 @@ class _Kind(Enum):
     ENUM = auto()
     MESSAGE = auto()
     SCALARS = auto()
+    NUMBERS = auto()
     MESSAGES = auto()
 
 
@@ -122,7 +135,8 @@ def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             return _Kind.MESSAGES if field.is_repeated else _Kind.MESSAGE
         if field.is_repeated:
-            return _Kind.SCALARS
+            numbers = issubclass(contract, Packed) and field.name in contract.NUMBERS
+            return _Kind.NUMBERS if numbers else _Kind.SCALARS
         return _Kind.ENUM if field.type == FieldDescriptor.TYPE_ENUM else _Kind.VALUE
 
     return tuple((field.name, kind(field)) for field in proto_type(contract).DESCRIPTOR.fields)
