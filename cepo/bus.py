@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
@@ -121,6 +122,7 @@ class RedisBus:
         self._hop = self._redis.register_script(_HOP)
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
+        self._next_claim: dict[str, float] = {}
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
@@ -157,9 +159,10 @@ class RedisBus:
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
         try:
             await self._create_group(stream)
-            abandoned = await self._claim(stream, consumer, count)
-            if abandoned:
-                return abandoned
+            if time.monotonic() >= self._next_claim.get(stream, 0.0):
+                abandoned = await self._claim(stream, consumer, count)
+                if abandoned:
+                    return abandoned
             block = max(1, int(wait_seconds * 1000))
             reply: Any = await self._redis.xreadgroup(GROUP, consumer, {_key(stream): ">"}, count=count, block=block)
             return _deliveries(stream, [(i, fields, 1) for _, entries in reply or [] for i, fields in entries])
@@ -216,6 +219,8 @@ class RedisBus:
             _key(stream), GROUP, consumer, self._claim_milliseconds, start_id=start, count=count
         )
         self._cursors[stream] = claimed[0]
+        if claimed[0] == b"0-0":  # all of the stream was looked at; soon enough again in a quarter of the claim time
+            self._next_claim[stream] = time.monotonic() + self._claim_milliseconds / 4000
         entries = [(i, fields) for i, fields in claimed[1] if fields]
         if not entries:
             return []

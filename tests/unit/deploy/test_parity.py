@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cepo.deployment import SPECS, Spec, environment
+from cepo.deployment import REDIS_OPTIONS, SPECS, Spec, environment
 from cepo.local import Stack
 from cepo.rundir import RunDir
 from cepo.settings import PREFIX, Settings
@@ -157,3 +158,11 @@ def test_prometheus_scrapes_every_service() -> None:
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"][0]
     ports = {entry["names"][0]: entry["port"] for entry in scraped["dns_sd_configs"]}
     assert ports == {spec.name: spec.http_port for spec in SPECS.values()}
+
+
+def test_every_redis_has_the_tables_options(compose: dict[str, Any], tmp_path: Path) -> None:
+    (container,) = named(render(K8S / "base"), "StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
+    launched = Stack(make_config(), RunDir(tmp_path)).children["redis"].command
+    assert launched[-len(REDIS_OPTIONS) :] == list(REDIS_OPTIONS)
+    for command in (compose["services"]["redis"]["command"], container["command"]):
+        assert set(REDIS_OPTIONS) <= set(shlex.split(command[-1]))
