@@ -34,7 +34,7 @@ def interpolated(node: Any) -> Any:
     if isinstance(node, list):
         return [interpolated(value) for value in node]
     if isinstance(node, str):
-        node = node.replace("${CEPO_REDIS_PASSWORD:?choose a password for Redis}", PASSWORD)
+        node = re.sub(r"\$\{\w+:\?[^}]*\}", PASSWORD, node)
         return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", node)
     return node
 
