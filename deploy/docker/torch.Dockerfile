@@ -6,7 +6,7 @@ COPY deploy/requirements/cpu.txt pyproject.toml README.md /build/
 COPY cepo /build/cepo
 COPY services /build/services
 # The lock pins what this image needs; what it does not need is not installed.
-RUN pip install --no-cache-dir --constraint /build/cpu.txt "/build[teacher,trainer]"
+RUN pip install --no-cache-dir --constraint /build/cpu.txt torch==2.13.0 "/build[teacher,trainer]"
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/cepo /opt/cepo
