@@ -109,11 +109,9 @@ def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
             plain[name] = ()
         elif kind is _Kind.MESSAGES:
             plain[name] = [_read(_child(contract, name), each) for each in getattr(message, name)]
-        elif kind is _Kind.VALUE:
-            plain[name] = getattr(message, name)
-        elif kind is _Kind.ENUM:
-            plain[name] = getattr(message, name) or None
-        elif message.HasField(name):
+        elif kind is _Kind.VALUE or (kind is _Kind.ENUM and getattr(message, name)):
+            plain[name] = getattr(message, name)  # an unset enum is absent: the contract's default
+        elif kind is _Kind.MESSAGE and message.HasField(name):
             plain[name] = _read(_child(contract, name), getattr(message, name))
     return plain
 
