@@ -1,17 +1,20 @@
-# make train · make test · make check · make proto · make clean
+# make train · make test · make check · make bench · make proto · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
+BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
+
 .DEFAULT_GOAL := help
-.PHONY: help train test check proto format clean
+.PHONY: help train test check bench proto format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make test    the CPU test suite"
 	@echo "make check   format, lint, types, import rules, generated code"
+	@echo "make bench   every benchmark, to benchmarks/results; ARGS=--quick for a minute each"
 
 $(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; set PYTHON=python3.11"; exit 2; }
@@ -34,6 +37,9 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
+
+bench: $(INSTALLED)
+	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 proto: $(INSTALLED)
 	@$(BIN)/python proto/generate.py

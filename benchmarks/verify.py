@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
-import json
 import logging
 import math
 import multiprocessing
-import platform
 import random
 import statistics
 import time
-from pathlib import Path
-from typing import Any
 
 import math_verify
 
+from benchmarks import _report
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "verify.json"
 DEADLINE_SECONDS = 1
 ROUNDS = 5
 AIM = 1.0
@@ -128,33 +122,6 @@ async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[st
     return summary(pooled, items), summary(alone, items)
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs everything and gathers the figures."""
-    count, bombs = (150, 2) if options.quick else (600, 8)
-    items = mixture(count, bombs)
-    directly(items[:6])
-    pooled, alone = asyncio.run(measure(items, options.workers, options.rounds))
-    ratio = round(pooled["items_per_second"] / alone["items_per_second"], 2)
-    stubborn = [Item(f"\\boxed{{{STUBBORN}}}", "7")]
-    return {
-        "name": "verify",
-        "ours": pooled,
-        "alternative": alone,
-        "ratio": ratio,
-        "aim": AIM,
-        "met": ratio >= AIM,
-        "command": f"python -m benchmarks.verify{' --quick' * options.quick} --workers {options.workers}",
-        "machine": f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "items": len(items),
-        "hostile": bombs,
-        "rounds": options.rounds,
-        "deadline_seconds": DEADLINE_SECONDS,
-        "workers": options.workers,
-        "math_verify_answers_a_power_tower": survives(stubborn),
-    }
-
-
 def main() -> None:
     """Prints the result and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,10 +129,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    result = report(parser.parse_args())
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))  # noqa: T201 what it is for
+    options = parser.parse_args()
+    count, bombs = (150, 2) if options.quick else (600, 8)
+    items = mixture(count, bombs)
+    directly(items[:6])
+    pooled, alone = asyncio.run(measure(items, options.workers, options.rounds))
+    _report.write(
+        "verify",
+        ours=pooled,
+        alternative=alone,
+        ratio=pooled["items_per_second"] / alone["items_per_second"],
+        aim=AIM,
+        command=f"python -m benchmarks.verify{' --quick' * options.quick} --workers {options.workers}",
+        items=len(items),
+        hostile=bombs,
+        rounds=options.rounds,
+        deadline_seconds=DEADLINE_SECONDS,
+        workers=options.workers,
+        math_verify_answers_a_power_tower=survives([Item(f"\\boxed{{{STUBBORN}}}", "7")]),
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
@@ -124,6 +125,7 @@ class RedisBus:
         self._hop = self._redis.register_script(_HOP)
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
+        self._next_claim: dict[str, float] = {}
 
     @classmethod
     async def connect(cls, settings: Settings) -> Self:
@@ -160,11 +162,12 @@ class RedisBus:
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
         try:
             await self._create_group(stream)
-            abandoned = await self._claim(stream, consumer, count)
-            if abandoned:
-                return abandoned
-            block = max(1, int(wait_seconds * 1000))
-            reply: Any = await self._redis.xreadgroup(GROUP, consumer, {_key(stream): ">"}, count=count, block=block)
+            if time.monotonic() >= self._next_claim.get(stream, 0.0):
+                abandoned = await self._claim(stream, consumer, count)
+                if abandoned:
+                    return abandoned
+            block, new = max(1, int(wait_seconds * 1000)), {_key(stream): ">"}
+            reply: Any = await self._redis.xreadgroup(GROUP, consumer, new, count=count, block=block)
             return _deliveries(stream, [(i, fields, 1) for _, entries in reply or [] for i, fields in entries])
         except ResponseError as error:
             if "NOGROUP" not in str(error):
@@ -180,8 +183,8 @@ class RedisBus:
 
     async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
         name, body = (type(result).__name__, to_bytes(result)) if result is not None else ("", b"")
-        keys = [_key(delivery.stream), _key(stream)]
-        return bool(await cast(Any, self._hop(keys=keys, args=[GROUP, delivery.id, name, body])))
+        keys, args = [_key(delivery.stream), _key(stream)], [GROUP, delivery.id, name, body]
+        return bool(await cast(Any, self._hop(keys=keys, args=args)))
 
     async def depth(self, stream: str) -> int:
         return int(await self._redis.xlen(_key(stream)))
@@ -214,11 +217,11 @@ class RedisBus:
         self._known.add(stream)
 
     async def _claim(self, stream: str, consumer: str, count: int) -> list[Delivery]:
-        start = self._cursors.get(stream, b"0-0")  # one call looks at few items: go on where the last one ended
-        claimed = await self._redis.xautoclaim(
-            _key(stream), GROUP, consumer, self._claim_milliseconds, start_id=start, count=count
-        )
+        idle, start = self._claim_milliseconds, self._cursors.get(stream, b"0-0")  # one call looks at few items
+        claimed = await self._redis.xautoclaim(_key(stream), GROUP, consumer, idle, start_id=start, count=count)
         self._cursors[stream] = claimed[0]
+        if claimed[0] == b"0-0":  # all of the stream was looked at; soon enough again in a quarter of the claim time
+            self._next_claim[stream] = time.monotonic() + idle / 4000
         entries = [(i, fields) for i, fields in claimed[1] if fields]
         if not entries:
             return []

@@ -7,10 +7,11 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from cepo.packed import Packed
 from cepo.reward import Reward as Reward
 from cepo.vocabulary import (
     ContextName as ContextName,
@@ -172,8 +173,10 @@ class PromptTask(Contract):
         return later[0] if later else None
 
 
-class Completion(Contract):
+class Completion(Packed, Contract):
     """One sampled response: T token ids and T log-probs as the engine reports them."""
+
+    NUMBERS: ClassVar = ("token_ids", "logps")
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
@@ -182,8 +185,9 @@ class Completion(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        if len(self.token_ids) != len(self.logps):
-            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.logps)} log-probs")
+        token_ids, logps = self.count("token_ids"), self.count("logps")
+        if token_ids != logps:
+            raise ValueError(f"{token_ids} token ids but {logps} log-probs")
         return self
 
 
@@ -261,8 +265,10 @@ class ScoredGroup(Contract):
         return len({verdict.reward for verdict in self.verdicts if not verdict.failed}) > 1
 
 
-class EvidenceRow(Contract):
+class EvidenceRow(Packed, Contract):
     """One response under one context."""
+
+    NUMBERS: ClassVar = ("logps", "top_ids", "top_logps", "pooled")
 
     logps: tuple[float, ...]
     applicable: bool
@@ -278,9 +284,9 @@ class EvidenceRow(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        if len(self.top_ids) != len(self.top_logps) or (self.logps and len(self.top_ids) % len(self.logps)):
-            found = f"{len(self.top_ids)} likeliest tokens with {len(self.top_logps)} log-probs"
-            raise ValueError(f"{found} at {len(self.logps)} positions")
+        positions, ids, logps = map(self.count, ("logps", "top_ids", "top_logps"))
+        if ids != logps or (positions and ids % positions):
+            raise ValueError(f"{ids} likeliest tokens with {logps} log-probs at {positions} positions")
         return self
 
 
@@ -302,9 +308,9 @@ class EvidencedGroup(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        lengths = [len(c.token_ids) for c in self.scored.rollout.completions]
+        lengths = [c.count("token_ids") for c in self.scored.rollout.completions]
         for evidence in self.evidence:
-            found = [len(row.logps) for row in evidence.rows]
+            found = [row.count("logps") for row in evidence.rows]
             wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
             if found != wanted:
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")

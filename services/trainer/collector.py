@@ -11,7 +11,8 @@ from cepo.stage import consumer_name, task_of
 
 Prover = Callable[[PolicyProof], str | None]
 """Says why a proof is not accepted; None when it is."""
-BATCH = 64
+BATCH = 8
+"""Groups read at once: larger replies are slower to take in, and hold back what others wait for."""
 log = logging.getLogger(__name__)
 
 

@@ -78,7 +78,7 @@ async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, tempe
     """Every token's advantage as the trainer would have it, through the services' own functions."""
     scored = await grade(group_of(texts, algorithm, temperature))
     evidenced = await make_handler(scorer, RENDERER, CONTEXT_LENGTH)(scored)
-    batch = pack([evidenced], algorithm.asks_at(0))
+    batch = pack([evidenced])
     return [row[: len(ids_of(text))].tolist() for row, text in zip(algorithm.advantages(batch, 0), texts, strict=True)]
 
 

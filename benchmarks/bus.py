@@ -1,0 +1,72 @@
+"""Groups a second through the four hops, and bytes of a group, on two cores.
+
+Redis, the three stages and the trainer are processes of their own that share the cores; engines take no time, so what
+is measured is the queue, the wire format and the checks of every message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+
+from benchmarks import _report
+from benchmarks._simulation import ROUTE, Cost, Shape, Workers, collect, redis_server, running
+from cepo.wire import to_bytes
+
+AIM = 300.0
+CORES = 2
+
+
+def measure(shape: Shape, groups: int, rounds: int) -> list[Cost]:
+    """The cost of `groups` groups, in each of some rounds after one that warms up."""
+    fleet = [Workers(stage, shape, slots=16) for stage in ROUTE]
+    with redis_server() as url, running(url, fleet):
+        costs = [asyncio.run(collect(url, shape.tasks(f"bus{i}", groups))) for i in range(rounds + 1)]
+    return costs[1:]
+
+
+def main() -> None:
+    """Prints the result and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer groups; under a minute")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
+    shape = Shape()
+    groups, rounds = (200, 3) if options.quick else (600, 5)
+    costs = measure(shape, groups, rounds)
+    rate = statistics.median(groups / cost.seconds for cost in costs)
+    _report.write(
+        "bus",
+        ours={
+            "groups_per_second": round(rate, 1),
+            "redis_cpu_milliseconds_per_group": _median_milliseconds([c.redis_cpu_seconds / groups for c in costs]),
+            "trainer_cpu_milliseconds_per_group": _median_milliseconds([c.trainer_cpu_seconds / groups for c in costs]),
+            "redis_bytes_per_group": round(statistics.median(c.redis_bytes for c in costs) / groups),
+        },
+        alternative=None,
+        ratio=rate,
+        aim=AIM,
+        command=f"python -m benchmarks.bus{' --quick' * options.quick}",
+        samples=shape.samples,
+        tokens=shape.tokens,
+        bytes={type(hop).__name__: len(to_bytes(hop)) for hop in asyncio.run(_journey(shape))},
+        groups=groups,
+        rounds=rounds,
+    )
+
+
+async def _journey(shape: Shape) -> list:
+    hops = shape.tasks("journey", 1)
+    for stage in ROUTE:
+        hops.append(await Workers(stage, shape).handler()(hops[-1]))
+    return hops
+
+
+def _median_milliseconds(seconds: list[float]) -> float:
+    return round(1000 * statistics.median(seconds), 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""`cepo serve SERVICE RUN.toml`: becomes one service of a run; what a container starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from cepo import runfile
+from cepo.cli.preflight import Preflight
+from cepo.deployment import SPECS, environment
+from cepo.errors import UserError
+from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
+from cepo.settings import Settings, child_environment
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run one service, for containers; the trainer goes on where it was")
+    parser.add_argument("service", choices=[name for name, spec in SPECS.items() if spec.follows_run])
+    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    parser.add_argument("--run-dir", type=Path, help="folder of the run; the trainer's alone")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replaces this process by the service."""
+    config, surroundings = runfile.load(options.file, options.set), Settings.from_environment()
+    arguments = []
+    if options.service == "trainer":
+        if options.run_dir is None:
+            raise UserError("cepo serve trainer needs --run-dir, a folder that outlives the container")
+        folder = RunDir(options.run_dir)
+        if not folder.config.is_file():
+            begin(config, folder, surroundings.redis_url)
+        config = runfile.load(folder.config)
+        arguments = [str(folder.path)]
+    spec = SPECS[options.service]
+    variables = child_environment(environment(spec.settings(config, surroundings)))
+    os.execve(sys.executable, [sys.executable, *spec.command(*arguments)], variables)
+
+
+def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:
+    """Checks a run as `cepo train` does, then makes its folder.
+
+    Raises:
+        UserError: what blocks the run.
+    """
+    preflight = Preflight(config, folder.path, redis_url, here=True)
+    for finding in preflight.run():
+        print(f"{finding.check}: {finding.text}", flush=True)
+    folder.create(config, resume=False, excluded=preflight.excluded)

@@ -1,0 +1,69 @@
+"""Contracts with long lists of numbers, which stay as they came off the wire until somebody reads them.
+
+A verifier reads texts, a teacher token ids: unpacking what a stage only hands on would be most of its time. Nothing of
+this shows: a packed contract has the fields, the equality and the copies of any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from google.protobuf.message import Message as ProtoMessage
+from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+
+
+class Packed(BaseModel):
+    """Mixed into a contract that names its lists of numbers."""
+
+    model_config = ConfigDict(frozen=True)
+    NUMBERS: ClassVar[tuple[str, ...]] = ()
+    """Fields with a number for every token."""
+    _message: ProtoMessage | None = PrivateAttr(default=None)
+
+    @property
+    def message(self) -> ProtoMessage | None:
+        """The protobuf message it was read from, which is still all of it."""
+        return self._message
+
+    def packed(self, message: ProtoMessage) -> Self:
+        """This contract, whose numbers were left empty, with those of its message."""
+        self._message = message
+        for name in self.NUMBERS:
+            del self.__dict__[name]
+        return self
+
+    def count(self, name: str) -> int:
+        """How many numbers a field has, without unpacking them."""
+        return len(getattr(self._message or self, name))
+
+    def unpacked(self) -> Self:
+        """This contract, with every field read."""
+        for name in self.NUMBERS:
+            getattr(self, name)
+        return self
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in type(self).NUMBERS and self._message is not None:
+                value = tuple(getattr(self._message, name)[:])  # a slice is a list, made faster than by list()
+                self.__dict__[name] = value
+                return value
+            return super().__getattr__(name)
+
+    def model_copy(self, **options: Any) -> Self:
+        copy = super(Packed, self.unpacked()).model_copy(**options)
+        copy._message = None  # it may have been changed
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in type(self).model_fields)
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
+
+    @model_serializer(mode="wrap")
+    def _whole(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return serialize(self.unpacked())

@@ -1,0 +1,103 @@
+"""The part of `kubectl kustomize` that deploy/k8s uses, so that its overlays are rendered where there is no kubectl."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Object = dict[str, Any]
+K8S = Path(__file__).parents[3] / "deploy" / "k8s"
+KEYS = {
+    *("apiVersion", "kind", "namespace", "resources", "components", "configMapGenerator", "generatorOptions"),
+    *("patches", "images"),
+}
+CLUSTER_WIDE = {"Namespace"}
+
+
+def render(folder: Path) -> list[Object]:
+    """The objects of an overlay.
+
+    Raises:
+        AssertionError: something this renderer does not know, or a patch without a target.
+    """
+    return _build(folder, [])
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    """The one object of this kind and name."""
+    (found,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def _build(folder: Path, inherited: list[Object]) -> list[Object]:
+    wanted = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    assert set(wanted) <= KEYS, set(wanted) - KEYS
+    objects = list(inherited)
+    for resource in wanted.get("resources", ()):
+        path = folder / resource
+        objects += _build(path, []) if path.is_dir() else _documents(path)
+    for generator in wanted.get("configMapGenerator", ()):
+        _generate(generator, folder, objects)
+    for component in wanted.get("components", ()):
+        objects = _build(folder / component, objects)
+    for patch in wanted.get("patches", ()):
+        text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text()
+        _patch(objects, patch["target"], yaml.safe_load(text))
+    for image in wanted.get("images", ()):
+        _rename(objects, image)
+    for item in objects:
+        if "namespace" in wanted and item["kind"] not in CLUSTER_WIDE:
+            item["metadata"]["namespace"] = wanted["namespace"]
+    return objects
+
+
+def _documents(path: Path) -> list[Object]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def _generate(generator: Object, folder: Path, objects: list[Object]) -> None:
+    data = {name: (folder / name).read_text() for name in generator.get("files", ())}
+    data |= dict(literal.split("=", 1) for literal in generator.get("literals", ()))
+    if generator.get("behavior") == "replace":
+        named(objects, "ConfigMap", generator["name"])["data"] = data
+    else:
+        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data})
+
+
+def _patch(objects: list[Object], target: Object, operations: list[Object]) -> None:
+    matching = [
+        item
+        for item in objects
+        if re.fullmatch(target["kind"], item["kind"])
+        and re.fullmatch(target.get("name", ".*"), item["metadata"]["name"])
+    ]
+    assert matching, f"no object for the patch of {target}"
+    for item in matching:
+        for operation in operations:
+            _apply(item, operation)
+
+
+def _apply(item: Object, operation: Object) -> None:
+    *parents, last = [part.replace("~1", "/") for part in operation["path"].removeprefix("/").split("/")]
+    node: Any = item
+    for part in parents:
+        node = node[int(part) if isinstance(node, list) else part]
+    value = yaml.safe_load(yaml.safe_dump(operation.get("value")))  # each object its own
+    if operation["op"] == "remove":
+        del node[last]
+    elif isinstance(node, list):
+        assert (operation["op"], last) == ("add", "-")
+        node.append(value)
+    else:
+        assert operation["op"] == "add" or last in node, f"{operation['path']} is not there to be replaced"
+        node[last] = value
+
+
+def _rename(objects: list[Object], image: Object) -> None:
+    for item in objects:
+        for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
+            if container["image"] == image["name"]:
+                container["image"] = f"{image['newName']}:{image['newTag']}"

