@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from cepo.answers import reference_of
-from cepo.contracts import Message
+from cepo.contracts import Message, Placement
 from cepo.errors import UserError
 from cepo.kinds import check_reference
-from cepo.rendering import Renderer, with_hint
+from cepo.rendering import Renderer
 from cepo.rows import Row, column, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
 
@@ -55,7 +55,9 @@ class Problem:
     row: int = field(default=-1, compare=False)
     """Its place in the file."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer as hint."""
+    """Prompt with the right answer, or the solution, as hint."""
+    solution: str = field(default="", compare=False)
+    """A worked solution, where the run names its column."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def _recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Col
         )
         known = next(fitting, CONVENTIONS[0])
         columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
-    for key, path in (("data.question", columns.question), ("data.answer", columns.answer)):
+    named = (("data.question", columns.question), ("data.answer", columns.answer), ("data.solution", data.solution))
+    for key, path in named if data.solution else named[:2]:
         if isinstance(first, dict) and not any(has_column(row, path) for _, row in rows):
             try:
                 column(first, path)
@@ -189,14 +192,26 @@ def _problem(number: int, row: Row, columns: Columns, config: RunConfig, rendere
     check_reference(str(answer), config.data.answer_kind)
     messages = _messages(column(row, columns.question), columns.question, config.data)
     reference = reference_of(str(answer))
-    tokens = len(renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
+    solution = _solution(row, config)
+    shown, placement = solution if config.shows_solution else reference, Placement[config.data.placement.upper()]
+    tokens = len(renderer.hinted_ids(messages, config.data.hint, shown, placement))
     length = tokens + config.sampling.max_tokens + 1
     if length > config.model.max_length:
         raise UserError(
             f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
             f"that ends them, above model.max_length={config.model.max_length}"
         )
-    return Problem(messages, reference, number, tokens)
+    return Problem(messages, reference, number, tokens, solution)
+
+
+def _solution(row: Row, config: RunConfig) -> str:
+    path = config.data.solution
+    if not path:
+        return ""
+    solution = column(row, path)
+    if not isinstance(solution, str) or (config.shows_solution and not solution.strip()):
+        raise UserError(f"column {path!r} holds {solution!r}, which is not a solution")
+    return solution
 
 
 def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:

@@ -31,8 +31,6 @@ SERVICE_STOP_SECONDS = 5.0
 MAX_RESTARTS = 5
 """Within RESTART_WINDOW_SECONDS; more is a fault that starting again does not mend."""
 RESTART_WINDOW_SECONDS = 120.0
-HINT_TOKENS = 128
-"""What the teacher's contexts may be longer than the policy's: the hint line."""
 SERVICES = ("rollout", "verifier", "teacher", "trainer")
 
 
@@ -197,7 +195,7 @@ class Stack:
             "dtype": config.model.dtype,
             "device": config.engine.device,
             "threads": _cpu_threads() if config.engine.device == "cpu" else 0,
-            "max_model_len": config.model.max_length + (HINT_TOKENS if name == "teacher" else 0),
+            "max_model_len": config.model.max_length + (config.hint_tokens if name == "teacher" else 0),
             "max_num_seqs": config.engine.max_num_seqs,
             "max_lora_rank": config.engine.max_lora_rank,
             "lora_targets": ",".join(config.lora.targets),

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
-from cepo.algo.evidence import Cepo, Rlsd
+from cepo.algo.cepo import Cepo
+from cepo.algo.rlsd import Rlsd
 
 
 class Grpo(Algorithm):

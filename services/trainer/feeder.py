@@ -10,7 +10,7 @@ from itertools import count, islice
 
 from cepo.algo.base import Draw
 from cepo.bus import Bus, stream_of
-from cepo.contracts import PolicyRef, PromptTask, Purpose, Sampling, Stage
+from cepo.contracts import Placement, PolicyRef, PromptTask, Purpose, Sampling, Stage
 from cepo.data import Problem, Problems
 from cepo.runconfig import RunConfig
 
@@ -86,7 +86,9 @@ class Feeder:
             messages=problem.messages,
             reference_answer=problem.answer,
             answer_kind=config.data.answer_kind,
+            reference_solution=problem.solution,
             hint=config.data.hint,
+            placement=Placement[config.data.placement.upper()],
             samples=config.sampling.samples if training else config.eval.samples,
             sampling=Sampling(
                 temperature=config.sampling.temperature if training else config.eval.temperature,

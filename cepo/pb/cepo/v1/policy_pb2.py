@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x65po/v1/policy.proto\x12\x07\x63\x65po.v1\",\n\tPolicyRef\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\xbb\x02\n\x03\x41sk\x12%\n\x07\x63ontext\x18\x01 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x1b\n\x04want\x18\x02 \x01(\x0e\x32\r.cepo.v1.Want\x12\'\n\totherwise\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x14\n\x0c\x65xclude_self\x18\x04 \x01(\x08\x12!\n\x07weights\x18\x05 \x01(\x0e\x32\x10.cepo.v1.Weights\x12#\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x06 \x01(\x0e\x32\x11.cepo.v1.Feedback\x12\x0e\n\x06tokens\x18\x07 \x01(\x05\x12\x1b\n\x04pick\x18\x08 \x01(\x0e\x32\r.cepo.v1.Pick\x12\x0c\n\x04rank\x18\t \x01(\x05\x12\x0b\n\x03top\x18\n \x01(\x05\x12!\n\x07support\x18\x0b \x01(\x0e\x32\x10.cepo.v1.Weights\"Q\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"M\n\x08ImageRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_ROLLOUT\x10\x01\x12\x10\n\x0cSTAGE_VERIFY\x10\x02\x12\x0f\n\x0bSTAGE_TEACH\x10\x03*G\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x10\n\x0cPURPOSE_EVAL\x10\x02*w\n\x0b\x43ontextName\x12\x1c\n\x18\x43ONTEXT_NAME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_NAME_PLAIN\x10\x01\x12\x17\n\x13\x43ONTEXT_NAME_ANSWER\x10\x02\x12\x19\n\x15\x43ONTEXT_NAME_REJECTED\x10\x03*\xb6\x01\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44\x42\x41\x43K_ANSWER\x10\x01\x12\x15\n\x11\x46\x45\x45\x44\x42\x41\x43K_SOLUTION\x10\x02\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_ANSWER\x10\x03\x12\x16\n\x12\x46\x45\x45\x44\x42\x41\x43K_PEER_FULL\x10\x04\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_PREFIX\x10\x05\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_SUFFIX\x10\x06*g\n\x04Pick\x12\x14\n\x10PICK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPICK_REWARD\x10\x01\x12\x11\n\rPICK_SHORTEST\x10\x02\x12\x14\n\x10PICK_MOST_COMMON\x10\x03\x12\x0f\n\x0bPICK_RANDOM\x10\x04*i\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACEMENT_USER\x10\x01\x12\x17\n\x13PLACEMENT_ASSISTANT\x10\x02\x12\x14\n\x10PLACEMENT_SYSTEM\x10\x03*b\n\x07Weights\x12\x17\n\x13WEIGHTS_UNSPECIFIED\x10\x00\x12\x13\n\x0fWEIGHTS_TEACHER\x10\x01\x12\x15\n\x11WEIGHTS_REFERENCE\x10\x02\x12\x12\n\x0eWEIGHTS_POLICY\x10\x03*W\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\x11\n\rWANT_LOGPROBS\x10\x01\x12\x15\n\x11WANT_DISTRIBUTION\x10\x02\x12\x0f\n\x0bWANT_HIDDEN\x10\x03*\\\n\tTeachWhen\x12\x1a\n\x16TEACH_WHEN_UNSPECIFIED\x10\x00\x12\x15\n\x11TEACH_WHEN_ALWAYS\x10\x01\x12\x1c\n\x18TEACH_WHEN_REWARD_SPREAD\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63\x65po/v1/policy.proto\x12\x07\x63\x65po.v1\",\n\tPolicyRef\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\xd1\x02\n\x03\x41sk\x12%\n\x07\x63ontext\x18\x01 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x1b\n\x04want\x18\x02 \x01(\x0e\x32\r.cepo.v1.Want\x12\'\n\totherwise\x18\x03 \x01(\x0e\x32\x14.cepo.v1.ContextName\x12\x14\n\x0c\x65xclude_self\x18\x04 \x01(\x08\x12!\n\x07weights\x18\x05 \x01(\x0e\x32\x10.cepo.v1.Weights\x12#\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x06 \x01(\x0e\x32\x11.cepo.v1.Feedback\x12\x0e\n\x06tokens\x18\x07 \x01(\x05\x12\x1b\n\x04pick\x18\x08 \x01(\x0e\x32\r.cepo.v1.Pick\x12\x0c\n\x04rank\x18\t \x01(\x05\x12\x0b\n\x03top\x18\n \x01(\x05\x12!\n\x07support\x18\x0b \x01(\x0e\x32\x10.cepo.v1.Weights\x12\x14\n\x0c\x61s_published\x18\x0c \x01(\x08\"Q\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x12\n\nmax_tokens\x18\x04 \x01(\x05\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"M\n\x08ImageRef\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05*T\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n\rSTAGE_ROLLOUT\x10\x01\x12\x10\n\x0cSTAGE_VERIFY\x10\x02\x12\x0f\n\x0bSTAGE_TEACH\x10\x03*G\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x10\n\x0cPURPOSE_EVAL\x10\x02*w\n\x0b\x43ontextName\x12\x1c\n\x18\x43ONTEXT_NAME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONTEXT_NAME_PLAIN\x10\x01\x12\x17\n\x13\x43ONTEXT_NAME_ANSWER\x10\x02\x12\x19\n\x15\x43ONTEXT_NAME_REJECTED\x10\x03*\xb6\x01\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46\x45\x45\x44\x42\x41\x43K_ANSWER\x10\x01\x12\x15\n\x11\x46\x45\x45\x44\x42\x41\x43K_SOLUTION\x10\x02\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_ANSWER\x10\x03\x12\x16\n\x12\x46\x45\x45\x44\x42\x41\x43K_PEER_FULL\x10\x04\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_PREFIX\x10\x05\x12\x18\n\x14\x46\x45\x45\x44\x42\x41\x43K_PEER_SUFFIX\x10\x06*g\n\x04Pick\x12\x14\n\x10PICK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPICK_REWARD\x10\x01\x12\x11\n\rPICK_SHORTEST\x10\x02\x12\x14\n\x10PICK_MOST_COMMON\x10\x03\x12\x0f\n\x0bPICK_RANDOM\x10\x04*i\n\tPlacement\x12\x19\n\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x12\n\x0ePLACEMENT_USER\x10\x01\x12\x17\n\x13PLACEMENT_ASSISTANT\x10\x02\x12\x14\n\x10PLACEMENT_SYSTEM\x10\x03*b\n\x07Weights\x12\x17\n\x13WEIGHTS_UNSPECIFIED\x10\x00\x12\x13\n\x0fWEIGHTS_TEACHER\x10\x01\x12\x15\n\x11WEIGHTS_REFERENCE\x10\x02\x12\x12\n\x0eWEIGHTS_POLICY\x10\x03*W\n\x04Want\x12\x14\n\x10WANT_UNSPECIFIED\x10\x00\x12\x11\n\rWANT_LOGPROBS\x10\x01\x12\x15\n\x11WANT_DISTRIBUTION\x10\x02\x12\x0f\n\x0bWANT_HIDDEN\x10\x03*\\\n\tTeachWhen\x12\x1a\n\x16TEACH_WHEN_UNSPECIFIED\x10\x00\x12\x15\n\x11TEACH_WHEN_ALWAYS\x10\x01\x12\x1c\n\x18TEACH_WHEN_REWARD_SPREAD\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cepo.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=601
-  _globals['_STAGE']._serialized_end=685
-  _globals['_PURPOSE']._serialized_start=687
-  _globals['_PURPOSE']._serialized_end=758
-  _globals['_CONTEXTNAME']._serialized_start=760
-  _globals['_CONTEXTNAME']._serialized_end=879
-  _globals['_FEEDBACK']._serialized_start=882
-  _globals['_FEEDBACK']._serialized_end=1064
-  _globals['_PICK']._serialized_start=1066
-  _globals['_PICK']._serialized_end=1169
-  _globals['_PLACEMENT']._serialized_start=1171
-  _globals['_PLACEMENT']._serialized_end=1276
-  _globals['_WEIGHTS']._serialized_start=1278
-  _globals['_WEIGHTS']._serialized_end=1376
-  _globals['_WANT']._serialized_start=1378
-  _globals['_WANT']._serialized_end=1465
-  _globals['_TEACHWHEN']._serialized_start=1467
-  _globals['_TEACHWHEN']._serialized_end=1559
+  _globals['_STAGE']._serialized_start=623
+  _globals['_STAGE']._serialized_end=707
+  _globals['_PURPOSE']._serialized_start=709
+  _globals['_PURPOSE']._serialized_end=780
+  _globals['_CONTEXTNAME']._serialized_start=782
+  _globals['_CONTEXTNAME']._serialized_end=901
+  _globals['_FEEDBACK']._serialized_start=904
+  _globals['_FEEDBACK']._serialized_end=1086
+  _globals['_PICK']._serialized_start=1088
+  _globals['_PICK']._serialized_end=1191
+  _globals['_PLACEMENT']._serialized_start=1193
+  _globals['_PLACEMENT']._serialized_end=1298
+  _globals['_WEIGHTS']._serialized_start=1300
+  _globals['_WEIGHTS']._serialized_end=1398
+  _globals['_WANT']._serialized_start=1400
+  _globals['_WANT']._serialized_end=1487
+  _globals['_TEACHWHEN']._serialized_start=1489
+  _globals['_TEACHWHEN']._serialized_end=1581
   _globals['_POLICYREF']._serialized_start=33
   _globals['_POLICYREF']._serialized_end=77
   _globals['_ASK']._serialized_start=80
-  _globals['_ASK']._serialized_end=395
-  _globals['_SAMPLING']._serialized_start=397
-  _globals['_SAMPLING']._serialized_end=478
-  _globals['_MESSAGE']._serialized_start=480
-  _globals['_MESSAGE']._serialized_end=520
-  _globals['_IMAGEREF']._serialized_start=522
-  _globals['_IMAGEREF']._serialized_end=599
+  _globals['_ASK']._serialized_end=417
+  _globals['_SAMPLING']._serialized_start=419
+  _globals['_SAMPLING']._serialized_end=500
+  _globals['_MESSAGE']._serialized_start=502
+  _globals['_MESSAGE']._serialized_end=542
+  _globals['_IMAGEREF']._serialized_start=544
+  _globals['_IMAGEREF']._serialized_end=621
 # @@protoc_insertion_point(module_scope)

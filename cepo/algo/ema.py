@@ -1,0 +1,28 @@
+"""The exponential moving average of weights: a teacher that follows the student slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def ema(previous: Mapping[str, Tensor], current: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
+    """(1 - rate) previous + rate current, name by name; a decay of 0.95 is a rate of 0.05.
+
+    The average of LoRA factors A and B is not the factorisation of the average of BA: give it merged weights where
+    that matters.
+
+    Returns:
+        New tensors, in the previous ones' type; keep those in float32, for bfloat16 swallows the steps of a small rate.
+
+    Raises:
+        ValueError: the rate is outside [0, 1], or the two do not hold the same names.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"rate must be within [0, 1], got {rate}")
+    if previous.keys() != current.keys():
+        raise ValueError(f"weights differ in {sorted(previous.keys() ^ current.keys())}")
+    return {name: old.lerp(current[name].to(old), rate) for name, old in previous.items()}
