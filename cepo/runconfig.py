@@ -74,7 +74,7 @@ class Data(Section):
     hint: str = HINT
     """Line after the instruction in the teacher's contexts; {answer} is replaced."""
     placement: Literal["user", "assistant", "system"] = "user"
-    """Where the hint stands: in the question (the paper), after the generation prompt (its code), as a system message."""
+    """Where the hint stands: after the question (the paper), in the answer (its code) or in the system turn."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What happens to a row that cannot be used: over-long prompt, no answer, or one that cannot be graded."""
 

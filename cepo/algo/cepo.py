@@ -29,7 +29,7 @@ class Cepo(EvidenceRatio):
     """Where no rejected answer exists: contrast with the teacher's plain context (the paper), not at all (its code), or
     leave the group without an advantage; it still counts in the denominators."""
     unparsed: Literal["next_rejected", "as_published"] = "next_rejected"
-    """A rejected rollout without an answer is passed over, or shown as the reference code shows it: by the word None."""
+    """A rejected rollout without an answer is passed over, or shown by the word None as in the reference code."""
     exclude_self: bool | None = None
     """Never show a rollout to itself; unless given, that holds for all but a rejected answer, as published."""
     modulate_all_wrong: bool = True

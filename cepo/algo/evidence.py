@@ -51,21 +51,23 @@ class EvidenceRatio(Algorithm):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
-        given = self.model_fields_set
-        if "warmup_steps" in given and self.schedule != "warmup_decay":
+        if self._set("warmup_steps") and self.schedule != "warmup_decay":
             raise ValueError(
                 f'algorithm.warmup_steps is for schedule = "warmup_decay", not "{self.schedule}"; leave it out'
             )
-        if {"decay_steps", "offset"} & given and self.schedule == "constant":
-            key = "decay_steps" if "decay_steps" in given else "offset"
+        for key in filter(self._set, ("decay_steps", "offset") if self.schedule == "constant" else ()):
             raise ValueError(f'algorithm.{key} has no meaning with schedule = "constant"; leave it out')
         if self.cuts and self.feedback_tokens is None:
             raise ValueError("algorithm.feedback_tokens is missing: a peer's prefix or suffix needs its length")
         if not self.cuts and self.feedback_tokens is not None:
             raise ValueError("algorithm.feedback_tokens is the length of a peer's prefix or suffix; leave it out")
-        if "pick" in given and not self.shows_peers:
+        if self._set("pick") and not self.shows_peers:
             raise ValueError("algorithm.pick chooses among peers and none is shown; leave it out")
         return self
+
+    def _set(self, key: str) -> bool:
+        """Whether a key has another value than it has by itself."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def shown(self) -> tuple[str, ...]:

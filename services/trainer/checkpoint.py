@@ -1,4 +1,4 @@
-"""What a run needs to go on bit for bit: adapter, optimiser, RNG, teacher, the next step and the policies still in flight."""
+"""What a run needs to go on bit for bit: adapter, optimiser, RNG, teacher, the next step, the policies in flight."""
 
 from __future__ import annotations
 

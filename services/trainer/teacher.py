@@ -22,7 +22,7 @@ class Teacher:
         self._learner = learner
         self._publisher = publisher
         self.average: dict[str, Tensor] = {}
-        """The moving average of the adapter, in float32; empty for other sources. It starts as the base model: B = 0."""
+        """The moving average of the adapter, in float32, at first the base model (B = 0); empty for other sources."""
         if source.source == "ema":
             self.average = {name: value.float() for name, value in learner.adapter().items()}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cepo.contexts import Hint, choose_rejected, hints
+from cepo.contexts import Hint, hints
 from cepo.contracts import Ask, ContextName, EvidenceReason, Outcome, ScoredGroup, Verdict
 from tests.factories import make_scored, make_task, make_verdict
 
@@ -24,6 +24,12 @@ def wrong(answer: str, reward: float = 0.0) -> Verdict:
 
 def group(verdicts: Sequence[Verdict], reference: str = "7") -> ScoredGroup:
     return make_scored(task=make_task(samples=len(verdicts), reference_answer=reference), verdicts=verdicts)
+
+
+def rejected(scored: ScoredGroup) -> Hint | EvidenceReason:
+    """What every response of a group shares as r-."""
+    (found,) = set(hints(Ask(context=REJECTED), scored))
+    return found
 
 
 def chosen(hint: Hint | EvidenceReason) -> tuple[str, int]:
@@ -45,45 +51,45 @@ def chosen(hint: Hint | EvidenceReason) -> tuple[str, int]:
 def test_the_first_rejected_answer_by_reward_then_index_is_chosen(
     verdicts: list[Verdict], answer: str, source: int
 ) -> None:
-    assert chosen(choose_rejected(group(verdicts))) == (answer, source)
+    assert chosen(rejected(group(verdicts))) == (answer, source)
 
 
 @pytest.mark.parametrize("unusable", [UNBOXED, EMPTY_BOX, CUT], ids=["no-box", "empty-box", "truncated"])
 def test_a_rejected_rollout_without_an_answer_is_passed_over(unusable: Verdict) -> None:
-    assert chosen(choose_rejected(group([unusable, CORRECT, wrong("5", 0.1)]))) == ("5", 2)
-    assert choose_rejected(group([unusable, CORRECT])) is EvidenceReason.NO_ANSWER
+    assert chosen(rejected(group([unusable, CORRECT, wrong("5", 0.1)]))) == ("5", 2)
+    assert rejected(group([unusable, CORRECT])) is EvidenceReason.NO_ANSWER
 
 
 def test_a_timeout_and_a_broken_grader_supply_no_answer() -> None:
     for outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR):
         verdict = wrong("5").model_copy(update={"outcome": outcome})
-        assert choose_rejected(group([verdict, CORRECT])) is EvidenceReason.NO_ANSWER
+        assert rejected(group([verdict, CORRECT])) is EvidenceReason.NO_ANSWER
 
 
 def test_an_answer_equal_to_the_reference_once_normalised_is_no_contrast() -> None:
     spelled = wrong("1/2").model_copy(update={"extracted": "\\frac{1}{2}"})
-    assert choose_rejected(group([spelled, CORRECT], reference="0.5")) is EvidenceReason.SAME_AS_ANSWER
-    assert chosen(choose_rejected(group([spelled, wrong("1/3")], reference="0.5"))) == ("1/3", 1)
+    assert rejected(group([spelled, CORRECT], reference="0.5")) is EvidenceReason.SAME_AS_ANSWER
+    assert chosen(rejected(group([spelled, wrong("1/3")], reference="0.5"))) == ("1/3", 1)
 
 
 def test_all_correct_has_no_rejected_rollout() -> None:
-    assert choose_rejected(group([CORRECT, CORRECT])) is EvidenceReason.NO_REJECTED
+    assert rejected(group([CORRECT, CORRECT])) is EvidenceReason.NO_REJECTED
 
 
 def test_the_answer_is_given_as_it_was_written() -> None:
     spelled = wrong("1/3").model_copy(update={"extracted": "\\dfrac{1}{3}"})
-    assert chosen(choose_rejected(group([spelled, CORRECT]))) == ("\\dfrac{1}{3}", 0)
+    assert chosen(rejected(group([spelled, CORRECT]))) == ("\\dfrac{1}{3}", 0)
 
 
 def test_low_accuracy_rejects_whatever_the_reward() -> None:
     rewarded = wrong("5", reward=2.0)
-    assert chosen(choose_rejected(group([CORRECT, rewarded]))) == ("5", 1)
+    assert chosen(rejected(group([CORRECT, rewarded]))) == ("5", 1)
 
 
 def test_the_choice_follows_the_rollouts_when_they_change_places() -> None:
     verdicts = [wrong("5", 0.2), CORRECT, wrong("6", 0.1), UNBOXED]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        assert chosen(choose_rejected(group([verdicts[i] for i in order]))) == ("6", order.index(2))
+        assert chosen(rejected(group([verdicts[i] for i in order]))) == ("6", order.index(2))
 
 
 def test_every_response_shares_the_first_rejected_answer() -> None:

@@ -17,13 +17,17 @@ from cepo.runfile import load
 from tests.factories import RUNS, make_config
 
 COMMON = "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip importance_cap name"
+CREDIT = (
+    "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.ema_rate teacher.source "
+    "teacher.sync_every warmup_steps"
+)
 KEYS = {
-    "algorithm.cepo": f"{COMMON} decay_steps eps_w exclude_self lam no_negative",
+    "algorithm.cepo": f"{COMMON} {CREDIT} exclude_self modulate_all_wrong negative no_negative unparsed wrong_hints",
     "algorithm.grpo": COMMON,
-    "algorithm.rlsd": f"{COMMON} decay_steps eps_w lam",
+    "algorithm.rlsd": f"{COMMON} {CREDIT} negative_only student_logp",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
-    "train where",
+    "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row placement question "
+    "solution split system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
     "lora": "alpha rank targets",
