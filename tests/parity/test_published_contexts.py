@@ -6,7 +6,6 @@ In the golden file `_` is padding, `$` the end of sequence, and a pad at the sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
