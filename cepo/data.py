@@ -94,6 +94,8 @@ def load_problems(
     Raises:
         UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
     """
+    if held_out:  # nobody teaches there
+        config = config.model_copy(update={"data": config.data.model_copy(update={"solution": ""})})
     data = config.data
     name, split = (data.eval, data.eval_split) if held_out else (data.train, data.split)
     key = "data.eval" if held_out else "data.train"
@@ -193,7 +195,7 @@ def _problem(number: int, row: Row, columns: Columns, config: RunConfig, rendere
     messages = _messages(column(row, columns.question), columns.question, config.data)
     reference = reference_of(str(answer))
     solution = _solution(row, config)
-    shown, placement = solution if config.shows_solution else reference, Placement[config.data.placement.upper()]
+    shown, placement = (config.shows_solution and solution) or reference, Placement[config.data.placement.upper()]
     tokens = len(renderer.hinted_ids(messages, config.data.hint, shown, placement))
     length = tokens + config.sampling.max_tokens + 1
     if length > config.model.max_length:

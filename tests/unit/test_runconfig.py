@@ -114,6 +114,22 @@ def test_the_keys_are_these() -> None:
             "config key sampling.prompts=32 cannot be split into optim.minibatches=3 equal parts",
         ),
         ("data.hint=Look here", "config key data.hint='Look here' must contain {answer}, or every context is the same"),
+        ("data.placement=end", "config key data.placement='end': Input should be 'user', 'assistant' or 'system'"),
+        (
+            "algorithm.positive=solution",
+            "config key data.solution is missing: algorithm.name=cepo shows the reference solution; name its column",
+        ),
+        (
+            "algorithm.wrong_hints=9",
+            "config key algorithm.wrong_hints=9 is above sampling.samples=8, which is all the answers a group can have",
+        ),
+        (
+            "algorithm.teacher.every=5",
+            "config key algorithm.teacher.every is unknown; known here: ema_rate, source, sync_every",
+        ),
+        ("algorithm.teacher.source=me", "config key algorithm.teacher.source='me': Input should be 'actor', "),
+        ("algorithm.teacher.source=sync", 'config key algorithm.teacher.sync_every is missing: source = "sync" needs'),
+        ("algorithm.positive=peer_prefix", "config key algorithm.feedback_tokens is missing: "),
         ("name=a b", "config key name='a b': String should match pattern"),
         ("loop.steps", "--set 'loop.steps': write key=value, for example --set loop.steps=10"),
         ("=3", "--set '=3': write key=value, for example --set loop.steps=10"),
@@ -145,6 +161,19 @@ def test_a_file_that_is_not_there_is_named_with_an_example(tmp_path: Path) -> No
     for path in (tmp_path / "absent.toml", tmp_path):
         with pytest.raises(UserError, match=rf"run file {path}: .*; give the path of a TOML file such as deploy/runs/"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        ([], 128),
+        (["algorithm.negative=peer_full"], 128 + 48),
+        (["algorithm.negative=peer_prefix", "algorithm.feedback_tokens=9"], 128 + 9),
+        (["algorithm.positive=peer_suffix", "algorithm.feedback_tokens=900"], 128 + 48),
+    ],
+)
+def test_the_teacher_has_room_for_what_a_context_shows(overrides: list[str], tokens: int) -> None:
+    assert make_config(*overrides).hint_tokens == tokens
 
 
 def test_files_are_relative_to_the_run_file_and_names_are_left_alone(tmp_path: Path) -> None:

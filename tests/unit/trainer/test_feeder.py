@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Stage, TeachWhen
+from cepo.contracts import BASE_POLICY, Message, Placement, PromptTask, Purpose, Stage, TeachWhen
 from cepo.data import Problem, Problems
 from cepo.testing import MemoryBus
 from services.trainer.feeder import Feeder
@@ -67,6 +69,14 @@ def test_a_task_carries_what_the_config_says() -> None:
     assert (task.samples, task.hint, task.policy, task.teacher) == (3, "It is {answer}", POLICY, POLICY)
     assert (task.sampling.temperature, task.sampling.top_k, task.sampling.max_tokens) == (0.7, 5, 48)
     assert f"train {task.reference_answer}" == task.messages[0].content
+
+
+def test_a_task_says_where_the_hint_stands_and_how_the_problem_is_solved() -> None:
+    feeder = make_feeder("data.placement=system", "data.solution=steps", "algorithm.positive=solution")
+    solved = tuple(replace(problem, solution=f"by {problem.answer}") for problem in feeder.train.problems)
+    task = replace(feeder, train=replace(feeder.train, problems=solved)).tasks(0, POLICY, BASE_POLICY)[0]
+    assert (task.placement, task.reference_solution) == (Placement.SYSTEM, f"by {task.reference_answer}")
+    assert (task.policy, task.teacher) == (POLICY, BASE_POLICY)
 
 
 def test_a_task_says_how_its_answers_are_compared() -> None:
