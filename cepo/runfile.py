@@ -101,7 +101,8 @@ def _explain(error: ValidationError) -> str:
         case "union_tag_not_found":
             return 'config key algorithm.name is missing; for example name = "cepo"'
         case "value_error":
-            return f"config key {first['ctx']['error']}"  # it names its key
+            section = "algorithm." if parts[:1] == ["algorithm"] else ""
+            return f"config key {section}{first['ctx']['error']}"  # it names its key
     return f"config key {key}={first['input']!r}: {first['msg']}"
 
 

@@ -52,17 +52,15 @@ class EvidenceRatio(Algorithm):
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
         if self._set("warmup_steps") and self.schedule != "warmup_decay":
-            raise ValueError(
-                f'algorithm.warmup_steps is for schedule = "warmup_decay", not "{self.schedule}"; leave it out'
-            )
+            raise ValueError(f'warmup_steps is for schedule = "warmup_decay", not "{self.schedule}"; leave it out')
         for key in filter(self._set, ("decay_steps", "offset") if self.schedule == "constant" else ()):
-            raise ValueError(f'algorithm.{key} has no meaning with schedule = "constant"; leave it out')
+            raise ValueError(f'{key} has no meaning with schedule = "constant"; leave it out')
         if self.cuts and self.feedback_tokens is None:
-            raise ValueError("algorithm.feedback_tokens is missing: a peer's prefix or suffix needs its length")
+            raise ValueError("feedback_tokens is missing: a peer's prefix or suffix needs its length")
         if not self.cuts and self.feedback_tokens is not None:
-            raise ValueError("algorithm.feedback_tokens is the length of a peer's prefix or suffix; leave it out")
+            raise ValueError("feedback_tokens is the length of a peer's prefix or suffix; leave it out")
         if self._set("pick") and not self.shows_peers:
-            raise ValueError("algorithm.pick chooses among peers and none is shown; leave it out")
+            raise ValueError("pick chooses among peers and none is shown; leave it out")
         return self
 
     def _set(self, key: str) -> bool:

@@ -26,9 +26,7 @@ class TeacherSource(BaseModel):
         for key, source in (("sync_every", "sync"), ("ema_rate", "ema")):
             given = getattr(self, key) is not None
             if given and self.source != source:
-                raise ValueError(
-                    f'algorithm.teacher.{key} is for source = "{source}", not "{self.source}"; leave it out'
-                )
+                raise ValueError(f'teacher.{key} is for source = "{source}", not "{self.source}"; leave it out')
             if not given and self.source == source:
-                raise ValueError(f'algorithm.teacher.{key} is missing: source = "{source}" needs it')
+                raise ValueError(f'teacher.{key} is missing: source = "{source}" needs it')
         return self

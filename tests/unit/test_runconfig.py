@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from cepo.algo.variants import ALGORITHMS
+from cepo.algo.variants import ALGORITHMS, Rlsd
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -274,3 +274,23 @@ def test_paths_of_overrides_are_relative_to_where_the_command_runs(
     base = run_files(tmp_path, base=BASE)
     monkeypatch.chdir(tmp_path / "here")
     assert load(base, ["data.train=./mine.jsonl"]).data.train == str(tmp_path / "here" / "mine.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "eps_w", "decay_steps", "sync_every", "student_logp", "first"),
+    [
+        ("rlsd_paper", 0.2, 50, 10, "old", 0.5),
+        ("rlsd_official", 0.2, 60, 20, "current", 0.5 * 59 / 60),
+        ("rlsd_table7", 0.5, 25, 50, "old", 0.5),
+    ],
+)
+def test_the_three_settings_of_rlsd(
+    name: str, eps_w: float, decay_steps: int, sync_every: int, student_logp: str, first: float
+) -> None:
+    config = load(RUNS / f"{name}.toml")
+    rlsd = config.algorithm
+    assert isinstance(rlsd, Rlsd)
+    assert (rlsd.eps_w, rlsd.decay_steps, rlsd.student_logp) == (eps_w, decay_steps, student_logp)
+    assert (rlsd.teacher.source, rlsd.teacher.sync_every) == ("sync", sync_every)
+    assert rlsd.lam_at(0) == pytest.approx(first)
+    assert "Reference solution" in config.data.hint

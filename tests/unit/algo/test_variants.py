@@ -94,14 +94,14 @@ def test_rlsd_measures_the_plain_context_only_where_the_old_student_counts() -> 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"warmup_steps": 3}, 'algorithm.warmup_steps is for schedule = "warmup_decay", not "linear"'),
-        ({"schedule": "constant", "decay_steps": 3}, "algorithm.decay_steps has no meaning"),
-        ({"schedule": "constant", "offset": 1}, "algorithm.offset has no meaning"),
-        ({"positive": "peer_prefix"}, "algorithm.feedback_tokens is missing"),
-        ({"feedback_tokens": 9}, "algorithm.feedback_tokens is the length of a peer's prefix or suffix"),
-        ({"teacher": {"source": "sync"}}, 'algorithm.teacher.sync_every is missing: source = "sync" needs it'),
-        ({"teacher": {"source": "ema"}}, 'algorithm.teacher.ema_rate is missing: source = "ema" needs it'),
-        ({"teacher": {"sync_every": 5}}, 'algorithm.teacher.sync_every is for source = "sync", not "actor"'),
+        ({"warmup_steps": 3}, 'warmup_steps is for schedule = "warmup_decay", not "linear"'),
+        ({"schedule": "constant", "decay_steps": 3}, "decay_steps has no meaning"),
+        ({"schedule": "constant", "offset": 1}, "offset has no meaning"),
+        ({"positive": "peer_prefix"}, "feedback_tokens is missing"),
+        ({"feedback_tokens": 9}, "feedback_tokens is the length of a peer's prefix or suffix"),
+        ({"teacher": {"source": "sync"}}, 'teacher.sync_every is missing: source = "sync" needs it'),
+        ({"teacher": {"source": "ema"}}, 'teacher.ema_rate is missing: source = "ema" needs it'),
+        ({"teacher": {"sync_every": 5}}, 'teacher.sync_every is for source = "sync", not "actor"'),
         ({"teacher": {"source": "sync", "sync_every": 5, "ema_rate": 0.1}}, 'ema_rate is for source = "ema"'),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_meaningless_combination_is_refused_with_the_reason(
 
 
 def test_rlsd_has_no_peer_to_pick_unless_it_shows_one() -> None:
-    with pytest.raises(ValidationError, match=r"algorithm\.pick chooses among peers and none is shown"):
+    with pytest.raises(ValidationError, match=r"pick chooses among peers and none is shown"):
         Rlsd(pick="random")
     assert Rlsd(pick="random", positive="peer_full").asks[0].pick is Pick.RANDOM
 
