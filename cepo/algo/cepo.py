@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import Algorithm, Metrics
+from cepo.algo.base import Metrics
 from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import masked_mean
 from cepo.algo.evidence import EvidenceRatio, in_groups_with
@@ -40,7 +40,7 @@ class Cepo(EvidenceRatio):
         return (self.positive, self.negative)
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
+    def contrast(self) -> tuple[Ask, ...]:
         exclude_self = self.negative != "peer_answer" if self.exclude_self is None else self.exclude_self
         instead = ContextName.PLAIN if self.no_negative == "rlsd" else None
         rejected = [
@@ -79,7 +79,7 @@ class Cepo(EvidenceRatio):
 
         w_CEPO > w_RLSD where sign(A) (log P_S - log P_-) > 0; P_S is the policy's own, as it sampled.
         """
-        denominator, adv_BT = self._ratio(found)[1], Algorithm.advantages(self, batch, step)
+        denominator, adv_BT = self._ratio(found)[1], self.unweighed(batch, step)
         weighed_BT = self._weighed_BT(batch, adv_BT)
         if found[1].substitute_B is not None:
             weighed_BT = weighed_BT & ~found[1].substitute_B[:, None]

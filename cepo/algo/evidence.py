@@ -95,12 +95,25 @@ class EvidenceRatio(Algorithm):
                 return linear_decay(self.lam, self.decay_steps, at)
         return warmup_decay(self.lam, self.warmup_steps, self.decay_steps, at)
 
+    @property
+    def contrast(self) -> tuple[Ask, ...]:
+        """The evidence that is divided: of the numerator, then of the denominator."""
+        raise NotImplementedError
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (*super().asks, *self.contrast)
+
     def asks_at(self, step: int) -> tuple[Ask, ...]:
-        return self.asks if self.lam_at(step) > 0 else ()
+        return self.asks if self.lam_at(step) > 0 else super().asks
+
+    def unweighed(self, batch: TrainBatch, step: int) -> Tensor:
+        """adv_BT before any token credit."""
+        return super().advantages(batch, step)
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         parts = self._credit(batch, step)
-        return super().advantages(batch, step) if parts is None else parts.adv_BT
+        return self.unweighed(batch, step) if parts is None else parts.adv_BT
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
         lam, parts = self.lam_at(step), self._credit(batch, step)
@@ -123,9 +136,9 @@ class EvidenceRatio(Algorithm):
 
     def _measured(self, batch: TrainBatch) -> list[Measured] | None:
         """What each ask found; None where the step measured nothing."""
-        if any(ask not in batch.evidence for ask in self.asks):
+        if any(ask not in batch.evidence for ask in self.contrast):
             return None
-        return [batch.evidence[ask] for ask in self.asks]
+        return [batch.evidence[ask] for ask in self.contrast]
 
     def _ratio(self, found: Sequence[Measured]) -> tuple[Measured, Measured]:
         """Numerator and denominator."""
@@ -133,7 +146,7 @@ class EvidenceRatio(Algorithm):
 
     def _weighed_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         """Tokens that have both evidences and may be weighed."""
-        numerator, denominator = self._ratio([batch.evidence[ask] for ask in self.asks])
+        numerator, denominator = self._ratio([batch.evidence[ask] for ask in self.contrast])
         return (numerator.applicable_B & denominator.applicable_B)[:, None] & batch.mask_BT.bool()
 
     def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
@@ -142,7 +155,7 @@ class EvidenceRatio(Algorithm):
         if found is None:
             return None
         numerator, denominator = self._ratio(found)
-        return self._weigh(Algorithm.advantages(self, batch, step), numerator.logp_BT, denominator.logp_BT, batch, step)
+        return self._weigh(self.unweighed(batch, step), numerator.logp_BT, denominator.logp_BT, batch, step)
 
     def _weigh(
         self, adv_BT: Tensor, numerator_BT: Tensor, denominator_BT: Tensor, batch: TrainBatch, step: int

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import Algorithm, LossOutput, Metrics, credit_metrics
+from cepo.algo.base import LossOutput, Metrics, credit_metrics
 from cepo.algo.batch import Measured, Student, TrainBatch
 from cepo.algo.core import Credit
 from cepo.algo.evidence import EvidenceRatio
@@ -27,15 +27,13 @@ class Rlsd(EvidenceRatio):
     """Weigh only the tokens of a negative advantage."""
 
     @property
-    def asks(self) -> tuple[Ask, ...]:
+    def contrast(self) -> tuple[Ask, ...]:
         plain = Ask(context=ContextName.PLAIN, weights=Weights.POLICY)
         return (self._numerator(), plain) if self.student_logp == "old" else (self._numerator(),)
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         """Without the weights where `loss` puts them on."""
-        return (
-            super().advantages(batch, step) if self.student_logp == "old" else Algorithm.advantages(self, batch, step)
-        )
+        return super().advantages(batch, step) if self.student_logp == "old" else self.unweighed(batch, step)
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
         if self.student_logp == "old":
