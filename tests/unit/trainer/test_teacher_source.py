@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from cepo import adapters
+from cepo.adapters import AdapterCache
 from cepo.algo.teacher import TeacherSource
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.rendering import Renderer
+from cepo.settings import Settings
 from cepo.testing import MemoryBus
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Pair
 from services.trainer.batch import pack
 from services.trainer.checkpoint import Checkpoints, Progress
 from services.trainer.learner import Learner
@@ -76,10 +80,20 @@ async def test_the_teacher_of_every_version(tmp_path: Path, source: str, version
     )
 
 
-async def test_an_average_is_a_policy_that_engines_can_fetch_and_prove(tmp_path: Path) -> None:
+async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_path: Path) -> None:
     process = Process(tmp_path, SOURCES["ema"])
     (*_, last) = await process.steps(START, 2)
     (policy,), (teacher,) = last.policies, last.teachers
+
+    async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
+        return adapters.read(process.publisher.folder(wanted))
+
+    settings = Settings(model=process.config.model.path, dtype="float32", max_loras=2)
+    engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
+    assert [process.publisher.prove(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
+    pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
+    scores = [(await engine.score([pair], 1.0, one))[0] for one in (policy, teacher, BASE_POLICY)]
+    assert len(set(scores)) == 3
     assert process.publisher.folder(teacher) == tmp_path / "adapters" / "ema-v000002"
     assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"
     assert adapters.digest(adapters.read(process.publisher.folder(teacher))) == teacher.sha256
