@@ -59,7 +59,12 @@ def recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Colu
         known = next(fitting, CONVENTIONS[0])
         columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
     images = data.images or next((name for name in IMAGE_COLUMNS if has_column(first, name)), "")
-    wanted = {"data.question": columns.question, "data.answer": columns.answer, "data.images": images}
+    wanted = {
+        "data.question": columns.question,
+        "data.answer": columns.answer,
+        "data.images": images,
+        "data.solution": data.solution,
+    }
     for key, path in wanted.items():
         if path and isinstance(first, dict) and not any(has_column(row, path) for _, row in rows):
             try:

@@ -68,11 +68,13 @@ class Ask(Contract):
     """Length of a peer's prefix or suffix."""
     pick: Pick = Pick.REWARD
     rank: int = Field(default=0, ge=0)
-    """Shows the rank-th of the rollouts that could be shown; their answers all differ."""
+    """Shows the rank-th of the rollouts that could be shown; rejected answers all differ."""
     top: int = Field(default=0, ge=0)
     """Distribution: how many of the likeliest tokens; 0: the whole vocabulary."""
     support: Weights = Weights.TEACHER
     """Distribution: whose likeliest tokens; another's than `weights` are found under the plain context."""
+    as_published: bool = False
+    """Rejected: any rejected rollout may be shown, with the answer the reference code finds in it."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -80,6 +82,8 @@ class Ask(Contract):
             raise ValueError(f"a rejected context cannot show {self.feedback.name}")
         if (self.feedback in (Feedback.PEER_PREFIX, Feedback.PEER_SUFFIX)) != (self.tokens > 0):
             raise ValueError("tokens is the length of a peer's prefix or suffix, and of nothing else")
+        if self.as_published and self.context is not ContextName.REJECTED:
+            raise ValueError("as_published is about the choice of a rejected rollout, and of nothing else")
         return self
 
 
@@ -275,12 +279,15 @@ class EvidenceRow(Packed, Contract):
     context: ContextName
     reason: EvidenceReason
     answer: str = ""
+    """The text of the hint; empty where the hint is tokens of the response of `source`."""
     source: int = -1
     top_ids: tuple[int, ...] = ()
     """T x k token ids, position after position, where a distribution was wanted."""
     top_logps: tuple[float, ...] = ()
     pooled: tuple[float, ...] = ()
     """The mean last hidden state, where it was wanted."""
+    hint_tokens: int = Field(default=0, ge=0)
+    """How much longer the context is than the plain one."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:

@@ -14,11 +14,11 @@ from typing import Any
 
 from cepo.answers import reference_of
 from cepo.columns import CONVENTIONS, Columns, recognised
-from cepo.contracts import ImageRef, Message
+from cepo.contracts import ImageRef, Message, Placement
 from cepo.errors import UserError
 from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
-from cepo.rendering import Renderer, with_hint
+from cepo.rendering import Renderer
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
 
@@ -32,8 +32,10 @@ class Problem:
     row: int = field(default=-1, compare=False)
     """Its place in the file."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer as hint, without images."""
+    """Prompt with the right answer, or the solution, as hint; without images."""
     images: tuple[ImageRef, ...] = ()
+    solution: str = field(default="", compare=False)
+    """A worked solution, where the run names its column."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def load_problems(
     Raises:
         UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
     """
+    if held_out:  # nobody teaches there
+        config = config.model_copy(update={"data": config.data.model_copy(update={"solution": ""})})
     data = config.data
     name, split = (data.eval, data.eval_split) if held_out else (data.train, data.split)
     key = "data.eval" if held_out else "data.train"
@@ -155,14 +159,16 @@ class _Reader:
         messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
         images, messages = self._images(row, messages)
         reference = reference_of(str(answer))
-        tokens = len(self.renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
+        solution = self._solution(row)
+        shown, placement = (config.shows_solution and solution) or reference, Placement[config.data.placement.upper()]
+        tokens = len(self.renderer.hinted_ids(messages, config.data.hint, shown, placement))
         length = tokens + config.sampling.max_tokens + 1
         if length > config.model.max_length:
             raise UserError(
                 f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
                 f"that ends them, above model.max_length={config.model.max_length}"
             )
-        return Problem(messages, reference, number, tokens, images)
+        return Problem(messages, reference, number, tokens, images, solution)
 
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
         """The images of a row, and its messages with a mark for each."""
@@ -183,6 +189,15 @@ class _Reader:
             for picture in pictures:
                 self.store.put(picture)
         return images, messages
+
+    def _solution(self, row: Row) -> str:
+        path = self.config.data.solution
+        if not path:
+            return ""
+        solution = column(row, path)
+        if not isinstance(solution, str) or (self.config.shows_solution and not solution.strip()):
+            raise UserError(f"column {path!r} holds {solution!r}, which is not a solution")
+        return solution
 
 
 def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from cepo.runconfig import RunConfig
 from cepo.settings import Settings
 
-HINT_TOKENS = 128
-"""What the teacher's contexts may be longer than the policy's: the hint line."""
 REDIS_OPTIONS = ("--appendonly", "yes", "--save", "", "--auto-aof-rewrite-min-size", "1gb")
 """Of every Redis that is started for a run. Groups come and go: at Redis's own 64 MB the file would be rewritten, by a
 fork, several times a second."""
@@ -50,7 +48,7 @@ class Spec:
                 "dtype": config.model.dtype,
                 "device": config.engine.device,
                 "threads": surroundings.threads or (_cpu_threads() if on_cpu else 0),
-                "max_model_len": config.model.max_length + (HINT_TOKENS if self.name == "teacher" else 0),
+                "max_model_len": config.model.max_length + (config.hint_tokens if self.name == "teacher" else 0),
                 "max_num_seqs": config.engine.max_num_seqs,
                 "max_lora_rank": config.engine.max_lora_rank,
                 "lora_targets": ",".join(config.lora.targets),

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from cepo.contracts import Message
+from cepo.contracts import Message, Placement
 from cepo.errors import UserError
 
 INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
@@ -55,6 +55,23 @@ class Renderer:
             raise UserError(f"the model's chat template refuses the messages: {error}") from error
         return tuple(encoded["input_ids"])
 
+    def hinted_ids(
+        self, messages: Sequence[Message], hint: str, shown: str | Sequence[int], placement: Placement
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation with a hint, up to where the response starts.
+
+        Args:
+            hint: the template; {answer} is replaced.
+            shown: a text, or tokens of another response. After the generation prompt such tokens stand as they were
+                sampled, without the template, as in the reference code.
+        """
+        if placement is not Placement.ASSISTANT:
+            text = shown if isinstance(shown, str) else self.text(shown)
+            return self.prompt_ids(with_hint(messages, hint, text, placement))
+        if isinstance(shown, str):
+            shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
+        return (*self.prompt_ids(messages), *shown)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """A response as text, without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -83,17 +100,24 @@ class Renderer:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def with_hint(messages: Sequence[Message], hint: str, answer: str) -> tuple[Message, ...]:
+def with_hint(
+    messages: Sequence[Message], hint: str, answer: str, placement: Placement = Placement.USER
+) -> tuple[Message, ...]:
     """The conversation with the hint as the last line of its last user turn (the paper's template).
 
-    Question and images stay in front, so contexts share them.
+    Question and images stay in front, so contexts share them. As a system message the hint is the last line of the
+    first one, which is made where there is none.
 
     Raises:
         UserError: the conversation has no user turn.
     """
+    line = hint.replace("{answer}", answer)
+    if placement is Placement.SYSTEM:
+        if messages[0].role != "system":
+            return (Message(role="system", content=line), *messages)
+        return (Message(role="system", content=f"{messages[0].content}\n{line}"), *messages[1:])
     for at in range(len(messages) - 1, -1, -1):
         if messages[at].role == "user":
-            line = hint.replace("{answer}", answer)
             hinted = Message(role="user", content=f"{messages[at].content}\n{line}")
             return (*messages[:at], hinted, *messages[at + 1 :])
     raise UserError("the messages have no user turn to put the hint in")

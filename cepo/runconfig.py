@@ -10,10 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cepo.algo.variants import AnyAlgorithm
-from cepo.contracts import Reward
+from cepo.contracts import Feedback, Reward
 from cepo.kinds import parse_kind
 from cepo.rendering import HINT, INSTRUCTION
 
+HINT_TOKENS = 128
+"""Room for a hint line with an answer that is longer than the reference."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -56,6 +58,8 @@ class Data(Section):
     """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
     images: str = ""
     """Column with an image or several: bytes, a path or a data URI each; empty: `images` or `image` if there is one."""
+    solution: str = ""
+    """Column with a worked solution, for methods that show it."""
     answer_kind: str = ""
     """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"
@@ -71,6 +75,8 @@ class Data(Section):
     """Line after the question; empty where the data holds it already."""
     hint: str = HINT
     """Line after the instruction in the teacher's contexts; {answer} is replaced."""
+    placement: Literal["user", "assistant", "system"] = "user"
+    """Where the hint stands: after the question (the paper), in the answer (its code) or in the system turn."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What happens to a row that cannot be used: over-long prompt, no answer, or one that cannot be graded."""
 
@@ -189,7 +195,35 @@ class RunConfig(Section):
                 f"sampling.prompts={self.sampling.prompts} cannot be split into "
                 f"optim.minibatches={self.optim.minibatches} equal parts"
             )
+        self._feedback_exists()
         return self
+
+    def _feedback_exists(self) -> None:
+        """Whether what the algorithm shows can be there at all."""
+        if self.shows_solution and not self.data.solution:
+            raise ValueError(
+                f"data.solution is missing: algorithm.name={self.algorithm.name} shows the reference solution; "
+                "name its column"
+            )
+        most = max((ask.rank for ask in self.algorithm.asks), default=0) + 1
+        if most > self.sampling.samples:
+            raise ValueError(
+                f"algorithm.wrong_hints={most} is above sampling.samples={self.sampling.samples}, which is all the "
+                "answers a group can have; lower it"
+            )
+
+    @property
+    def shows_solution(self) -> bool:
+        """Whether a context holds the reference solution."""
+        return any(ask.feedback is Feedback.SOLUTION for ask in self.algorithm.asks)
+
+    @property
+    def hint_tokens(self) -> int:
+        """What the teacher's contexts may be longer than the policy's: the hint line, and a peer's response."""
+        peers = (Feedback.PEER_FULL, Feedback.PEER_PREFIX, Feedback.PEER_SUFFIX)
+        longest = self.sampling.max_tokens
+        shown = [min(ask.tokens or longest, longest) for ask in self.algorithm.asks if ask.feedback in peers]
+        return HINT_TOKENS + max(shown, default=0)
 
     @property
     def max_loras(self) -> int:

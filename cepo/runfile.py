@@ -108,10 +108,8 @@ def _explain(error: ValidationError) -> str:
 
 def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
     section: Any = RunConfig
-    if parents == ["algorithm"]:
-        section = ALGORITHMS[str(loc[1])]
-    elif parents:
-        section = RunConfig.model_fields[parents[0]].annotation
+    for parent in parents:
+        section = ALGORITHMS[str(loc[1])] if parent == "algorithm" else section.model_fields[parent].annotation
     return sorted(section.model_fields)
 
 

@@ -136,3 +136,7 @@ class EvidenceReason(IntEnum):
     NO_ANSWER = 3
     SAME_AS_ANSWER = 4
     ONLY_SELF = 5
+    NO_CORRECT = 6
+    NO_SOLUTION = 7
+    TOO_FEW = 8
+    """Fewer differing rejected answers than were asked for."""

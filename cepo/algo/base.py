@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.teacher import TeacherSource
 from cepo.contracts import Ask, EvidencedGroup, PromptTask, TeachWhen
 
 Metrics = dict[str, float]
@@ -57,6 +58,11 @@ class Algorithm(BaseModel):
     def teach_when(self) -> TeachWhen:
         """Which groups' evidence can matter."""
         return TeachWhen.ALWAYS
+
+    @property
+    def teacher_source(self) -> TeacherSource:
+        """Whose weights the teacher has."""
+        return TeacherSource()
 
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""

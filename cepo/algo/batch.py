@@ -32,6 +32,8 @@ class Measured:
     """Their log-probs."""
     pooled_BD: Tensor | None = None
     """The mean last hidden state, where it was wanted."""
+    substitute_B: Tensor | None = None
+    """Where the context asked for did not exist and the ask's `otherwise` was scored."""
 
     def rows(self, index: Tensor, width: int) -> Measured:
         """The chosen sequences, cut to `width` tokens."""
@@ -41,6 +43,7 @@ class Measured:
             top_ids_BTk=None if self.top_ids_BTk is None else self.top_ids_BTk[index, :width],
             top_logp_BTk=None if self.top_logp_BTk is None else self.top_logp_BTk[index, :width],
             pooled_BD=None if self.pooled_BD is None else self.pooled_BD[index],
+            substitute_B=None if self.substitute_B is None else self.substitute_B[index],
         )
 
     def to(self, device: Any) -> Measured:
@@ -73,6 +76,8 @@ class TrainBatch:
     """By ask; an ask that no group of the step was measured for is absent."""
     prefix_value_BT1: Tensor | None = None
     """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""
+    step: int = 0
+    """Of the run, from 0."""
 
     @property
     def size(self) -> int:
@@ -96,6 +101,7 @@ class TrainBatch:
             demonstration_B=self.demonstration_B[index],
             evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
+            step=self.step,
         )
 
     def to(self, device: Any) -> Self:

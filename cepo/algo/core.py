@@ -77,6 +77,8 @@ class Credit:
     """w_t within [1 - eps_w, 1 + eps_w]."""
     adv_BT: Tensor
     """A [(1 - lam) + lam clip(w)]."""
+    broken_BT: Tensor
+    """Where the difference of the evidences is not a finite number."""
 
     @property
     def clipped_BT(self) -> Tensor:
@@ -85,10 +87,22 @@ class Credit:
 
 
 @torch.no_grad()
-def credit(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float, eps_w: float) -> Credit:
+def credit(
+    adv_BT: Tensor,
+    logp_num_BT: Tensor,
+    logp_den_BT: Tensor,
+    lam: float,
+    eps_w: float,
+    where_BT: Tensor | None = None,
+    sign_BT: Tensor | None = None,
+) -> Credit:
     """Token credit from two evidences (Eq. 4 for RLSD, Eqs 5 and 7 for CEPO), with its parts.
 
     The evidences are stop-gradient. A delta that is not a number counts as no evidence; an infinite one is clipped.
+
+    Args:
+        where_BT: the tokens that are weighed; the others have a delta of 0 and keep their advantage. None: all.
+        sign_BT: the direction of the weight; that of each token's own advantage unless given.
 
     Raises:
         ValueError: lam outside [0, 1] or eps_w outside (0, 1): the sign of the advantage would not be safe.
@@ -97,14 +111,16 @@ def credit(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float,
         raise ValueError(f"lam must be within [0, 1], got {lam}")
     if not 0.0 < eps_w < 1.0:
         raise ValueError(f"eps_w must be within (0, 1), got {eps_w}")
-    delta_BT = torch.nan_to_num(
-        logp_num_BT.float() - logp_den_BT.float(), nan=0.0, posinf=EXPONENT_BOUND, neginf=-EXPONENT_BOUND
-    )
-    exponent_BT = (torch.sign(adv_BT) * delta_BT).clamp(-EXPONENT_BOUND, EXPONENT_BOUND)
+    raw_BT = logp_num_BT.float() - logp_den_BT.float()
+    if where_BT is not None:
+        raw_BT = torch.where(where_BT, raw_BT, 0.0)
+    delta_BT = torch.nan_to_num(raw_BT, nan=0.0, posinf=EXPONENT_BOUND, neginf=-EXPONENT_BOUND)
+    sign_BT = torch.sign(adv_BT) if sign_BT is None else sign_BT
+    exponent_BT = (sign_BT * delta_BT).clamp(-EXPONENT_BOUND, EXPONENT_BOUND)
     weight_BT = exponent_BT.exp()
     clipped_BT = weight_BT.clamp(1.0 - eps_w, 1.0 + eps_w)
     credited_BT = adv_BT * ((1.0 - lam) + lam * clipped_BT)
-    return Credit(delta_BT, weight_BT, clipped_BT, credited_BT)
+    return Credit(delta_BT, weight_BT, clipped_BT, credited_BT, ~raw_BT.isfinite())
 
 
 def reweight(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float, eps_w: float) -> Tensor:

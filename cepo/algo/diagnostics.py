@@ -19,14 +19,19 @@ _CREDIT_KEYS = (
     "delta_mean_wrong",
     "wrong_direction_fraction",
     "clip_fraction",
+    "clip_low_fraction",
+    "clip_high_fraction",
     "weight_mean",
     "multiplier_mean",
+    "sequences_fraction",
+    "advantage_before",
+    "advantage_after",
     "nonfinite_tokens",
 )
 
 
 def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
-    """Diagnostics over the weighed tokens (algorithms 9.3); all 0 when nothing was weighed.
+    """Diagnostics over the weighed tokens; all 0 when nothing was weighed.
 
     Args:
         credit: the parts of the reweighting, or None where the method has none.
@@ -49,7 +54,13 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
         "credit/delta_mean_wrong": masked_mean(delta_BT, mask_BT & ~correct_B1),
         "credit/wrong_direction_fraction": masked_mean(delta_BT * sign_BT < 0, mask_BT),
         "credit/clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
+        "credit/clip_low_fraction": masked_mean(credit.weight_BT < credit.weight_clipped_BT, mask_BT),
+        "credit/clip_high_fraction": masked_mean(credit.weight_BT > credit.weight_clipped_BT, mask_BT),
         "credit/weight_mean": masked_mean(credit.weight_clipped_BT, mask_BT),
         "credit/multiplier_mean": masked_mean(multiplier_BT, mask_BT),
+        "credit/sequences_fraction": float(mask_BT.any(dim=1).float().mean()),
+        "credit/advantage_before": masked_mean((credit.adv_BT / multiplier_BT).abs(), mask_BT),
+        "credit/advantage_after": masked_mean(credit.adv_BT.abs(), mask_BT),
+        "credit/nonfinite_tokens": float((credit.broken_BT & mask_BT).sum()),
     }
     return metrics

@@ -8,94 +8,169 @@ They differ in which two evidences are divided, and in nothing else:
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cepo.algo.base import Metrics
-from cepo.algo.batch import TrainBatch
+from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import Credit, credit
 from cepo.algo.diagnostics import credit_metrics
 from cepo.algo.policy_gradient import PolicyGradient
-from cepo.algo.schedules import linear_decay
-from cepo.contracts import Ask, ContextName
+from cepo.algo.schedules import constant, linear_decay, warmup_decay
+from cepo.algo.teacher import TeacherSource
+from cepo.contracts import Ask, ContextName, Feedback, Pick
+
+Positive = Literal["answer", "solution", "peer_answer", "peer_full", "peer_prefix", "peer_suffix"]
+CUT = ("peer_prefix", "peer_suffix")
 
 
 class EvidenceRatio(PolicyGradient):
     """A_t = A [(1 - lam) + lam clip(exp(sign(A) (log P_num - log P_den)), 1 - eps_w, 1 + eps_w)]."""
 
     lam: float = Field(default=0.5, ge=0, le=1)
-    """Share of the evidence at step 0."""
+    """Share of the evidence: the most there is of it."""
+    schedule: Literal["constant", "linear", "warmup_decay"] = "linear"
     decay_steps: int = Field(default=25, ge=1)
-    """The share falls linearly to 0 at this step."""
+    """Steps in which the share falls linearly to 0."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which it rises before; warmup_decay only."""
+    offset: Literal[0, 1] = 0
+    """What the first step counts in the schedule: 0 in CEPO's code, 1 in RLSD's."""
     eps_w: float = Field(default=0.5, gt=0, lt=1)
+    sign: Literal["token", "sequence"] = "token"
+    """Whose advantage gives the direction of a weight; they differ only where it varies within a sequence."""
+    teacher: TeacherSource = TeacherSource()
+    positive: Positive = "answer"
+    """What r+ shows; a correct peer's, where there is one, else the reference answer."""
+    feedback_tokens: int | None = Field(default=None, ge=1)
+    """Length of a peer's prefix or suffix."""
+    pick: Literal["reward", "shortest", "most_common", "random"] = "reward"
+    """Which peer is shown."""
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Self:
+        if self._set("warmup_steps") and self.schedule != "warmup_decay":
+            raise ValueError(f'warmup_steps is for schedule = "warmup_decay", not "{self.schedule}"; leave it out')
+        for key in filter(self._set, ("decay_steps", "offset") if self.schedule == "constant" else ()):
+            raise ValueError(f'{key} has no meaning with schedule = "constant"; leave it out')
+        if self.cuts and self.feedback_tokens is None:
+            raise ValueError("feedback_tokens is missing: a peer's prefix or suffix needs its length")
+        if not self.cuts and self.feedback_tokens is not None:
+            raise ValueError("feedback_tokens is the length of a peer's prefix or suffix; leave it out")
+        if self._set("pick") and not self.shows_peers:
+            raise ValueError("pick chooses among peers and none is shown; leave it out")
+        return self
+
+    def _set(self, key: str) -> bool:
+        """Whether a key has another value than it has by itself."""
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
-    def pair(self) -> tuple[Ask, Ask]:
-        """The numerator's and the denominator's evidence."""
+    def shown(self) -> tuple[str, ...]:
+        """What the contexts show."""
+        return (self.positive,)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a part of a peer's response is shown."""
+        return any(source in CUT for source in self.shown)
+
+    @property
+    def shows_peers(self) -> bool:
+        return any(source.startswith("peer") for source in self.shown)
+
+    @property
+    def teacher_source(self) -> TeacherSource:
+        return self.teacher
+
+    def lam_at(self, step: int) -> float:
+        """Share of the evidence at a step, which counts from 0."""
+        at = step + self.offset
+        match self.schedule:
+            case "constant":
+                return constant(self.lam, at)
+            case "linear":
+                return linear_decay(self.lam, self.decay_steps, at)
+        return warmup_decay(self.lam, self.warmup_steps, self.decay_steps, at)
+
+    @property
+    def contrast(self) -> tuple[Ask, ...]:
+        """The evidence that is divided: of the numerator, then of the denominator."""
         raise NotImplementedError
 
     @property
     def asks(self) -> tuple[Ask, ...]:
-        return (*super().asks, *self.pair)
-
-    def lam_at(self, step: int) -> float:
-        """Share of the evidence at a step, which counts from 0."""
-        return linear_decay(self.lam, self.decay_steps, step)
+        return (*super().asks, *self.contrast)
 
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         return self.asks if self.lam_at(step) > 0 else super().asks
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         parts = self._credit(batch, step)
-        return super().advantages(batch, step) if parts is None else parts.adv_BT
+        return self.base_advantages(batch) if parts is None else parts.adv_BT
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
         lam, parts = self.lam_at(step), self._credit(batch, step)
         if parts is None:
             return credit_metrics(None, batch, batch.mask_BT, lam)
-        numerator, denominator = (batch.evidence[ask] for ask in self.pair)
-        weighed_BT = (numerator.applicable_B & denominator.applicable_B)[:, None] & (parts.adv_BT != 0)
-        broken_BT = weighed_BT & ~(numerator.logp_BT - denominator.logp_BT).isfinite()
-        return credit_metrics(parts, batch, weighed_BT, lam) | {"credit/nonfinite_tokens": float(broken_BT.sum())}
+        return credit_metrics(parts, batch, self._weighed_BT(batch, parts.adv_BT) & (parts.adv_BT != 0), lam)
+
+    def _numerator(self, *, exclude_self: bool = True) -> Ask:
+        """r+; without a correct peer to show, the reference answer."""
+        if not self.positive.startswith("peer"):
+            return Ask(context=ContextName.ANSWER, feedback=Feedback[self.positive.upper()])
+        instead = ContextName.ANSWER
+        return self._peer(ContextName.ANSWER, self.positive, exclude_self=exclude_self, otherwise=instead)
+
+    def _peer(self, context: ContextName, source: str, **fields: Any) -> Ask:
+        own_answer = context is ContextName.REJECTED and source == "peer_answer"
+        feedback = Feedback.ANSWER if own_answer else Feedback[source.upper()]
+        tokens = self.feedback_tokens if source in CUT else None
+        return Ask(context=context, feedback=feedback, tokens=tokens or 0, pick=Pick[self.pick.upper()], **fields)
+
+    def _measured(self, batch: TrainBatch) -> list[Measured] | None:
+        """What each ask found; None where the step measured nothing."""
+        if any(ask not in batch.evidence for ask in self.contrast):
+            return None
+        return [batch.evidence[ask] for ask in self.contrast]
+
+    def _ratio(self, found: Sequence[Measured]) -> tuple[Measured, Measured]:
+        """Numerator and denominator."""
+        return found[0], mean_of(found[1:])
+
+    def _weighed_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        """Tokens that have both evidences and may be weighed."""
+        numerator, denominator = self._ratio([batch.evidence[ask] for ask in self.contrast])
+        return (numerator.applicable_B & denominator.applicable_B)[:, None] & batch.mask_BT.bool()
 
     def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
         """The parts of the reweighting; None where the step measured nothing."""
-        if any(ask not in batch.evidence for ask in self.pair):
+        found = self._measured(batch)
+        if found is None:
             return None
-        numerator, denominator = (batch.evidence[ask] for ask in self.pair)
-        both_B1 = (numerator.applicable_B & denominator.applicable_B)[:, None]
-        zero_BT = torch.zeros_like(batch.mask_BT)  # half a ratio is none
-        numerator_BT = torch.where(both_B1, numerator.logp_BT, zero_BT)
-        denominator_BT = torch.where(both_B1, denominator.logp_BT, zero_BT)
-        return credit(super().advantages(batch, step), numerator_BT, denominator_BT, self.lam_at(step), self.eps_w)
+        numerator, denominator = self._ratio(found)
+        return self._weigh(self.base_advantages(batch), numerator.logp_BT, denominator.logp_BT, batch, step)
+
+    def _weigh(
+        self, adv_BT: Tensor, numerator_BT: Tensor, denominator_BT: Tensor, batch: TrainBatch, step: int
+    ) -> Credit:
+        sign_BT = torch.sign((adv_BT * batch.mask_BT).sum(dim=1, keepdim=True)) if self.sign == "sequence" else None
+        weighed_BT = self._weighed_BT(batch, adv_BT)
+        return credit(adv_BT, numerator_BT, denominator_BT, self.lam_at(step), self.eps_w, weighed_BT, sign_BT)
 
 
-class Rlsd(EvidenceRatio):
-    """RLSD: does knowing the answer favour this token?"""
-
-    name: Literal["rlsd"] = "rlsd"
-    decay_steps: int = Field(default=50, ge=1)
-    eps_w: float = Field(default=0.2, gt=0, lt=1)
-
-    @property
-    def pair(self) -> tuple[Ask, Ask]:
-        return Ask(context=ContextName.ANSWER), Ask(context=ContextName.PLAIN)
+def mean_of(found: Sequence[Measured]) -> Measured:
+    """The mean of the log-probs of those that apply to a sequence."""
+    applicable_KB = torch.stack([one.applicable_B for one in found])
+    logp_KBT = torch.stack([one.logp_BT for one in found])
+    sum_BT = torch.where(applicable_KB[:, :, None], logp_KBT, 0.0).sum(dim=0)
+    return Measured(sum_BT / applicable_KB.sum(dim=0).clamp(min=1)[:, None], applicable_KB.any(dim=0))
 
 
-class Cepo(EvidenceRatio):
-    """CEPO: does the right answer favour this token while a wrong one disfavours it?"""
-
-    name: Literal["cepo"] = "cepo"
-    no_negative: Literal["rlsd", "grpo"] = "rlsd"
-    """Where no rejected answer exists: contrast with the plain context (the paper), or not at all (its code)."""
-    exclude_self: bool = False
-    """Never contrast a rollout with its own answer."""
-
-    @property
-    def pair(self) -> tuple[Ask, Ask]:
-        instead = ContextName.PLAIN if self.no_negative == "rlsd" else ContextName.ANSWER
-        rejected = Ask(context=ContextName.REJECTED, otherwise=instead, exclude_self=self.exclude_self)
-        return Ask(context=ContextName.ANSWER), rejected
+def in_groups_with(flag_B: Tensor, group_B: Tensor) -> Tensor:
+    """Sequences of the groups in which some sequence has the flag."""
+    return torch.isin(group_B, group_B[flag_B])

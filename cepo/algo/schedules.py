@@ -1,4 +1,7 @@
-"""Schedules as pure functions of the step, which counts from 0: a resumed run needs nothing but the step."""
+"""Schedules as pure functions of the step: a resumed run needs nothing but the step.
+
+The first step counts 0, or 1 where a method's code counts from 1.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,15 @@ def constant(value: float, step: int) -> float:
 
 
 def linear_decay(lam0: float, decay_steps: int, step: int) -> float:
-    """lam0 at step 0, falling linearly to 0 at step `decay_steps` and after (arXiv:2605.19436, section 3)."""
+    """lam0 at 0, falling linearly to 0 at `decay_steps` and after (arXiv:2605.19436, section 3)."""
     return lam0 * max(0.0, 1.0 - step / decay_steps)
 
 
 def warmup_decay(lam0: float, warmup_steps: int, decay_steps: int, step: int) -> float:
-    """RLSD's schedule (arXiv:2604.03128, released code): counts from 1, rises over the warm-up, then decays."""
-    count = step + 1
-    if count < warmup_steps:
-        return lam0 * count / warmup_steps
-    return lam0 * max(0.0, 1.0 - (count - warmup_steps) / decay_steps)
+    """Rises linearly over the warm-up, then falls as `linear_decay` (arXiv:2604.03128, whose code counts from 1)."""
+    if step < warmup_steps:
+        return lam0 * step / warmup_steps
+    return linear_decay(lam0, decay_steps, step - warmup_steps)
 
 
 def cosine_with_warmup(warmup_steps: int, total_steps: int, step: int) -> float:

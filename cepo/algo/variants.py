@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
+from cepo.algo.cepo import Cepo
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
-from cepo.algo.evidence import Cepo, Rlsd
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.rlsd import Rlsd
 
 
 class Grpo(PolicyGradient):

@@ -13,9 +13,9 @@ from typing import Literal
 
 from cepo import gold
 from cepo.cli import data_checks, machine_checks, sizes
-from cepo.contracts import Message
+from cepo.contracts import Placement
 from cepo.data import Problems
-from cepo.rendering import Renderer, with_hint
+from cepo.rendering import Renderer
 from cepo.runconfig import RunConfig
 
 Found = Iterator[tuple[Literal["ok", "note"], str]]
@@ -89,16 +89,16 @@ class Preflight:
 
     def prompts(self) -> list[Prompt]:
         """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
-        problem, hint = self.train.problems[0], self.config.data.hint
-        answers = {"r+": problem.answer, "r-": gold.perturbed(problem.answer)}
-        found = [self._prompt("plain", problem.messages, "")]
-        for context, answer in answers.items():
-            line = hint.replace("{answer}", answer)
-            found.append(self._prompt(context, with_hint(problem.messages, hint, answer), line))
+        problem, data = self.train.problems[0], self.config.data
+        right = problem.solution if self.config.shows_solution else problem.answer
+        found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages), "")]
+        for context, answer in {"r+": right, "r-": gold.perturbed(problem.answer)}.items():
+            placement = Placement[data.placement.upper()]
+            ids = self.renderer.hinted_ids(problem.messages, data.hint, answer, placement)
+            found.append(self._prompt(context, ids, data.hint.replace("{answer}", answer)))
         return found
 
-    def _prompt(self, context: str, messages: tuple[Message, ...], hint: str) -> Prompt:
-        ids = self.renderer.prompt_ids(messages)
+    def _prompt(self, context: str, ids: tuple[int, ...], hint: str) -> Prompt:
         return Prompt(context, str(self.renderer.tokenizer.decode(ids)), hint, len(ids))
 
 

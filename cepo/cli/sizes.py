@@ -53,8 +53,10 @@ class Sizes:
 
     @property
     def disk_bytes(self) -> int:
-        """An adapter a step, the checkpoints that are kept, and what is spared for the rest."""
-        kept = self.config.checkpoint.keep * (ADAPTER_BYTES + OPTIMISER_BYTES) + self.config.loop.steps * ADAPTER_BYTES
+        """An adapter a step, or two with an average as the teacher; the checkpoints that are kept; what is spared."""
+        adapters = 2 if self.config.algorithm.teacher_source.source == "ema" else 1
+        checkpoints = self.config.checkpoint.keep * (adapters * ADAPTER_BYTES + OPTIMISER_BYTES)
+        kept = checkpoints + adapters * self.config.loop.steps * ADAPTER_BYTES
         return self.adapter_parameters * kept + SPARE_BYTES
 
 

@@ -53,7 +53,8 @@ class TransformersScorer:
             if policy.name not in self._proofs:
                 folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
                 self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
-            return self._proofs[policy.name]
+            proof = self._proofs[policy.name] = self._proofs.pop(policy.name)  # the last in the order of use
+            return proof
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
         return await self._measure(pairs, temperature, policy, lambda states, _: measures.logps(states))
@@ -93,7 +94,7 @@ class TransformersScorer:
             if bound == 0:
                 raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
         self._activate(policy)
-        self._drop_oldest()
+        self._drop_unused(policy)
         return PolicyProof(
             policy=policy,
             bound_modules=bound,
@@ -102,13 +103,14 @@ class TransformersScorer:
             engine="transformers",
         )
 
-    def _drop_oldest(self) -> None:
+    def _drop_unused(self, newest: PolicyRef) -> None:
+        """Drops the least recently used beyond what is kept: a teacher may be older than what was announced since."""
         if self._peft is None:
             return
-        resident = list(self._peft.peft_config)
+        resident = [name for name in (*self._proofs, newest.name) if name in self._peft.peft_config]
         for name in resident[: -self._keep]:
             self._peft.delete_adapter(name)
-            self._proofs.pop(name, None)
+            del self._proofs[name]
 
     def _activate(self, policy: PolicyRef) -> None:
         if self._peft is None:

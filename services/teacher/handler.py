@@ -22,7 +22,7 @@ from cepo.contracts import (
     Want,
 )
 from cepo.errors import UserError
-from cepo.rendering import Renderer, with_hint
+from cepo.rendering import Renderer
 
 Logps = tuple[float, ...]
 
@@ -80,8 +80,10 @@ def make_handler(
         logps = await _scores(task, pairs, scorer)
         evidence = []
         for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
-            extra = await _extra(ask, group, {i: pair for (at, i), pair in pairs.items() if at == a}, scorer)
-            rows = [_row(hint, logps.get((a, i), ()), extra.get(i, {})) for i, hint in enumerate(row)]
+            own = {i: pair for (at, i), pair in pairs.items() if at == a}
+            extra = await _extra(ask, group, own, scorer)
+            more = {i: {"hint_tokens": _hint_tokens(group, pair)} | extra.get(i, {}) for i, pair in own.items()}
+            rows = [_row(hint, logps.get((a, i), ()), more.get(i, {})) for i, hint in enumerate(row)]
             evidence.append(Evidence(ask=ask, rows=tuple(rows)))
         seconds = time.perf_counter() - begun
         return EvidencedGroup(scored=group, evidence=tuple(evidence), proofs=proofs, seconds=seconds)
@@ -123,25 +125,30 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Mapping[int, Pair], scorer
 def _pairs(
     group: ScoredGroup, chosen: Sequence[Sequence[Hint | EvidenceReason]], renderer: Renderer, max_model_len: int
 ) -> dict[tuple[int, int], Pair]:
-    contexts: dict[tuple[ContextName, str], tuple[int, ...]] = {
-        (ContextName.PLAIN, ""): group.rollout.prompt_token_ids  # the very ids that were sampled from
-    }
+    task, contexts = group.task, dict[str | tuple[int, ...], tuple[int, ...]]()
     pairs = {}
     for a, row in enumerate(chosen):
         for i, hint in enumerate(row):
             if isinstance(hint, EvidenceReason):
                 continue
-            key = (hint.context, hint.answer)
-            if key not in contexts:
-                contexts[key] = renderer.prompt_ids(with_hint(group.task.messages, group.task.hint, hint.answer))
+            context = group.rollout.prompt_token_ids  # the very ids that were sampled from
+            if hint.context is not ContextName.PLAIN:
+                shown = hint.shown or hint.answer
+                if shown not in contexts:
+                    contexts[shown] = renderer.hinted_ids(task.messages, task.hint, shown, task.placement)
+                context = contexts[shown]
             response = group.rollout.completions[i].token_ids
-            if len(contexts[key]) + len(response) > max_model_len:
+            if len(context) + len(response) > max_model_len:
                 raise UserError(
-                    f"context {hint.context.name} of {len(contexts[key])} tokens and a response of {len(response)} "
+                    f"context {hint.context.name} of {len(context)} tokens and a response of {len(response)} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(contexts[key], response)
+            pairs[a, i] = Pair(context, response)
     return pairs
+
+
+def _hint_tokens(group: ScoredGroup, pair: Pair) -> int:
+    return max(0, len(pair.context_ids) - len(group.rollout.prompt_token_ids))
 
 
 def _row(hint: Hint | EvidenceReason, logps: Logps, extra: Mapping[str, Any]) -> EvidenceRow:

@@ -30,6 +30,7 @@ from services.trainer.learner import Learner
 from services.trainer.loop import Run, Status, train
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
+from services.trainer.teacher import Teacher
 
 
 async def build(settings: Settings) -> chassis.Service:
@@ -92,6 +93,7 @@ def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
         held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"), store=store)
     learner = Learner(config)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
+    teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     return Run(
         config=config,
         folder=folder,
@@ -99,8 +101,9 @@ def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
         collector=Collector(bus, folder.name, publisher.prove),
         learner=learner,
         publisher=publisher,
+        teacher=teacher,
         checkpoints=Checkpoints(
-            folder.checkpoints, learner, publisher, config.checkpoint.every, config.checkpoint.keep
+            folder.checkpoints, learner, publisher, teacher, config.checkpoint.every, config.checkpoint.keep
         ),
         trackers=Trackers(config, folder),
         status=Status(folder.name, config.loop.steps),

@@ -53,6 +53,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         demonstration_B=demonstration_B,
         evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
         prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
+        step=rows[0].task.step,
     )
 
 
@@ -74,7 +75,9 @@ def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Measure
         top_logp_BTk = _pad_top([row.top_logps for row in rows], k, width, torch.float32)
     if units := max((len(row.pooled) for row in rows), default=0):
         pooled_BD = torch.tensor([row.pooled or (0.0,) * units for row in rows])
-    return Measured(_pad([row.logps for row in rows], width), applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD)
+    substitute_B = torch.tensor([row.applicable and row.reason is not EvidenceReason.ASKED for row in rows])
+    logp_BT = _pad([row.logps for row in rows], width)
+    return Measured(logp_BT, applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD, substitute_B)
 
 
 def _rows(ask: Ask, group: EvidencedGroup) -> Sequence[EvidenceRow]:

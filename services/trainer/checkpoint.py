@@ -1,9 +1,10 @@
-"""What a run needs to go on bit for bit: adapter, optimiser, RNG, the next step and the policies still in flight."""
+"""What a run needs to go on bit for bit: adapter, optimiser, RNG, teacher, the next step, the policies in flight."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cepo.contracts import PolicyRef
 from cepo.errors import UserError
 from services.trainer.learner import Learner
 from services.trainer.publisher import Expected, Publisher
+from services.trainer.teacher import Teacher
 
 FILE = "state.pt"
 
@@ -26,15 +28,20 @@ class Progress:
     next_step: int
     policies: tuple[PolicyRef, ...]
     """The newest last; as many as can be in flight."""
+    teachers: tuple[PolicyRef, ...]
+    """The teacher of each."""
 
 
 class Checkpoints:
     """Folders checkpoints/step-N, each whole or not there; the newest are kept."""
 
-    def __init__(self, folder: Path, learner: Learner, publisher: Publisher, every: int, keep: int) -> None:
+    def __init__(
+        self, folder: Path, learner: Learner, publisher: Publisher, teacher: Teacher, every: int, keep: int
+    ) -> None:
         self._folder = folder
         self._learner = learner
         self._publisher = publisher
+        self._teacher = teacher
         self._every = every
         self._keep = keep
 
@@ -46,9 +53,9 @@ class Checkpoints:
     def save(self, progress: Progress) -> None:
         state = {
             "next_step": progress.next_step,
-            "policies": [
-                {**policy.model_dump(), **vars(self._publisher.expected(policy))} for policy in progress.policies
-            ],
+            "policies": [self._proven(policy) for policy in progress.policies],
+            "teachers": [self._proven(policy) for policy in progress.teachers],
+            "average": self._teacher.average,
             "adapter": get_peft_model_state_dict(self._learner.peft),
             "optimizer": self._learner.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -82,12 +89,17 @@ class Checkpoints:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{saved[-1]} does not fit this run's lora section; resume with the same one") from error
         torch.set_rng_state(state["rng"])
-        policies = []
-        for row in state["policies"]:
-            policy = PolicyRef(version=row["version"], sha256=row["sha256"])
-            self._publisher.recall(policy, Expected(row["bound_modules"], row["canary_logp"]))
-            policies.append(policy)
-        return Progress(state["next_step"], tuple(policies))
+        self._teacher.average = state["average"]
+        policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
+        return Progress(state["next_step"], policies, teachers)
+
+    def _proven(self, policy: PolicyRef) -> dict[str, Any]:
+        return {**policy.model_dump(), **vars(self._publisher.expected(policy))}
+
+    def _recalled(self, row: Mapping[str, Any]) -> PolicyRef:
+        policy = PolicyRef(version=row["version"], sha256=row["sha256"])
+        self._publisher.recall(policy, Expected(row["bound_modules"], row["canary_logp"], row["folder"]))
+        return policy
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))

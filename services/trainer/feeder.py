@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from cepo.bus import Bus, stream_of
-from cepo.contracts import PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
+from cepo.contracts import Placement, PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
 from cepo.data import Problem, Problems
 from cepo.runconfig import RunConfig
 
@@ -94,7 +94,9 @@ class Feeder:
             images=problem.images,
             reference_answer=problem.answer,
             answer_kind=config.data.answer_kind,
+            reference_solution=problem.solution,
             hint=config.data.hint,
+            placement=Placement[config.data.placement.upper()],
             samples=config.sampling.samples if training else config.eval.samples,
             sampling=_sampling(config, purpose),
             seed=_seed(config.loop.seed, purpose, step if training else 0, index),

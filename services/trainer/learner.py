@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import Tensor
@@ -77,6 +78,20 @@ class Learner:
     def bound_modules(self) -> int:
         """Modules the adapter changes."""
         return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
+
+    def adapter(self) -> dict[str, Tensor]:
+        """A copy of the adapter's weights by their names in PEFT's format."""
+        return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
+
+    @contextmanager
+    def wearing(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model with another adapter's weights for a while."""
+        own = self.adapter()
+        set_peft_model_state_dict(self.peft, dict(adapter))
+        try:
+            yield
+        finally:
+            set_peft_model_state_dict(self.peft, own)
 
     def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
         """Log-prob of the canary sequence under the adapter, or under the base alone."""

@@ -20,6 +20,7 @@ from services.trainer.feeder import Feeder
 from services.trainer.learner import Learner
 from services.trainer.publisher import Publisher
 from services.trainer.report import Groups, Trackers, accuracy, finished, group_metrics, write_rollouts
+from services.trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Run:
     collector: Collector
     learner: Learner
     publisher: Publisher
+    teacher: Teacher
     checkpoints: Checkpoints
     trackers: Trackers
     status: Status
@@ -53,14 +55,14 @@ class Run:
 
 async def train(run: Run, stop: asyncio.Event) -> None:
     """Runs from the newest checkpoint to the last step; `stop` ends it after the step at hand, with a checkpoint."""
-    progress = run.checkpoints.restore() or Progress(0, (BASE_POLICY,))
+    progress = run.checkpoints.restore() or Progress(0, (BASE_POLICY,), (BASE_POLICY,))
     run.folder.truncate(progress.next_step)
-    lag, policies = run.config.loop.lag, list(progress.policies)
+    lag, policies, teachers = run.config.loop.lag, list(progress.policies), list(progress.teachers)
     before = await _evaluate(run, 0, policies[-1]) if progress.next_step == 0 else None
-    in_flight = [
-        await _publish(run, step, policies[max(0, step - lag - policies[0].version)])
-        for step in range(progress.next_step, progress.next_step + lag + 1)
-    ]
+    in_flight = []
+    for step in range(progress.next_step, progress.next_step + lag + 1):
+        at = max(0, step - lag - policies[0].version)
+        in_flight.append(await _publish(run, step, policies[at], teachers[at]))
     for step in range(progress.next_step, run.config.loop.steps):
         begun = time.perf_counter()
         row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
@@ -72,8 +74,10 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         run.status.phase = "train"
         row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step, supply)
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
+        teachers = [*teachers, await run.teacher.of(policies[-1], teachers[-1])][-lag - 1 :]
+        row |= run.teacher.metrics(tasks[0])
         run.status.policy = policies[-1]
-        in_flight.append(await _publish(run, step + 1 + lag, policies[-1]))
+        in_flight.append(await _publish(run, step + 1 + lag, policies[-1], teachers[-1]))
         if step == 0 and before is not None:
             row["accuracy/eval_before"] = before
         if step in run.config.eval_steps and (after := await _evaluate(run, step + 1, policies[-1])) is not None:
@@ -83,14 +87,14 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         run.trackers.step(row)
         run.status.row = row
         last = stop.is_set() or step + 1 == run.config.loop.steps
-        run.checkpoints.maybe_save(Progress(step + 1, tuple(policies)), last=last)
+        run.checkpoints.maybe_save(Progress(step + 1, tuple(policies), tuple(teachers)), last=last)
         if last:
             break
     run.status.phase = "drained" if stop.is_set() else "done"
 
 
-async def _publish(run: Run, step: int, policy: PolicyRef) -> Sequence[PromptTask]:
-    return await _sent(run, run.feeder.tasks(step, policy, policy))  # the actor is its own teacher
+async def _publish(run: Run, step: int, policy: PolicyRef, teacher: PolicyRef) -> Sequence[PromptTask]:
+    return await _sent(run, run.feeder.tasks(step, policy, teacher))
 
 
 async def _sent(run: Run, tasks: Sequence[PromptTask]) -> Sequence[PromptTask]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from torch import Tensor
 
 from cepo import adapters
 from cepo.bus import Bus
@@ -27,6 +28,8 @@ class Expected:
 
     bound_modules: int
     canary_logp: float
+    folder: str = ""
+    """Of its bytes under adapters/; the base has none."""
 
 
 class Publisher:
@@ -47,17 +50,30 @@ class Publisher:
 
     async def publish(self, version: int) -> PolicyRef:
         """Makes the learner's present weights version `version`."""
+        policy = self._write(version, f"v{version:06d}")
+        await self._bus.announce(policy)
+        return policy
+
+    async def publish_average(self, version: int, average: Mapping[str, Tensor]) -> PolicyRef:
+        """Makes a moving average of the weights, at version `version`, a policy of its own.
+
+        It is not announced: engines that sample never need it, and the teacher fetches it for its first task.
+        """
+        with self._learner.wearing(average):
+            return self._write(version, f"ema-v{version:06d}")
+
+    def _write(self, version: int, folder: str) -> PolicyRef:
         files = self._learner.adapter_files()
         policy = PolicyRef(version=version, sha256=adapters.digest(files))
-        adapters.write(self.folder(policy), files)
-        self._expected[policy] = Expected(self._learner.bound_modules, self._learner.canary(self._canary_ids))
+        adapters.write(self._folder / folder, files)
+        canary_logp = self._learner.canary(self._canary_ids)
+        self._expected[policy] = Expected(self._learner.bound_modules, canary_logp, folder)
         self._published_at[policy] = time.time()
-        await self._bus.announce(policy)
         return policy
 
     def folder(self, policy: PolicyRef) -> Path:
         """The folder of a version, which stock PEFT and vLLM load."""
-        return self._folder / f"v{policy.version:06d}"
+        return self._folder / self._expected[policy].folder
 
     def prove(self, proof: PolicyProof) -> str | None:
         """Why an engine's proof is not accepted; None when it is."""

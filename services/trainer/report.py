@@ -9,11 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
-from cepo.contracts import EvidencedGroup, EvidenceRow, FinishReason, GroupFailed, Outcome, Verdict
+from cepo.contracts import (
+    ContextName,
+    EvidencedGroup,
+    EvidenceReason,
+    EvidenceRow,
+    FinishReason,
+    GroupFailed,
+    Outcome,
+    Verdict,
+)
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 
+REASONS = (
+    EvidenceReason.ASKED,
+    EvidenceReason.NO_REJECTED,
+    EvidenceReason.NO_ANSWER,
+    EvidenceReason.SAME_AS_ANSWER,
+    EvidenceReason.ONLY_SELF,
+    EvidenceReason.TOO_FEW,
+)
+"""Why an r- can be what it is."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
 
 
@@ -68,6 +86,21 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
         "tokens/generated": float(sum(lengths)),
         "time/teacher_seconds": sum(group.seconds for group in done),
+        **hint_metrics(done),
+    }
+
+
+def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
+    """What r+ and r- showed: why each r- is what it is, as shares of the responses, and the mean tokens of a hint."""
+    rows = {
+        name: [r for g in groups for e in g.evidence if e.ask.context is name for r in e.rows] for name in ContextName
+    }
+    rejected = rows[ContextName.REJECTED]
+    return {
+        **{f"hint/rejected_{reason.name.lower()}": _mean([r.reason is reason for r in rejected]) for reason in REASONS},
+        "hint/rejected_unused": _mean([not r.applicable for r in rejected]),
+        "hint/answer_tokens": _mean([r.hint_tokens for r in rows[ContextName.ANSWER] if r.applicable]),
+        "hint/rejected_tokens": _mean([r.hint_tokens for r in rejected if r.context is ContextName.REJECTED]),
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from cepo.algo.base import Algorithm
+from cepo.algo.batch import Measured
 from cepo.algo.core import group_advantage, reweight
 from cepo.algo.losses import Totals, aggregate, clipped_surrogate, clipped_terms
 from cepo.algo.variants import Cepo, Grpo, Rlsd
@@ -183,3 +185,29 @@ def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: Algorithm) ->
     student = Scored(sample.logp_BT)
     found = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0), batch)
     assert float(found.loss) == pytest.approx(loop_sum(weights, losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_contrast_with_several_wrong_hints_is_a_loop_over_sequences_and_tokens(seed: int) -> None:
+    algorithm = Cepo(wrong_hints=3, lam=0.7, eps_w=0.4, no_negative="grpo", modulate_all_wrong=False)
+    sample, random = random_sample(seed).batch, torch.Generator().manual_seed(seed)
+    accuracy_B = sample.accuracy_B * (sample.group_B != 3)  # one group without a correct answer
+    found = [
+        Measured(-3 * torch.rand(sample.mask_BT.shape, generator=random), torch.rand(13, generator=random) < 0.7)
+        for _ in algorithm.asks
+    ]
+    batch = replace(sample, accuracy_B=accuracy_B, evidence=dict(zip(algorithm.asks, found, strict=True)))
+    adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
+    right = {int(group) for group, accuracy in zip(batch.group_B, accuracy_B, strict=True) if accuracy >= 0.5}
+    expected = torch.zeros_like(batch.mask_BT)
+    for row in range(batch.size):
+        wrong = [one.logp_BT[row].tolist() for one in found[1:] if one.applicable_B[row]]
+        for t in range(len(batch.response_ids[row])):
+            multiplier = 1.0
+            if wrong and found[0].applicable_B[row] and int(batch.group_B[row]) in right:
+                delta = float(found[0].logp_BT[row, t]) - sum(logps[t] for logps in wrong) / len(wrong)
+                sign = (adv_B[row] > 0) - (adv_B[row] < 0)
+                multiplier = 0.3 + 0.7 * min(max(math.exp(sign * delta), 0.6), 1.4)
+            expected[row, t] = adv_B[row] * multiplier
+    torch.testing.assert_close(algorithm.advantages(batch, 0), expected, rtol=1e-4, atol=1e-6)
+    assert right

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cepo.algo.batch import Measured
 from cepo.algo.core import credit, group_advantage, masked_mean, reweight
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate
 from cepo.algo.schedules import constant, cosine_with_warmup, linear_decay, warmup_decay
-from cepo.algo.variants import Cepo
-from tests.parity.support import golden, tensor
+from cepo.algo.variants import Cepo, Rlsd
+from tests.parity.support import Scored, golden, make_batch, tensor
 
 ADVANTAGES = golden("advantages")
 CEPO = golden("cepo_weighting")
@@ -24,6 +26,7 @@ SCHEDULES = golden("schedules")
 RLSD_CASES = [
     case for case in RLSD["cases"] if not case.get("negative_only", False) and case.get("thought_mask") is None
 ]
+MASKED_CASES = [case for case in RLSD["cases"] if case not in RLSD_CASES]
 SURROGATE_CASES = [
     *(
         case | {"dual": case["clip_dual"], "agg": {"token": "token-mean", "seq": "seq-mean-token-mean"}[case["avg"]]}
@@ -103,7 +106,51 @@ def test_reweight_reproduces_the_published_rlsd(case: dict[str, Any]) -> None:
         assert weight_mean == pytest.approx(metrics["grpo_opsd/stgca_clipped_weight_mean"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "case",
+    MASKED_CASES,
+    ids=lambda case: f"{case['lam']}-{case['eps_w']}-{'wrong' if case['negative_only'] else 'thought'}",
+)
+def test_weighing_some_tokens_reproduces_the_published_rlsd(case: dict[str, Any]) -> None:
+    inputs = RLSD["inputs"]
+    adv_BT, evidence = (
+        tensor(inputs["advantages"]),
+        (tensor(inputs["teacher_log_probs"]), tensor(inputs["student_log_probs"])),
+    )
+    where_BT = adv_BT < 0 if case["negative_only"] else tensor(case["thought_mask"]).bool()
+    parts = credit(adv_BT, *evidence, case["lam"], case["eps_w"], where_BT)
+    assert_close(parts.adv_BT, tensor(case["advantages_out"]))
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in RLSD["cases"] if case["impl"] == "rlsd_official" and not case["thought_mask"]]
+)
+def test_the_weights_put_on_in_the_loss_are_the_published_ones(case: dict[str, Any]) -> None:
+    inputs = RLSD["inputs"]
+    adv_BT, mask_BT = tensor(inputs["advantages"]), tensor(inputs["response_mask"])
+    algorithm = Rlsd(
+        student_logp="current",
+        lam=case["lam"],
+        eps_w=case["eps_w"],
+        negative_only=case["negative_only"],
+        schedule="constant",
+    )
+    batch = make_batch(mask_BT, torch.zeros(6), torch.zeros(6, dtype=torch.long))
+    measured = Measured(tensor(inputs["teacher_log_probs"]), torch.ones(6, dtype=torch.bool))
+    batch = replace(batch, evidence={algorithm.asks[0]: measured})
+    logp_BT = (tensor(inputs["student_log_probs"]) * mask_BT).requires_grad_()
+    output = algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT * mask_BT, batch)
+    output.loss.backward()
+    # At a ratio of 1 the gradient of the surrogate is the advantage it was given, over the number of tokens.
+    assert_close(-logp_BT.grad * mask_BT.sum(), tensor(case["advantages_out"]) * mask_BT)
+    expected = case["metrics"]["grpo_opsd/stgca_clipped_weight_mean"]
+    if not case["negative_only"]:
+        assert output.token_sums["credit/weight_mean"] / float(mask_BT.sum()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_published_rlsd_cases_are_all_there() -> None:
+    assert [case["negative_only"] for case in MASKED_CASES].count(True) == 5
+    assert len(MASKED_CASES) == 10
     assert [case["impl"] for case in RLSD_CASES].count("cepo_repo") == 5
     assert [case["impl"] for case in RLSD_CASES].count("rlsd_official") == 5
 
@@ -166,11 +213,13 @@ def test_lambda_of_cepo_reproduces_the_published_steps(name: str, lam0: float, d
 def test_constant_lambda_reproduces_the_published_steps() -> None:
     used = SCHEDULES["cepo_constant_0.5"]["used"]
     assert [constant(0.5, step) for step in range(len(used))] == used
+    assert [Cepo(schedule="constant").lam_at(step) for step in range(len(used))] == used
 
 
 def test_lambda_of_rlsd_in_the_cepo_repository_is_one_step_ahead() -> None:
     used = SCHEDULES["rlsd_cepo_repo_lambda0_0.5_T25"]["used"]
-    assert [linear_decay(0.5, 25, step + 1) for step in range(len(used))] == pytest.approx(used, abs=1e-8)
+    rlsd = Rlsd(lam=0.5, decay_steps=25, offset=1)
+    assert [rlsd.lam_at(step) for step in range(len(used))] == pytest.approx(used, abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +230,10 @@ def test_lambda_of_the_official_rlsd_reproduces_the_published_steps(
     name: str, warmup_steps: int, decay_steps: int
 ) -> None:
     used = SCHEDULES[name]["used"]
-    found = [warmup_decay(0.5, warmup_steps, decay_steps, step) for step in range(len(used))]
+    found = [warmup_decay(0.5, warmup_steps, decay_steps, step + 1) for step in range(len(used))]
     assert found == pytest.approx(used, abs=1e-8)
+    rlsd = Rlsd(schedule="warmup_decay", warmup_steps=warmup_steps, decay_steps=decay_steps, offset=1)
+    assert [rlsd.lam_at(step) for step in range(len(used))] == pytest.approx(used, abs=1e-8)
 
 
 def test_learning_rate_factor_reproduces_the_published_steps() -> None:

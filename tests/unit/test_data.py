@@ -217,3 +217,34 @@ def test_the_order_is_a_function_of_seed_and_position() -> None:
     assert all(Counter(epoch) == Counter(map(str, range(20))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert [problems.at(position, 4).answer for position in range(20)] != epochs[0]
+
+
+def solved(solution: object) -> dict[str, object]:
+    return {"question": "3 + 4 = ?", "answer": "7", "steps": solution}
+
+
+def test_a_solution_is_read_and_counts_as_the_hint_where_it_is_shown(tmp_path: Path, renderer: Renderer) -> None:
+    path = written(tmp_path, [solved("3 + 4 = 7, " * 3)])
+    (problem,) = loaded(renderer, path, "data.solution=steps").problems
+    assert problem.solution == "3 + 4 = 7, " * 3
+    (shown,) = loaded(renderer, path, "data.solution=steps", "algorithm.positive=solution").problems
+    assert shown.tokens > problem.tokens
+
+
+@pytest.mark.parametrize("solution", ["", " ", 7, None])
+def test_a_row_without_the_solution_that_is_shown_is_refused(
+    tmp_path: Path, renderer: Renderer, solution: object
+) -> None:
+    path = written(tmp_path, [solved("fine"), solved(solution)])
+    message = refusal(renderer, path, "data.solution=steps", "algorithm.positive=solution")
+    assert f"row 1: column 'steps' holds {solution!r}, which is not a solution" in message
+
+
+def test_held_out_problems_need_no_solution(tmp_path: Path, renderer: Renderer) -> None:
+    config = make_config(f"data.eval={written(tmp_path, ROWS)}", "data.solution=steps", "algorithm.positive=solution")
+    assert {problem.solution for problem in load_problems(config, renderer, held_out=True).problems} == {""}
+
+
+def test_a_solution_column_that_is_not_there_is_named(tmp_path: Path, renderer: Renderer) -> None:
+    message = refusal(renderer, written(tmp_path, [solved("fine")]), "data.solution=proof")
+    assert "no column 'proof'; the columns are question, answer, steps; name the right one in data.solution" in message

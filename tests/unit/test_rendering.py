@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cepo.tiny
-from cepo.contracts import Message
+from cepo.contracts import Message, Placement
 from cepo.errors import UserError
 from cepo.rendering import HINT, INSTRUCTION, Renderer, require_model, with_hint
 
@@ -116,3 +116,27 @@ def test_a_folder_that_is_not_there_or_holds_no_model_is_refused(tmp_path: Path)
     with pytest.raises(UserError, match=r"no config\.json there"):
         require_model(str(tmp_path))
     require_model(str(cepo.tiny.path()))
+
+
+def test_after_the_generation_prompt_the_hint_is_the_start_of_the_answer(renderer: Renderer) -> None:
+    plain = renderer.prompt_ids(MESSAGES)
+    hinted = renderer.hinted_ids(MESSAGES, " {answer}", "31", Placement.ASSISTANT)
+    assert hinted[: len(plain)] == plain
+    assert renderer.text(hinted[len(plain) :]) == " 31"
+
+
+def test_tokens_of_a_peer_stand_after_the_generation_prompt_as_they_were_sampled(renderer: Renderer) -> None:
+    peer = (40, 41, 2, 50)
+    found = renderer.hinted_ids(MESSAGES, "Before {answer} after", peer, Placement.ASSISTANT)
+    assert found == (*renderer.prompt_ids(MESSAGES), *peer)
+    in_the_question = renderer.hinted_ids(MESSAGES, HINT, peer, Placement.USER)
+    assert in_the_question == renderer.hinted_ids(MESSAGES, HINT, renderer.text(peer), Placement.USER)
+
+
+def test_a_system_hint_ends_the_system_message_or_is_it() -> None:
+    question = Message(role="user", content="3 + 4 = ?")
+    system = Message(role="system", content="Be brief.")
+    first, second = with_hint([system, question], "It is {answer}.", "7", Placement.SYSTEM)
+    assert (first.role, first.content, second) == ("system", "Be brief.\nIt is 7.", question)
+    made, same = with_hint([question], "It is {answer}.", "7", Placement.SYSTEM)
+    assert (made.role, made.content, same) == ("system", "It is 7.", question)

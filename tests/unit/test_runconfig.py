@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from cepo.algo.variants import ALGORITHMS
+from cepo.algo.variants import ALGORITHMS, Rlsd
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -21,15 +21,20 @@ POLICY_GRADIENT = (
     "importance_cap kl_coef kl_form kl_in mask_truncated name old_logp ratio_max ratio_min std_correction surrogate "
     "tau_neg tau_pos"
 )
+CREDIT = (
+    "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.ema_rate teacher.source "
+    "teacher.sync_every warmup_steps"
+)
 KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
-    "algorithm.cepo": f"{POLICY_GRADIENT} decay_steps eps_w exclude_self lam no_negative",
+    "algorithm.cepo": f"{POLICY_GRADIENT} {CREDIT} exclude_self modulate_all_wrong negative no_negative unparsed "
+    "wrong_hints",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
-    "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
+    "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
-    "system train where",
+    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
+    "solution split system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
@@ -133,6 +138,22 @@ def test_the_keys_are_these() -> None:
             "config key reward.functions='./mine.py': write module:function, as in my_rewards:brief",
         ),
         ('reward.functions=["a:b", "a:b"]', "config key reward.functions=['a:b', 'a:b'] names a function twice; "),
+        ("data.placement=end", "config key data.placement='end': Input should be 'user', 'assistant' or 'system'"),
+        (
+            "algorithm.positive=solution",
+            "config key data.solution is missing: algorithm.name=cepo shows the reference solution; name its column",
+        ),
+        (
+            "algorithm.wrong_hints=9",
+            "config key algorithm.wrong_hints=9 is above sampling.samples=8, which is all the answers a group can have",
+        ),
+        (
+            "algorithm.teacher.every=5",
+            "config key algorithm.teacher.every is unknown; known here: ema_rate, source, sync_every",
+        ),
+        ("algorithm.teacher.source=me", "config key algorithm.teacher.source='me': Input should be 'actor', "),
+        ("algorithm.teacher.source=sync", 'config key algorithm.teacher.sync_every is missing: source = "sync" needs'),
+        ("algorithm.positive=peer_prefix", "config key algorithm.feedback_tokens is missing: "),
         ("name=a b", "config key name='a b': String should match pattern"),
         ("loop.steps", "--set 'loop.steps': write key=value, for example --set loop.steps=10"),
         ("=3", "--set '=3': write key=value, for example --set loop.steps=10"),
@@ -164,6 +185,19 @@ def test_a_file_that_is_not_there_is_named_with_an_example(tmp_path: Path) -> No
     for path in (tmp_path / "absent.toml", tmp_path):
         with pytest.raises(UserError, match=rf"run file {path}: .*; give the path of a TOML file such as deploy/runs/"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tokens"),
+    [
+        ([], 128),
+        (["algorithm.negative=peer_full"], 128 + 48),
+        (["algorithm.negative=peer_prefix", "algorithm.feedback_tokens=9"], 128 + 9),
+        (["algorithm.positive=peer_suffix", "algorithm.feedback_tokens=900"], 128 + 48),
+    ],
+)
+def test_the_teacher_has_room_for_what_a_context_shows(overrides: list[str], tokens: int) -> None:
+    assert make_config(*overrides).hint_tokens == tokens
 
 
 def test_files_are_relative_to_the_run_file_and_names_are_left_alone(tmp_path: Path) -> None:
@@ -264,3 +298,23 @@ def test_paths_of_overrides_are_relative_to_where_the_command_runs(
     base = run_files(tmp_path, base=BASE)
     monkeypatch.chdir(tmp_path / "here")
     assert load(base, ["data.train=./mine.jsonl"]).data.train == str(tmp_path / "here" / "mine.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "eps_w", "decay_steps", "sync_every", "student_logp", "first"),
+    [
+        ("rlsd_paper", 0.2, 50, 10, "old", 0.5),
+        ("rlsd_official", 0.2, 60, 20, "current", 0.5 * 59 / 60),
+        ("rlsd_table7", 0.5, 25, 50, "old", 0.5),
+    ],
+)
+def test_the_three_settings_of_rlsd(
+    name: str, eps_w: float, decay_steps: int, sync_every: int, student_logp: str, first: float
+) -> None:
+    config = load(RUNS / f"{name}.toml")
+    rlsd = config.algorithm
+    assert isinstance(rlsd, Rlsd)
+    assert (rlsd.eps_w, rlsd.decay_steps, rlsd.student_logp) == (eps_w, decay_steps, student_logp)
+    assert (rlsd.teacher.source, rlsd.teacher.sync_every) == ("sync", sync_every)
+    assert rlsd.lam_at(0) == pytest.approx(first)
+    assert "Reference solution" in config.data.hint

@@ -6,6 +6,7 @@ Shapes: B sequences, T response tokens (padded), V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from cepo.algo.base import Algorithm
+from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import credit, reweight
 from cepo.algo.variants import Cepo, Grpo, Rlsd
 from tests.parity.support import (
@@ -238,3 +240,106 @@ def test_lam_out_of_range_is_refused_with_its_value(lam: float) -> None:
 def test_eps_out_of_range_is_refused_with_its_value(eps_w: float) -> None:
     with pytest.raises(ValueError, match=rf"eps_w must be within \(0, 1\), got {eps_w}"):
         reweight(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1), 0.5, eps_w)
+
+
+@REPEATABLE
+@given(st.lists(st.tuples(advantage, *[st.floats(-9, 0, width=32)] * 3), min_size=1))
+def test_cepo_is_sharper_than_rlsd_just_where_the_wrong_answer_pulls_away_from_the_student(
+    rows: list[tuple[float, float, float, float]],
+) -> None:
+    """Proposition 1: for A > 0, w_CEPO > w_RLSD iff P_- < P_S; for A < 0 iff P_- > P_S. Before the clip."""
+    adv_BT, answer_BT, rejected_BT, student_BT = torch.tensor(rows, dtype=torch.float32).T[:, None]
+    cepo_BT = credit(adv_BT, answer_BT, rejected_BT, 1.0, 0.5).delta_BT * torch.sign(adv_BT)
+    rlsd_BT = credit(adv_BT, answer_BT, student_BT, 1.0, 0.5).delta_BT * torch.sign(adv_BT)
+    pulls_BT = torch.where(adv_BT > 0, rejected_BT < student_BT, rejected_BT > student_BT) & (adv_BT != 0)
+    apart_BT = (rejected_BT - student_BT).abs() > 1e-5  # closer than that float32 cannot tell
+    assert torch.equal((cepo_BT > rlsd_BT)[apart_BT], pulls_BT[apart_BT])
+
+
+@pytest.mark.parametrize("sign", ["token", "sequence"])
+def test_the_direction_is_a_tokens_own_or_its_sequences(sign: str) -> None:
+    adv_BT, delta_BT = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.1, 0.1]])
+    sign_BT = torch.sign(adv_BT.sum(dim=1, keepdim=True)) if sign == "sequence" else None
+    weight_BT = credit(adv_BT, delta_BT, torch.zeros(1, 2), 1.0, 0.5, sign_BT=sign_BT).weight_BT
+    assert weight_BT[0].tolist() == pytest.approx([math.exp(0.1), math.exp(0.1 if sign == "sequence" else -0.1)])
+
+
+@REPEATABLE
+@given(tokens, width)
+def test_tokens_that_are_not_weighed_keep_their_advantage_bit_for_bit(
+    rows: list[tuple[float, float, float]], eps_w: float
+) -> None:
+    adv_BT, numerator_BT, denominator_BT = columns(rows)
+    where_BT = torch.arange(adv_BT.shape[1])[None] % 2 == 0
+    parts = credit(adv_BT, numerator_BT, denominator_BT, 1.0, eps_w, where_BT)
+    assert torch.equal(bits(parts.adv_BT)[~where_BT], bits(adv_BT)[~where_BT])
+    everywhere_BT = reweight(adv_BT, numerator_BT, denominator_BT, 1.0, eps_w)
+    assert torch.equal(bits(parts.adv_BT)[where_BT], bits(everywhere_BT)[where_BT])
+
+
+def with_wrong_hints(algorithm: Cepo, denominators: list[Tensor], applicable: list[list[bool]]) -> TrainBatch:
+    """Three sequences of one group; rewards 1, 0, 0; the numerator is 0."""
+    mask_BT = torch.ones(3, 2)
+    batch = make_batch(mask_BT, torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long))
+    found = [Measured(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
+    found += [Measured(logp, torch.tensor(flags)) for logp, flags in zip(denominators, applicable, strict=True)]
+    return replace(batch, evidence=dict(zip(algorithm.asks, found, strict=True)))
+
+
+def test_several_wrong_hints_are_the_mean_of_those_that_apply() -> None:
+    algorithm = Cepo(wrong_hints=2, lam=1.0, eps_w=0.9)
+    one, two = torch.full((3, 2), -0.2), torch.full((3, 2), -0.4)
+    batch = with_wrong_hints(algorithm, [one, two], [[True, True, False], [True, False, False]])
+    ratio_BT = algorithm.advantages(batch, 0) / Grpo().advantages(batch, 0)
+    expected = [math.exp(0.3), math.exp(-0.2), 1.0]  # the mean of both, the first alone, none
+    assert ratio_BT[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("measured", [[True, True, False], [False] * 3])
+def test_a_group_without_a_negative_can_be_skipped(measured: list[bool]) -> None:
+    algorithm = Cepo(no_negative="skip_group")
+    batch = with_wrong_hints(algorithm, [torch.full((3, 2), -0.2)], [measured])
+    adv_BT = algorithm.advantages(batch, 0)
+    assert bool(adv_BT.any()) is any(measured)
+    if any(measured):  # the third only lacks its own
+        assert torch.equal(adv_BT[2], Grpo().advantages(batch, 0)[2])
+
+
+def test_without_modulate_all_wrong_a_group_of_wrong_answers_keeps_its_advantages() -> None:
+    sample = random_sample(1).batch
+    wrong = replace(sample, accuracy_B=torch.zeros(13))
+    grpo_BT = Grpo().advantages(sample, 0)
+    assert torch.equal(bits(Cepo(modulate_all_wrong=False).advantages(wrong, 0)), bits(grpo_BT))
+    assert not torch.equal(Cepo().advantages(wrong, 0), grpo_BT)
+    some = Cepo(modulate_all_wrong=False).advantages(sample, 0)
+    assert torch.equal(some[sample.group_B == 3], Cepo().advantages(sample, 0)[sample.group_B == 3])
+
+
+def test_negative_only_weighs_what_has_a_negative_advantage() -> None:
+    batch = random_sample(2).batch
+    grpo_BT, both_BT, found_BT = (method.advantages(batch, 0) for method in (Grpo(), Rlsd(), Rlsd(negative_only=True)))
+    assert torch.equal(found_BT, torch.where(grpo_BT < 0, both_BT, grpo_BT))
+    assert (found_BT != both_BT).any()
+
+
+def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
+    sample = random_sample(4)
+    old, current = Rlsd(), Rlsd(student_logp="current")
+    batch = sample.batch
+    plain_BT = batch.evidence[old.asks[1]].logp_BT
+    options = (plain_BT, batch)
+    expected = old.loss(Scored(plain_BT), *options, old.advantages(batch, 0), batch)
+    found = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0), batch)
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert torch.equal(current.advantages(batch, 0), Grpo().advantages(batch, 0))
+
+
+def test_the_current_student_carries_no_gradient_through_its_weight() -> None:
+    sample = random_sample(5)
+    algorithm = Rlsd(student_logp="current")
+    logp_BT = sample.logp_old_BT.clone().requires_grad_()
+    adv_BT = algorithm.advantages(sample.batch, 0)
+    algorithm.loss(Scored(logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch).loss.backward()
+    weighed_BT = reweight(adv_BT, both(sample.batch)[0], sample.logp_old_BT, algorithm.lam, algorithm.eps_w)
+    # At a ratio of 1 the surrogate's gradient is -A over the tokens: a gradient through the weight would show.
+    torch.testing.assert_close(logp_BT.grad, -weighed_BT / sample.batch.mask_BT.sum(), rtol=1e-5, atol=1e-8)

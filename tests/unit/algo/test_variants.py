@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cepo.algo.base import Algorithm, TrainBatch
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm, Cepo, Grpo, Rlsd
-from cepo.contracts import Ask, ContextName, TeachWhen
+from cepo.contracts import Ask, ContextName, Feedback, Pick, TeachWhen, Weights
 from tests.parity.support import (
     both,
     make_batch,
@@ -31,14 +31,21 @@ KEYS = {
         "delta_mean_wrong",
         "wrong_direction_fraction",
         "clip_fraction",
+        "clip_low_fraction",
+        "clip_high_fraction",
         "weight_mean",
         "multiplier_mean",
+        "sequences_fraction",
+        "advantage_before",
+        "advantage_after",
         "nonfinite_tokens",
     )
 }
+SHARPER = {"credit/sharper_correct", "credit/sharper_wrong"}
+"""Of methods with a rejected context."""
 
 ANSWER = Ask(context=ContextName.ANSWER)
-PLAIN = Ask(context=ContextName.PLAIN)
+PLAIN = Ask(context=ContextName.PLAIN, weights=Weights.POLICY)
 REJECTED_OR_PLAIN = Ask(context=ContextName.REJECTED, otherwise=ContextName.PLAIN)
 
 
@@ -55,9 +62,62 @@ def test_cepo_asks_for_the_answer_over_the_rejected_context_and_falls_back_to_th
     assert Cepo().asks == (ANSWER, REJECTED_OR_PLAIN)
 
 
-def test_cepo_can_fall_back_to_the_answer_and_exclude_a_rollout_from_its_own_contrast() -> None:
-    _, rejected = Cepo(no_negative="grpo", exclude_self=True).asks
-    assert rejected == Ask(context=ContextName.REJECTED, otherwise=ContextName.ANSWER, exclude_self=True)
+@pytest.mark.parametrize("no_negative", ["grpo", "skip_group"])
+def test_cepo_can_do_without_a_rejected_answer_and_exclude_a_rollout_from_its_own_contrast(no_negative: Any) -> None:
+    _, rejected = Cepo(no_negative=no_negative, exclude_self=True).asks
+    assert rejected == Ask(context=ContextName.REJECTED, exclude_self=True)
+
+
+def test_peers_are_never_shown_to_themselves_unless_it_is_said() -> None:
+    peers = {"positive": "peer_full", "negative": "peer_suffix", "feedback_tokens": 5, "pick": "random"}
+    positive, negative = Cepo(**peers).asks
+    assert (positive.feedback, positive.tokens, positive.exclude_self) == (Feedback.PEER_FULL, 0, True)
+    assert (negative.feedback, negative.tokens, negative.exclude_self) == (Feedback.PEER_SUFFIX, 5, True)
+    assert positive.otherwise is ContextName.ANSWER
+    assert {ask.pick for ask in (positive, negative)} == {Pick.RANDOM}
+    assert not any(ask.exclude_self for ask in Cepo(**peers, exclude_self=False).asks)
+    assert not any(ask.exclude_self for ask in Cepo().asks)
+
+
+def test_several_wrong_hints_are_asks_of_their_own_and_only_the_first_falls_back() -> None:
+    _, *rejected = Cepo(wrong_hints=3).asks
+    assert [ask.rank for ask in rejected] == [0, 1, 2]
+    assert [ask.otherwise for ask in rejected] == [ContextName.PLAIN, None, None]
+
+
+def test_rlsd_measures_the_plain_context_only_where_the_old_student_counts() -> None:
+    assert Rlsd(student_logp="current", positive="solution").asks == (
+        Ask(context=ContextName.ANSWER, feedback=Feedback.SOLUTION),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"warmup_steps": 3}, 'warmup_steps is for schedule = "warmup_decay", not "linear"'),
+        ({"schedule": "constant", "decay_steps": 3}, "decay_steps has no meaning"),
+        ({"schedule": "constant", "offset": 1}, "offset has no meaning"),
+        ({"positive": "peer_prefix"}, "feedback_tokens is missing"),
+        ({"feedback_tokens": 9}, "feedback_tokens is the length of a peer's prefix or suffix"),
+        ({"teacher": {"source": "sync"}}, 'teacher.sync_every is missing: source = "sync" needs it'),
+        ({"teacher": {"source": "ema"}}, 'teacher.ema_rate is missing: source = "ema" needs it'),
+        ({"teacher": {"sync_every": 5}}, 'teacher.sync_every is for source = "sync", not "actor"'),
+        ({"teacher": {"source": "sync", "sync_every": 5, "ema_rate": 0.1}}, 'ema_rate is for source = "ema"'),
+    ],
+)
+@pytest.mark.parametrize("method", [Rlsd, Cepo])
+def test_a_meaningless_combination_is_refused_with_the_reason(
+    method: type[Algorithm], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        method(**options)
+    assert reason in str(refused.value)
+
+
+def test_rlsd_has_no_peer_to_pick_unless_it_shows_one() -> None:
+    with pytest.raises(ValidationError, match=r"pick chooses among peers and none is shown"):
+        Rlsd(pick="random")
+    assert Rlsd(pick="random", positive="peer_full").asks[0].pick is Pick.RANDOM
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
@@ -120,6 +180,9 @@ def test_an_option_of_another_method_is_refused() -> None:
         ("aggregation", "mean"),
         ("advantage_scale", "group"),
         ("no_negative", "skip"),
+        ("negative", "solution"),
+        ("wrong_hints", 0),
+        ("schedule", "cosine"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_its_value(option: str, value: Any) -> None:
@@ -169,6 +232,13 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "delta_mean_wrong": (2.0 - 2.0 - 0.3) / 3,
         "wrong_direction_fraction": 2 / 7,  # -0.1 on a correct response, 2.0 on a wrong one
         "clip_fraction": 3 / 7,
+        "clip_low_fraction": 1 / 7,
+        "clip_high_fraction": 2 / 7,
+        "sequences_fraction": 3 / 4,
+        "advantage_before": math.sqrt(3) / 2,
+        "advantage_after": math.sqrt(3) / 2 * sum(0.6 + 0.4 * weight for weight in weights) / 7,
+        "sharper_correct": 1.0,  # the policy sampled with log-prob 0, the rejected context has -3
+        "sharper_wrong": 0.0,
         "weight_mean": sum(weights) / 7,
         "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
         "nonfinite_tokens": 0.0,
@@ -228,9 +298,11 @@ def level(batch: TrainBatch) -> TrainBatch:
 def test_diagnostics_are_zero_but_present_where_nothing_was_weighed(
     algorithm: Algorithm, batch: TrainBatch, lam: float
 ) -> None:
-    assert algorithm.diagnostics(batch, 0) == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
+    found = algorithm.diagnostics(batch, 0)
+    assert {key: found[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
+    assert {key: value for key, value in found.items() if key not in KEYS} == dict.fromkeys(SHARPER & set(found), 0.0)
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
 def test_diagnostics_have_the_same_keys_where_something_was_weighed(method: type[Algorithm]) -> None:
-    assert set(method().diagnostics(hand_made(), 0)) == KEYS
+    assert set(method().diagnostics(hand_made(), 0)) == (KEYS | SHARPER if method is Cepo else KEYS)

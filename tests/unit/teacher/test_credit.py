@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cepo.algo.evidence import Cepo
+from cepo.algo.variants import Cepo
 from cepo.algo.variants import ALGORITHMS
 from cepo.contracts import Message
 from cepo.credit import EPS_W, Method
@@ -30,7 +30,8 @@ def test_the_defaults_are_those_of_training() -> None:
         assert (Method(name=name).lam, EPS_W[name]) == (fields["lam"].default, fields["eps_w"].default)
         assert Method(name=name).eps_w == EPS_W[name]
     assert Method().no_negative == Cepo().no_negative
-    assert Method().exclude_self == Cepo().exclude_self
+    assert not Method().exclude_self
+    assert not Cepo().contrast[1].exclude_self
 
 
 async def test_the_parts_of_a_token_fit_together() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cepo.algo.base import Algorithm
-from cepo.algo.evidence import Cepo, Rlsd
+from cepo.algo.variants import Cepo, Rlsd
 from cepo.algo.variants import Grpo
 from cepo.contracts import Completion, FinishReason, Message, RolloutGroup
 from cepo.credit import CreditReply
@@ -84,7 +84,9 @@ async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, tempe
 
 async def credited(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:
     """The same from REST."""
-    parameters = algorithm.model_dump(include={"name", "lam", "eps_w", "no_negative", "exclude_self"})
+    parameters = algorithm.model_dump(
+        include={"name", "lam", "eps_w", "no_negative", "exclude_self"}, exclude_none=True
+    )
     body = {
         "messages": [{"role": "user", "content": QUESTION}],
         "responses": [{"token_ids": ids_of(text)} for text in texts],

@@ -22,7 +22,9 @@ from cepo.contracts import (
     ContextName,
     EvidencedGroup,
     EvidenceReason,
+    Feedback,
     Message,
+    Placement,
     PolicyProof,
     PolicyRef,
     ScoredGroup,
@@ -114,6 +116,40 @@ async def test_no_context_of_a_response_is_scored_twice() -> None:
     group = make_scored([1.0, 1.0], make_task(asks=(ANSWER, fallback)))
     await make_handler(scorer, RENDERER, 200)(group)
     assert len(scorer.asked) == len(set(scorer.asked)) == 2
+
+
+async def test_a_hint_is_as_long_as_its_context_is_longer() -> None:
+    asks = (ANSWER, Ask(context=PLAIN))
+    group = make_scored([1.0, 0.0], make_task(asks=asks))
+    answer, plain = (await toy_scored(group)).evidence
+    assert {row.hint_tokens for row in answer.rows} == {len(hinted(group, "7")) - len(group.rollout.prompt_token_ids)}
+    assert {row.hint_tokens for row in plain.rows} == {0}
+
+
+async def test_a_peer_after_the_generation_prompt_is_its_own_tokens() -> None:
+    scorer, ask = ToyScorer(), Ask(context=ContextName.REJECTED, feedback=Feedback.PEER_SUFFIX, tokens=2)
+    group = make_scored([1.0, 0.0], make_task(asks=(ask,), placement=Placement.ASSISTANT))
+    found = await make_handler(scorer, RENDERER, 200)(group)
+    prompt, peer = RENDERER.prompt_ids(group.task.messages), group.rollout.completions[1].token_ids
+    assert {pair.context_ids for pair in scorer.asked} == {(*prompt, *peer[-2:])}
+    assert [(row.answer, row.source) for row in found.evidence[0].rows] == [("", 1)] * 2
+
+
+async def test_a_teacher_stays_resident_while_newer_policies_are_announced(
+    tmp_path: Path, published: dict[PolicyRef, dict[str, bytes]]
+) -> None:
+    fetched: list[PolicyRef] = []
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        fetched.append(policy)
+        return published[policy]
+
+    settings = Settings(model=MODEL, dtype="float32", max_loras=2)
+    scorer = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path, fetch, keep=1))
+    teacher, two, three = published
+    for policy in (teacher, two, teacher, three, teacher):
+        await scorer.load(policy)
+    assert fetched == [teacher, two, three]  # with the oldest dropped instead, it would have come twice
 
 
 async def test_a_context_above_the_models_length_is_a_users_mistake() -> None:

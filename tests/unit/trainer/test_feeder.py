@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from cepo.contracts import BASE_POLICY, Message, PromptTask, Purpose, Reward, Sampling, Stage, TeachWhen
+from cepo.contracts import (
+    BASE_POLICY,
+    Message,
+    Placement,
+    PromptTask,
+    Purpose,
+    Reward,
+    Sampling,
+    Stage,
+    TeachWhen,
+)
 from cepo.data import Problem, Problems
 from cepo.testing import MemoryBus
 from services.trainer.feeder import Feeder
@@ -76,6 +88,14 @@ def test_held_out_problems_are_sampled_as_the_eval_section_says() -> None:
         Sampling(temperature=0.6, top_p=0.9, top_k=40, presence_penalty=2.0, max_tokens=48)
     }
     assert {task.sampling for task in feeder.tasks(0, POLICY, POLICY)} == {Sampling(top_k=5, max_tokens=48)}
+
+
+def test_a_task_says_where_the_hint_stands_and_how_the_problem_is_solved() -> None:
+    feeder = make_feeder("data.placement=system", "data.solution=steps", "algorithm.positive=solution")
+    solved = tuple(replace(problem, solution=f"by {problem.answer}") for problem in feeder.train.problems)
+    task = replace(feeder, train=replace(feeder.train, problems=solved)).tasks(0, POLICY, BASE_POLICY)[0]
+    assert (task.placement, task.reference_solution) == (Placement.SYSTEM, f"by {task.reference_answer}")
+    assert (task.policy, task.teacher) == (POLICY, BASE_POLICY)
 
 
 def test_a_task_says_how_its_answers_are_compared() -> None:

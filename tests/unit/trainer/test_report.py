@@ -8,11 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepo.contracts import EvidencedGroup, FinishReason, Outcome
+from cepo.contracts import (
+    ContextName,
+    EvidencedGroup,
+    EvidenceReason,
+    EvidenceRow,
+    FinishReason,
+    Outcome,
+)
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
-from services.trainer.report import Trackers, accuracy, finished, group_metrics, judged, write_rollouts
+from services.trainer.report import (
+    Trackers,
+    accuracy,
+    finished,
+    group_metrics,
+    hint_metrics,
+    judged,
+    write_rollouts,
+)
 from tests.factories import (
     make_config,
     make_evidenced,
@@ -71,6 +86,23 @@ def test_what_has_no_verdict_is_counted_and_in_no_mean() -> None:
     assert (mixed["groups/all_correct"], mixed["groups/all_wrong"], mixed["samples/failed"]) == (0.5, 0.0, 3.0)
     with pytest.raises(UserError, match="judged none of 2 responses, the first because: comparing took longer"):
         group_metrics([nothing])
+
+
+def test_hint_metrics_say_why_each_rejected_answer_is_what_it_is() -> None:
+    group = make_evidenced([1.0, 0.0, 0.0])
+    answer, rejected = group.evidence
+    changes = [{}, {"reason": EvidenceReason.NO_ANSWER, "context": ContextName.PLAIN}, {"hint_tokens": 7}]
+    rows = [row.model_copy(update=change) for row, change in zip(rejected.rows, changes, strict=True)]
+    unused = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ONLY_SELF)
+    evidence = (
+        answer.model_copy(update={"rows": [row.model_copy(update={"hint_tokens": 4}) for row in answer.rows]}),
+        rejected.model_copy(update={"rows": (*rows, unused)}),
+    )
+    found = hint_metrics([group.model_copy(update={"evidence": evidence})])
+    expected = {"rejected_asked": 2 / 4, "rejected_no_answer": 1 / 4, "rejected_only_self": 1 / 4}
+    expected |= {"rejected_unused": 1 / 4, "answer_tokens": 4.0, "rejected_tokens": 3.5}
+    zeros = {"rejected_no_rejected": 0.0, "rejected_same_as_answer": 0.0, "rejected_too_few": 0.0}
+    assert found == pytest.approx({f"hint/{key}": value for key, value in (expected | zeros).items()})
 
 
 def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:

@@ -32,6 +32,9 @@ class EvidenceReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVIDENCE_REASON_NO_ANSWER: _ClassVar[EvidenceReason]
     EVIDENCE_REASON_SAME_AS_ANSWER: _ClassVar[EvidenceReason]
     EVIDENCE_REASON_ONLY_SELF: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_NO_CORRECT: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_NO_SOLUTION: _ClassVar[EvidenceReason]
+    EVIDENCE_REASON_TOO_FEW: _ClassVar[EvidenceReason]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -48,6 +51,9 @@ EVIDENCE_REASON_NO_REJECTED: EvidenceReason
 EVIDENCE_REASON_NO_ANSWER: EvidenceReason
 EVIDENCE_REASON_SAME_AS_ANSWER: EvidenceReason
 EVIDENCE_REASON_ONLY_SELF: EvidenceReason
+EVIDENCE_REASON_NO_CORRECT: EvidenceReason
+EVIDENCE_REASON_NO_SOLUTION: EvidenceReason
+EVIDENCE_REASON_TOO_FEW: EvidenceReason
 
 class PromptTask(_message.Message):
     __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward")
@@ -176,7 +182,7 @@ class ScoredGroup(_message.Message):
     def __init__(self, rollout: _Optional[_Union[RolloutGroup, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
 
 class EvidenceRow(_message.Message):
-    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source", "top_ids", "top_logps", "pooled")
+    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source", "top_ids", "top_logps", "pooled", "hint_tokens")
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     APPLICABLE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +192,7 @@ class EvidenceRow(_message.Message):
     TOP_IDS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPS_FIELD_NUMBER: _ClassVar[int]
     POOLED_FIELD_NUMBER: _ClassVar[int]
+    HINT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     logps: _containers.RepeatedScalarFieldContainer[float]
     applicable: bool
     context: _policy_pb2.ContextName
@@ -195,7 +202,8 @@ class EvidenceRow(_message.Message):
     top_ids: _containers.RepeatedScalarFieldContainer[int]
     top_logps: _containers.RepeatedScalarFieldContainer[float]
     pooled: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logps: _Optional[_Iterable[float]] = ..., pooled: _Optional[_Iterable[float]] = ...) -> None: ...
+    hint_tokens: int
+    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logps: _Optional[_Iterable[float]] = ..., pooled: _Optional[_Iterable[float]] = ..., hint_tokens: _Optional[int] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("ask", "rows")

@@ -1,0 +1,52 @@
+"""Which policy is the teacher of each policy that samples (arXiv:2605.19436, Table 4)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from cepo.algo.base import Metrics
+from cepo.algo.ema import ema
+from cepo.algo.teacher import TeacherSource
+from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
+from services.trainer.learner import Learner
+from services.trainer.publisher import Publisher
+
+
+class Teacher:
+    """Follows the learner from version to version."""
+
+    def __init__(self, source: TeacherSource, learner: Learner, publisher: Publisher) -> None:
+        self._source = source
+        self._learner = learner
+        self._publisher = publisher
+        self.average: dict[str, Tensor] = {}
+        """The moving average of the adapter, in float32, at first the base model (B = 0); empty for other sources."""
+        if source.source == "ema":
+            self.average = {name: value.float() for name, value in learner.adapter().items()}
+
+    async def of(self, policy: PolicyRef, before: PolicyRef) -> PolicyRef:
+        """The teacher of a policy that was just published, and what it is; called once for every version, in order.
+
+        Args:
+            before: the teacher of the version before.
+        """
+        match self._source.source:
+            case "reference":
+                return BASE_POLICY
+            case "sync":
+                assert self._source.sync_every is not None
+                return policy if policy.version % self._source.sync_every == 0 else before
+            case "ema":
+                assert self._source.ema_rate is not None
+                self.average = ema(self.average, self._learner.adapter(), self._source.ema_rate)
+                return await self._publisher.publish_average(policy.version, self.average)
+        return policy
+
+    def metrics(self, task: PromptTask) -> Metrics:
+        """How many versions the teacher of a task is behind, and how far an average now is from the weights (norm)."""
+        adapter = self._learner.adapter() if self.average else {}
+        squares = [float((value - self.average[name]).square().sum()) for name, value in adapter.items()]
+        behind = task.policy.version - task.teacher.version
+        return {"teacher/behind": float(behind), "teacher/distance": math.sqrt(sum(squares))}

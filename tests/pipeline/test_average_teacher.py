@@ -1,0 +1,51 @@
+"""A moving average as the teacher and peers as hints, through the real services, with a trainer that is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.pipeline.support import kill, rows, start, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 6
+RATE = 0.25
+SETTINGS = (
+    "algorithm.teacher.source=ema",
+    f"algorithm.teacher.ema_rate={RATE}",
+    "algorithm.positive=peer_full",
+    "algorithm.negative=peer_suffix",
+    "algorithm.feedback_tokens=12",
+    "algorithm.wrong_hints=2",
+    "data.placement=assistant",
+)
+
+
+def weights(run_dir: Path, folder: str) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "adapters" / folder / "adapter_model.safetensors")
+
+
+def test_an_average_teaches_through_a_killed_trainer(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(run_dir, *(word for setting in SETTINGS for word in ("--set", setting)))
+    wait_until(lambda: len(rows(run_dir)) > 1, process, 240)
+    kill("trainer", run_dir)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+
+    found = rows(run_dir)
+    assert [row["step"] for row in found] == list(range(STEPS))
+    assert {(row["groups/failed"], row["teacher/behind"]) for row in found} == {(0.0, 0.0)}
+    assert all(row["teacher/distance"] > 0 for row in found[1:])
+    assert sum(row["credit/tokens"] for row in found) > 0
+    assert 0 < max(row["hint/rejected_tokens"] for row in found) <= 12
+    assert max(row["hint/rejected_asked"] for row in found) > 0
+
+    for version in range(2, STEPS + 1):  # every average is made from the one before, across the restart
+        before, now = weights(run_dir, f"ema-v{version - 1:06d}"), weights(run_dir, f"v{version:06d}")
+        for name, weight in weights(run_dir, f"ema-v{version:06d}").items():
+            torch.testing.assert_close(weight, before[name].lerp(now[name], RATE), rtol=1e-6, atol=1e-9)

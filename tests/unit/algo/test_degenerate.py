@@ -1,0 +1,121 @@
+"""What happens where there is nothing to contrast: from a scored group through its evidence to its advantages.
+
+The teacher is played by a table: what a context is worth is known, so that every advantage can be told by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.contexts import Hint, hints
+from cepo.contracts import ContextName, Evidence, EvidencedGroup, EvidenceRow, Outcome, Verdict
+from services.trainer.batch import pack
+from tests.factories import make_proof, make_scored, make_task, make_verdict
+
+WORTH = {ContextName.PLAIN: -2.0, ContextName.ANSWER: -1.0, ContextName.REJECTED: -3.0}
+"""Log-prob of every token under a context."""
+CORRECT, WRONG = make_verdict(1.0), make_verdict(0.0, "5")
+UNPARSED = Verdict(outcome=Outcome.UNPARSED, reward=0.0, accuracy=0.0)
+EMPTY_BOX = Verdict(outcome=Outcome.WRONG, reward=0.1, accuracy=0.0)
+TRUNCATED = Verdict(outcome=Outcome.TRUNCATED, reward=0.0, accuracy=0.0)
+SAME = make_verdict(0.0, "7")
+FORMATTED = CORRECT.model_copy(update={"reward": 1.1})
+
+
+def taught(
+    algorithm: Cepo | Rlsd, verdicts: Sequence[Verdict], worth: dict[ContextName, float] | None = None
+) -> EvidencedGroup:
+    """A group as the teacher returns it."""
+    scored = make_scored(task=make_task(samples=len(verdicts), asks=algorithm.asks), verdicts=verdicts)
+
+    def row(hint: Any, length: int) -> EvidenceRow:
+        if not isinstance(hint, Hint):
+            return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=hint)
+        logps = ((worth or WORTH)[hint.context],) * length
+        return EvidenceRow(logps=logps, applicable=True, context=hint.context, reason=hint.reason)
+
+    lengths = [len(c.token_ids) for c in scored.rollout.completions]
+    evidence = [
+        Evidence(ask=ask, rows=tuple(row(h, n) for h, n in zip(hints(ask, scored), lengths, strict=True)))
+        for ask in algorithm.asks
+    ]
+    return EvidencedGroup(scored=scored, evidence=tuple(evidence), proofs=(make_proof(),))
+
+
+def multiplier(algorithm: Cepo | Rlsd, *verdicts: Verdict) -> Tensor:
+    """What the first token of each response has its advantage multiplied by."""
+    batch = pack([taught(algorithm, verdicts)])
+    return (algorithm.advantages(batch, 0) / Grpo().advantages(batch, 0))[:, 0]
+
+
+def weighed(delta: float, sign: float, algorithm: Cepo | Rlsd) -> float:
+    weight = min(max(math.exp(sign * delta), 1 - algorithm.eps_w), 1 + algorithm.eps_w)
+    return 1 - algorithm.lam + algorithm.lam * weight
+
+
+def test_with_a_wrong_answer_the_contrast_is_between_the_two_answers() -> None:
+    found = multiplier(Cepo(), CORRECT, WRONG)
+    assert found.tolist() == pytest.approx([weighed(2, 1, Cepo()), weighed(2, -1, Cepo())])
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [(CORRECT, FORMATTED), (CORRECT, UNPARSED), (CORRECT, EMPTY_BOX), (CORRECT, TRUNCATED), (CORRECT, SAME)],
+    ids=["all-correct", "no-answer", "empty-box", "truncated", "same-as-the-answer"],
+)
+def test_without_a_wrong_answer_no_negative_decides(verdicts: tuple[Verdict, Verdict]) -> None:
+    options = {"eps_w": 0.9}
+    signs = [1, -1] if verdicts[0].reward > verdicts[1].reward else [-1, 1]
+    rlsd = [weighed(1, sign, Cepo(**options)) for sign in signs]
+    assert multiplier(Cepo(**options), *verdicts).tolist() == pytest.approx(rlsd)
+    assert multiplier(Rlsd(**options), *verdicts).tolist() == pytest.approx(rlsd)  # RLSD is contained in CEPO
+    assert multiplier(Cepo(no_negative="grpo"), *verdicts).tolist() == [1.0, 1.0]  # exactly
+    assert multiplier(Cepo(no_negative="skip_group"), *verdicts).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("unusable", [UNPARSED, EMPTY_BOX, TRUNCATED, SAME])
+def test_a_rejected_rollout_that_says_nothing_gives_way_to_the_next_one(unusable: Verdict) -> None:
+    group = taught(Cepo(), [CORRECT, unusable, make_verdict(0.0, "6")])
+    assert {row.context for row in group.evidence[1].rows} == {ContextName.REJECTED}
+
+
+def test_all_wrong_groups_of_differing_rewards_are_weighed_unless_that_is_off() -> None:
+    formatted = WRONG.model_copy(update={"reward": 0.1})
+    assert multiplier(Cepo(), formatted, UNPARSED).tolist() != [1.0, 1.0]
+    assert multiplier(Cepo(modulate_all_wrong=False), formatted, UNPARSED).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+@pytest.mark.parametrize("context", list(WORTH))
+def test_a_zero_advantage_stays_zero_and_every_other_keeps_its_sign_whatever_the_evidence(
+    context: ContextName, value: float
+) -> None:
+    for algorithm in (Cepo(), Cepo(wrong_hints=2), Rlsd()):
+        for verdicts in ([CORRECT, WRONG], [CORRECT, CORRECT], [WRONG, WRONG]):
+            batch = pack([taught(algorithm, verdicts, WORTH | {context: value})])
+            adv_BT = algorithm.advantages(batch, 0)
+            assert torch.equal(torch.sign(adv_BT), torch.sign(Grpo().advantages(batch, 0)))
+    found = Cepo().diagnostics(pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {context: value})]), 0)
+    assert found["credit/nonfinite_tokens"] == (0 if context is ContextName.PLAIN else 7)
+    assert all(math.isfinite(metric) for metric in found.values())
+
+
+def test_a_rollout_alone_with_its_wrong_answer_is_not_contrasted_with_itself() -> None:
+    algorithm = Cepo(exclude_self=True, no_negative="grpo")
+    assert multiplier(algorithm, CORRECT, WRONG).tolist() == pytest.approx([weighed(2, 1, algorithm), 1.0])
+
+
+def test_the_sharpness_probe_leaves_substitutes_out() -> None:
+    contrasted, substituted = taught(Cepo(), [CORRECT, WRONG]), taught(Cepo(), [CORRECT, UNPARSED])
+    one, other = (Cepo().diagnostics(pack([group]), 0) for group in (contrasted, substituted))
+    # The policy sampled with log-probs above -3: the rejected context pulls away from every token.
+    assert (one["credit/sharper_correct"], one["credit/sharper_wrong"]) == (1.0, 0.0)
+    assert (other["credit/sharper_correct"], other["credit/sharper_wrong"]) == (0.0, 0.0)
+    assert other["credit/tokens"] == 7

@@ -1,0 +1,139 @@
+"""The loop over steps with the real learner, publisher and teacher; only the sampling and the grading are played."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cepo import adapters
+from cepo.adapters import AdapterCache
+from cepo.contracts import (
+    Completion,
+    EvidencedGroup,
+    FinishReason,
+    PolicyRef,
+    PromptTask,
+    RolloutGroup,
+    ScoredGroup,
+    Stage,
+)
+from cepo.rendering import Renderer
+from cepo.rundir import RunDir
+from cepo.settings import Settings
+from cepo.stage import StageLoop
+from cepo.testing import MemoryBus
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import make_handler
+from services.trainer.__main__ import assemble
+from services.trainer.loop import Run, train
+from tests.factories import make_config, make_verdict
+
+torch.set_num_threads(1)
+SMALL = ("loop.steps=4", "sampling.prompts=2", "sampling.samples=3", "data.eval=", "lora.rank=2")
+RENDERER = Renderer(make_config().model.path)
+SOURCES = {
+    "ema": ("algorithm.teacher.source=ema", "algorithm.teacher.ema_rate=0.25", "algorithm.negative=peer_full"),
+    "sync": ("algorithm.teacher.source=sync", "algorithm.teacher.sync_every=2", "data.placement=assistant"),
+    "behind": ("algorithm.teacher.source=sync", "algorithm.teacher.sync_every=2", "loop.lag=1"),
+}
+
+
+class Stages:
+    """The three stages in one process."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+            return adapters.read(run.publisher.folder(policy))
+
+        model = run.config.model.path
+        self.engine = TransformersScorer(
+            Settings(model=model, dtype="float32", max_loras=3), RENDERER, AdapterCache(folder, fetch, keep=5)
+        )
+        self.teach = make_handler(self.engine, RENDERER, 400)
+        self.taught: list[EvidencedGroup] = []
+
+    async def sample(self, task: PromptTask) -> RolloutGroup:
+        """One right answer and two wrong ones, in words that depend on the seed."""
+        rng, completions = random.Random(task.seed), []
+        for answer in (task.reference_answer, "1000", "2000"):
+            text = f"{rng.randrange(99)}+{rng.randrange(99)}, \\boxed{{{answer}}}"
+            ids = RENDERER.tokenizer.encode(text, add_special_tokens=False)
+            completions.append(
+                Completion(token_ids=ids, logps=(-1.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+            )
+        prompt_ids, proof = RENDERER.prompt_ids(task.messages), await self.engine.load(task.policy)
+        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
+
+    async def grade(self, group: RolloutGroup) -> ScoredGroup:
+        wrong = [make_verdict(0.0, answer) for answer in ("1000", "2000")]
+        return ScoredGroup(rollout=group, verdicts=(make_verdict(1.0, group.task.reference_answer), *wrong))
+
+    async def measure(self, group: ScoredGroup) -> EvidencedGroup:
+        self.taught.append(await self.teach(group))
+        return self.taught[-1]
+
+
+async def went_on(folder: Path, *overrides: str, drain_after: int | None = None) -> list[EvidencedGroup]:
+    """Starts a run or goes on with it; `drain_after` that many measured groups it is asked to stop."""
+    run_dir, bus = RunDir(folder), MemoryBus()
+    run_dir.create(make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
+    run: Any = assemble(run_dir, bus, Settings())  # type: ignore[arg-type]
+    stages, drain, stop = Stages(run, folder / "cache"), asyncio.Event(), asyncio.Event()
+
+    async def measure(group: ScoredGroup) -> EvidencedGroup:
+        found = await stages.measure(group)
+        if drain_after is not None and len(stages.taught) >= drain_after:
+            drain.set()
+        return found
+
+    handlers: dict[Stage, Any] = {Stage.ROLLOUT: stages.sample, Stage.VERIFY: stages.grade, Stage.TEACH: measure}
+    async with asyncio.TaskGroup() as group:
+        for stage, handler in handlers.items():
+            group.create_task(StageLoop(bus, stage, handler).run(stop))
+        await train(run, drain)
+        stop.set()
+    stages.engine.close()
+    return stages.taught
+
+
+def written(folder: Path) -> dict[str, str]:
+    """Every adapter of a run by its folder."""
+    return {path.name: adapters.digest(adapters.read(path)) for path in sorted((folder / "adapters").iterdir())}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_not(tmp_path: Path, source: str) -> None:
+    unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
+    taught = await went_on(unbroken, *SOURCES[source])
+    first = await went_on(broken, *SOURCES[source], drain_after=3)
+    assert 0 < len(metrics(broken)) < 4
+    second = await went_on(broken, *SOURCES[source])
+    assert written(broken) == written(unbroken)
+    assert metrics(broken) == metrics(unbroken)
+    teachers = {group.task.group_id: group.task.teacher for group in taught}
+    assert {group.task.group_id: group.task.teacher for group in (*first, *second)} == teachers
+
+    versions = {group.task.step: group.task.teacher.version for group in taught}
+    assert (
+        versions
+        == {
+            "ema": {0: 0, 1: 1, 2: 2, 3: 3},
+            "sync": {0: 0, 1: 0, 2: 2, 3: 2},  # a copy only after the update of step 2
+            "behind": {0: 0, 1: 0, 2: 0, 3: 2},
+        }[source]
+    )
+    averages = [name for name in written(unbroken) if name.startswith("ema-")]
+    assert averages == ([f"ema-v{version:06d}" for version in range(1, 5)] if source == "ema" else [])
+    assert all(row["groups/failed"] == 0 for row in metrics(unbroken))
+    assert sum(row["credit/tokens"] for row in metrics(unbroken)) > 0

@@ -1,0 +1,159 @@
+"""Whose weights teach at which step, and that a resumed run has the same teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo import adapters
+from cepo.adapters import AdapterCache
+from cepo.algo.teacher import TeacherSource
+from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.rendering import Renderer
+from cepo.settings import Settings
+from cepo.testing import MemoryBus
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Pair
+from services.trainer.batch import pack
+from services.trainer.checkpoint import Checkpoints, Progress
+from services.trainer.learner import Learner
+from services.trainer.publisher import Publisher
+from services.trainer.teacher import Teacher
+from tests.factories import make_config, make_ragged, make_task
+from tests.parity.support import golden
+
+torch.set_num_threads(1)
+RENDERER = Renderer(make_config().model.path)
+
+
+class Process:
+    """The parts of a trainer that a teacher concerns, as one process builds them."""
+
+    def __init__(self, folder: Path, source: TeacherSource, *overrides: str) -> None:
+        self.config = make_config("lora.rank=2", *overrides)
+        self.learner = Learner(self.config)
+        self.publisher = Publisher(
+            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, "float32"
+        )
+        self.teacher = Teacher(source, self.learner, self.publisher)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, self.teacher, 1, 2)
+
+    async def steps(self, progress: Progress, until: int) -> list[Progress]:
+        """Updates and publishes as the loop does."""
+        seen = [progress]
+        for step in range(progress.next_step, until):
+            batch = pack(make_ragged([(4, 6), (3, 5)], seed=step))
+            algorithm = self.config.algorithm
+            self.learner.update(batch, algorithm.advantages(batch, step), algorithm, step)
+            policy = await self.publisher.publish(step + 1)
+            seen.append(Progress(step + 1, (policy,), (await self.teacher.of(policy, seen[-1].teachers[-1]),)))
+        return seen
+
+
+START = Progress(0, (BASE_POLICY,), (BASE_POLICY,))
+SOURCES = {
+    "actor": TeacherSource(),
+    "reference": TeacherSource(source="reference"),
+    "sync": TeacherSource(source="sync", sync_every=2),
+    "ema": TeacherSource(source="ema", ema_rate=0.05),
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "versions"),
+    [("actor", [0, 1, 2, 3, 4, 5]), ("reference", [0] * 6), ("sync", [0, 0, 2, 2, 4, 4]), ("ema", [0, 1, 2, 3, 4, 5])],
+)
+async def test_the_teacher_of_every_version(tmp_path: Path, source: str, versions: list[int]) -> None:
+    seen = await Process(tmp_path, SOURCES[source]).steps(START, 5)
+    assert [one.teachers[0].version for one in seen] == versions
+    same = [one.teachers == one.policies for one in seen]
+    assert (
+        same
+        == {
+            "actor": [True] * 6,
+            "reference": [True] + [False] * 5,
+            "sync": [True, False] * 3,  # at 2 and 4 only after those updates, by content
+            "ema": [True] + [False] * 5,
+        }[source]
+    )
+
+
+async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_path: Path) -> None:
+    process = Process(tmp_path, SOURCES["ema"])
+    (*_, last) = await process.steps(START, 2)
+    (policy,), (teacher,) = last.policies, last.teachers
+
+    async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
+        return adapters.read(process.publisher.folder(wanted))
+
+    settings = Settings(model=process.config.model.path, dtype="float32", max_loras=2)
+    engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
+    assert [process.publisher.prove(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
+    pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
+    scores = [(await engine.score([pair], 1.0, one))[0] for one in (policy, teacher, BASE_POLICY)]
+    assert len(set(scores)) == 3
+    assert process.publisher.folder(teacher) == tmp_path / "adapters" / "ema-v000002"
+    assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"
+    assert adapters.digest(adapters.read(process.publisher.folder(teacher))) == teacher.sha256
+    right = process.publisher.expected(teacher).canary_logp
+    assert process.publisher.prove(proof_of(teacher, right)) is None
+    assert process.publisher.prove(proof_of(teacher, right - 1)) is not None
+    assert process.publisher.expected(policy).canary_logp != right
+
+
+def proof_of(policy: PolicyRef, canary_logp: float) -> PolicyProof:
+    return PolicyProof(
+        policy=policy, bound_modules=28, canary_logp=canary_logp, tokenizer_sha256=RENDERER.sha256, engine="toy"
+    )
+
+
+async def test_publishing_an_average_leaves_the_learner_as_it_was(tmp_path: Path) -> None:
+    process = Process(tmp_path, SOURCES["ema"])
+    (*_, last) = await process.steps(START, 1)
+    assert adapters.digest(process.learner.adapter_files()) == last.policies[0].sha256
+    assert all(parameter.requires_grad for parameter in process.learner.parameters)
+
+
+async def test_the_average_follows_the_published_numbers(tmp_path: Path) -> None:
+    expected = golden("formula_only")["ema_rate_0.05"]
+    process = Process(tmp_path, SOURCES["ema"])
+
+    def filled(value: float) -> dict[str, torch.Tensor]:
+        return {name: torch.full_like(weight, value) for name, weight in process.learner.adapter().items()}
+
+    process.teacher.average, teacher = filled(expected["teacher0"]), BASE_POLICY
+    for version, step in enumerate(expected["steps"], 1):
+        with process.learner.wearing(filled(step["student"])):
+            policy = await process.publisher.publish(version)
+            teacher = await process.teacher.of(policy, teacher)
+        with process.learner.wearing(process.teacher.average):
+            assert adapters.digest(process.learner.adapter_files()) == teacher.sha256
+        for weight in process.teacher.average.values():
+            torch.testing.assert_close(weight, torch.full_like(weight, step["teacher"]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+async def test_a_resumed_run_has_the_teachers_of_one_that_never_stopped(tmp_path: Path, source: str) -> None:
+    unbroken = await Process(tmp_path / "unbroken", SOURCES[source]).steps(START, 5)
+    first = Process(tmp_path, SOURCES[source])
+    (*_, saved) = await first.steps(START, 3)
+    first.checkpoints.save(saved)
+    second = Process(tmp_path, SOURCES[source], "loop.seed=77")
+    restored = second.checkpoints.restore()
+    assert restored == saved == unbroken[3]
+    assert await second.steps(restored, 5) == unbroken[3:]
+    (teacher,) = restored.teachers
+    assert second.publisher.expected(teacher) == first.publisher.expected(teacher)
+    if teacher != BASE_POLICY:
+        assert adapters.digest(adapters.read(second.publisher.folder(teacher))) == teacher.sha256
+
+
+async def test_metrics_say_how_far_the_teacher_is_behind(tmp_path: Path) -> None:
+    process = Process(tmp_path, SOURCES["ema"])
+    task = make_task(policy=PolicyRef(version=7, sha256="ab" * 32), teacher=PolicyRef(version=4, sha256="cd" * 32))
+    assert process.teacher.metrics(task) == {"teacher/behind": 3.0, "teacher/distance": 0.0}
+    process.teacher.average = {name: weight + 0.5 for name, weight in process.teacher.average.items()}
+    count = sum(weight.numel() for weight in process.teacher.average.values())
+    assert process.teacher.metrics(task)["teacher/distance"] == pytest.approx(0.5 * count**0.5, rel=1e-4)
