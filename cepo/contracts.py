@@ -7,6 +7,8 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
+import math
+from array import array
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -259,17 +261,20 @@ class EvidenceRow(Contract):
     reason: EvidenceReason
     answer: str = ""
     source: int = -1
-    top_ids: tuple[int, ...] = ()
-    """T x k token ids, position after position, where a distribution was wanted."""
-    top_logps: tuple[float, ...] = ()
+    top_ids: bytes = b""
+    """T x k token ids, position after position, where a distribution was wanted; int32, little-endian."""
+    top_logps: bytes = b""
+    """Their log-probs; float32, little-endian."""
     pooled: tuple[float, ...] = ()
     """The mean last hidden state, where it was wanted."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        if len(self.top_ids) != len(self.top_logps) or (self.logps and len(self.top_ids) % len(self.logps)):
-            found = f"{len(self.top_ids)} likeliest tokens with {len(self.top_logps)} log-probs"
-            raise ValueError(f"{found} at {len(self.logps)} positions")
+        ids, logps, positions = len(self.top_ids) / 4, len(self.top_logps) / 4, len(self.logps)
+        if ids != logps or ids % max(1, positions):
+            raise ValueError(f"{ids:g} likeliest tokens with {logps:g} log-probs at {positions} positions")
+        if math.isnan(sum(self.logps)) or math.isnan(sum(array("f", self.top_logps))):
+            raise ValueError("a log-prob is not a number: the model that measured is broken")
         return self
 
 

@@ -7,7 +7,7 @@ adv_BT and, with the policy being trained, into a loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -22,10 +22,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar to minimise, and sums over tokens that the learner divides by the step's token count."""
+    """A scalar to minimise, and sums over tokens that the learner divides by the step's token counts."""
 
     loss: Tensor
     token_sums: Metrics
+    """Over the tokens the policy sampled for itself."""
+    demonstration_sums: Metrics = field(default_factory=dict)
+    """Over the tokens of demonstrations."""
 
 
 class Supply(Protocol):

@@ -29,8 +29,9 @@ def accuracy(groups: Groups) -> float:
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:
-    """Rewards, lengths, outcomes and failures of a step's groups."""
-    done = finished(groups)
+    """Rewards, lengths and outcomes of a step's groups, follow-ups apart; failures, tokens and seconds of them all."""
+    everything = finished(groups)
+    done = [group for group in everything if group.task.origin is None]
     verdicts = [v for group in done for v in group.scored.verdicts]
     completions = [c for group in done for c in group.scored.rollout.completions]
     lengths = [len(c.token_ids) for c in completions]
@@ -38,18 +39,18 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
     return {
         "reward/mean": _mean([v.reward for v in verdicts]),
-        "accuracy/train": accuracy(groups),
+        "accuracy/train": accuracy(done),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean(truncated),
         **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in verdicts]) for o in Outcome},
         "groups/total": float(len(groups)),
-        "groups/failed": float(len(groups) - len(done)),
+        "groups/failed": float(len(groups) - len(everything)),
         "groups/all_correct": _mean([all(row) for row in accurate]),
         "groups/all_wrong": _mean([not any(row) for row in accurate]),
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
-        "tokens/generated": float(sum(lengths)),
-        "time/teacher_seconds": sum(group.seconds for group in done),
+        "tokens/generated": float(sum(len(c.token_ids) for g in everything for c in g.scored.rollout.completions)),
+        "time/teacher_seconds": sum(group.seconds for group in everything),
     }
 
 

@@ -184,10 +184,10 @@ class EvidenceRow(_message.Message):
     reason: EvidenceReason
     answer: str
     source: int
-    top_ids: _containers.RepeatedScalarFieldContainer[int]
-    top_logps: _containers.RepeatedScalarFieldContainer[float]
+    top_ids: bytes
+    top_logps: bytes
     pooled: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logps: _Optional[_Iterable[float]] = ..., pooled: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logps: _Optional[bytes] = ..., pooled: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("ask", "rows")
