@@ -168,7 +168,7 @@ class Sdpo(Distillation):
 def compared(loss_N: Tensor, logp_NV: Tensor, ids_Nk: Tensor, teacher_Nk: Tensor) -> Tensor:
     """The loss of each token beside the mass that the student and the teacher have on the support: [N, 3]."""
     student_N = logp_NV.detach().gather(1, ids_Nk).exp().sum(dim=1)
-    return torch.stack([loss_N, student_N, teacher_Nk.exp().sum(dim=1)], dim=1)
+    return torch.stack([loss_N, student_N, teacher_Nk.detach().exp().sum(dim=1)], dim=1)
 
 
 def reports(compared_BTC: Tensor) -> dict[str, Tensor]:
