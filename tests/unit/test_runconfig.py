@@ -21,12 +21,16 @@ POLICY_GRADIENT = (
     "importance_cap kl_coef kl_form kl_in mask_truncated name old_logp ratio_max ratio_min std_correction surrogate "
     "tau_neg tau_pos"
 )
+DISTILLATION = "aggregation apply_to beta importance_cap name pick positive ratio_cap remainder support top weight"
 KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
     "algorithm.cepo": f"{POLICY_GRADIENT} decay_steps eps_w exclude_self lam no_negative",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
+    "algorithm.hdpo": f"{POLICY_GRADIENT} positive privileged_samples rest_factor top weight",
+    "algorithm.opsd": DISTILLATION,
     "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
+    "algorithm.sdpo": DISTILLATION,
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
     "train where",
