@@ -271,7 +271,7 @@ class EvidenceRow(Contract):
     @model_validator(mode="after")
     def _aligned(self) -> Self:
         ids, logps, positions = len(self.top_ids) / 4, len(self.top_logps) / 4, len(self.logps)
-        if ids != logps or ids % max(1, positions):
+        if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
             raise ValueError(f"{ids:g} likeliest tokens with {logps:g} log-probs at {positions} positions")
         if math.isnan(sum(self.logps)) or math.isnan(sum(array("f", self.top_logps))):
             raise ValueError("a log-prob is not a number: the model that measured is broken")

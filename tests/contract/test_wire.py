@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from enum import IntEnum
 from types import NoneType, UnionType
@@ -13,7 +14,16 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from pydantic import BaseModel
 
 from cepo import contracts
-from cepo.contracts import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
+from cepo.contracts import (
+    Contract,
+    EvidencedGroup,
+    EvidenceRow,
+    GroupFailed,
+    PolicyRef,
+    PromptTask,
+    RolloutGroup,
+    ScoredGroup,
+)
 from cepo.errors import WireError
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 from cepo.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
@@ -23,8 +33,10 @@ from tests.factories import (
     make_evidenced,
     make_failed,
     make_group,
+    make_row,
     make_scored,
     make_task,
+    make_top,
     make_verdict,
 )
 
@@ -41,6 +53,7 @@ SCALARS = {
     bool: {F.TYPE_BOOL},
     int: {F.TYPE_INT32, F.TYPE_INT64},
     float: {F.TYPE_FLOAT, F.TYPE_DOUBLE},
+    bytes: {F.TYPE_BYTES},
 }
 HOP_EXAMPLES: list[Contract] = [make_task(), make_group(), make_scored(), make_evidenced(), make_failed()]
 GOLDEN = {
@@ -118,6 +131,8 @@ def random_of(annotation: Any, rng: random.Random, name: str) -> Any:
         return rng.randrange(2**31)
     if inner is float:
         return rng.randrange(-64, 64) / 8
+    if inner is bytes:
+        return rng.randbytes(rng.randrange(6))
     return "".join(rng.choice("abc \u00e4\u4e2d\U0001f600\x00") for _ in range(rng.randrange(6)))
 
 
@@ -205,6 +220,21 @@ def test_bytes_of_another_message_are_a_wire_error() -> None:
         from_bytes(ScoredGroup, to_bytes(make_task()))
 
 
+def measured(**changes: Any) -> EvidenceRow:
+    """A row of three tokens with fields that are not looked at."""
+    return make_row(make_completion(), make_task().asks[0]).model_copy(update=changes)
+
+
+def test_a_distribution_with_impossible_tokens_keeps_every_bit() -> None:
+    row = measured(logps=(-1.0, -math.inf, -2.0), **make_top([[511, 7]] * 3, [[-0.125, -math.inf]] * 3))
+    assert from_bytes(EvidenceRow, to_bytes(row)) == row
+
+
+def test_a_hundred_likeliest_tokens_take_eight_bytes_each() -> None:
+    row = measured(**make_top([[151_000 + i for i in range(100)]] * 3, [[-float(i) for i in range(100)]] * 3))
+    assert len(to_bytes(row)) < 3 * 100 * 8 + 64
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
@@ -216,6 +246,11 @@ def test_bytes_of_another_message_are_a_wire_error() -> None:
         (make_group().model_copy(update={"completions": ()}), "0 completions for 2 samples"),
         (make_scored().model_copy(update={"verdicts": (make_verdict(),)}), "1 verdicts for 2"),
         (make_verdict().model_copy(update={"reward": float("nan")}), "reward"),
+        (measured(logps=(-1.0, float("nan"), -2.0)), "a log-prob is not a number: the model that measured is broken"),
+        (measured(**make_top([[1, 2]] * 3, [[-1.0, float("nan")]] * 3)), "a log-prob is not a number"),
+        (measured(**make_top([[1, 2]] * 2, [[-1.0, -2.0]] * 2)), "4 likeliest tokens with 4 log-probs at 3 positions"),
+        (measured(top_ids=make_top([[1]] * 3, [[-1.0]] * 3)["top_ids"]), "3 likeliest tokens with 0 log-probs"),
+        (measured(**dict.fromkeys(("top_ids", "top_logps"), b"123")), "0.75 likeliest tokens"),
     ],
 )
 def test_a_broken_invariant_is_a_wire_error_that_names_it(broken: Contract, says: str) -> None:
