@@ -191,13 +191,11 @@ class Learner:
         return old_BT
 
     def _minibatches(self, batch: TrainBatch) -> list[list[int]]:
-        """Whole groups, in order, in equal numbers."""
-        groups = batch.group_B.unique()
-        return [
-            torch.isin(batch.group_B, part).nonzero().flatten().tolist()
-            for part in groups.tensor_split(self._config.optim.minibatches)
-            if len(part)
-        ]
+        """Whole groups, in order, in equal numbers, and as equal a share of the demonstrations in each."""
+        count, shown_B = self._config.optim.minibatches, batch.demonstration_B
+        halves = [batch.group_B[rows_B].unique().tensor_split(count) for rows_B in (~shown_B, shown_B)]
+        parts = [torch.cat(part) for part in zip(*halves, strict=True)]
+        return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in parts if len(part)]
 
     def _microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
         """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence."""
