@@ -68,7 +68,8 @@ class Algorithm(BaseModel):
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
         """Tasks wanted after seeing a step's groups, follow-ups that came back included; none ends the step.
 
-        A follow-up names its group in `origin`; tasks from the supply are prompts like the first.
+        A follow-up names its group in `origin`; tasks from the supply are prompts like the first. A task that the step
+        has had, even one that failed, is not sent again.
         """
         return ()
 
