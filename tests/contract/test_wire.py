@@ -13,15 +13,7 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from pydantic import BaseModel
 
 from cepo import contracts
-from cepo.contracts import (
-    Contract,
-    EvidencedGroup,
-    GroupFailed,
-    PolicyRef,
-    PromptTask,
-    RolloutGroup,
-    ScoredGroup,
-)
+from cepo.contracts import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
 from cepo.errors import WireError
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 from cepo.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
