@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from cepo import adapters
 from cepo.contracts import (
     Completion,
     FinishReason,
@@ -31,7 +32,8 @@ from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
 from cepo.testing import MemoryBus
-from services.teacher.handler import Likeliest, Logps, Pair, make_handler
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Likeliest, Logps, Pair, Scorer, make_handler
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from tests.factories import make_config, make_verdict
@@ -39,6 +41,7 @@ from tests.factories import make_config, make_verdict
 torch.set_num_threads(1)
 HDPO = 'algorithm={name="hdpo", positive="answer", privileged_samples=4, top=6, weight=1.0}'
 SDPO = 'algorithm={name="sdpo", positive="answer", apply_to="all", top=6}'
+OPSD = 'algorithm={name="opsd", positive="answer", support="full"}'
 SMALL = ("sampling.prompts=4", "sampling.samples=2", "sampling.max_tokens=12", "data.eval=''", "data.limit=8")
 HINT = "Here is a sample answer: "
 
@@ -105,9 +108,9 @@ def completion(rng: random.Random) -> Completion:
 
 
 @asynccontextmanager
-async def engines(bus: MemoryBus, toys: Toys) -> Any:
-    """The stages at work until the block ends."""
-    stop, teach = asyncio.Event(), make_handler(toys, toys.renderer, 200)
+async def engines(bus: MemoryBus, toys: Toys, scorer: Scorer | None = None) -> Any:
+    """The stages at work until the block ends; the teacher is a toy unless given."""
+    stop, teach = asyncio.Event(), make_handler(scorer or toys, toys.renderer, 200)
     stages = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
     async with asyncio.TaskGroup() as group:
         for stage, handler in stages.items():
@@ -117,7 +120,7 @@ async def engines(bus: MemoryBus, toys: Toys) -> Any:
 
 
 async def trained(
-    path: Path, *overrides: str, broken: frozenset[int] = frozenset(), until: int = 99
+    path: Path, *overrides: str, broken: frozenset[int] = frozenset(), until: int = 99, real: bool = False
 ) -> tuple[Toys, list[dict[str, Any]]]:
     """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far."""
     folder, bus = RunDir(path), MemoryBus()
@@ -132,10 +135,20 @@ async def trained(
         stop.set()
 
     watching = asyncio.create_task(watch())
-    async with asyncio.timeout(60), engines(bus, toys):
+    async with asyncio.timeout(60), engines(bus, toys, real_teacher(toys, path) if real else None):
         await train(run, stop)
     watching.cancel()
     return toys, [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+
+
+def real_teacher(toys: Toys, path: Path) -> TransformersScorer:
+    """The teacher service's engine, which reads what the trainer published."""
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        return adapters.read(toys.run.publisher.folder(policy))
+
+    settings = Settings(model=toys.run.config.model.path, dtype="float32")
+    return TransformersScorer(settings, toys.renderer, adapters.AdapterCache(path / "cache", fetch, keep=4))
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,3 +205,16 @@ async def test_distillation_learns_from_every_response_and_says_how_far_it_is(tm
         assert row["tokens/trained"] == row["tokens/generated"]
         assert row["distill/teacher_mass"] + row["distill/tail_mass"] == pytest.approx(1.0, abs=1e-5)
         assert row["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("algorithm", [HDPO, SDPO, OPSD], ids=["hdpo", "sdpo", "opsd"])
+async def test_the_real_teacher_and_learner_agree_on_every_policy_of_a_run(tmp_path: Path, algorithm: str) -> None:
+    _, rows = await trained(tmp_path / "run", algorithm, "loop.steps=2", "optim.lr=1e-2", real=True)
+    for row in rows:
+        assert row["groups/failed"] == 0  # the adapter's proof was accepted
+        assert row["distill/divergence"] > 0
+        assert row["grad_norm"] > 0
+        assert 0 < row["distill/student_mass"] <= 1 + 1e-5
+        if algorithm == OPSD:
+            assert row["distill/teacher_mass"] == pytest.approx(row["distill/student_mass"], abs=1e-4)  # both are whole
+    assert rows[0]["distill/divergence"] != rows[1]["distill/divergence"]
