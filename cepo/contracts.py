@@ -7,6 +7,8 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
+import math
+from array import array
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -187,12 +189,10 @@ class Completion(Packed, Contract):
     text: str
     finish_reason: FinishReason
 
-    @model_validator(mode="after")
-    def _aligned(self) -> Self:
+    def check(self) -> None:
         token_ids, logps = self.count("token_ids"), self.count("logps")
         if token_ids != logps:
             raise ValueError(f"{token_ids} token ids but {logps} log-probs")
-        return self
 
 
 class PolicyProof(Contract):
@@ -272,7 +272,7 @@ class ScoredGroup(Contract):
 class EvidenceRow(Packed, Contract):
     """One response under one context."""
 
-    NUMBERS: ClassVar = ("logps", "top_ids", "top_logps", "pooled")
+    NUMBERS: ClassVar = ("logps", "pooled")
 
     logps: tuple[float, ...]
     applicable: bool
@@ -281,20 +281,21 @@ class EvidenceRow(Packed, Contract):
     answer: str = ""
     """The text of the hint; empty where the hint is tokens of the response of `source`."""
     source: int = -1
-    top_ids: tuple[int, ...] = ()
-    """T x k token ids, position after position, where a distribution was wanted."""
-    top_logps: tuple[float, ...] = ()
     pooled: tuple[float, ...] = ()
     """The mean last hidden state, where it was wanted."""
     hint_tokens: int = Field(default=0, ge=0)
     """How much longer the context is than the plain one."""
+    top_ids: bytes = b""
+    """T x k token ids, position after position, where a distribution was wanted; int32, little-endian."""
+    top_logps: bytes = b""
+    """Their log-probs; float32, little-endian."""
 
-    @model_validator(mode="after")
-    def _aligned(self) -> Self:
-        positions, ids, logps = map(self.count, ("logps", "top_ids", "top_logps"))
-        if ids != logps or (positions and ids % positions):
-            raise ValueError(f"{ids} likeliest tokens with {logps} log-probs at {positions} positions")
-        return self
+    def check(self) -> None:
+        ids, logps, positions = len(self.top_ids) / 4, len(self.top_logps) / 4, self.count("logps")
+        if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
+            raise ValueError(f"{ids:g} likeliest tokens with {logps:g} log-probs at {positions} positions")
+        if math.isnan(sum(array("f", self.top_logps))):
+            raise ValueError("a log-prob of the likeliest tokens is not a number: the model that measured is broken")
 
 
 class Evidence(Contract):

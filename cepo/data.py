@@ -160,7 +160,8 @@ class _Reader:
         images, messages = self._images(row, messages)
         reference = reference_of(str(answer))
         solution = self._solution(row)
-        shown, placement = (config.shows_solution and solution) or reference, Placement[config.data.placement.upper()]
+        shown = (config.algorithm.shows_solution and solution) or reference
+        placement = Placement[config.data.placement.upper()]
         tokens = len(self.renderer.hinted_ids(messages, config.data.hint, shown, placement))
         length = tokens + config.sampling.max_tokens + 1
         if length > config.model.max_length:
@@ -195,7 +196,7 @@ class _Reader:
         if not path:
             return ""
         solution = column(row, path)
-        if not isinstance(solution, str) or (self.config.shows_solution and not solution.strip()):
+        if not isinstance(solution, str) or (self.config.algorithm.shows_solution and not solution.strip()):
             raise UserError(f"column {path!r} holds {solution!r}, which is not a solution")
         return solution
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from google.protobuf.message import Message as ProtoMessage
-from pydantic import BaseModel, ConfigDict, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+PACKED = "packed"
+"""Context of a validation before the numbers are there."""
 
 
 class Packed(BaseModel):
@@ -30,6 +41,20 @@ class Packed(BaseModel):
         self._message = message
         for name in self.NUMBERS:
             del self.__dict__[name]
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """The invariants that need the numbers' counts.
+
+        Raises:
+            ValueError: one does not hold.
+        """
+
+    @model_validator(mode="after")
+    def _checked(self, info: ValidationInfo) -> Self:
+        if info.context != PACKED:
+            self.check()
         return self
 
     def count(self, name: str) -> int:

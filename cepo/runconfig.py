@@ -200,7 +200,7 @@ class RunConfig(Section):
 
     def _feedback_exists(self) -> None:
         """Whether what the algorithm shows can be there at all."""
-        if self.shows_solution and not self.data.solution:
+        if self.algorithm.shows_solution and not self.data.solution:
             raise ValueError(
                 f"data.solution is missing: algorithm.name={self.algorithm.name} shows the reference solution; "
                 "name its column"
@@ -211,11 +211,6 @@ class RunConfig(Section):
                 f"algorithm.wrong_hints={most} is above sampling.samples={self.sampling.samples}, which is all the "
                 "answers a group can have; lower it"
             )
-
-    @property
-    def shows_solution(self) -> bool:
-        """Whether a context holds the reference solution."""
-        return any(ask.feedback is Feedback.SOLUTION for ask in self.algorithm.asks)
 
     @property
     def hint_tokens(self) -> int:

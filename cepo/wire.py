@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cepo import contracts
 from cepo.contracts import Contract
 from cepo.errors import WireError
-from cepo.packed import Packed
+from cepo.packed import PACKED, Packed
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 
 C = TypeVar("C", bound=Contract)
@@ -50,6 +50,8 @@ def from_proto(contract: type[C], message: Message) -> C:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or contract.__name__
         raise WireError(f"{contract.__name__}: {where}: {first['msg']}") from error
+    except ValueError as error:  # the numbers of a packed one
+        raise WireError(f"{contract.__name__}: {error}") from error
 
 
 def to_bytes(value: Contract) -> bytes:
@@ -97,7 +99,7 @@ def _fill(message: Message, value: Contract) -> None:
 def _read(contract: type[Contract], message: Message) -> Any:
     """Plain data for the checks of a contract; a packed one is checked here and keeps its numbers in the message."""
     plain = _plain(contract, message)
-    return contract.model_validate(plain).packed(message) if issubclass(contract, Packed) else plain
+    return contract.model_validate(plain, context=PACKED).packed(message) if issubclass(contract, Packed) else plain
 
 
 def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:

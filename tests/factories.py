@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
     return EvidenceRow(
         logps=logps, applicable=True, context=ask.context, reason=EvidenceReason.ASKED, answer="7", source=0
     )
+
+
+def make_top(ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float]]) -> dict[str, bytes]:
+    """The fields of an evidence row for the likeliest tokens of each position."""
+    flat_ids, flat_logps = (array(code, [x for row in rows for x in row]) for code, rows in (("i", ids), ("f", logps)))
+    return {"top_ids": flat_ids.tobytes(), "top_logps": flat_logps.tobytes()}
 
 
 def make_failed(task: PromptTask | None = None, stage: Stage = Stage.VERIFY) -> GroupFailed:

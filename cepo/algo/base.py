@@ -7,7 +7,7 @@ adv_BT and, with the policy being trained, into a loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,17 +16,20 @@ from torch import Tensor
 
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.teacher import TeacherSource
-from cepo.contracts import Ask, EvidencedGroup, PromptTask, TeachWhen
+from cepo.contracts import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
 
 Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar to minimise, and sums over tokens that the learner divides by the step's token count."""
+    """A scalar to minimise, and sums over tokens that the learner divides by the step's token counts."""
 
     loss: Tensor
     token_sums: Metrics
+    """Over the tokens the policy sampled for itself."""
+    demonstration_sums: Metrics = field(default_factory=dict)
+    """Over the tokens of demonstrations."""
 
 
 class Supply(Protocol):
@@ -64,6 +67,11 @@ class Algorithm(BaseModel):
         """Whose weights the teacher has."""
         return TeacherSource()
 
+    @property
+    def shows_solution(self) -> bool:
+        """Whether a context or a prompt holds the reference solution."""
+        return any(ask.feedback is Feedback.SOLUTION for ask in self.asks)
+
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""
         return self.asks
@@ -71,7 +79,8 @@ class Algorithm(BaseModel):
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
         """Tasks wanted after seeing a step's groups, follow-ups that came back included; none ends the step.
 
-        A follow-up names its group in `origin`; tasks from the supply are prompts like the first.
+        A follow-up names its group in `origin`; tasks from the supply are prompts like the first. A task that the step
+        has had, even one that failed, is not sent again.
         """
         return ()
 

@@ -12,6 +12,8 @@ from cepo.algo.base import Algorithm
 from cepo.algo.cepo import Cepo
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
+from cepo.algo.distillation import Opsd, Sdpo
+from cepo.algo.hdpo import Hdpo
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
@@ -74,9 +76,10 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo)
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, Opsd, Sdpo, Hdpo)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo, Field(discriminator="name")
+    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | Opsd | Sdpo | Hdpo,
+    Field(discriminator="name"),
 ]

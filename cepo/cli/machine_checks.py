@@ -6,6 +6,7 @@ import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from cepo.algo.distillation import check_support
 from cepo.cli import sizes
 from cepo.errors import Unreachable, UserError
 from cepo.rendering import require_model
@@ -54,12 +55,13 @@ def device(run: Preflight) -> Found:
 
 
 def model(run: Preflight) -> Found:
-    """There is such a model, and its context is long enough."""
+    """There is such a model, its context is long enough, and its vocabulary fits the algorithm."""
     path, length = run.config.model.path, run.config.model.max_length
     require_model(path)
     positions = run.sizes.positions
     if 0 < positions < length:
         raise UserError(f"model.max_length={length} is above the {positions} positions of {path}; lower it")
+    check_support(run.config.algorithm.asks, run.sizes.vocabulary)
     yield "ok", f"{path}, {run.sizes.parameters / 1e6:.4g} M parameters, {run.config.model.dtype}"
 
 

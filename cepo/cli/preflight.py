@@ -90,7 +90,7 @@ class Preflight:
     def prompts(self) -> list[Prompt]:
         """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
         problem, data = self.train.problems[0], self.config.data
-        right = problem.solution if self.config.shows_solution else problem.answer
+        right = problem.solution if self.config.algorithm.shows_solution else problem.answer
         found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages), "")]
         for context, answer in {"r+": right, "r-": gold.perturbed(problem.answer)}.items():
             placement = Placement[data.placement.upper()]

@@ -34,6 +34,8 @@ class Sizes:
     linear_names: tuple[str, ...]
     """What LoRA could adapt."""
     missing_targets: tuple[str, ...]
+    vocabulary: int
+    """Tokens of a distribution."""
     config: RunConfig
 
     @property
@@ -92,6 +94,7 @@ def measure(config: RunConfig) -> Sizes:
         cache_numbers=2 * text.num_hidden_layers * heads * head_dim,
         linear_names=tuple(sorted({n.rpartition(".")[2] for n in linear} - _NOT_LINEAR)),
         missing_targets=tuple(target for target, names in bound.items() if not names),
+        vocabulary=model.get_output_embeddings().weight.shape[0],
         config=config,
     )
 

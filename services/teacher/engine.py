@@ -63,7 +63,7 @@ class TransformersScorer:
         return await self._measure(pairs, temperature, policy, lambda states, _: measures.likeliest(states, k))
 
     async def gather(
-        self, pairs: Sequence[Pair], ids: Sequence[Sequence[int]], temperature: float, policy: PolicyRef
+        self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
     ) -> list[Likeliest]:
         return await self._measure(
             pairs, temperature, policy, lambda states, rows: measures.gather(states, [ids[row] for row in rows])

@@ -37,10 +37,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Likeliest:
-    """k tokens at every one of T positions, position after position, and their log-probs."""
+    """k tokens at every one of T positions and their log-probs, in the bytes of an evidence row."""
 
-    ids: tuple[int, ...]
-    logps: tuple[float, ...]
+    ids: bytes
+    logps: bytes
 
 
 class Scorer(Engine, Protocol):
@@ -51,13 +51,13 @@ class Scorer(Engine, Protocol):
         ...
 
     async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
-        """The k likeliest tokens at every response position; k = 0: the whole vocabulary, in its order."""
+        """The k likeliest tokens at every response position, the likeliest first; k = 0: the whole vocabulary."""
         ...
 
     async def gather(
-        self, pairs: Sequence[Pair], ids: Sequence[Sequence[int]], temperature: float, policy: PolicyRef
+        self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
     ) -> list[Likeliest]:
-        """The log-probs of given tokens: T x k ids for every pair."""
+        """The log-probs of given tokens: T x k ids for every pair, as `likeliest` gives them."""
         ...
 
     async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
@@ -73,7 +73,7 @@ def make_handler(
     async def measure(group: ScoredGroup) -> EvidencedGroup:
         begun = time.perf_counter()
         task = group.task
-        policies = dict.fromkeys(task.policy_of(ask.weights) for ask in task.asks)
+        policies = dict.fromkeys(policy for ask in task.asks for policy in _policies(ask, task))
         proofs = tuple([await scorer.load(policy) for policy in policies])
         chosen = [hints(ask, group) for ask in task.asks]
         pairs = _pairs(group, chosen, renderer, max_model_len)
@@ -89,6 +89,12 @@ def make_handler(
         return EvidencedGroup(scored=group, evidence=tuple(evidence), proofs=proofs, seconds=seconds)
 
     return measure
+
+
+def _policies(ask: Ask, task: PromptTask) -> tuple[PolicyRef, ...]:
+    """Whose weights an ask needs."""
+    own = task.policy_of(ask.weights)
+    return (own, task.policy_of(ask.support)) if ask.want is Want.DISTRIBUTION else (own,)
 
 
 async def _scores(

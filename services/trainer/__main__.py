@@ -14,7 +14,7 @@ import grpc
 from fastapi import FastAPI
 
 from cepo import chassis
-from cepo.bus import RedisBus
+from cepo.bus import Bus, RedisBus
 from cepo.data import load_problems
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
@@ -77,7 +77,7 @@ async def build(settings: Settings) -> chassis.Service:
     return service
 
 
-def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
+def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     """Builds the parts of a run from its folder."""
     if settings.threads:
         import torch

@@ -70,9 +70,9 @@ def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Measure
     rows = [row for group in groups for row in _rows(ask, group)]
     applicable_B = torch.tensor([row.applicable for row in rows])
     top_ids_BTk = top_logp_BTk = pooled_BD = None
-    if k := max((len(row.top_ids) // max(1, len(row.logps)) for row in rows), default=0):
-        top_ids_BTk = _pad_top([row.top_ids for row in rows], k, width, torch.long)
-        top_logp_BTk = _pad_top([row.top_logps for row in rows], k, width, torch.float32)
+    if any(row.top_ids for row in rows):
+        top_ids_BTk = _pad_top(rows, [row.top_ids for row in rows], width, torch.int32).long()
+        top_logp_BTk = _pad_top(rows, [row.top_logps for row in rows], width, torch.float32)
     if units := max((len(row.pooled) for row in rows), default=0):
         pooled_BD = torch.tensor([row.pooled or (0.0,) * units for row in rows])
     substitute_B = torch.tensor([row.applicable and row.reason is not EvidenceReason.ASKED for row in rows])
@@ -114,8 +114,11 @@ def _pad(rows: Sequence[Sequence[float]], width: int = 0) -> Tensor:
     return torch.nn.functional.pad(padded_BT, (0, max(0, width - padded_BT.shape[1])))
 
 
-def _pad_top(rows: Sequence[Sequence[float]], k: int, width: int, dtype: torch.dtype) -> Tensor:
+def _pad_top(rows: Sequence[EvidenceRow], columns: Sequence[bytes], width: int, dtype: torch.dtype) -> Tensor:
+    """[B, T, k] of each row's T x k numbers of four bytes, little-endian."""
+    k = max(len(column) // (4 * len(row.logps)) for row, column in zip(rows, columns, strict=True) if row.logps)
     padded_BTk = torch.zeros(len(rows), width, k, dtype=dtype)
-    for at, row in enumerate(rows):
-        padded_BTk[at, : len(row) // k] = torch.tensor(row, dtype=dtype).view(-1, k)
+    for at, column in enumerate(columns):
+        if column:
+            padded_BTk[at, : len(rows[at].logps)] = torch.frombuffer(bytearray(column), dtype=dtype).view(-1, k)
     return padded_BTk

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cepo.adapters import FILES
-from cepo.algo.base import Algorithm, Metrics
+from cepo.algo.base import Algorithm, LossOutput, Metrics
 from cepo.algo.batch import TrainBatch
+from cepo.algo.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
@@ -33,16 +34,24 @@ class Sums:
     """What an update adds up over its micro-batches."""
 
     loss: float = 0.0
-    tokens: int = 0
+    sampled: int = 0
+    """Tokens the policy sampled for itself."""
+    demonstrated: int = 0
+    """Tokens of demonstrations."""
     gap: float = 0.0
-    token_sums: dict[str, float] | None = None
+    token_sums: dict[str, float] = field(default_factory=dict)
+    demonstration_sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, loss: float, tokens: int, gap: float, token_sums: Metrics) -> None:
-        self.loss += loss
-        self.tokens += tokens
+    def add(self, output: LossOutput, sampled: int, demonstrated: int, gap: float) -> None:
+        self.loss += float(output.loss.detach())
+        self.sampled += sampled
+        self.demonstrated += demonstrated
         self.gap += gap
-        known = self.token_sums or {}
-        self.token_sums = {key: known.get(key, 0.0) + value for key, value in token_sums.items()}
+        for sums, more in (
+            (self.token_sums, output.token_sums),
+            (self.demonstration_sums, output.demonstration_sums),
+        ):
+            sums.update({key: sums.get(key, 0.0) + value for key, value in more.items()})
 
 
 class Learner:
@@ -52,12 +61,13 @@ class Learner:
         """Loads the base and attaches the adapter.
 
         Raises:
-            UserError: the model cannot be loaded, or has no module of `lora.targets`.
+            UserError: the model cannot be loaded, has no module of `lora.targets`, or too large a vocabulary.
         """
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self._config = config
         base = load_causal_lm(config.model.path, config.model.dtype, config.engine.device)
+        check_support(config.algorithm.asks, base.get_output_embeddings().weight.shape[0])
         lora = LoraConfig(
             r=config.lora.rank,
             lora_alpha=config.lora.alpha,
@@ -134,16 +144,17 @@ class Learner:
         sums, norms = Sums(), []
         for rows in minibatches:
             norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums))
-        tokens = max(1, sums.tokens)
+        sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
         return {
             "loss/policy": sums.loss / len(minibatches),
             "grad_norm": sum(norms) / len(norms),
             "learning_rate": rate,
-            "rollout/logp_gap": sums.gap / tokens,
+            "rollout/logp_gap": sums.gap / sampled,
             "clip/ppo_low": 0.0,
             "clip/ppo_high": 0.0,
-            **{key: value / tokens for key, value in (sums.token_sums or {}).items()},
-            "tokens/trained": float(sums.tokens),
+            **{key: value / sampled for key, value in sums.token_sums.items()},
+            **{key: value / demonstrated for key, value in sums.demonstration_sums.items()},
+            "tokens/trained": float(sums.sampled + sums.demonstrated),
             "time/train_seconds": time.perf_counter() - begun,
         }
 
@@ -169,7 +180,8 @@ class Learner:
             output.loss.backward()
             sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
             gap = float(((old_BT - micro.rollout_logp_BT).abs() * sampled_BT).sum())
-            sums.add(float(output.loss.detach()), int(micro.mask_BT.sum()), gap, output.token_sums)
+            sampled = int(sampled_BT.sum())
+            sums.add(output, sampled, int(micro.mask_BT.sum()) - sampled, gap)
             trained = True
         if not trained:
             return 0.0  # nothing to learn from: not even weight decay
@@ -194,13 +206,11 @@ class Learner:
         return old_BT
 
     def _minibatches(self, batch: TrainBatch) -> list[list[int]]:
-        """Whole groups, in order, in equal numbers."""
-        groups = batch.group_B.unique()
-        return [
-            torch.isin(batch.group_B, part).nonzero().flatten().tolist()
-            for part in groups.tensor_split(self._config.optim.minibatches)
-            if len(part)
-        ]
+        """Whole groups, in order, in equal numbers, and as equal a share of the demonstrations in each."""
+        count, shown_B = self._config.optim.minibatches, batch.demonstration_B
+        halves = [batch.group_B[rows_B].unique().tensor_split(count) for rows_B in (~shown_B, shown_B)]
+        parts = [torch.cat(part) for part in zip(*halves, strict=True)]
+        return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in parts if len(part)]
 
     def _microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
         """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence."""

@@ -41,6 +41,7 @@ SCALARS = {
     bool: {F.TYPE_BOOL},
     int: {F.TYPE_INT32, F.TYPE_INT64},
     float: {F.TYPE_FLOAT, F.TYPE_DOUBLE},
+    bytes: {F.TYPE_BYTES},
 }
 HOP_EXAMPLES: list[Contract] = [make_task(), make_group(), make_scored(), make_evidenced(), make_failed()]
 GOLDEN = {
@@ -118,6 +119,8 @@ def random_of(annotation: Any, rng: random.Random, name: str) -> Any:
         return rng.randrange(2**31)
     if inner is float:
         return rng.randrange(-64, 64) / 8
+    if inner is bytes:
+        return rng.randbytes(rng.randrange(6))
     return "".join(rng.choice("abc \u00e4\u4e2d\U0001f600\x00") for _ in range(rng.randrange(6)))
 
 

@@ -115,13 +115,13 @@ def published(case: str, sign: str) -> list[str]:
 
 def cepo_repo(**options: Any) -> Cepo:
     """The algorithm of the compatibility preset, with changes."""
-    algorithm = load(RUNS / "cepo_repo.toml").algorithm
+    algorithm = load(RUNS / "cepo-repo.toml").algorithm
     assert isinstance(algorithm, Cepo)
     return Cepo.model_validate(algorithm.model_dump() | options)
 
 
 def test_the_preset_has_the_settings_of_the_published_script() -> None:
-    config = load(RUNS / "cepo_repo.toml")
+    config = load(RUNS / "cepo-repo.toml")
     algorithm = cepo_repo()
     assert (config.data.hint, config.data.placement) == (" {answer}", "assistant")
     assert (algorithm.eps_w, algorithm.lam, algorithm.decay_steps, algorithm.aggregation) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ def test_the_first_blocking_problem_is_named_with_its_fix(
     assert reply["error"]["check"] == check
     assert says in reply["error"]["text"]
     assert "\n" not in reply["error"]["text"]
+
+
+@pytest.mark.parametrize(("size", "code"), [(4096, 0), (4097, 2)])
+def test_whole_distributions_need_a_small_vocabulary(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, size: int, code: int
+) -> None:
+    shutil.copytree(cepo.tiny.path(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": size}))
+    full = 'algorithm={name="opsd", positive="answer", support="full"}'
+    reply = checked(capsys, f"model.path={path.parent}", full, code=code)
+    if code:
+        assert reply["error"]["check"] == "model"
+        assert reply["error"]["text"].startswith('algorithm.support="full": the model\'s vocabulary has 4097 tokens')
 
 
 def test_a_blocking_problem_in_text_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,13 +25,21 @@ CREDIT = (
     "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.ema_rate teacher.source "
     "teacher.sync_every warmup_steps"
 )
+DISTILLATION = (
+    "aggregation apply_to beta importance_cap name pick positive ratio_cap remainder support teacher.ema_rate "
+    "teacher.source teacher.sync_every top weight"
+)
 KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
     "algorithm.cepo": f"{POLICY_GRADIENT} {CREDIT} exclude_self modulate_all_wrong negative no_negative unparsed "
     "wrong_hints",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
+    "algorithm.hdpo": f"{POLICY_GRADIENT} positive privileged_samples rest_factor teacher.ema_rate teacher.source "
+    "teacher.sync_every top weight",
+    "algorithm.opsd": DISTILLATION,
     "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp",
+    "algorithm.sdpo": DISTILLATION,
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "solution split system train where",
@@ -303,9 +311,9 @@ def test_paths_of_overrides_are_relative_to_where_the_command_runs(
 @pytest.mark.parametrize(
     ("name", "eps_w", "decay_steps", "sync_every", "student_logp", "first"),
     [
-        ("rlsd_paper", 0.2, 50, 10, "old", 0.5),
-        ("rlsd_official", 0.2, 60, 20, "current", 0.5 * 59 / 60),
-        ("rlsd_table7", 0.5, 25, 50, "old", 0.5),
+        ("rlsd-paper", 0.2, 50, 10, "old", 0.5),
+        ("rlsd-official-script", 0.2, 60, 20, "current", 0.5 * 59 / 60),
+        ("rlsd-cepo-table7", 0.5, 25, 50, "old", 0.5),
     ],
 )
 def test_the_three_settings_of_rlsd(

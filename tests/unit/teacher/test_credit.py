@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from cepo.algo.variants import Cepo
-from cepo.algo.variants import ALGORITHMS
+from cepo.algo.variants import ALGORITHMS, Cepo
 from cepo.contracts import Message
 from cepo.credit import EPS_W, Method
 from cepo.errors import UserError

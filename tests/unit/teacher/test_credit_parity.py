@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from cepo.algo.base import Algorithm
-from cepo.algo.variants import Cepo, Rlsd
-from cepo.algo.variants import Grpo
+from cepo.algo.variants import Cepo, Grpo, Rlsd
 from cepo.contracts import Completion, FinishReason, Message, RolloutGroup
 from cepo.credit import CreditReply
 from cepo.rendering import HINT

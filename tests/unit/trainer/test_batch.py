@@ -22,7 +22,7 @@ from cepo.contracts import (
     Want,
 )
 from services.trainer.batch import pack
-from tests.factories import ASKS, make_ragged, make_scored, make_verdict
+from tests.factories import ASKS, make_ragged, make_scored, make_top, make_verdict
 
 LENGTHS = [(3, 0, 5), (2, 4)]
 FLAT = [3, 0, 5, 2, 4]
@@ -119,9 +119,9 @@ def test_likeliest_tokens_and_pooled_states_stand_at_their_sequence() -> None:
     group = make_ragged([(2, 0, 1)], asks=asks)[0]
     top, hidden = group.evidence
     likely = [
-        {"top_ids": (7, 8, 5, 6), "top_logps": (-1.0, -2.0, -3.0, -4.0)},
+        make_top([[7, 8], [5, 6]], [[-1.0, -2.0], [-3.0, -4.0]]),
         {},
-        {"top_ids": (9, 3), "top_logps": (-5.0, -6.0)},
+        make_top([[9, 3]], [[-5.0, -6.0]]),
     ]
     top = top.model_copy(update={"rows": tuple(r.model_copy(update=u) for r, u in zip(top.rows, likely, strict=True))})
     pooled = tuple(row.model_copy(update={"pooled": (float(i), 0.5)}) for i, row in enumerate(hidden.rows))

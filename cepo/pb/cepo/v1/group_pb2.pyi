@@ -182,28 +182,28 @@ class ScoredGroup(_message.Message):
     def __init__(self, rollout: _Optional[_Union[RolloutGroup, _Mapping]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ...) -> None: ...
 
 class EvidenceRow(_message.Message):
-    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source", "top_ids", "top_logps", "pooled", "hint_tokens")
+    __slots__ = ("logps", "applicable", "context", "reason", "answer", "source", "pooled", "hint_tokens", "top_ids", "top_logps")
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     APPLICABLE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
-    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
-    TOP_LOGPS_FIELD_NUMBER: _ClassVar[int]
     POOLED_FIELD_NUMBER: _ClassVar[int]
     HINT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPS_FIELD_NUMBER: _ClassVar[int]
     logps: _containers.RepeatedScalarFieldContainer[float]
     applicable: bool
     context: _policy_pb2.ContextName
     reason: EvidenceReason
     answer: str
     source: int
-    top_ids: _containers.RepeatedScalarFieldContainer[int]
-    top_logps: _containers.RepeatedScalarFieldContainer[float]
     pooled: _containers.RepeatedScalarFieldContainer[float]
     hint_tokens: int
-    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logps: _Optional[_Iterable[float]] = ..., pooled: _Optional[_Iterable[float]] = ..., hint_tokens: _Optional[int] = ...) -> None: ...
+    top_ids: bytes
+    top_logps: bytes
+    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., pooled: _Optional[_Iterable[float]] = ..., hint_tokens: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logps: _Optional[bytes] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("ask", "rows")

@@ -1,0 +1,45 @@
+"""Distributions on the wire: packed, exact, and refused where they are broken."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from cepo.contracts import EvidenceRow
+from cepo.errors import WireError
+from cepo.wire import from_bytes, from_proto, to_bytes, to_proto
+from tests.factories import make_completion, make_row, make_task, make_top
+
+
+def measured(**changes: Any) -> EvidenceRow:
+    """A row of three tokens with fields that are not looked at."""
+    return make_row(make_completion(), make_task().asks[0]).model_copy(update=changes)
+
+
+def test_a_distribution_with_impossible_tokens_keeps_every_bit() -> None:
+    row = measured(logps=(-1.0, -math.inf, -2.0), **make_top([[511, 7]] * 3, [[-0.125, -math.inf]] * 3))
+    assert from_bytes(EvidenceRow, to_bytes(row)) == row
+
+
+def test_a_hundred_likeliest_tokens_take_eight_bytes_each() -> None:
+    row = measured(**make_top([[151_000 + i for i in range(100)]] * 3, [[-float(i) for i in range(100)]] * 3))
+    assert len(to_bytes(row)) < 3 * 100 * 8 + 64
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (
+            measured(**make_top([[1, 2]] * 3, [[-1.0, float("nan")]] * 3)),
+            "a log-prob of the likeliest tokens is not a number",
+        ),
+        (measured(**make_top([[1, 2]] * 2, [[-1.0, -2.0]] * 2)), "4 likeliest tokens with 4 log-probs at 3 positions"),
+        (measured(top_ids=make_top([[1]] * 3, [[-1.0]] * 3)["top_ids"]), "3 likeliest tokens with 0 log-probs"),
+        (measured(**dict.fromkeys(("top_ids", "top_logps"), b"123")), "0.75 likeliest tokens"),
+    ],
+)
+def test_a_broken_distribution_is_a_wire_error_that_says_how(broken: EvidenceRow, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        from_proto(EvidenceRow, to_proto(broken))

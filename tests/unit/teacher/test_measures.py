@@ -1,0 +1,202 @@
+"""Distributions and pooled states: what the handler asks an engine for, and the engine against full softmaxes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import cepo.tiny
+from cepo.adapters import AdapterCache
+from cepo.contracts import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyProof, PolicyRef, Want, Weights
+from cepo.rendering import Renderer, with_hint
+from cepo.settings import Settings
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Likeliest, Logps, Pair, make_handler
+from tests.factories import POLICY, make_proof, make_scored, make_task
+
+torch.set_num_threads(1)
+MODEL = str(cepo.tiny.path())
+RENDERER = Renderer(MODEL)
+VOCABULARY = 512
+PAIRS = [
+    Pair((5, 6, 7), (40, 41, 42, 43)),
+    Pair((9,), ()),
+    Pair((300, 2, 8, 11, 4), (77,)),
+    Pair((9, 10), (12, 13, 14)),
+]
+TEACHER = PolicyRef(version=9, sha256="ee" * 32)
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def unpacked(found: Likeliest, positions: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Ids and log-probs, position by position."""
+    ids, logps = array("i", found.ids).tolist(), array("f", found.logps).tolist()
+    k = len(ids) // max(1, positions)
+    assert len(ids) == len(logps) == k * positions
+    return [ids[t * k : (t + 1) * k] for t in range(positions)], [logps[t * k : (t + 1) * k] for t in range(positions)]
+
+
+class NamingScorer:
+    """Ids and log-probs that name the context, the policy and the token they were made for."""
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        return make_proof(policy)
+
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+        return [(-1.0,) * len(pair.response_ids) for pair in pairs]
+
+    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
+        return [
+            Likeliest(
+                array(
+                    "i", [token * 100 + policy.version * 10 + j for token in pair.response_ids for j in range(k)]
+                ).tobytes(),
+                array("f", [-temperature * len(pair.context_ids)] * (k * len(pair.response_ids))).tobytes(),
+            )
+            for pair in pairs
+        ]
+
+    async def gather(
+        self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
+    ) -> list[Likeliest]:
+        return [
+            Likeliest(row, array("f", [-policy.version - len(pair.context_ids)] * (len(row) // 4)).tobytes())
+            for pair, row in zip(pairs, ids, strict=True)
+        ]
+
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+        return [(float(len(pair.context_ids)), float(len(pair.response_ids))) for pair in pairs]
+
+    def close(self) -> None: ...
+
+
+async def named(ask: Ask, **task: Any) -> tuple[EvidencedGroup, int]:
+    """What the handler finds for one ask, and the length of the context that shows the answer."""
+    group = make_scored([1.0, 0.0], make_task(asks=(ask,), policy=POLICY, teacher=TEACHER, **task))
+    shown = len(RENDERER.prompt_ids(with_hint(group.task.messages, group.task.hint, "7")))
+    return await make_handler(NamingScorer(), RENDERER, 200)(group), shown
+
+
+async def test_the_teachers_likeliest_tokens_are_those_of_its_own_context() -> None:
+    ask = Ask(context=ContextName.ANSWER, want=Want.DISTRIBUTION, top=2)
+    found, shown = await named(ask, sampling=make_task().sampling.model_copy(update={"temperature": 0.5}))
+    row = found.evidence[0].rows[0]
+    ids, logps = unpacked(Likeliest(row.top_ids, row.top_logps), 3)
+    assert ids == [[1090, 1091], [1190, 1191], [1290, 1291]]
+    assert logps == [[-0.5 * shown] * 2] * 3
+    assert row.logps == (-1.0,) * 3
+    assert [proof.policy for proof in found.proofs] == [TEACHER]
+
+
+async def test_the_students_likeliest_tokens_are_those_of_the_plain_context_gathered_at_the_teacher() -> None:
+    ask = Ask(context=ContextName.ANSWER, want=Want.DISTRIBUTION, top=1, support=Weights.POLICY)
+    found, shown = await named(ask)
+    row = found.evidence[0].rows[0]
+    ids, logps = unpacked(Likeliest(row.top_ids, row.top_logps), 3)
+    assert ids == [[1030], [1130], [1230]]  # version 3: the policy that sampled
+    assert logps == [[-9.0 - shown]] * 3
+    assert [proof.policy for proof in found.proofs] == [TEACHER, POLICY]
+
+
+async def test_a_response_without_a_context_has_no_distribution_and_no_state() -> None:
+    for want in (Want.DISTRIBUTION, Want.HIDDEN):
+        found, _ = await named(Ask(context=ContextName.REJECTED, exclude_self=True, want=want, top=1))
+        first, second = found.evidence[0].rows
+        assert bool(first.top_ids) is (want is Want.DISTRIBUTION)
+        assert bool(first.pooled) is (want is Want.HIDDEN)
+        assert (second.applicable, second.top_ids, second.top_logps, second.pooled) == (False, b"", b"", ())
+
+
+async def test_pooled_states_are_those_of_the_asked_context() -> None:
+    found, _ = await named(Ask(context=ContextName.PLAIN, want=Want.HIDDEN))
+    assert [row.pooled for row in found.evidence[0].rows] == [(2.0, 3.0), (2.0, 4.0)]
+
+
+@pytest.fixture(scope="module")
+def base() -> Any:
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+
+def make_scorer(folder: Path) -> TransformersScorer:
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        raise AssertionError(policy)
+
+    return TransformersScorer(Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, fetch, keep=2))
+
+
+@torch.no_grad()
+def plain(model: Any, pair: Pair, temperature: float) -> tuple[Tensor, Tensor]:
+    """The full distribution at every response token [T, V], and the hidden states that predict them [T, D]."""
+    ids = torch.tensor([[*pair.context_ids, *pair.response_ids]])
+    found = model(input_ids=ids, output_hidden_states=True)
+    at = slice(len(pair.context_ids) - 1, len(pair.context_ids) - 1 + len(pair.response_ids))
+    return (found.logits[0, at] / temperature).log_softmax(-1), found.hidden_states[-1][0, at]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("k", [1, 5, 0, 10_000])
+async def test_the_likeliest_tokens_are_those_of_a_full_softmax(
+    tmp_path: Path, base: Any, k: int, temperature: float
+) -> None:
+    found = await make_scorer(tmp_path).likeliest(PAIRS, k, temperature, BASE_POLICY)
+    for one, pair in zip(found, PAIRS, strict=True):
+        ids, logps = unpacked(one, len(pair.response_ids))
+        full_TV = plain(base, pair, temperature)[0]
+        for t, (row, values) in enumerate(zip(ids, logps, strict=True)):
+            assert len(row) == len(set(row)) == min(k or VOCABULARY, VOCABULARY)
+            assert values == sorted(values, reverse=True)
+            assert values == pytest.approx(full_TV[t, row].tolist(), abs=1e-4)
+            assert values[0] == pytest.approx(float(full_TV[t].max()), abs=1e-4)
+            assert values[-1] >= float(full_TV[t].sort(descending=True).values[len(row) - 1]) - 1e-4
+
+
+async def test_a_whole_distribution_has_all_the_mass(tmp_path: Path) -> None:
+    found = await make_scorer(tmp_path).likeliest(PAIRS, 0, 1.0, BASE_POLICY)
+    for one, pair in zip(found, PAIRS, strict=True):
+        for values in unpacked(one, len(pair.response_ids))[1]:
+            assert float(torch.tensor(values).exp().sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+async def test_given_tokens_have_the_log_probs_of_a_full_softmax(tmp_path: Path, base: Any) -> None:
+    ids = [[[(7 * t + j * 31) % VOCABULARY for j in range(3)] for t in range(len(p.response_ids))] for p in PAIRS]
+    sent = [array("i", [x for row in rows for x in row]).tobytes() for rows in ids]
+    found = await make_scorer(tmp_path).gather(PAIRS, sent, 0.7, BASE_POLICY)
+    for one, rows, pair in zip(found, ids, PAIRS, strict=True):
+        got_ids, got_logps = unpacked(one, len(pair.response_ids))
+        full_TV = plain(base, pair, 0.7)[0]
+        assert got_ids == rows
+        for t, row in enumerate(rows):
+            assert got_logps[t] == pytest.approx(full_TV[t, row].tolist(), abs=1e-4)
+
+
+async def test_gathering_at_the_likeliest_tokens_gives_their_log_probs_back(tmp_path: Path) -> None:
+    scorer = make_scorer(tmp_path)
+    likely = await scorer.likeliest(PAIRS, 4, 1.0, BASE_POLICY)
+    found = await scorer.gather(PAIRS, [one.ids for one in likely], 1.0, BASE_POLICY)
+    for one, other, pair in zip(found, likely, PAIRS, strict=True):
+        assert one.ids == other.ids
+        for row, values in zip(*(unpacked(x, len(pair.response_ids))[1] for x in (one, other)), strict=True):
+            assert row == pytest.approx(values, abs=1e-5)
+
+
+async def test_pooled_states_are_means_over_the_response_alone(tmp_path: Path, base: Any) -> None:
+    found = await make_scorer(tmp_path).pool(PAIRS, BASE_POLICY)
+    for one, pair in zip(found, PAIRS, strict=True):
+        states_TD = plain(base, pair, 1.0)[1]
+        expected_D = states_TD.mean(0) if pair.response_ids else torch.zeros(len(one))
+        assert one == pytest.approx(expected_D.tolist(), abs=1e-4)
+
+
+async def test_nothing_and_an_empty_response_alone_are_measured_as_such(tmp_path: Path) -> None:
+    scorer, empty = make_scorer(tmp_path), [Pair((5, 6), ())]
+    assert await scorer.likeliest(empty, 3, 1.0, BASE_POLICY) == [Likeliest(b"", b"")]
+    assert await scorer.gather(empty, [b""], 1.0, BASE_POLICY) == [Likeliest(b"", b"")]
+    assert await scorer.likeliest([], 3, 1.0, BASE_POLICY) == await scorer.gather([], [], 1.0, BASE_POLICY) == []
+    assert not any((await scorer.pool(empty, BASE_POLICY))[0])
