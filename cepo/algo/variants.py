@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
+from cepo.algo.clipo import Clipo
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
 from cepo.algo.evidence import Cepo, Rlsd
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.ppo import Ppo
 
 
 class Grpo(PolicyGradient):
@@ -73,9 +75,10 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo)
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, Clipo, Ppo)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo, Field(discriminator="name")
+    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | Clipo | Ppo,
+    Field(discriminator="name"),
 ]
