@@ -75,8 +75,8 @@ class Learner:
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-        self._host = Host(self.peft, config)
-        self.companion = config.algorithm.companion(self._host)
+        self.host = Host(self.peft, config)
+        self.companion = config.algorithm.companion(self.host)
 
     @property
     def bound_modules(self) -> int:
@@ -116,7 +116,7 @@ class Learner:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        minibatches = self._host.minibatches(batch)
+        minibatches = self.host.minibatches(batch)
         learns_B = algorithm.learns_B(batch, adv_BT) & algorithm.learns_at(step)
         old = algorithm.old_logp_BT(batch)
         if old is None and len(minibatches) > 1:
@@ -150,7 +150,7 @@ class Learner:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = False
-        for part in self._host.microbatches(batch, [row for row in rows if learns_B[row]]):
+        for part in self.host.microbatches(batch, [row for row in rows if learns_B[row]]):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
             width = micro.mask_BT.shape[1]
@@ -178,7 +178,7 @@ class Learner:
     def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:
         """[B, T] under the present weights; 0 for sequences that do not learn."""
         old_BT = torch.zeros_like(batch.mask_BT)
-        for part in self._host.microbatches(batch, learns_B.nonzero().flatten().tolist()):
+        for part in self.host.microbatches(batch, learns_B.nonzero().flatten().tolist()):
             logp_BT = self._student(batch.rows(part)).logp_BT
             old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
         return old_BT

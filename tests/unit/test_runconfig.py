@@ -25,7 +25,10 @@ KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
     "algorithm.cepo": f"{POLICY_GRADIENT} decay_steps eps_w exclude_self lam no_negative",
+    "algorithm.clipo": f"{POLICY_GRADIENT} bonus_constant bonus_minimum bonus_weight contrast fixed_head head "
+    "head_bias head_lr head_size head_warmup level logarithms similarity temperature",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
+    "algorithm.ppo": f"{POLICY_GRADIENT} critic_lr critic_warmup gae_lambda value_clip",
     "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint instruction limit on_bad_row question split system "
