@@ -152,6 +152,15 @@ def test_values_are_those_from_before_the_update_for_every_mini_batch() -> None:
     assert not torch.equal(critic.prepare(batch, 0).value_BT, before.value_BT)
 
 
+def test_every_mini_batch_is_a_mean_over_its_own_tokens() -> None:
+    critic, batch, ppo = make_case(1, updates=4, critic_lr=1e-12)
+    prepared = critic.prepare(batch, 0)
+    error_BT = (prepared.value_BT - ppo.advantages_and_returns(prepared)[1]).square() / 2
+    valued_BT = ppo.valued_BT(batch).bool()
+    means = [error_BT[batch.group_B == group][valued_BT[batch.group_B == group]].mean() for group in (3, 5, 7, 11)]
+    assert critic.update(prepared, 0)["critic/loss"] == pytest.approx(float(sum(means)) / 4, rel=1e-4)
+
+
 def alone(reward: list[float], lengths: list[int], **changes: Any) -> tuple[Critic, TrainBatch, Ppo]:
     """One group of these rewards and lengths, without a divergence."""
     mask_BT = (torch.arange(4) < torch.tensor(lengths)[:, None]).float()
