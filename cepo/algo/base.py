@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.companion import Companion, Host
 from cepo.algo.teacher import TeacherSource
 from cepo.contracts import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
 
@@ -87,6 +88,14 @@ class Algorithm(BaseModel):
     def select(self, groups: Sequence[EvidencedGroup], supply: Supply) -> Sequence[EvidencedGroup]:
         """The groups to train on."""
         return groups
+
+    def companion(self, host: Host) -> Companion:
+        """The model that is trained beside the policy, once for a run."""
+        return Companion()
+
+    def learns_at(self, step: int) -> bool:
+        """Whether the policy learns at this step; a companion may have to learn alone first."""
+        return True
 
     def advantages(self, batch: TrainBatch, step: int) -> Tensor:
         """adv_BT, zero on padding; for a method without rewards zero everywhere."""

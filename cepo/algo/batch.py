@@ -78,6 +78,8 @@ class TrainBatch:
     """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""
     step: int = 0
     """Of the run, from 0."""
+    value_BT: Tensor | None = None
+    """A critic's values of the tokens, from before the update."""
 
     @property
     def size(self) -> int:
@@ -102,6 +104,7 @@ class TrainBatch:
             evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step=self.step,
+            value_BT=None if self.value_BT is None else self.value_BT[index, :width],
         )
 
     def to(self, device: Any) -> Self:

@@ -48,6 +48,7 @@ _READS: Mapping[str, frozenset[str]] = MappingProxyType(
         "grpo": frozenset({"advantage_scale", "advantage_eps", "std_correction"}),
         "pass@k": frozenset({"advantage_eps"}),
         "reinforce++": frozenset({"gamma"}),
+        "gae": frozenset({"gamma"}),
         "clip": frozenset({"clip_low", "clip_high", "dual_clip"}),
         "gspo": frozenset({"clip_low", "clip_high", "dual_clip"}),
         "gspo-token": frozenset({"clip_low", "clip_high", "dual_clip"}),
@@ -68,7 +69,7 @@ class PolicyGradient(Algorithm):
     std_correction: Literal[0, 1] = 1
     """1: the unbiased deviation; 0: the biased one."""
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount of a token's return (REINFORCE++)."""
+    """Discount of a token's return (REINFORCE++, GAE)."""
     surrogate: Surrogate = "clip"
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     clip_high: float = Field(default=0.28, gt=0)

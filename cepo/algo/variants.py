@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
 from cepo.algo.cepo import Cepo
+from cepo.algo.clipo import Clipo
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
 from cepo.algo.distillation import Opsd, Sdpo
@@ -17,6 +18,7 @@ from cepo.algo.hdpo import Hdpo
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.ppo import Ppo
 from cepo.algo.rlsd import Rlsd
 
 
@@ -76,10 +78,25 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, Opsd, Sdpo, Hdpo)
-ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
-
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | Opsd | Sdpo | Hdpo,
+    Grpo
+    | DrGrpo
+    | Rloo
+    | ReinforcePlusPlus
+    | Dapo
+    | Gspo
+    | Cispo
+    | Sapo
+    | Rlsd
+    | Cepo
+    | Opsd
+    | Sdpo
+    | Hdpo
+    | Clipo
+    | Ppo,
     Field(discriminator="name"),
 ]
+
+ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType(
+    {method.model_fields["name"].default: method for method in get_args(get_args(AnyAlgorithm)[0])}
+)

@@ -1,4 +1,7 @@
-"""What a run needs to go on bit for bit: adapter, optimiser, RNG, teacher, the next step, the policies in flight."""
+"""What a run needs to go on bit for bit.
+
+Adapter, optimiser, companion, RNG, teacher, the next step and the policies still in flight.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,7 @@ class Checkpoints:
             "average": self._teacher.average,
             "adapter": get_peft_model_state_dict(self._learner.peft),
             "optimizer": self._learner.optimizer.state_dict(),
+            "companion": self._learner.companion.state_dict(),
             "rng": torch.get_rng_state(),
         }
         folder = self._folder / f"step-{progress.next_step:06d}"
@@ -77,7 +81,7 @@ class Checkpoints:
         """Puts the newest checkpoint into the learner; None when there is none.
 
         Raises:
-            UserError: it does not fit the run's adapter.
+            UserError: it does not fit the run's adapter, or its companion.
         """
         saved = self._saved()
         if not saved:
@@ -86,8 +90,10 @@ class Checkpoints:
         try:
             set_peft_model_state_dict(self._learner.peft, state["adapter"])
             self._learner.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{saved[-1]} does not fit this run's lora section; resume with the same one") from error
+            self._learner.companion.load_state_dict(state["companion"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            sections = "lora and algorithm sections"
+            raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
         torch.set_rng_state(state["rng"])
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))

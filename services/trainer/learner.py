@@ -1,5 +1,7 @@
 """The model being trained: a frozen base with a LoRA adapter, its optimiser, and one update per step.
 
+A companion is made once the policy's adapter is there, and may put another beside it; that one is never published.
+
 Sequences whose advantage is zero everywhere have no gradient; they count in the denominators and skip the model. The
 old log-probs are the trainer's own, with the weights at the start of the step.
 """
@@ -27,6 +29,7 @@ from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.runconfig import RunConfig
+from services.trainer.host import Host
 
 
 @dataclass
@@ -83,6 +86,8 @@ class Learner:
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+        self.host = Host(self.peft, config)
+        self.companion = config.algorithm.companion(self.host)
 
     @property
     def bound_modules(self) -> int:
@@ -136,8 +141,8 @@ class Learner:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        minibatches = self._minibatches(batch)
-        learns_B = algorithm.learns_B(batch, adv_BT)
+        minibatches = self.host.minibatches(batch)
+        learns_B = algorithm.learns_B(batch, adv_BT) & algorithm.learns_at(step)
         old = algorithm.old_logp_BT(batch)
         if old is None and len(minibatches) > 1:
             old = self._old_logps(batch, learns_B)
@@ -171,7 +176,7 @@ class Learner:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = False
-        for part in self._microbatches(batch, [row for row in rows if learns_B[row]]):
+        for part in self.host.microbatches(batch, [row for row in rows if learns_B[row]]):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
             width = micro.mask_BT.shape[1]
@@ -200,26 +205,7 @@ class Learner:
     def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:
         """[B, T] under the present weights; 0 for sequences that do not learn."""
         old_BT = torch.zeros_like(batch.mask_BT)
-        for part in self._microbatches(batch, learns_B.nonzero().flatten().tolist()):
+        for part in self.host.microbatches(batch, learns_B.nonzero().flatten().tolist()):
             logp_BT = self._student(batch.rows(part)).logp_BT
             old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
         return old_BT
-
-    def _minibatches(self, batch: TrainBatch) -> list[list[int]]:
-        """Whole groups, in order, in equal numbers, and as equal a share of the demonstrations in each."""
-        count, shown_B = self._config.optim.minibatches, batch.demonstration_B
-        halves = [batch.group_B[rows_B].unique().tensor_split(count) for rows_B in (~shown_B, shown_B)]
-        parts = [torch.cat(part) for part in zip(*halves, strict=True)]
-        return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in parts if len(part)]
-
-    def _microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence."""
-        length = {row: len(batch.prompt_ids[row]) + len(batch.response_ids[row]) for row in rows}
-        part: list[int] = []
-        for row in sorted(rows, key=lambda row: (length[row], row)):
-            if part and (len(part) + 1) * length[row] > self._config.optim.tokens_per_microbatch:
-                yield part
-                part = []
-            part.append(row)
-        if part:
-            yield part

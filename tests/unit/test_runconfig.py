@@ -34,10 +34,13 @@ KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
     "algorithm.cepo": f"{POLICY_GRADIENT} {CREDIT} exclude_self modulate_all_wrong negative no_negative unparsed "
     "wrong_hints",
+    "algorithm.clipo": f"{POLICY_GRADIENT} bonus_constant bonus_minimum bonus_weight contrast fixed_head head "
+    "head_bias head_lr head_size head_warmup level logarithms similarity temperature",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
     "algorithm.hdpo": f"{POLICY_GRADIENT} positive privileged_samples rest_factor teacher.ema_rate teacher.source "
     "teacher.sync_every top weight",
     "algorithm.opsd": DISTILLATION,
+    "algorithm.ppo": f"{POLICY_GRADIENT} critic_lr critic_warmup gae_lambda value_clip",
     "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp",
     "algorithm.sdpo": DISTILLATION,
     "checkpoint": "every keep",

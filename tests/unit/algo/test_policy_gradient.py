@@ -180,7 +180,8 @@ def test_demonstrations_are_never_part_of_a_policy_gradient(method: type[PolicyG
     sample, algorithm = random_sample(7), method()
     shown_B = torch.arange(13) == 3
     reward_B = torch.where(shown_B, math.nan, sample.batch.reward_B)
-    batch, _ = with_reference(replace(sample.batch, demonstration_B=shown_B, reward_B=reward_B))
+    shown = replace(sample.batch, demonstration_B=shown_B, reward_B=reward_B, value_BT=torch.zeros_like(sample.logp_BT))
+    batch, _ = with_reference(shown)
     logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), algorithm.advantages(batch, 0)
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
     assert not logp_BT.grad[3].any()

@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path, change: str)
     first = Process(tmp_path)
     first.train(1)
     first.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
-    with pytest.raises(UserError, match="does not fit this run's lora section; resume with the same one"):
+    with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections; resume with"):
         Process(tmp_path, change).checkpoints.restore()
     wider = tmp_path / "wider"
     narrow = Process(wider, change)

@@ -1,0 +1,67 @@
+"""What the learner lends a companion: adapters of its own on the frozen base, and the step's pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from cepo.algo.batch import TrainBatch
+from cepo.forward import response_states
+from cepo.runconfig import RunConfig
+from services.trainer.splits import microbatches, minibatches
+
+POLICY = "default"
+"""The adapter that is published."""
+
+
+class Host:
+    """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
+
+    def __init__(self, peft: Any, config: RunConfig) -> None:
+        self._peft = peft
+        self._model: Any = peft.get_base_model()
+        self._config = config
+        self._weights: dict[str, list[nn.Parameter]] = {}
+
+    @property
+    def seed(self) -> int:
+        return self._config.loop.seed
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def max_grad_norm(self) -> float:
+        return self._config.optim.max_grad_norm
+
+    def attach(self, adapter: str) -> Sequence[nn.Parameter]:
+        self._peft.add_adapter(adapter, self._peft.peft_config[POLICY])
+        self._weights[adapter] = [p for name, p in self._peft.named_parameters() if f".{adapter}." in name]
+        return self._weights[adapter]
+
+    def read(self, adapter: str, head: nn.Module, batch: TrainBatch) -> Tensor:
+        with self._active(adapter):
+            states = response_states(self._model, batch.prompt_ids, batch.response_ids, 1.0)
+        return replace(states, head=head).per_token(lambda found_N, _: found_N)
+
+    def minibatches(self, batch: TrainBatch) -> list[list[int]]:
+        return minibatches(batch, self._config.optim.minibatches)
+
+    def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
+        return microbatches(batch, rows, self._config.optim.tokens_per_microbatch)
+
+    @contextmanager
+    def _active(self, adapter: str) -> Iterator[None]:
+        """Switches adapters; PEFT freezes what it makes inactive, and backward is yet to come."""
+        self._peft.set_adapter(adapter)
+        try:
+            yield
+        finally:
+            self._peft.set_adapter(POLICY)
+            for parameter in self._weights[adapter]:
+                parameter.requires_grad_(True)

@@ -1,0 +1,135 @@
+"""The mean last hidden state of every response: asked of the right policy, and exact on the tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import cepo.tiny
+from cepo import adapters
+from cepo.adapters import AdapterCache
+from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef, Want, Weights
+from cepo.rendering import Renderer
+from cepo.settings import Settings
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Logps, Pair, make_handler
+from services.trainer.batch import pack
+from tests.factories import POLICY, make_proof, make_scored, make_task
+
+torch.set_num_threads(1)
+MODEL = str(cepo.tiny.path())
+RENDERER = Renderer(MODEL)
+HIDDEN = Ask(context=ContextName.PLAIN, want=Want.HIDDEN, weights=Weights.POLICY)
+PAIRS = [Pair((5, 9, 11), (30, 31, 32, 33)), Pair((7,), (40,)), Pair((8, 3), ()), Pair((5, 9, 11), (30, 8))]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class ToyPooler:
+    """Vectors that name the policy, the context and the response."""
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        return make_proof(policy)
+
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+        return [tuple(-1.0 for _ in pair.response_ids) for pair in pairs]
+
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+        return [(float(policy.version), float(sum(p.context_ids)), float(sum(p.response_ids))) for p in pairs]
+
+    def close(self) -> None: ...
+
+
+async def test_every_response_is_pooled_under_the_policy_that_sampled_it() -> None:
+    group = make_scored([1.0, 0.0, 1.0], make_task(samples=3, asks=(HIDDEN,), policy=POLICY))
+    found = await make_handler(ToyPooler(), RENDERER, 200)(group)  # type: ignore[arg-type]
+    responses = [completion.token_ids for completion in group.rollout.completions]
+    wanted = [(3.0, 3.0, float(sum(ids))) for ids in responses]
+    assert [row.pooled for row in found.evidence[0].rows] == wanted
+    assert found.proofs == (make_proof(POLICY),)
+    batch = pack([found])
+    assert batch.evidence[HIDDEN].pooled_BD is not None
+    assert batch.evidence[HIDDEN].pooled_BD.tolist() == [list(row) for row in wanted]
+    assert batch.evidence[HIDDEN].applicable_B.all()
+
+
+async def test_a_group_that_was_not_measured_is_not_applicable() -> None:
+    group = make_scored([1.0, 0.0], make_task(asks=(HIDDEN,)))
+    found = await make_handler(ToyPooler(), RENDERER, 200)(group)  # type: ignore[arg-type]
+    skipped = found.model_copy(
+        update={"evidence": (), "scored": make_scored([1.0, 1.0], make_task(index=1, asks=(HIDDEN,)))}
+    )
+    measured = pack([found, skipped]).evidence[HIDDEN]
+    assert measured.applicable_B.tolist() == [True, True, False, False]
+    assert measured.pooled_BD is not None
+    assert not measured.pooled_BD[2:].any()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[PolicyRef, dict[str, bytes]]:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    peft = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("peft")
+    peft.save_pretrained(folder)
+    files = adapters.read(folder)
+    return PolicyRef(version=1, sha256=adapters.digest(files)), files
+
+
+def make_scorer(folder: Path, published: tuple[PolicyRef, dict[str, bytes]]) -> TransformersScorer:
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        return dict([published])[policy]
+
+    return TransformersScorer(Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, fetch, keep=4))
+
+
+@torch.no_grad()
+def plain_mean(model: Any, pair: Pair) -> list[float]:
+    """One unpadded forward: the mean of the states that each response token was sampled from; 0 for none."""
+    ids = torch.tensor([[*pair.context_ids, *pair.response_ids]])
+    hidden_SD = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+    start = len(pair.context_ids)
+    states = [hidden_SD[start + t - 1].tolist() for t in range(len(pair.response_ids))]
+    return [sum(column) / len(states) for column in zip(*states, strict=True)] or [0.0] * hidden_SD.shape[1]
+
+
+async def test_pooled_states_are_the_exact_mean_over_the_response_under_every_policy(
+    tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
+) -> None:
+    policy, files = published
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    wanted = {BASE_POLICY: [plain_mean(base, pair) for pair in PAIRS]}
+    adapters.write(tmp_path / "stock", files)
+    stock = PeftModel.from_pretrained(base, tmp_path / "stock").eval()
+    wanted[policy] = [plain_mean(stock, pair) for pair in PAIRS]
+    assert max(abs(a - b) for a, b in zip(wanted[policy][0], wanted[BASE_POLICY][0], strict=True)) > 0.01
+    scorer = make_scorer(tmp_path / "cache", published)
+    for asked in (policy, BASE_POLICY, policy):
+        for found, expected in zip(await scorer.pool(PAIRS, asked), wanted[asked], strict=True):
+            assert found == pytest.approx(expected, abs=1e-4)
+    assert len((await scorer.pool(PAIRS, policy))[2]) == 128
+    assert not any((await scorer.pool(PAIRS, policy))[2])
+
+
+async def test_an_empty_response_alone_and_no_response_at_all(
+    tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
+) -> None:
+    scorer = make_scorer(tmp_path, published)
+    assert await scorer.pool([Pair((8, 3), ())], BASE_POLICY) == [(0.0,) * 128]
+    assert await scorer.pool([], BASE_POLICY) == []
+
+
+async def test_pooled_states_depend_on_neither_company_nor_order(
+    tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
+) -> None:
+    scorer = make_scorer(tmp_path, published)
+    together = await scorer.pool(PAIRS, BASE_POLICY)
+    backwards = await scorer.pool(PAIRS[::-1], BASE_POLICY)
+    for i, pair in enumerate(PAIRS):
+        assert (await scorer.pool([pair], BASE_POLICY))[0] == pytest.approx(together[i], abs=1e-4)
+        assert backwards[-1 - i] == pytest.approx(together[i], abs=1e-4)

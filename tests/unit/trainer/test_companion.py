@@ -1,0 +1,221 @@
+"""Models trained beside the policy, on the tiny model: they never touch it, go on bit for bit, and learn.
+
+Shapes: B sequences, T response tokens (padded), D hidden units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from cepo import adapters
+from cepo.algo.batch import TrainBatch
+from cepo.algo.clipo import POOLED
+from cepo.algo.ppo import ADAPTER, Critic
+from cepo.contracts import BASE_POLICY
+from cepo.errors import UserError
+from cepo.forward import response_logps
+from services.trainer.batch import pack
+from services.trainer.checkpoint import Progress
+from services.trainer.learner import Learner
+from tests.factories import make_config, make_ragged
+from tests.unit.trainer.test_checkpoint import Process, timeless
+
+torch.set_num_threads(1)
+LENGTHS = [(3, 9, 0, 5), (12, 1, 7, 2), (4, 4, 6, 8)]
+PPO = 'algorithm={name="ppo", critic_lr=1e-2}'
+CLIPO = 'algorithm={name="clipo", contrast="infonce"}'
+GRPO = 'algorithm={name="grpo"}'
+CANARY = list(range(10, 26))
+
+
+def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBatch:
+    """Ragged groups with all that an algorithm asks for; pooled states are random."""
+    batch = pack(make_ragged(LENGTHS, seed=seed, asks=algorithm.asks))
+    if POOLED not in batch.evidence:
+        return batch
+    random = torch.Generator().manual_seed(seed)
+    found = replace(batch.evidence[POOLED], pooled_BD=torch.randn(batch.size, hidden_size, generator=random))
+    return replace(batch, evidence={**batch.evidence, POOLED: found})
+
+
+def train(learner: Learner, algorithm: Any, batch: TrainBatch, step: int) -> dict[str, float]:
+    """A step in the order of the loop."""
+    prepared = learner.companion.prepare(batch, step)
+    report = learner.update(prepared, algorithm.advantages(prepared, step), algorithm, step)
+    return report | learner.companion.update(prepared, step)
+
+
+def make_critic(*overrides: str) -> tuple[Learner, Critic]:
+    """A learner whose policy and critic both differ from the base."""
+    learner = Learner(make_config(PPO, "optim.max_grad_norm=1e9", *overrides))
+    critic = learner.companion
+    assert isinstance(critic, Critic)
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in [*learner.parameters, *critic.model.parameters()]:
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
+    return learner, critic
+
+
+def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]:
+    """One unpadded forward a sequence, under the critic's adapter."""
+    model, found = learner.peft.get_base_model(), []
+    for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
+        ids = torch.tensor([[*prompt, *response]])
+        hidden_SD = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        start = len(prompt) - 1
+        found.append((hidden_SD @ head.weight[0] + head.bias)[start : start + len(response)])
+    return found
+
+
+def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critics_adapter() -> None:
+    learner, critic = make_critic()
+    batch = make_batch(make_config(PPO).algorithm)
+    weight_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(1))
+    head, host = critic.model["head"], learner.host
+    learner.canary(CANARY, base=True)  # after which PEFT leaves the critic frozen
+    value_BT = host.read(ADAPTER, head, batch)
+    (value_BT * weight_BT).sum().backward()
+    found = [parameter.grad.clone() for parameter in critic.model.parameters()]
+    assert all(parameter.grad is None for parameter in learner.parameters)
+    critic.optimizer.zero_grad()
+    learner.peft.set_adapter(ADAPTER)
+    for row, value_T in enumerate(plain_values(learner, batch, head)):
+        torch.testing.assert_close(value_BT[row, : len(value_T)].detach(), value_T.detach(), rtol=0, atol=1e-4)
+        assert not value_BT[row, len(value_T) :].any()
+        (value_T * weight_BT[row, : len(value_T)]).sum().backward()
+    for one, parameter in zip(found, critic.model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-3)
+        assert one.any()
+
+
+def test_the_published_adapter_is_the_policys_alone_and_loads_in_stock_peft(tmp_path: Path) -> None:
+    config = make_config(PPO)
+    learner = Learner(config)
+    for step in range(2):
+        train(learner, config.algorithm, make_batch(config.algorithm, step), step)
+    files = learner.adapter_files()
+    assert files[adapters.FILES[0]] == Learner(make_config(GRPO)).adapter_files()[adapters.FILES[0]]
+    assert (
+        load(files[adapters.FILES[1]]).keys()
+        == load(Learner(make_config(GRPO)).adapter_files()[adapters.FILES[1]]).keys()
+    )
+    assert not any(ADAPTER in name for name in load(files[adapters.FILES[1]]))
+    adapters.write(tmp_path / "v", files)
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(model, tmp_path / "v").eval().get_base_model()
+    batch = make_batch(config.algorithm)
+    with torch.no_grad():
+        one, two = (
+            response_logps(m, batch.prompt_ids, batch.response_ids, 1.0) for m in (stock, learner.peft.get_base_model())
+        )
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+def test_the_policy_learns_as_it_would_without_a_critic() -> None:
+    with_critic, without = Learner(make_config(PPO)), Learner(make_config(GRPO))
+    assert with_critic.adapter_files() == without.adapter_files()
+    assert with_critic.bound_modules == without.bound_modules == 28
+    algorithm = make_config(PPO).algorithm
+    for step in range(2):
+        batch = with_critic.companion.prepare(make_batch(algorithm, step), step)
+        adv_BT = algorithm.advantages(batch, step)
+        reports = [learner.update(batch, adv_BT, algorithm, step) for learner in (with_critic, without)]
+        assert timeless(reports[0]) == timeless(reports[1])
+        with_critic.companion.update(batch, step)
+        assert with_critic.adapter_files() == without.adapter_files()
+        for base in (True, False):
+            assert with_critic.canary(CANARY, base=base) == without.canary(CANARY, base=base)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_the_critics_gradient_does_not_depend_on_the_micro_batches(tokens: int) -> None:
+    batch, found = make_batch(make_config(PPO).algorithm), []
+    for overrides in ((), (f"optim.tokens_per_microbatch={tokens}",)):
+        _, critic = make_critic(*overrides)
+        report = critic.update(critic.prepare(batch, 0), 0)
+        found.append(([parameter.grad for parameter in critic.model.parameters()], report))
+    (one, report), (two, other) = found
+    assert other == pytest.approx(report, rel=1e-3, abs=1e-5)
+    for whole, split in zip(one, two, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ['{name="ppo", critic_warmup=2}', '{name="clipo", head_warmup=2}'])
+def test_while_it_warms_up_the_companion_learns_alone(algorithm: str) -> None:
+    config = make_config(f"algorithm={algorithm}")
+    learner = Learner(config)
+    moved = []
+    for step in range(3):
+        files = learner.adapter_files()
+        states = [parameter.detach().clone() for parameter in learner.companion.model.parameters()]
+        report = train(learner, config.algorithm, make_batch(config.algorithm, step), step)
+        after = learner.companion.model.parameters()
+        assert any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
+        moved.append((learner.adapter_files() != files, report["tokens/trained"] > 0))
+    assert moved == [(False, False), (False, False), (True, True)]
+
+
+class Trainer(Process):
+    """A process whose algorithm has a companion."""
+
+    def train(self, step: int) -> dict[str, float]:
+        algorithm = self.config.algorithm
+        return train(self.learner, algorithm, make_batch(algorithm, step), step)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, CLIPO], ids=["ppo", "clipo"])
+def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algorithm: str) -> None:
+    unbroken = Trainer(tmp_path / "unbroken", algorithm)
+    reports = [unbroken.train(step) for step in (1, 2, 3)]
+    first = Trainer(tmp_path, algorithm)
+    first.train(1)
+    first.train(2)
+    first.checkpoints.save(Progress(3, (BASE_POLICY,)))
+    second = Trainer(tmp_path, algorithm)
+    torch.manual_seed(77)
+    with torch.no_grad():
+        for parameter in [*second.learner.parameters, *second.learner.companion.model.parameters()]:
+            parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
+    assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,))
+    assert timeless(second.train(3)) == timeless(reports[-1])
+    assert second.learner.adapter_files() == unbroken.learner.adapter_files()
+    found, wanted = (trainer.learner.companion.state_dict() for trainer in (second, unbroken))
+    assert found["model"].keys() == wanted["model"].keys()
+    for name, value in wanted["model"].items():
+        assert torch.equal(found["model"][name], value)
+    for index, state in wanted["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(found["optimizer"]["state"][index][name], value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(GRPO, PPO), (PPO, CLIPO), (CLIPO, CLIPO.replace("}", ", head_size=7}"))],
+    ids=["none", "another", "another size"],
+)
+def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,)))
+    with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections"):
+        Process(tmp_path, after).checkpoints.restore()
+
+
+def test_the_critics_explained_variance_rises_within_a_few_updates() -> None:
+    config = make_config('algorithm={name="ppo", kl_coef=0.0, critic_lr=5e-3}')
+    critic, batch = Learner(config).companion, make_batch(config.algorithm)
+    odd_B = torch.tensor([float(sum(ids[:1]) % 2) for ids in batch.response_ids])  # the first token decides
+    toy = replace(batch, reward_B=odd_B)
+    reports = [critic.update(critic.prepare(toy, step), step) for step in range(16)]
+    explained = [report["critic/explained_variance"] for report in reports]
+    assert explained[0] == 0.0
+    assert min(explained[12:]) > 0.2
+    assert reports[-1]["critic/loss"] < 0.6 * reports[0]["critic/loss"]
