@@ -18,10 +18,11 @@ from cepo.errors import PolicyError
 from cepo.forward import canary_logp, load_causal_lm, response_logps
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.tree import passes
 from services.teacher.handler import Logps, Pair
 
 TOKENS_PER_PASS = 32768
-"""Padded tokens of one forward pass."""
+"""Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
 
 
 class TransformersScorer:
@@ -102,17 +103,10 @@ class TransformersScorer:
     @torch.no_grad()
     def _score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
         self._activate(policy)
-        found: list[Logps] = []
-        for part in _passes(pairs):
-            logp_BT = response_logps(
-                self._base, [pair.context_ids for pair in part], [pair.response_ids for pair in part], temperature
-            )
-            found += [tuple(row[: len(pair.response_ids)].tolist()) for pair, row in zip(part, logp_BT, strict=True)]
+        found: list[Logps] = [()] * len(pairs)
+        for part in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
+            contexts, responses = [pairs[i].context_ids for i in part], [pairs[i].response_ids for i in part]
+            logp_BT = response_logps(self._base, contexts, responses, temperature)
+            for i, response, logp_T in zip(part, responses, logp_BT, strict=True):
+                found[i] = tuple(logp_T[: len(response)].tolist())
         return found
-
-
-def _passes(pairs: Sequence[Pair]) -> list[Sequence[Pair]]:
-    """Cuts a group into passes of at most TOKENS_PER_PASS padded tokens, at least one pair each."""
-    longest = max((len(pair.context_ids) + len(pair.response_ids) for pair in pairs), default=1)
-    size = max(1, TOKENS_PER_PASS // longest)
-    return [pairs[i : i + size] for i in range(0, len(pairs), size)]

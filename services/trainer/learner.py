@@ -23,8 +23,9 @@ from cepo.algo.base import Algorithm, Metrics, TrainBatch
 from cepo.algo.losses import Totals
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.forward import canary_logp, load_causal_lm, response_logps
+from cepo.forward import canary_logp, checkpoint_layers, load_causal_lm, response_logps
 from cepo.runconfig import RunConfig
+from cepo.tree import passes
 from services.trainer.batch import select
 
 
@@ -70,6 +71,8 @@ class Learner:
         except ValueError as error:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
         self._model: Any = self.peft.get_base_model()
+        if config.optim.gradient_checkpointing:
+            checkpoint_layers(self._model)
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
@@ -180,16 +183,10 @@ class Learner:
         ]
 
     def _microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence."""
-        length = {row: len(batch.prompt_ids[row]) + len(batch.response_ids[row]) for row in rows}
-        part: list[int] = []
-        for row in sorted(rows, key=lambda row: (length[row], row)):
-            if part and (len(part) + 1) * length[row] > self._config.optim.tokens_per_microbatch:
-                yield part
-                part = []
-            part.append(row)
-        if part:
-            yield part
+        """Rows that share most together, at most `tokens_per_microbatch` distinct tokens, at least one row."""
+        sequences = [[*batch.prompt_ids[row], *batch.response_ids[row]] for row in rows]
+        for part in passes(sequences, self._config.optim.tokens_per_microbatch):
+            yield [rows[i] for i in part]
 
 
 def _trained(rows: Sequence[int], adv_BT: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cepo.algo.base import TrainBatch
 from cepo.algo.losses import Totals
 from cepo.errors import UserError
-from cepo.forward import CHUNK_TOKENS, ResponseStates, response_logps
+from cepo.forward import CHUNK_BYTES, ResponseStates, response_logps
 from services.trainer.batch import pack, select
 from services.trainer.learner import Learner
 from tests.factories import ASKS, make_config, make_ragged
