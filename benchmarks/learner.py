@@ -14,8 +14,19 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks._shapes import RESPONSE, ROUNDS, SAMPLES, THREADS, Group, random_group, random_qwen3, side_by_side, write
+from benchmarks._shapes import (
+    RESPONSE,
+    ROUNDS,
+    SAMPLES,
+    THREADS,
+    Group,
+    random_group,
+    random_qwen3,
+    side_by_side,
+    write,
+)
 from cepo.forward import response_logps
+from cepo.products import FastLinear
 from cepo.runconfig import LINEAR_LAYERS
 
 AIM = 2.0
@@ -49,6 +60,12 @@ def padded(model: Any, group: Group, weight_BT: Tensor) -> None:
         (logp_N * part_BT.flatten()).mean().mul(len(part_BS) / SAMPLES).backward()
 
 
+def on_onednn(model: Any, group: Group, weight_BT: Tensor) -> None:
+    """The loop with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    with FastLinear():
+        padded(model, group, weight_BT)
+
+
 def shared(model: Any, group: Group, weight_BT: Tensor) -> None:
     """The same by the project."""
     logp_BT = response_logps(model.get_base_model(), *group.rows("plain"), 1.0)
@@ -67,6 +84,7 @@ def measure(vocabulary: int, rounds: int) -> dict[str, Any]:
     model, group = with_adapter(vocabulary), random_group(vocabulary)
     weight_BT = torch.randn(SAMPLES, RESPONSE)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
+    works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
     figures = side_by_side(works, rounds)
     for figure in figures.values():
         figure["tokens_per_second"] = round(SAMPLES * RESPONSE / figure["seconds"], 1)

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks._shapes import RESPONSE, ROUNDS, THREADS, Group, random_group, random_qwen3, side_by_side, write
 from cepo.forward import response_logps
+from cepo.products import FastLinear
 
 TEMPERATURE = 1.0
 SPEED_AIM, MEMORY_AIM = 3.0, 0.25
@@ -38,6 +39,12 @@ def padded(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
     return torch.cat(found)
 
 
+def on_onednn(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
+    """The alternative with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    with FastLinear():
+        return padded(model, group, contexts)
+
+
 @torch.no_grad()
 def shared(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
     """The same by the project."""
@@ -48,6 +55,8 @@ def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
     """Both ways, for one vocabulary and some contexts."""
     model, group, contexts = random_qwen3(vocabulary), random_group(vocabulary), CONTEXTS[names]
     works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
+    if contexts == ("r+", "r-"):
+        works["alternative_with_our_products"] = lambda: on_onednn(model, group, contexts)
     figures = side_by_side(works, rounds)
     gap = float((works["ours"]() - works["alternative"]()).abs().max())
     if gap > TOLERANCE:

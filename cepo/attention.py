@@ -104,7 +104,9 @@ def _parts(nodes: Sequence[Node]) -> list[tuple[Place, Place, bool]]:
     own = [(every, every, slice(node.start, node.end)) for node in nodes]
     below = [(every, every, slice(node.end, node.stop)) for node in nodes]
     with_itself = [(place, place, True) for place in own]
-    with_ancestor = [(rows, place, False) for place, rows in zip(own, below, strict=True) if rows[2].start < rows[2].stop]
+    with_ancestor = [
+        (rows, place, False) for place, rows in zip(own, below, strict=True) if rows[2].start < rows[2].stop
+    ]
     return with_itself + with_ancestor
 
 

@@ -19,12 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cepo import attention
+from cepo.errors import UserError
 from cepo.head import target_logps
 from cepo.products import FastLinear
 from cepo.tree import token_tree
 
 CHUNK_BYTES = 256 * 2**20
 """Of float32 logits that a rule sees at once."""
+AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models that change logits after the head, which here would be left out."""
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: what is wanted of each token's distribution."""
@@ -53,9 +56,9 @@ class ResponseStates:
         return self.per_token(sampled)
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token; logits are over the temperature.
+        """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token.
 
-        A chunk of tokens at a time; where there are several, the backward pass recomputes them one by one.
+        Logits are over the temperature. A chunk of tokens at a time; where there are several, the backward pass recomputes them one by one.
 
         Returns:
             [B, T, ...] for a rule that returns [N, ...]; 0 on padding.
@@ -152,7 +155,12 @@ def checkpoint_layers(model: Any) -> None:
     """Keeps only the input of each layer for the backward pass, which recomputes the rest.
 
     transformers does so in training mode; only the layers are put there, so that no dropout wakes up.
+
+    Raises:
+        UserError: the model cannot do it.
     """
+    if not model.supports_gradient_checkpointing:
+        raise UserError("optim.gradient_checkpointing=true: this model does not support it; set it to false")
     again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), FastLinear())}
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
     for module in model.modules():
@@ -170,14 +178,15 @@ def load_causal_lm(path: str, dtype: str, device: str) -> Any:
     """A frozen base model in evaluation mode, from a Hugging Face name or folder.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or its logits are not simply the head's.
     """
     from transformers import AutoModelForCausalLM
-
-    from cepo.errors import UserError
 
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    said = model.config.get_text_config().to_dict()
+    if changed := [key for key in AFTER_HEAD if said.get(key) not in (None, 1.0)]:
+        raise UserError(f"model {path!r} scales or caps its logits ({changed[0]}={said[changed[0]]}); choose another")
     return model.to(device).eval().requires_grad_(False)

@@ -1,13 +1,14 @@
 """Rows of token ids as a tree: what several rows begin with is laid out once.
 
-A group scored under two hints is question -> {hint r+, hint r-} -> the responses. Nodes lie in one flat list in preorder,
-so a node's descendants are the tokens right after it, and token q sees token k exactly if k <= q < stop[k].
+A group scored under two hints is question -> {hint r+, hint r-} -> the responses. Nodes lie in one flat list in
+preorder, so a node's descendants are the tokens right after it, and token q sees token k if k <= q < stop[k].
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class TokenTree:
 
 def token_tree(rows: Sequence[Row]) -> TokenTree:
     """The tree of these rows; the same for every order they come in."""
-    order = sorted(range(len(rows)), key=rows.__getitem__)
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
     lines = [torch.tensor(rows[i], dtype=torch.long) for i in order]
     ids, depths, paths = [], [], [torch.zeros(0, dtype=torch.long)] * len(rows)
     stop_N = torch.zeros(sum(len(line) for line in lines), dtype=torch.long)
@@ -78,7 +79,7 @@ def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
     Returns:
         Indices of rows; neighbours share most.
     """
-    order = sorted(range(len(rows)), key=rows.__getitem__)
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
     shared = _shared([torch.tensor(rows[i], dtype=torch.long) for i in order])
     best, cut = [0], [0]  # over the first j rows: tokens, and where the last pass begins
     for j in range(1, len(order) + 1):
@@ -102,7 +103,7 @@ def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
 def _shared(lines: Sequence[Tensor]) -> list[int]:
     """Tokens that each row begins with as the row before it does."""
     found = [0] * len(lines)
-    for i, (before, line) in enumerate(zip(lines, lines[1:], strict=False), start=1):
+    for i, (before, line) in enumerate(pairwise(lines), start=1):
         width = min(len(before), len(line))
         differs = (before[:width] != line[:width]).nonzero()
         found[i] = int(differs[0]) if len(differs) else width
@@ -124,5 +125,5 @@ def _worthwhile(shared: list[int]) -> list[int]:
         for i in branches:
             kept[i] = depth
         edges = [low - 1, *branches, high]
-        open_ += [(begin + 1, end, depth) for begin, end in zip(edges, edges[1:], strict=False)]
+        open_ += [(begin + 1, end, depth) for begin, end in pairwise(edges)]
     return kept
