@@ -58,7 +58,8 @@ class ResponseStates:
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
         """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token.
 
-        Logits are over the temperature. A chunk of tokens at a time; where there are several, the backward pass recomputes them one by one.
+        Logits are over the temperature. A chunk of tokens at a time; where there are several, the backward pass
+        recomputes them one by one.
 
         Returns:
             [B, T, ...] for a rule that returns [N, ...]; 0 on padding.
