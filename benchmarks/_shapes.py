@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 THREADS = 2
@@ -21,7 +22,6 @@ ROUNDS = 5
 PROMPT, HINT, RESPONSE, SAMPLES = 512, 16, 256, 8
 """Geo3k's shape: tokens of a question, a hint and a response; responses a question."""
 RESULTS = Path(__file__).parent / "results"
-MIB = 2**20
 
 Ids = list[int]
 
@@ -66,13 +66,13 @@ def random_group(vocabulary: int) -> Group:
     return Group(contexts, [ids(RESPONSE) for _ in range(SAMPLES)])
 
 
-def peak_mib(work: Callable[[], object]) -> float:
-    """Resident memory at its highest while `work` runs, above what it was before; Linux."""
+def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What `work` returns, and resident memory in MiB at its highest meanwhile, above what it was before; Linux."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
-    work()
-    return (_status("VmHWM") - before) / 1024
+    result = work()
+    return result, (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
@@ -80,18 +80,24 @@ def _status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def side_by_side(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds, a round of each in turn, and the peak memory of a first run."""
-    peaks = {name: peak_mib(work) for name, work in works.items()}
+def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Median seconds, a round of each in turn, and the peak memory of a first run, in which results are compared too.
+
+    Returns:
+        Figures by name, and the largest difference between the results of the first two.
+    """
+    results, peaks = zip(*(watched(work) for work in works.values()), strict=True)
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             begun = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - begun)
-    return {
-        name: {"seconds": round(statistics.median(seconds[name]), 3), "peak_mib": round(peaks[name])} for name in works
+    figures = {
+        name: {"seconds": round(statistics.median(seconds[name]), 3), "peak_mib": round(peak)}
+        for name, peak in zip(works, peaks, strict=True)
     }
+    return figures, float((results[0] - results[1]).abs().max())
 
 
 def write(name: str, command: str, **figures: Any) -> None:
