@@ -8,6 +8,7 @@ output and log-sum-exp, as in ring attention (arXiv:2310.01889). On a GPU FlexAt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,7 +26,11 @@ Plan = tuple[Node, ...] | BlockMask
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_compiled_flex = torch.compile(flex_attention)
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
 
 
 def plan(tree: TokenTree, device: torch.device) -> Plan:
@@ -46,7 +51,7 @@ def block_mask(tree: TokenTree, device: torch.device) -> BlockMask:
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
     """Attention of [1, heads, N, head size] over a tree; key and value may have fewer heads."""
     if isinstance(plan, BlockMask):
-        flex = _compiled_flex if query.is_cuda else flex_attention
+        flex = _compiled_flex() if query.is_cuda else flex_attention
         return flex(query, key, value, block_mask=plan, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return _TreeAttention.apply(query, key, value, plan, scale)
 

@@ -80,7 +80,9 @@ class ResponseStates:
         return sum_BD / self.valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
     def _apply(self, rule: Rule, hidden_CD: Tensor, *columns_C: Tensor) -> Tensor:
-        return rule(self.head(hidden_CD).float() / self.temperature, *columns_C)
+        with FastLinear():
+            logits_CV = self.head(hidden_CD)
+        return rule(logits_CV.float() / self.temperature, *columns_C)
 
     def _spread(self, found_N: Tensor) -> Tensor:
         spread_BT = torch.zeros(*self.valid_BT.shape, *found_N.shape[1:], dtype=found_N.dtype, device=found_N.device)
