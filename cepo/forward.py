@@ -24,7 +24,7 @@ from cepo.head import target_logps
 from cepo.products import FastLinear
 from cepo.tree import token_tree
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 64 * 2**20
 """Of float32 logits that a rule sees at once."""
 AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Keys of models that change logits after the head, which here would be left out."""
