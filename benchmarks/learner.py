@@ -86,8 +86,7 @@ def measure(vocabulary: int, rounds: int) -> dict[str, Any]:
     model, group = with_adapter(vocabulary), random_group(vocabulary)
     weight_BT = torch.randn(SAMPLES, RESPONSE)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
-    if vocabulary == SIZES[0]:
-        works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
+    works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
     figures, gap = side_by_side({name: partial(gradient, model, work) for name, work in works.items()}, rounds)
     for figure in figures.values():
         figure["tokens_per_second"] = round(SAMPLES * RESPONSE / figure["seconds"], 1)
