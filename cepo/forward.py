@@ -1,12 +1,14 @@
 """Response tokens under a causal language model, shared by the teacher and the learner.
 
-Sequences are prompt ids followed by response ids, right-padded. Only the hidden states that predict a response token
-meet the vocabulary, in chunks, so no [tokens, vocabulary] tensor of a batch is ever kept.
+Sequences are prompt ids followed by response ids. What they begin with together runs through the model once
+(`cepo.tree`, `cepo.attention`). Only the hidden states that predict a response token meet the vocabulary, in chunks or
+tiles, so no [tokens, vocabulary] tensor of a batch is ever kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-CHUNK_TOKENS = 4096
+from cepo import attention
+from cepo.errors import UserError
+from cepo.head import target_logps
+from cepo.products import FastLinear
+from cepo.tree import token_tree
+
+CHUNK_BYTES = 64 * 2**20
+"""Of float32 logits that a rule sees at once."""
+AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Keys of models that change logits after the head, which here would be left out."""
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: what is wanted of each token's distribution."""
@@ -39,21 +51,27 @@ class ResponseStates:
     @cached_property
     def logp_BT(self) -> Tensor:
         """log P(response token), float32, 0 on padding."""
+        head = self.head
+        if type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad:
+            return self._spread(target_logps(self.hidden_ND, self.target_N, head.weight, self.temperature))
         return self.per_token(sampled)
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        """rule(logits [N, V] over the temperature, sampled token [N], *inputs [N, ...]) of every response token.
+        """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token.
 
-        A chunk of tokens at a time; the backward pass recomputes the chunk.
+        Logits are over the temperature. A chunk of tokens at a time; where there are several, the backward pass
+        recomputes them one by one.
 
         Returns:
             [B, T, ...] for a rule that returns [N, ...]; 0 on padding.
         """
         inputs_N = [rows[self.valid_BT] for rows in inputs_BT]
-        columns = [column.split(CHUNK_TOKENS) for column in (self.hidden_ND, self.target_N, *inputs_N)]
-        found_N = torch.cat([self._chunk(rule, *chunk) for chunk in zip(*columns, strict=True)])
-        spread_BT = torch.zeros(*self.valid_BT.shape, *found_N.shape[1:], dtype=found_N.dtype, device=found_N.device)
-        return spread_BT.index_put(self.valid_BT.nonzero(as_tuple=True), found_N)
+        size = max(1, CHUNK_BYTES // (4 * len(self.head.weight)))
+        columns = [column.split(size) for column in (self.hidden_ND, self.target_N, *inputs_N)]
+        chunks = list(zip(*columns, strict=True))
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            return self._spread(torch.cat([checkpoint(self._apply, rule, *c, use_reentrant=False) for c in chunks]))
+        return self._spread(torch.cat([self._apply(rule, *chunk) for chunk in chunks]))
 
     def pooled_BD(self) -> Tensor:
         """Mean hidden state of each response, float32; 0 for an empty one (algorithms 6.1, the exact mean)."""
@@ -62,13 +80,14 @@ class ResponseStates:
         sum_BD = sum_BD.index_add(0, row_N, self.hidden_ND.float())
         return sum_BD / self.valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
-    def _chunk(self, rule: Rule, hidden_CD: Tensor, *columns_C: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and len(self.hidden_ND) > CHUNK_TOKENS:
-            return checkpoint(self._apply, rule, hidden_CD, *columns_C, use_reentrant=False)
-        return self._apply(rule, hidden_CD, *columns_C)
-
     def _apply(self, rule: Rule, hidden_CD: Tensor, *columns_C: Tensor) -> Tensor:
-        return rule(self.head(hidden_CD).float() / self.temperature, *columns_C)
+        with FastLinear():
+            logits_CV = self.head(hidden_CD)
+        return rule(logits_CV.float() / self.temperature, *columns_C)
+
+    def _spread(self, found_N: Tensor) -> Tensor:
+        spread_BT = torch.zeros(*self.valid_BT.shape, *found_N.shape[1:], dtype=found_N.dtype, device=found_N.device)
+        return spread_BT.index_put(self.valid_BT.nonzero(as_tuple=True), found_N)
 
 
 def sampled(logits_NV: Tensor, target_N: Tensor) -> Tensor:
@@ -90,19 +109,43 @@ def response_states(
     head = model.get_output_embeddings()
     device = head.weight.device
     lengths_B = torch.tensor([len(r) for r in responses], device=device)
-    width = int(lengths_B.max()) if len(responses) else 0
+    width = max(map(len, responses), default=0)
     valid_BT = torch.arange(width, device=device)[None] < lengths_B[:, None]
+    target_N = torch.tensor([token for response in responses for token in response], dtype=torch.long, device=device)
     if width == 0:
-        none_N = torch.zeros(0, dtype=torch.long, device=device)
-        return ResponseStates(head.weight.new_zeros(0, head.weight.shape[1]), none_N, valid_BT, head, temperature)
-    rows = [torch.tensor([*p, *r], device=device) for p, r in zip(prompts, responses, strict=True)]
-    ids_BS = pad_sequence(rows, batch_first=True)
-    attention_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=attention_BS, use_cache=False).last_hidden_state
-    start_B = torch.tensor([len(p) for p in prompts], device=device)
-    row_N, token_N = valid_BT.nonzero(as_tuple=True)
-    position_N = start_B[row_N] + token_N
-    return ResponseStates(hidden_BSD[row_N, position_N - 1], ids_BS[row_N, position_N], valid_BT, head, temperature)
+        return ResponseStates(head.weight.new_zeros(0, head.weight.shape[1]), target_N, valid_BT, head, temperature)
+    # the last token of a row predicts nothing that is asked for
+    filled = [(len(p), [*p, *r[:-1]]) for p, r in zip(prompts, responses, strict=True) if len(r)]
+    starts, rows = zip(*filled, strict=True)
+    run = _tree_states if attention.takes_trees(model) else _padded_states
+    with FastLinear():
+        hidden_ND = run(model, rows, starts, device)
+    return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature)
+
+
+def _tree_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int], device: torch.device) -> Tensor:
+    """Hidden states [N, D] of each row from its last prompt token on, row after row; shared beginnings run once."""
+    tree = token_tree(rows)
+    hidden_SD = model.base_model(
+        input_ids=tree.ids_N[None].to(device),
+        attention_mask=torch.empty(1, 1, 1, 1, device=device),  # four axes: a mask that transformers leaves alone
+        position_ids=tree.depth_N[None].to(device),
+        use_cache=False,
+        tree=attention.plan(tree, device),
+    ).last_hidden_state[0]
+    at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
+    return hidden_SD.index_select(0, at_N.to(device))
+
+
+def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int], device: torch.device) -> Tensor:
+    """The same by one right-padded forward pass, for models that do not take trees."""
+    tensors = [torch.tensor(row, device=device) for row in rows]
+    hidden_BSD = model.base_model(
+        input_ids=pad_sequence(tensors, batch_first=True),
+        attention_mask=pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True),
+        use_cache=False,
+    ).last_hidden_state
+    return torch.cat([hidden_BSD[i, start - 1 : len(rows[i])] for i, start in enumerate(starts)])
 
 
 def response_logps(
@@ -110,6 +153,23 @@ def response_logps(
 ) -> Tensor:
     """log P(response token) for every sequence: [B, T] float32, T the longest response, 0 on padding."""
     return response_states(model, prompts, responses, temperature).logp_BT
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Keeps only the input of each layer for the backward pass, which recomputes the rest.
+
+    transformers does so in training mode; only the layers are put there, so that no dropout wakes up.
+
+    Raises:
+        UserError: the model cannot do it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError("optim.gradient_checkpointing=true: this model does not support it; set it to false")
+    again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), FastLinear())}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
@@ -122,14 +182,15 @@ def load_causal_lm(path: str, dtype: str, device: str) -> Any:
     """A frozen base model in evaluation mode, from a Hugging Face name or folder.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or its logits are not simply the head's.
     """
     from transformers import AutoModelForCausalLM
-
-    from cepo.errors import UserError
 
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    said = model.config.get_text_config().to_dict()
+    if changed := [key for key in AFTER_HEAD if said.get(key) not in (None, 1.0)]:
+        raise UserError(f"model {path!r} scales or caps its logits ({changed[0]}={said[changed[0]]}); choose another")
     return model.to(device).eval().requires_grad_(False)

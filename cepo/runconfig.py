@@ -114,7 +114,9 @@ class Optim(Section):
     minibatches: int = Field(default=1, ge=1)
     """Optimiser updates a step."""
     tokens_per_microbatch: int = Field(default=16384, ge=1)
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass; what several sequences begin with counts once."""
+    gradient_checkpointing: bool = False
+    """Keeps one hidden state a layer and recomputes the rest in the backward pass: less memory, a third more work."""
 
 
 class Loop(Section):

@@ -18,11 +18,12 @@ from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.tree import passes
 from services.teacher import measures
 from services.teacher.handler import Likeliest, Logps, Pair
 
 TOKENS_PER_PASS = 32768
-"""Padded tokens of one forward pass."""
+"""Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
 
 Take = Callable[[ResponseStates, Sequence[int]], list[Any]]
 """What is wanted of the states of a pass, and which pairs they belong to: one item for each."""
@@ -124,15 +125,10 @@ class TransformersScorer:
     @torch.no_grad()
     def _passed(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
         self._activate(policy)
-        found: list[Any] = []
-        for rows in _passes(pairs):
+        found: list[Any] = [None] * len(pairs)
+        for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            found += take(response_states(self._base, contexts, responses, temperature), rows)
+            states = response_states(self._base, contexts, responses, temperature)
+            for i, item in zip(rows, take(states, rows), strict=True):
+                found[i] = item
         return found
-
-
-def _passes(pairs: Sequence[Pair]) -> list[range]:
-    """Cuts a group into passes of at most TOKENS_PER_PASS padded tokens, at least one pair each."""
-    longest = max((len(pair.context_ids) + len(pair.response_ids) for pair in pairs), default=1)
-    size = max(1, TOKENS_PER_PASS // longest)
-    return [range(i, min(i + size, len(pairs))) for i in range(0, len(pairs), size)]

@@ -27,7 +27,7 @@ from cepo.algo.batch import TrainBatch
 from cepo.algo.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
+from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm, response_states
 from cepo.runconfig import RunConfig
 from services.trainer.host import Host
 
@@ -83,6 +83,8 @@ class Learner:
         except ValueError as error:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
         self._model: Any = self.peft.get_base_model()
+        if config.optim.gradient_checkpointing:
+            checkpoint_layers(self._model)
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cepo.algo.batch import TrainBatch
+from cepo.tree import passes
 
 
 def minibatches(batch: TrainBatch, count: int) -> list[list[int]]:
@@ -18,13 +19,7 @@ def minibatches(batch: TrainBatch, count: int) -> list[list[int]]:
 
 
 def microbatches(batch: TrainBatch, rows: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Sequences of like length together, at most `tokens` padded tokens, at least one sequence."""
-    length = {row: len(batch.prompt_ids[row]) + len(batch.response_ids[row]) for row in rows}
-    part: list[int] = []
-    for row in sorted(rows, key=lambda row: (length[row], row)):
-        if part and (len(part) + 1) * length[row] > tokens:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
+    """Rows that share most together, at most `tokens` distinct tokens, at least one row."""
+    sequences = [[*batch.prompt_ids[row], *batch.response_ids[row]] for row in rows]
+    for part in passes(sequences, tokens):
+        yield [rows[i] for i in part]

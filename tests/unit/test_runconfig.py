@@ -52,7 +52,8 @@ KEYS = {
     "loop": "deterministic lag seed steps",
     "model": "dtype max_length path",
     "name": "",
-    "optim": "lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps weight_decay",
+    "optim": "gradient_checkpointing lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps "
+    "weight_decay",
     "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_per_step tensorboard wandb_project",

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from cepo.algo.batch import TrainBatch
 from cepo.errors import UserError
-from cepo.forward import CHUNK_TOKENS, ResponseStates, response_logps
+from cepo.forward import CHUNK_BYTES, ResponseStates, response_logps, sampled
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
 from tests.factories import make_config, make_ragged
@@ -24,6 +25,7 @@ from tests.parity.support import Scored
 torch.set_num_threads(1)
 LENGTHS = [(3, 9, 0, 5), (12, 1, 7, 2), (4, 4, 6, 8)]
 UNCLIPPED = "optim.max_grad_norm=1e9"
+CAPPED = Gemma2Config(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, head_dim=4)
 AGGREGATIONS = ["token-mean", "seq-mean-token-mean", "dr-grpo"]
 
 
@@ -86,13 +88,14 @@ def test_log_probs_and_their_gradient_equal_a_full_softmax(temperature: float) -
     assert_close(found, gradients(learner), tolerance=1e-3)  # gradients of a plain sum go up to some hundreds
 
 
-def test_log_probs_of_more_than_a_chunk_have_the_same_gradient() -> None:
+def test_a_rule_over_more_than_a_chunk_has_the_same_gradient() -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(6, 11, bias=False)
-    hidden_ND = torch.randn(CHUNK_TOKENS + 100, 6, requires_grad=True)
-    target_N = torch.randint(0, 11, (len(hidden_ND),))
+    words = 2**16
+    head = torch.nn.Linear(6, words, bias=False)
+    hidden_ND = torch.randn(CHUNK_BYTES // (4 * words) + 30, 6, requires_grad=True)
+    target_N = torch.randint(0, words, (len(hidden_ND),))
     one_row_BT = torch.ones(1, len(hidden_ND), dtype=torch.bool)
-    logp_N = ResponseStates(hidden_ND, target_N, one_row_BT, head, 0.7).logp_BT[0]
+    logp_N = ResponseStates(hidden_ND, target_N, one_row_BT, head, 0.7).per_token(sampled)[0]
     plain_N = torch.log_softmax(head(hidden_ND) / 0.7, dim=-1).gather(1, target_N[:, None]).squeeze(1)
     torch.testing.assert_close(logp_N, plain_N)
     weight_N = torch.randn(len(hidden_ND))
@@ -112,6 +115,13 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(aggregation: str) -> 
         assert_close(gradients(split), gradients(whole))
         for key in ("loss/policy", "grad_norm", "rollout/logp_gap", "tokens/trained", "entropy/sampled"):
             assert other[key] == pytest.approx(report[key], rel=1e-4, abs=1e-6)
+
+
+def test_checkpointed_layers_learn_the_same() -> None:
+    batch, adv_BT = make_batch()
+    plain, _ = updated(batch, adv_BT, UNCLIPPED)
+    checkpointed, _ = updated(batch, adv_BT, UNCLIPPED, "optim.gradient_checkpointing=true")
+    assert_close(gradients(checkpointed), gradients(plain))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -221,5 +231,8 @@ def test_the_base_is_scored_without_the_adapter() -> None:
 def test_what_cannot_be_loaded_or_adapted_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lora\.targets=\['nowhere'\]: "):
         Learner(make_config('lora.targets=["nowhere"]'))
+    Gemma2ForCausalLM(CAPPED).save_pretrained(tmp_path / "capped")
+    with pytest.raises(UserError, match=r"scales or caps its logits \(final_logit_softcapping=30\.0\)"):
+        Learner(make_config(f"model.path={tmp_path / 'capped'}"))
     with pytest.raises(UserError, match="cannot be loaded: "):
         Learner(make_config(f"model.path={tmp_path}"))

@@ -1,0 +1,110 @@
+"""What the scoring and the learning benchmark share: the model, the group, and how time and memory are taken."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+THREADS = 2
+ROUNDS = 5
+PROMPT, HINT, RESPONSE, SAMPLES = 512, 16, 256, 8
+"""Geo3k's shape: tokens of a question, a hint and a response; responses a question."""
+RESULTS = Path(__file__).parent / "results"
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one question, in each context."""
+
+    contexts: dict[str, Ids]
+    responses: list[Ids]
+
+    def rows(self, *contexts: str) -> tuple[list[Ids], list[Ids]]:
+        """Prompts and responses of every response in each of these contexts."""
+        return [self.contexts[name] for name in contexts for _ in self.responses], self.responses * len(contexts)
+
+
+def random_qwen3(vocabulary: int) -> Any:
+    """Eight layers, 512 wide, frozen, float32."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config).eval().requires_grad_(False)
+
+
+def random_group(vocabulary: int) -> Group:
+    """Random tokens: nothing is shared but the question and the hints."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(size: int) -> Ids:
+        return torch.randint(0, vocabulary, (size,), generator=generator).tolist()
+
+    question = ids(PROMPT)
+    contexts = {"plain": question, "r+": question + ids(HINT), "r-": question + ids(HINT)}
+    return Group(contexts, [ids(RESPONSE) for _ in range(SAMPLES)])
+
+
+def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What `work` returns, and resident memory in MiB at its highest meanwhile, above what it was before; Linux."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    result = work()
+    return result, (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Median seconds, a round of each in turn, and the peak memory of a first run, in which results are compared too.
+
+    Returns:
+        Figures by name, and the largest difference between the results of the first two.
+    """
+    results, peaks = zip(*(watched(work) for work in works.values()), strict=True)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            begun = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - begun)
+    figures = {
+        name: {"seconds": round(statistics.median(seconds[name]), 3), "peak_mib": round(peak)}
+        for name, peak in zip(works, peaks, strict=True)
+    }
+    return figures, float((results[0] - results[1]).abs().max())
+
+
+def write(name: str, command: str, **figures: Any) -> None:
+    """Prints a result and writes it to benchmarks/results."""
+    machine = f"{platform.machine()}, {THREADS} threads, float32, torch {torch.__version__}"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    text = json.dumps({"name": name, **figures, "command": command, "machine": machine, "date": now}, indent=2)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)  # noqa: T201 what it is for

@@ -1,0 +1,126 @@
+"""Trained tokens per second, forward and backward, against a plain padded PEFT loop over the same group.
+
+The loop is the usual one: logits of a padded micro-batch, log-probs of the response, loss, backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks._shapes import (
+    RESPONSE,
+    ROUNDS,
+    SAMPLES,
+    THREADS,
+    Group,
+    random_group,
+    random_qwen3,
+    side_by_side,
+    write,
+)
+from cepo.forward import response_logps
+from cepo.products import FastLinear
+from cepo.runconfig import LINEAR_LAYERS
+
+AIM = 2.0
+SIZES = (32000, 152000)
+MICROBATCH = 4
+"""Sequences; the loop's logits and their gradients of more would not fit a small machine at 152k words."""
+TOLERANCE = 1e-5
+
+
+def with_adapter(vocabulary: int) -> Any:
+    """A frozen model with a LoRA adapter of rank 16 on every linear layer; none of its matrices is zero."""
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEAR_LAYERS), task_type="CAUSAL_LM")
+    model = get_peft_model(random_qwen3(vocabulary), lora)
+    for parameter in trained(model):
+        torch.nn.init.normal_(parameter.data, std=0.02)
+    return model
+
+
+def trained(model: Any) -> list[Any]:
+    """The adapter's parameters."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def padded(model: Any, group: Group, weight_BT: Tensor) -> None:
+    """Gradients of the weighted log-probs, a padded micro-batch after the other."""
+    prompts, responses = group.rows("plain")
+    ids_BS = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)])
+    for part_BS, part_BT in zip(ids_BS.split(MICROBATCH), weight_BT.split(MICROBATCH), strict=True):
+        logits_BSV = model(input_ids=part_BS, attention_mask=torch.ones_like(part_BS), use_cache=False).logits
+        logits_NV = logits_BSV[:, -RESPONSE - 1 : -1].flatten(0, 1)
+        logp_N = -cross_entropy(logits_NV, part_BS[:, -RESPONSE:].flatten(), reduction="none")
+        (logp_N * part_BT.flatten()).mean().mul(len(part_BS) / SAMPLES).backward()
+
+
+def on_onednn(model: Any, group: Group, weight_BT: Tensor) -> None:
+    """The loop with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    with FastLinear():
+        padded(model, group, weight_BT)
+
+
+def shared(model: Any, group: Group, weight_BT: Tensor) -> None:
+    """The same by the project."""
+    logp_BT = response_logps(model.get_base_model(), *group.rows("plain"), 1.0)
+    (logp_BT * weight_BT).mean().backward()
+
+
+def gradient(model: Any, work: Callable[[], None]) -> Tensor:
+    """All gradients after `work`, as one vector."""
+    model.zero_grad()
+    work()
+    return torch.cat([parameter.grad.flatten() for parameter in trained(model)])
+
+
+def measure(vocabulary: int, rounds: int) -> dict[str, Any]:
+    """Both ways, for one vocabulary."""
+    model, group = with_adapter(vocabulary), random_group(vocabulary)
+    weight_BT = torch.randn(SAMPLES, RESPONSE)
+    works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
+    works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
+    figures, gap = side_by_side({name: partial(gradient, model, work) for name, work in works.items()}, rounds)
+    for figure in figures.values():
+        figure["tokens_per_second"] = round(SAMPLES * RESPONSE / figure["seconds"], 1)
+    if gap > TOLERANCE:
+        raise SystemExit(f"gradients differ by {gap}")
+    ours, alternative = figures["ours"], figures["alternative"]
+    return {
+        "vocabulary": vocabulary,
+        **figures,
+        "ratio": round(ours["tokens_per_second"] / alternative["tokens_per_second"], 2),
+        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
+        "largest_difference": gap,
+    }
+
+
+def main() -> None:
+    """Prints the result and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one vocabulary, three rounds; under a minute")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(THREADS)
+    cases = [measure(vocabulary, 3 if quick else ROUNDS) for vocabulary in (SIZES[:1] if quick else SIZES)]
+    worst = min(cases, key=lambda case: case["ratio"])
+    write(
+        "learner",
+        f"python -m benchmarks.learner{' --quick' * quick}",
+        ours=worst["ours"],
+        alternative=worst["alternative"],
+        ratio=worst["ratio"],
+        aim=AIM,
+        met=worst["ratio"] >= AIM,
+        cases=cases,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Seconds and peak memory to score a group under its hints, against the padded forward with all logits.
+
+The alternative does what EasyR1, which the paper's code is built on, does without padding removal
+(`verl/workers/actor/dp_actor.py`, `log_probs_from_logits`): one padded batch a context, logits of every position over
+the temperature, cross-entropy on the response.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks._shapes import RESPONSE, ROUNDS, THREADS, Group, random_group, random_qwen3, side_by_side, write
+from cepo.forward import response_logps
+from cepo.products import FastLinear
+
+TEMPERATURE = 1.0
+SPEED_AIM, MEMORY_AIM = 3.0, 0.25
+TOLERANCE = 1e-4
+CONTEXTS = {"r+ r-": ("r+", "r-"), "plain r+ r-": ("plain", "r+", "r-")}
+CASES = [(32000, "r+ r-"), (32000, "plain r+ r-"), (152000, "r+ r-")]
+
+
+@torch.no_grad()
+def padded(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
+    """[contexts x samples, response] log-probs."""
+    found = []
+    for context in contexts:
+        prompts, responses = group.rows(context)
+        ids_BS = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)])
+        logits_BSV = model(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), use_cache=False).logits
+        logits_BSV.div_(TEMPERATURE)
+        logits_BTV = logits_BSV[:, -RESPONSE - 1 : -1]
+        logits_NV = logits_BTV.contiguous().view(-1, logits_BTV.shape[-1])
+        found.append(-cross_entropy(logits_NV, ids_BS[:, -RESPONSE:].flatten(), reduction="none").view(-1, RESPONSE))
+    return torch.cat(found)
+
+
+def on_onednn(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
+    """The alternative with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    with FastLinear():
+        return padded(model, group, contexts)
+
+
+@torch.no_grad()
+def shared(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
+    """The same by the project."""
+    return response_logps(model, *group.rows(*contexts), TEMPERATURE)
+
+
+def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
+    """Both ways, for one vocabulary and some contexts."""
+    model, group, contexts = random_qwen3(vocabulary), random_group(vocabulary), CONTEXTS[names]
+    works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
+    if (vocabulary, names) == CASES[0]:
+        works["alternative_with_our_products"] = lambda: on_onednn(model, group, contexts)
+    figures, gap = side_by_side(works, rounds)
+    if gap > TOLERANCE:
+        raise SystemExit(f"log-probs differ by {gap}")
+    ours, alternative = figures["ours"], figures["alternative"]
+    return {
+        "vocabulary": vocabulary,
+        "contexts": names,
+        **figures,
+        "ratio": round(alternative["seconds"] / ours["seconds"], 2),
+        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
+        "largest_difference": gap,
+    }
+
+
+def main() -> None:
+    """Prints the result and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one case, three rounds; under a minute")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(THREADS)
+    cases = [measure(*case, 3 if quick else ROUNDS) for case in (CASES[:1] if quick else CASES)]
+    worst = min(cases, key=lambda case: case["ratio"])
+    write(
+        "score",
+        f"python -m benchmarks.score{' --quick' * quick}",
+        ours=worst["ours"],
+        alternative=worst["alternative"],
+        ratio=worst["ratio"],
+        aim=SPEED_AIM,
+        memory_aim=MEMORY_AIM,
+        met=all(case["ratio"] >= SPEED_AIM and case["memory_ratio"] <= MEMORY_AIM for case in cases),
+        cases=cases,
+    )
+
+
+if __name__ == "__main__":
+    main()
