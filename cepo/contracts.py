@@ -140,9 +140,11 @@ class PromptTask(Contract):
     """A worked solution; empty: none is known."""
     placement: Placement = Placement.USER
     prefix: tuple[int, ...] = ()
-    """Token ids the response starts with; sampling goes on from there."""
+    """Token ids the response starts with; sampling goes on from there, up to `max_tokens` with the prefix."""
     origin: Origin | None = None
     reward: Reward = Reward()
+    step_delimiter: str = ""
+    """Responses are split into reasoning steps here; empty: the steps are not wanted."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -150,6 +152,10 @@ class PromptTask(Contract):
             raise ValueError(f"route must keep the order of the stages, got {self.route}")
         if any(ask.context is not ContextName.PLAIN for ask in self.asks) and "{answer}" not in self.hint:
             raise ValueError("hint must contain {answer}, or every context is the same")
+        if len(self.prefix) >= self.sampling.max_tokens:
+            raise ValueError(
+                f"a prefix of {len(self.prefix)} tokens leaves none of max_tokens={self.sampling.max_tokens}"
+            )
         if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
             raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
         return self
@@ -171,17 +177,20 @@ class PromptTask(Contract):
 
 
 class Completion(Contract):
-    """One sampled response: T token ids and T log-probs as the engine reports them."""
+    """One response: T token ids, the task's prefix first, and the log-probs of those that were sampled."""
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
+    """As the engine reports them; a prefix was not sampled and has none."""
     text: str
     finish_reason: FinishReason
+    step_ends: tuple[int, ...] = ()
+    """How many tokens there are up to the end of each reasoning step, where the task wants steps; the last is T."""
 
     @model_validator(mode="after")
-    def _aligned(self) -> Self:
-        if len(self.token_ids) != len(self.logps):
-            raise ValueError(f"{len(self.token_ids)} token ids but {len(self.logps)} log-probs")
+    def _ordered(self) -> Self:
+        if self.step_ends and [*sorted(self.step_ends)[:-1], len(self.token_ids)] != list(self.step_ends):
+            raise ValueError(f"steps that end at {list(self.step_ends)} in a response of {len(self.token_ids)} tokens")
         return self
 
 
@@ -209,6 +218,13 @@ class RolloutGroup(Contract):
     def _complete(self) -> Self:
         if len(self.completions) != self.task.samples:
             raise ValueError(f"{len(self.completions)} completions for {self.task.samples} samples")
+        given = len(self.task.prefix)
+        for completion in self.completions:
+            if completion.token_ids[:given] != self.task.prefix:
+                raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
+            if len(completion.token_ids) - given != len(completion.logps):
+                found = f"{len(completion.token_ids) - given} sampled token ids but {len(completion.logps)} log-probs"
+                raise ValueError(found)
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
         return self

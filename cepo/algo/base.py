@@ -58,6 +58,11 @@ class Algorithm(BaseModel):
         """Which groups' evidence can matter."""
         return TeachWhen.ALWAYS
 
+    @property
+    def steps_at(self) -> str:
+        """What ends a reasoning step of a response; empty: the method has no use for steps."""
+        return ""
+
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""
         return self.asks
@@ -65,7 +70,8 @@ class Algorithm(BaseModel):
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
         """Tasks wanted after seeing a step's groups, follow-ups that came back included; none ends the step.
 
-        A follow-up names its group in `origin`; tasks from the supply are prompts like the first.
+        A follow-up names its group in `origin`; tasks from the supply are prompts like the first. A task that the step
+        has had, even one that failed, is not sent again.
         """
         return ()
 

@@ -73,6 +73,8 @@ class TrainBatch:
     """By ask; an ask that no group of the step was measured for is absent."""
     prefix_value_BT1: Tensor | None = None
     """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""
+    step_ends: Sequence[tuple[int, ...]] = ()
+    """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
 
     @property
     def size(self) -> int:
@@ -96,6 +98,7 @@ class TrainBatch:
             demonstration_B=self.demonstration_B[index],
             evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
+            step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
         )
 
     def to(self, device: Any) -> Self:

@@ -15,6 +15,8 @@ from cepo.algo.evidence import Cepo, Rlsd
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.spo import SpoChain
+from cepo.algo.vineppo import VinePpo
 
 
 class Grpo(PolicyGradient):
@@ -73,9 +75,10 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo)
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo, Field(discriminator="name")
+    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | VinePpo | SpoChain,
+    Field(discriminator="name"),
 ]

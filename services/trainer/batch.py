@@ -52,6 +52,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,
         evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
+        step_ends=[c.step_ends for c in completions],
         prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
     )
 

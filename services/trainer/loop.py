@@ -100,9 +100,11 @@ async def _sent(run: Run, tasks: Sequence[PromptTask]) -> Sequence[PromptTask]:
 
 
 async def _sampled(run: Run, tasks: Sequence[PromptTask], step: int, supply: Supply) -> Groups:
-    """A step's groups, with whatever the algorithm wants once it has seen them."""
-    groups = await run.collector.take(tasks)
-    while more := run.config.algorithm.follow_up(finished(groups), step, supply):
+    """A step's groups, with whatever the algorithm wants once it has seen them; nothing is sent twice."""
+    groups, wanted = await run.collector.take(tasks), run.config.algorithm.follow_up
+    had = {task.group_id for task in tasks}
+    while more := [task for task in wanted(finished(groups), step, supply) if task.group_id not in had]:
+        had |= {task.group_id for task in more}
         groups += await run.collector.take(await _sent(run, more))
     return groups
 

@@ -43,9 +43,13 @@ def accuracy(groups: Groups) -> float:
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:
-    """Rewards, lengths, outcomes and failures of a step's groups; what has no verdict is counted and else left out."""
-    done = finished(groups)
-    everything, verdicts = [v for group in done for v in group.scored.verdicts], judged(groups)
+    """Rewards, lengths and outcomes of a step's groups, follow-ups apart; failures, tokens and seconds of them all.
+
+    What has no verdict is counted and else left out.
+    """
+    returned = finished(groups)
+    done = [group for group in returned if group.task.origin is None]
+    everything, verdicts = [v for group in done for v in group.scored.verdicts], judged(done)
     completions = [c for group in done for c in group.scored.rollout.completions]
     lengths = [len(c.token_ids) for c in completions]
     accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts if not v.failed] for group in done]
@@ -55,20 +59,26 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "reward/format": _mean([v.format for v in verdicts]),
         "reward/penalty": _mean([v.penalty for v in verdicts]),
         "reward/functions": _mean([v.functions for v in verdicts]),
-        "accuracy/train": accuracy(groups),
+        "accuracy/train": accuracy(done),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean(truncated),
         **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in everything]) for o in Outcome},
         "samples/failed": float(len(everything) - len(verdicts)),
         "groups/total": float(len(groups)),
-        "groups/failed": float(len(groups) - len(done)),
+        "groups/failed": float(len(groups) - len(returned)),
         "groups/all_correct": _mean([bool(row) and all(row) for row in accurate]),
         "groups/all_wrong": _mean([bool(row) and not any(row) for row in accurate]),
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
-        "tokens/generated": float(sum(lengths)),
-        "time/teacher_seconds": sum(group.seconds for group in done),
+        "tokens/generated": _sampled(returned),
+        "tokens/continued": _sampled([group for group in returned if group.task.origin is not None]),
+        "time/teacher_seconds": sum(group.seconds for group in returned),
     }
+
+
+def _sampled(groups: Sequence[EvidencedGroup]) -> float:
+    """Tokens that the engine made."""
+    return float(sum(len(c.logps) for group in groups for c in group.scored.rollout.completions))
 
 
 def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limit: int) -> None:

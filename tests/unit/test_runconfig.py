@@ -27,6 +27,8 @@ KEYS = {
     "algorithm.cepo": f"{POLICY_GRADIENT} decay_steps eps_w exclude_self lam no_negative",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
     "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
+    "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
+    "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
     "system train where",
