@@ -1,4 +1,4 @@
-"""Values inside a response: from a state, a prefix of it, the policy is let go on several times; their mean reward is V.
+"""Values inside a response: the policy goes on several times from a state, a prefix of it; their mean reward is V.
 
 The continuations are graded and never trained on.
 """
@@ -75,8 +75,8 @@ class Continued(PartCredit):
     def _continued(self, group: EvidencedGroup) -> Iterator[PromptTask]:
         found = [
             (sample if length else -1, completion.token_ids[:length])
-            for sample, (completion, verdict) in enumerate(_judged(group))
-            if not verdict
+            for sample, completion in enumerate(group.scored.rollout.completions)
+            if not group.scored.verdicts[sample].failed
             for length in self.states(completion)[: self.max_states]
         ]
         for sample, prefix in dict.fromkeys(found):
@@ -90,16 +90,13 @@ class Continued(PartCredit):
         return value if value == value else None
 
 
-def _judged(group: EvidencedGroup) -> Iterator[tuple[Completion, bool]]:
-    """Each completion, and whether it has no verdict."""
-    for completion, verdict in zip(group.scored.rollout.completions, group.scored.verdicts, strict=True):
-        yield completion, verdict.failed
-
-
 def continuation(task: PromptTask, sample: int, prefix: tuple[int, ...], samples: int) -> PromptTask:
-    """A task that goes on from a prefix of one of a group's responses, with a seed of its own; only graded.
+    """A task that goes on from a prefix of one of a group's responses, with a seed of its own; it is only graded.
 
     Its index is that of the group, for the caller to replace.
+
+    Args:
+        sample: the response; -1 where the prefix is empty, which all of them share.
     """
     name = f"{task.seed}/{task.index}/{sample}/{len(prefix)}".encode()
     changes = {

@@ -1,4 +1,4 @@
-"""SPO (arXiv:2505.23564): credit for segments that end before decisions (chain), or of a fixed length (tree)."""
+"""SPO-chain (arXiv:2505.23564): credit for segments of a response that end where decisions are made."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from pydantic import Field
 from torch import Tensor
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.continuations import Continued
+from cepo.algo.continuations import Continued, PartCredit
 from cepo.algo.segments import CONFIDENT, chain_advantages, cut_points, decisions
 from cepo.contracts import Completion
 
 
-class SpoChain(Continued):
+class Decisive(PartCredit):
+    """SPO's probability mask: tokens that were no decisions stay out of the loss and its denominators."""
+
+    confident: float = Field(default=CONFIDENT, gt=0, le=1)
+    """A token of a greater probability was no decision; 1: all tokens count."""
+
+    def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
+        return super().loss_mask_BT(batch) * decisions(batch.rollout_logp_BT, confident=self.confident)
+
+
+class SpoChain(Decisive, Continued):
     """A segment's advantage is the value at its end minus that at its start; the last one ends at the reward."""
 
     name: Literal["spo-chain"] = "spo-chain"
     interval: int = Field(default=5, ge=1)
-    """Decisions, tokens of a probability below `confident`, in a segment."""
-    confident: float = Field(default=CONFIDENT, gt=0, le=1)
-    """Tokens of a greater probability were no decisions and stay out of the loss."""
+    """Decisions in a segment."""
 
     def states(self, completion: Completion) -> list[int]:
         return [cut + 1 for cut in self._cuts(torch.tensor(completion.logps))]
-
-    def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
-        return super().loss_mask_BT(batch) * decisions(batch.rollout_logp_BT, confident=self.confident)
 
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
         logp_T = batch.rollout_logp_BT[row, : len(batch.response_ids[row])]

@@ -16,6 +16,7 @@ from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
 from cepo.algo.spo import SpoChain
+from cepo.algo.spo_tree import SpoTree
 from cepo.algo.vineppo import VinePpo
 
 
@@ -75,10 +76,10 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain)
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain, SpoTree)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | VinePpo | SpoChain,
+    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | VinePpo | SpoChain | SpoTree,
     Field(discriminator="name"),
 ]

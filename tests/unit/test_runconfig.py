@@ -29,6 +29,7 @@ KEYS = {
     "algorithm.rlsd": f"{POLICY_GRADIENT} decay_steps eps_w lam",
     "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
     "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
+    "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
     "system train where",
