@@ -7,6 +7,7 @@ that was given up. The stream a message is on is its state.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -246,6 +247,14 @@ class Verdict(Contract):
     """Overlong, length and repetition together; in the reward."""
     functions: float = Field(default=0.0, allow_inf_nan=False)
     """What the reward functions returned; in the reward."""
+    step_rewards: tuple[float, ...] = ()
+    """What the scorer gave each reasoning step, where the task names one; none of a response without text."""
+
+    @model_validator(mode="after")
+    def _steps_are_numbers(self) -> Self:
+        if not all(map(math.isfinite, self.step_rewards)):
+            raise ValueError(f"step_rewards={list(self.step_rewards)} are not all finite")
+        return self
 
     @property
     def failed(self) -> bool:
@@ -263,6 +272,9 @@ class ScoredGroup(Contract):
     def _aligned(self) -> Self:
         if len(self.verdicts) != len(self.rollout.completions):
             raise ValueError(f"{len(self.verdicts)} verdicts for {len(self.rollout.completions)} completions")
+        for verdict, completion in zip(self.verdicts, self.rollout.completions, strict=True):
+            if verdict.step_rewards and len(verdict.step_rewards) != len(completion.step_ends):
+                raise ValueError(f"{len(verdict.step_rewards)} step rewards for {len(completion.step_ends)} steps")
         return self
 
     @property

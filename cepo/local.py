@@ -203,6 +203,7 @@ class Stack:
             "lora_targets": ",".join(config.lora.targets),
             "max_loras": config.max_loras,
             "gpu_memory_utilization": config.engine.gpu_memory_utilization,
+            "step_scorers": config.reward.scorer if name == "verifier" else "",
             "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
         }
         return Settings.from_environment().model_copy(update=ours)  # token, log level and host are the user's

@@ -63,6 +63,11 @@ class Algorithm(BaseModel):
         """What ends a reasoning step of a response; empty: the method has no use for steps."""
         return ""
 
+    @property
+    def scores_steps(self) -> bool:
+        """Whether the method needs `reward.scorer`."""
+        return False
+
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""
         return self.asks

@@ -75,6 +75,8 @@ class TrainBatch:
     """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""
     step_ends: Sequence[tuple[int, ...]] = ()
     """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
+    step_rewards: Sequence[tuple[float, ...]] = ()
+    """What a scorer gave each step; empty where none was asked."""
 
     @property
     def size(self) -> int:
@@ -99,6 +101,7 @@ class TrainBatch:
             evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
+            step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
         )
 
     def to(self, device: Any) -> Self:

@@ -15,6 +15,7 @@ from cepo.algo.evidence import Cepo, Rlsd
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.prm import Prm
 from cepo.algo.spo import SpoChain
 from cepo.algo.spo_tree import SpoTree
 from cepo.algo.vineppo import VinePpo
@@ -76,10 +77,23 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain, SpoTree)
+_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain, SpoTree, Prm)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[
-    Grpo | DrGrpo | Rloo | ReinforcePlusPlus | Dapo | Gspo | Cispo | Sapo | Rlsd | Cepo | VinePpo | SpoChain | SpoTree,
+    Grpo
+    | DrGrpo
+    | Rloo
+    | ReinforcePlusPlus
+    | Dapo
+    | Gspo
+    | Cispo
+    | Sapo
+    | Rlsd
+    | Cepo
+    | VinePpo
+    | SpoChain
+    | SpoTree
+    | Prm,
     Field(discriminator="name"),
 ]

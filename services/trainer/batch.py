@@ -53,6 +53,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         demonstration_B=demonstration_B,
         evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
         step_ends=[c.step_ends for c in completions],
+        step_rewards=[v.step_rewards for v in verdicts],
         prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
     )
 

@@ -30,6 +30,7 @@ KEYS = {
     "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
     "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
     "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
+    "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
     "system train where",
@@ -40,7 +41,7 @@ KEYS = {
     "model": "dtype max_length path",
     "name": "",
     "optim": "lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps weight_decay",
-    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram",
+    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_per_step tensorboard wandb_project",
 }
@@ -107,6 +108,9 @@ def test_the_keys_are_these() -> None:
             "algorithm.ratio_max=3.0",
             "config key algorithm.ratio_max has no effect with estimator='grpo', surrogate='clip'",
         ),
+        ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
+        ("reward.scorer=http://127.0.0.1/", "config key reward.scorer has no effect: cepo uses no step rewards"),
+        ("reward.scorer=file:///x", "config key reward.scorer='file:///x'"),
         ("algorithm.kl_in=reward", "config key algorithm.kl_in has no effect while kl_coef is 0"),
         ('algorithm={name="grpo", lam=0.5}', "config key algorithm.lam is unknown; known here: advantage_eps, "),
         ('algorithm={name="rlsd", no_negative="grpo"}', "config key algorithm.no_negative is unknown; known here: "),

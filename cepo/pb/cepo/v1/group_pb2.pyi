@@ -150,7 +150,7 @@ class RolloutGroup(_message.Message):
     def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions")
+    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions", "step_rewards")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class Verdict(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PENALTY_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    STEP_REWARDS_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     reward: float
     accuracy: float
@@ -169,7 +170,8 @@ class Verdict(_message.Message):
     format: float
     penalty: float
     functions: float
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ..., format: _Optional[float] = ..., penalty: _Optional[float] = ..., functions: _Optional[float] = ...) -> None: ...
+    step_rewards: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ..., format: _Optional[float] = ..., penalty: _Optional[float] = ..., functions: _Optional[float] = ..., step_rewards: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ScoredGroup(_message.Message):
     __slots__ = ("rollout", "verdicts")
