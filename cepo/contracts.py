@@ -182,7 +182,7 @@ class Completion(Contract):
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
-    """As the engine reports them; a prefix was not sampled and has none."""
+    """As the engine reports them; a prefix was not sampled and has none, nor has a response that was given."""
     text: str
     finish_reason: FinishReason
     step_ends: tuple[int, ...] = ()
@@ -223,9 +223,9 @@ class RolloutGroup(Contract):
         for completion in self.completions:
             if completion.token_ids[:given] != self.task.prefix:
                 raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
-            if len(completion.token_ids) - given != len(completion.logps):
-                found = f"{len(completion.token_ids) - given} sampled token ids but {len(completion.logps)} log-probs"
-                raise ValueError(found)
+            sampled = len(completion.token_ids) - given if Stage.ROLLOUT in self.task.route else 0
+            if sampled != len(completion.logps):
+                raise ValueError(f"{sampled} sampled token ids but {len(completion.logps)} log-probs")
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
         return self

@@ -22,6 +22,9 @@ from cepo.rendering import Renderer, with_hint
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
 
+CHOSEN = "chosen"
+"""The column of the chosen response of a pair, where the run file names none."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,6 +37,8 @@ class Problem:
     tokens: int = field(default=0, compare=False)
     """Prompt with the right answer as hint, without images."""
     images: tuple[ImageRef, ...] = ()
+    rejected: str = ""
+    """The other response of a pair; `answer` is then the whole chosen one."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,15 @@ def load_problems(
     key = "data.eval" if held_out else "data.train"
     source = f"{key}={name}"
     rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
-    columns = recognised(rows, data, source)
+    pairs = config.algorithm.offline and not held_out
+    columns = recognised(rows, data.model_copy(update={"answer": data.answer or CHOSEN}) if pairs else data, source)
     reader = _Reader(config, renderer, columns, folder_of(name), store)
     problems, dropped = [], []
     for number, row in rows:
         try:
             if excluded and number in excluded:
                 raise UserError(excluded[number])
-            problems.append(reader.problem(number, row))
+            problems.append(reader.pair(number, row) if pairs else reader.problem(number, row))
         except UserError as error:
             dropped.append(drop(f"{source}, row {number}: {error}", data))
     if not problems:
@@ -164,6 +170,30 @@ class _Reader:
             )
         return Problem(messages, reference, number, tokens, images)
 
+    def pair(self, number: int, row: Row) -> Problem:
+        """The question of a row with its chosen and its rejected response.
+
+        Raises:
+            UserError: what is wrong; names the column or key.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"it is {row!r}, not an object with columns")
+        config, question = self.config, self.columns.question
+        messages = _messages(column(row, question), question, config.data)
+        chosen, rejected = (_response(column(row, path), path) for path in (self.columns.answer, config.data.rejected))
+        if chosen == rejected:
+            raise UserError("the chosen and the rejected response are the same")
+        longest = max(len(self.renderer.response_ids(text)) for text in (chosen, rejected))
+        if longest > config.sampling.max_tokens:
+            raise UserError(f"a response of {longest} tokens is above sampling.max_tokens={config.sampling.max_tokens}")
+        tokens = len(self.renderer.prompt_ids(messages))
+        if tokens + longest + 1 > config.model.max_length:
+            raise UserError(
+                f"prompt and response make {tokens + longest} tokens, which leaves none of "
+                f"model.max_length={config.model.max_length}"
+            )
+        return Problem(messages, chosen, number, tokens, rejected=rejected)
+
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
         """The images of a row, and its messages with a mark for each."""
         path = self.columns.images
@@ -203,6 +233,15 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
     return tuple(turns)
+
+
+def _response(value: Any, path: str) -> str:
+    """A response as text, or as the last turn of chat messages."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        value = value[-1].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"column {path!r} holds {value!r}, which is not a response")
+    return value
 
 
 def _content(content: Any, path: str) -> str:

@@ -56,6 +56,10 @@ class Renderer:
             raise UserError(f"the model's chat template refuses the messages: {error}") from error
         return tuple(encoded["input_ids"])
 
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """A given response as the model would have sampled it, with the token that ends it."""
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """A response as text, without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))

@@ -56,6 +56,8 @@ class Data(Section):
     """Column with the reference answer, nested as in `reward_model.ground_truth`; empty: recognised by name."""
     images: str = ""
     """Column with an image or several: bytes, a path or a data URI each; empty: `images` or `image` if there is one."""
+    rejected: str = "rejected"
+    """Column with the rejected response, where a method learns from pairs; `answer` is then that of the chosen one."""
     answer_kind: str = ""
     """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"

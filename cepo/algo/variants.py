@@ -11,6 +11,7 @@ from pydantic import Field
 from cepo.algo.base import Algorithm
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
+from cepo.algo.dpo import Dpo
 from cepo.algo.evidence import Cepo, Rlsd
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
@@ -77,7 +78,23 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (Grpo, DrGrpo, Rloo, ReinforcePlusPlus, Dapo, Gspo, Cispo, Sapo, Rlsd, Cepo, VinePpo, SpoChain, SpoTree, Prm)
+_METHODS = (
+    Grpo,
+    DrGrpo,
+    Rloo,
+    ReinforcePlusPlus,
+    Dapo,
+    Gspo,
+    Cispo,
+    Sapo,
+    Rlsd,
+    Cepo,
+    VinePpo,
+    SpoChain,
+    SpoTree,
+    Prm,
+    Dpo,
+)
 ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
 
 AnyAlgorithm = Annotated[

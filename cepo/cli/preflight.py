@@ -90,8 +90,10 @@ class Preflight:
     def prompts(self) -> list[Prompt]:
         """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
         problem, hint = self.train.problems[0], self.config.data.hint
-        answers = {"r+": problem.answer, "r-": gold.perturbed(problem.answer)}
         found = [self._prompt("plain", problem.messages, "")]
+        if self.config.algorithm.offline:
+            return found
+        answers = {"r+": problem.answer, "r-": gold.perturbed(problem.answer)}
         for context, answer in answers.items():
             line = hint.replace("{answer}", answer)
             found.append(self._prompt(context, with_hint(problem.messages, hint, answer), line))

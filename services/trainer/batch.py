@@ -47,7 +47,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         reward_B=torch.where(demonstration_B, math.nan, reward_B),
         accuracy_B=torch.tensor([v.accuracy for v in verdicts]),
         group_B=torch.arange(len(rows)).repeat_interleave(size_G),
-        rollout_logp_BT=_pad([c.logps for c in completions]),
+        rollout_logp_BT=_pad([c.logps for c in completions], mask_BT.shape[1]),
         max_tokens=rows[0].task.sampling.max_tokens,
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,

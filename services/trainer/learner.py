@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +146,7 @@ class Learner:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = False
-        for part in self._microbatches(batch, [row for row in rows if learns_B[row]]):
+        for part in self._microbatches(batch, [row for row in rows if learns_B[row]], whole=algorithm.whole_groups):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
             width = micro.mask_BT.shape[1]
@@ -187,14 +188,24 @@ class Learner:
             if len(part)
         ]
 
-    def _microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
-        """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence."""
-        length = {row: len(batch.prompt_ids[row]) + len(batch.response_ids[row]) for row in rows}
+    def _microbatches(self, batch: TrainBatch, rows: Sequence[int], *, whole: bool = False) -> Iterator[list[int]]:
+        """Sequences of like length together, at most `tokens_per_microbatch` padded tokens, at least one sequence.
+
+        Args:
+            whole: groups of like length together, and at least one group.
+        """
+        units: dict[int, list[int]] = defaultdict(list)
+        for row in rows:
+            units[int(batch.group_B[row]) if whole else row].append(row)
+        length = {
+            unit: max(len(batch.prompt_ids[row]) + len(batch.response_ids[row]) for row in found)
+            for unit, found in units.items()
+        }
         part: list[int] = []
-        for row in sorted(rows, key=lambda row: (length[row], row)):
-            if part and (len(part) + 1) * length[row] > self._config.optim.tokens_per_microbatch:
+        for unit in sorted(units, key=lambda unit: (length[unit], unit)):
+            if part and (len(part) + len(units[unit])) * length[unit] > self._config.optim.tokens_per_microbatch:
                 yield part
                 part = []
-            part.append(row)
+            part += units[unit]
         if part:
             yield part

@@ -31,8 +31,9 @@ KEYS = {
     "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
     "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
+    "algorithm.dpo": "beta label_smoothing name",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question split "
+    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question rejected split "
     "system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
