@@ -55,9 +55,7 @@ class Dpo(Algorithm):
             "preference/chosen": self.beta * chosen_P,
             "preference/rejected": self.beta * rejected_P,
         }
-        tokens_a_pair = (
-            float(whole.mask_BT.sum()) / pairs
-        )  # the learner divides by tokens
+        tokens_a_pair = float(whole.mask_BT.sum()) / pairs  # the learner divides by tokens
         sums = {key: float(value_P.sum()) * tokens_a_pair for key, value_P in reports_P.items()}
         return LossOutput(loss_P.sum() / pairs, sums)
 

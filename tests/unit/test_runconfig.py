@@ -33,8 +33,8 @@ KEYS = {
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "algorithm.dpo": "beta label_smoothing name",
     "checkpoint": "every keep",
-    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question rejected split "
-    "system train where",
+    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row question "
+    "rejected split system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every prompts samples temperature",
     "lora": "alpha rank targets",
