@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -78,25 +78,6 @@ class Sapo(PolicyGradient):
     aggregation: Aggregation = "seq-mean-token-mean"
 
 
-_METHODS = (
-    Grpo,
-    DrGrpo,
-    Rloo,
-    ReinforcePlusPlus,
-    Dapo,
-    Gspo,
-    Cispo,
-    Sapo,
-    Rlsd,
-    Cepo,
-    VinePpo,
-    SpoChain,
-    SpoTree,
-    Prm,
-    Dpo,
-)
-ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})
-
 AnyAlgorithm = Annotated[
     Grpo
     | DrGrpo
@@ -111,6 +92,9 @@ AnyAlgorithm = Annotated[
     | VinePpo
     | SpoChain
     | SpoTree
-    | Prm,
+    | Prm
+    | Dpo,
     Field(discriminator="name"),
 ]
+_METHODS: tuple[type[Algorithm], ...] = get_args(get_args(AnyAlgorithm)[0])
+ALGORITHMS: Mapping[str, type[Algorithm]] = MappingProxyType({m.model_fields["name"].default: m for m in _METHODS})

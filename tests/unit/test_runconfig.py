@@ -204,7 +204,7 @@ def test_an_override_may_name_a_section_the_file_leaves_out(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
 def test_the_resolved_config_of_a_run_folder_loads_back_equal(tmp_path: Path, path: Path) -> None:
-    config = load(path, ["algorithm.importance_cap=2.0", 'data.hint="é {answer} \\"\\n"'])
+    config = load(path, ["optim.max_grad_norm=2.0", 'data.hint="é {answer} \\"\\n"'])
     folder = RunDir(tmp_path / "run")
     folder.create(config, resume=False)
     assert load(folder.config) == config
