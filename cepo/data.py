@@ -18,12 +18,10 @@ from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
 from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
+from cepo.pairs import CHOSEN, responses
 from cepo.rendering import Renderer, with_hint
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
-
-CHOSEN = "chosen"
-"""The column of the chosen response of a pair, where the run file names none."""
 
 
 @dataclass(frozen=True)
@@ -178,20 +176,10 @@ class _Reader:
         """
         if not isinstance(row, dict):
             raise UserError(f"it is {row!r}, not an object with columns")
-        config, question = self.config, self.columns.question
-        messages = _messages(column(row, question), question, config.data)
-        chosen, rejected = (_response(column(row, path), path) for path in (self.columns.answer, config.data.rejected))
-        if chosen == rejected:
-            raise UserError("the chosen and the rejected response are the same")
-        longest = max(len(self.renderer.response_ids(text)) for text in (chosen, rejected))
-        if longest > config.sampling.max_tokens:
-            raise UserError(f"a response of {longest} tokens is above sampling.max_tokens={config.sampling.max_tokens}")
+        question = self.columns.question
+        messages = _messages(column(row, question), question, self.config.data)
         tokens = len(self.renderer.prompt_ids(messages))
-        if tokens + longest + 1 > config.model.max_length:
-            raise UserError(
-                f"prompt and response make {tokens + longest} tokens, which leaves none of "
-                f"model.max_length={config.model.max_length}"
-            )
+        chosen, rejected = responses(row, self.columns, tokens, self.config, self.renderer)
         return Problem(messages, chosen, number, tokens, rejected=rejected)
 
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
@@ -233,15 +221,6 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
     return tuple(turns)
-
-
-def _response(value: Any, path: str) -> str:
-    """A response as text, or as the last turn of chat messages."""
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"column {path!r} holds {value!r}, which is not a response")
-    return value
 
 
 def _content(content: Any, path: str) -> str:

@@ -103,7 +103,7 @@ def test_chat_messages_are_responses_by_their_last_turn(tmp_path: Path) -> None:
         ({"chosen": " "}, "row 0: column 'chosen' holds ' ', which is not a response"),
         ({"rejected": "0 + 1 = 1"}, "row 0: the chosen and the rejected response are the same"),
         ({"rejected": "1" * 99}, "row 0: a response of .* tokens is above sampling.max_tokens=48"),
-        ({"prompt": "1 +" * 90}, "row 0: prompt and response make .* of model.max_length=160"),
+        ({"prompt": "1 +" * 90}, "row 0: prompt and response make .* above model.max_length=160"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
