@@ -8,16 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cepo.cli import data_checks
+from cepo.cli.preflight import Preflight
 from cepo.contracts import FinishReason, Outcome, Reward, ScoredGroup
+from cepo.data import load_problems
 from cepo.errors import UserError
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.scorers import StepScorers
-from tests.factories import make_completion, make_group, make_task
+from tests.factories import make_completion, make_config, make_group, make_task
 
 Answer = Callable[[dict[str, Any]], tuple[int, str]]
 TEXTS = ("3+4\n=7\n\\boxed{7}", "\\boxed{5}", "")
@@ -125,3 +129,18 @@ async def test_without_a_scorer_nothing_is_asked() -> None:
     task = make_task(samples=1)
     group = await Verifier(GraderPool(1)).verify(make_group(["\\boxed{5}"], task))
     assert group.verdicts[0].step_rewards == ()
+
+
+def test_the_checks_before_a_run_ask_the_scorer(tmp_path: Path) -> None:
+    def checked(address: str) -> Preflight:
+        config = make_config('algorithm={name="prm"}', f"reward.scorer={address}")
+        preflight = Preflight(config, tmp_path)
+        preflight.train = load_problems(config, preflight.renderer)
+        return preflight
+
+    with server(each) as (address, received):
+        assert [state for state, _ in data_checks.reward(checked(address))] == ["ok"]
+    assert [len(body["steps"]) for body in received] == [1, 1]
+    refusal = "reward.scorer=.*: the step scorer answered 503; start it, or mend it"
+    with server(lambda _: (503, "")) as (address, _), pytest.raises(UserError, match=refusal):
+        list(data_checks.reward(checked(address)))
