@@ -149,9 +149,11 @@ class PromptTask(Contract):
     """A worked solution; empty: none is known."""
     placement: Placement = Placement.USER
     prefix: tuple[int, ...] = ()
-    """Token ids the response starts with; sampling goes on from there."""
+    """Token ids the response starts with; sampling goes on from there, up to `max_tokens` with the prefix."""
     origin: Origin | None = None
     reward: Reward = Reward()
+    step_delimiter: str = ""
+    """Responses are split into reasoning steps here; empty: the steps are not wanted."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,6 +161,10 @@ class PromptTask(Contract):
             raise ValueError(f"route must keep the order of the stages, got {self.route}")
         if any(ask.context is not ContextName.PLAIN for ask in self.asks) and "{answer}" not in self.hint:
             raise ValueError("hint must contain {answer}, or every context is the same")
+        if len(self.prefix) >= self.sampling.max_tokens:
+            raise ValueError(
+                f"a prefix of {len(self.prefix)} tokens leaves none of max_tokens={self.sampling.max_tokens}"
+            )
         if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
             raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
         return self
@@ -180,19 +186,22 @@ class PromptTask(Contract):
 
 
 class Completion(Packed, Contract):
-    """One sampled response: T token ids and T log-probs as the engine reports them."""
+    """One response: T token ids, the task's prefix first, and the log-probs of those that were sampled."""
 
     NUMBERS: ClassVar = ("token_ids", "logps")
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
+    """As the engine reports them; a prefix was not sampled and has none, nor has a response that was given."""
     text: str
     finish_reason: FinishReason
+    step_ends: tuple[int, ...] = ()
+    """How many tokens there are up to the end of each reasoning step, where the task wants steps; the last is T."""
 
     def check(self) -> None:
-        token_ids, logps = self.count("token_ids"), self.count("logps")
-        if token_ids != logps:
-            raise ValueError(f"{token_ids} token ids but {logps} log-probs")
+        tokens = self.count("token_ids")
+        if self.step_ends and [*sorted(self.step_ends)[:-1], tokens] != list(self.step_ends):
+            raise ValueError(f"steps that end at {list(self.step_ends)} in a response of {tokens} tokens")
 
 
 class PolicyProof(Contract):
@@ -219,6 +228,13 @@ class RolloutGroup(Contract):
     def _complete(self) -> Self:
         if len(self.completions) != self.task.samples:
             raise ValueError(f"{len(self.completions)} completions for {self.task.samples} samples")
+        given = len(self.task.prefix)
+        for completion in self.completions:
+            if given and completion.token_ids[:given] != self.task.prefix:
+                raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
+            sampled = completion.count("token_ids") - given if Stage.ROLLOUT in self.task.route else 0
+            if sampled != completion.count("logps"):
+                raise ValueError(f"{sampled} sampled token ids but {completion.count('logps')} log-probs")
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
         return self
@@ -240,6 +256,14 @@ class Verdict(Contract):
     """Overlong, length and repetition together; in the reward."""
     functions: float = Field(default=0.0, allow_inf_nan=False)
     """What the reward functions returned; in the reward."""
+    step_rewards: tuple[float, ...] = ()
+    """What the scorer gave each reasoning step, where the task names one; none of a response without text."""
+
+    @model_validator(mode="after")
+    def _steps_are_numbers(self) -> Self:
+        if not all(map(math.isfinite, self.step_rewards)):
+            raise ValueError(f"step_rewards={list(self.step_rewards)} are not all finite")
+        return self
 
     @property
     def failed(self) -> bool:
@@ -257,6 +281,9 @@ class ScoredGroup(Contract):
     def _aligned(self) -> Self:
         if len(self.verdicts) != len(self.rollout.completions):
             raise ValueError(f"{len(self.verdicts)} verdicts for {len(self.rollout.completions)} completions")
+        for verdict, completion in zip(self.verdicts, self.rollout.completions, strict=True):
+            if verdict.step_rewards and len(verdict.step_rewards) != len(completion.step_ends):
+                raise ValueError(f"{len(verdict.step_rewards)} step rewards for {len(completion.step_ends)} steps")
         return self
 
     @property

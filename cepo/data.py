@@ -18,6 +18,7 @@ from cepo.contracts import ImageRef, Message, Placement
 from cepo.errors import UserError
 from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
+from cepo.pairs import CHOSEN, responses
 from cepo.rendering import Renderer
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
@@ -36,6 +37,8 @@ class Problem:
     images: tuple[ImageRef, ...] = ()
     solution: str = field(default="", compare=False)
     """A worked solution, where the run names its column."""
+    rejected: str = ""
+    """The other response of a pair; `answer` is then the whole chosen one."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,15 @@ def load_problems(
     key = "data.eval" if held_out else "data.train"
     source = f"{key}={name}"
     rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
-    columns = recognised(rows, data, source)
+    pairs = config.algorithm.offline and not held_out
+    columns = recognised(rows, data.model_copy(update={"answer": data.answer or CHOSEN}) if pairs else data, source)
     reader = _Reader(config, renderer, columns, folder_of(name), store)
     problems, dropped = [], []
     for number, row in rows:
         try:
             if excluded and number in excluded:
                 raise UserError(excluded[number])
-            problems.append(reader.problem(number, row))
+            problems.append(reader.pair(number, row) if pairs else reader.problem(number, row))
         except UserError as error:
             dropped.append(drop(f"{source}, row {number}: {error}", data))
     if not problems:
@@ -170,6 +174,20 @@ class _Reader:
                 f"that ends them, above model.max_length={config.model.max_length}"
             )
         return Problem(messages, reference, number, tokens, images, solution)
+
+    def pair(self, number: int, row: Row) -> Problem:
+        """The question of a row with its chosen and its rejected response.
+
+        Raises:
+            UserError: what is wrong; names the column or key.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"it is {row!r}, not an object with columns")
+        question = self.columns.question
+        messages = _messages(column(row, question), question, self.config.data)
+        tokens = len(self.renderer.prompt_ids(messages))
+        chosen, rejected = responses(row, self.columns, tokens, self.config, self.renderer)
+        return Problem(messages, chosen, number, tokens, rejected=rejected)
 
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
         """The images of a row, and its messages with a mark for each."""

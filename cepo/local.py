@@ -201,6 +201,7 @@ class Stack:
             "http_port": int(self.http[name].rpartition(":")[2]),
             "trainer_address": self.grpc["trainer"],
             "verifier_address": self.grpc["verifier"],
+            "step_scorers": config.reward.scorer if name == "verifier" else "",
             "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
         }
         return Settings.from_environment().model_copy(update=ours)  # token, log level and host are the user's

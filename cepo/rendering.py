@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from cepo.contracts import Message, Placement
 from cepo.errors import UserError
+from cepo.steps import split_steps, step_ends
 
 INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
 HINT = "Here is a sample answer: {answer}"
@@ -72,9 +73,18 @@ class Renderer:
             shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
         return (*self.prompt_ids(messages), *shown)
 
+    def response_ids(self, text: str) -> tuple[int, ...]:
+        """A given response as the model would have sampled it, with the token that ends it."""
+        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """A response as text, without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def step_ends(self, token_ids: Sequence[int], delimiter: str) -> tuple[int, ...]:
+        """How many tokens of a response there are up to the end of each of its steps; the last is all of them."""
+        ends = split_steps(self.text(token_ids), delimiter)
+        return step_ends(len(token_ids), lambda count: len(self.text(token_ids[:count])), ends)
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -35,6 +35,8 @@ class Reward(Contract):
     """Tokens in a row that count as repeated when they come again."""
     functions: tuple[str, ...] = Field(default=(), strict=False)
     """User functions, `module:function`; each returns what it adds."""
+    scorer: str = Field(default="", pattern=r"^$|^https?://[^\s,]+$")
+    """URL that gives every reasoning step a number, for methods that want them; not in the reward."""
 
     @field_validator("functions")
     @classmethod

@@ -60,6 +60,8 @@ class Data(Section):
     """Column with an image or several: bytes, a path or a data URI each; empty: `images` or `image` if there is one."""
     solution: str = ""
     """Column with a worked solution, for methods that show it."""
+    rejected: str = "rejected"
+    """Column with the rejected response, where a method learns from pairs; `answer` is then that of the chosen one."""
     answer_kind: str = ""
     """How answers are compared, such as `choice` or `number tolerance=1%`; empty: inferred from each reference."""
     split: str = "train"
@@ -187,6 +189,10 @@ class RunConfig(Section):
                 f"reward.overlong_buffer={self.reward.overlong_buffer} is above "
                 f"sampling.max_tokens={self.sampling.max_tokens}, which it ends at; lower it"
             )
+        if self.algorithm.scores_steps and not self.reward.scorer:
+            raise ValueError(f"algorithm.name={self.algorithm.name!r} needs a URL that scores steps in reward.scorer")
+        if self.reward.scorer and not self.algorithm.scores_steps:
+            raise ValueError(f"reward.scorer has no effect: {self.algorithm.name} uses no step rewards")
         if self.lora.rank > self.engine.max_lora_rank:
             raise ValueError(
                 f"lora.rank={self.lora.rank} is above engine.max_lora_rank={self.engine.max_lora_rank}; "

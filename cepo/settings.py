@@ -43,6 +43,8 @@ class Settings(BaseModel):
 
     reward_functions: str = Field(default="", pattern=r"^$|^[\w.]+:\w+(,[\w.]+:\w+)*$")
     """The user functions that the verifier runs, `module:function` with commas between; no message adds to them."""
+    step_scorers: str = Field(default="", pattern=r"^$|^https?://[^\s,]+(,https?://[^\s,]+)*$")
+    """URLs that the verifier may ask to score reasoning steps, with commas between; no message adds to them."""
 
     model: str = ""
     """Hugging Face name or folder of the base model (rollout and teacher)."""

@@ -73,6 +73,26 @@ class Algorithm(BaseModel):
         """Whether a context or a prompt holds the reference solution."""
         return any(ask.feedback is Feedback.SOLUTION for ask in self.asks)
 
+    @property
+    def steps_at(self) -> str:
+        """What ends a reasoning step of a response; empty: the method has no use for steps."""
+        return ""
+
+    @property
+    def scores_steps(self) -> bool:
+        """Whether the method needs `reward.scorer`."""
+        return False
+
+    @property
+    def offline(self) -> bool:
+        """Whether the method learns from pairs of given responses, a chosen and a rejected one; nothing is sampled."""
+        return False
+
+    @property
+    def whole_groups(self) -> bool:
+        """Whether the loss looks at the sequences of a group together, so that a micro-batch may not split it."""
+        return self.offline
+
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""
         return self.asks

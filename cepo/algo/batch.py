@@ -80,6 +80,10 @@ class TrainBatch:
     """Of the run, from 0."""
     value_BT: Tensor | None = None
     """A critic's values of the tokens, from before the update."""
+    step_ends: Sequence[tuple[int, ...]] = ()
+    """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
+    step_rewards: Sequence[tuple[float, ...]] = ()
+    """What a scorer gave each step; empty where none was asked."""
 
     @property
     def size(self) -> int:
@@ -105,6 +109,8 @@ class TrainBatch:
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step=self.step,
             value_BT=None if self.value_BT is None else self.value_BT[index, :width],
+            step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
+            step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
         )
 
     def to(self, device: Any) -> Self:

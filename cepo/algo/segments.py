@@ -6,7 +6,6 @@ A value is the mean reward of fresh continuations from a prefix. Shapes: B seque
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -21,51 +20,6 @@ CONFIDENT = 0.9
 """SPO: a token of greater probability was no decision."""
 
 ProcessReward = Literal["score", "difference", "min"]
-
-
-def split_steps(text: str, delimiter: str = "\n") -> list[int]:
-    """Where each reasoning step ends in the text: an exclusive character offset per step, at least one.
-
-    A delimiter belongs to the step after it, and blank pieces to the next piece that is not (at the end, to the last).
-    """
-    ends: list[int] = []
-    position = 0
-    for piece in text.split(delimiter):
-        position += len(piece)
-        if piece.strip():
-            ends.append(position)
-        position += len(delimiter)
-    return [*ends[:-1], len(text)]
-
-
-def steps_of_tokens(offsets: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[int]:
-    """The step of each token: the one its first character is in.
-
-    A token without characters, as the end of sequence is, belongs where the token before it does.
-
-    Args:
-        offsets: first (inclusive) and last (exclusive) character of each token.
-        ends: of `split_steps`.
-    """
-    steps: list[int] = []
-    for start, end in offsets:
-        if start == end:
-            steps.append(steps[-1] if steps else 0)
-        else:
-            steps.append(min(bisect_right(ends, start), len(ends) - 1))
-    return steps
-
-
-def step_end_tokens(steps: Sequence[int], count: int) -> list[int]:
-    """The index of each step's last token: a prefix up to it is the state after the step, and rewards stand on it.
-
-    A step in which no token starts ends where the step before it does; before any token that is -1.
-
-    Args:
-        steps: of `steps_of_tokens`.
-        count: how many steps there are.
-    """
-    return [bisect_right(steps, step) - 1 for step in range(count)]
 
 
 def step_advantages(rewards: Sequence[float], values: Sequence[float | None]) -> list[float]:
@@ -127,6 +81,8 @@ class Node:
     score: float = 0.0
     """A leaf's reward; unused elsewhere."""
     children: tuple[Node, ...] = ()
+    source: tuple[int, int] = (0, 0)
+    """The group and the response in it that the tokens are from."""
 
     @property
     def value(self) -> float:
@@ -146,6 +102,8 @@ class Edge:
     """The same for a prover that keeps the best of some attempts."""
     value: float
     is_leaf: bool
+    source: tuple[int, int] = (0, 0)
+    """Of the child."""
 
 
 def tree_edges(root: Node, *, scale: Scale = "none", attempts: int = 4, eps: float = 1e-8) -> list[Edge]:
@@ -162,7 +120,8 @@ def tree_edges(root: Node, *, scale: Scale = "none", attempts: int = 4, eps: flo
             advantage = (child.value - parent) / divisor
             prover = (1.0 - parent) ** attempts - (1.0 - child.value) ** attempts
             if advantage + prover != 0:
-                edges.append(Edge(prefix_ids, child.token_ids, advantage, prover, child.value, not child.children))
+                leaf = not child.children
+                edges.append(Edge(prefix_ids, child.token_ids, advantage, prover, child.value, leaf, child.source))
             edges += below(child, prefix_ids)
         return edges
 

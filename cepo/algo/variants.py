@@ -14,12 +14,17 @@ from cepo.algo.clipo import Clipo
 from cepo.algo.core import Scale
 from cepo.algo.dapo import Dapo
 from cepo.algo.distillation import Opsd, Sdpo
+from cepo.algo.dpo import Dpo
 from cepo.algo.hdpo import Hdpo
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
 from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
 from cepo.algo.ppo import Ppo
+from cepo.algo.prm import Prm
 from cepo.algo.rlsd import Rlsd
+from cepo.algo.spo import SpoChain
+from cepo.algo.spo_tree import SpoTree
+from cepo.algo.vineppo import VinePpo
 
 
 class Grpo(PolicyGradient):
@@ -93,7 +98,12 @@ AnyAlgorithm = Annotated[
     | Sdpo
     | Hdpo
     | Clipo
-    | Ppo,
+    | Ppo
+    | VinePpo
+    | SpoChain
+    | SpoTree
+    | Prm
+    | Dpo,
     Field(discriminator="name"),
 ]
 

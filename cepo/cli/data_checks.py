@@ -34,7 +34,8 @@ def data(run: Preflight) -> Found:
 def answers(run: Preflight) -> Found:
     """Reference answers that the verifier cannot grade are refused or left out."""
     seed = run.config.loop.seed
-    graded = {name: gold.sample(found.problems, seed, every=run.every_row) for name, found in run.sets.items()}
+    sets = {name: found for name, found in run.sets.items() if name == "eval" or not run.config.algorithm.offline}
+    graded = {name: gold.sample(found.problems, seed, every=run.every_row) for name, found in sets.items()}
     answers = (problem.answer for problems in graded.values() for problem in problems)
     bad = ungradable(answers, run.config.data.answer_kind)
     for name, problems in graded.items():
@@ -64,6 +65,9 @@ def _leave_out(run: Preflight, name: str, wrong: dict[int, str], reasons: list[s
 
 def reward(run: Preflight) -> Found:
     """The reward functions load and run; what a right and a wrong answer earn."""
+    if run.config.algorithm.offline:
+        yield "ok", "none: the run learns from pairs"
+        return
     if run.config.reward == Reward():
         yield "ok", "1 for a right answer, 0 for any other"
         return

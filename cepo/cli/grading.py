@@ -57,12 +57,14 @@ def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) ->
     """What a right and a wrong answer to a problem earn under a run's reward.
 
     Raises:
-        UserError: a reward function cannot be loaded, or fails.
+        UserError: a reward function cannot be loaded, or fails, or the scorer of steps does.
     """
     texts = [f"\\boxed{{{answer}}}" for answer in (problem.answer, perturbed(problem.answer))]
     right, wrong = asyncio.run(_scored(_group(config, problem, texts, renderer))).verdicts
     for verdict in (right, wrong):
         if verdict.failed:
+            if config.reward.scorer and "step scorer" in verdict.reason:
+                raise UserError(f"reward.scorer={config.reward.scorer}: {verdict.reason}; start it, or mend it")
             raise UserError(f"reward.functions: {verdict.reason}; mend the function")
     return right, wrong
 
@@ -70,9 +72,11 @@ def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) ->
 async def _scored(group: RolloutGroup) -> ScoredGroup:
     from services.verifier.handler import Verifier
     from services.verifier.pool import GraderPool
+    from services.verifier.scorers import StepScorers
 
-    async with GraderPool(1, functions=group.task.reward.functions) as pool:
-        return await Verifier(pool).verify(group)
+    rule = group.task.reward
+    async with GraderPool(1, functions=rule.functions) as pool:
+        return await Verifier(pool, StepScorers([rule.scorer])).verify(group)
 
 
 def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: Renderer) -> RolloutGroup:
@@ -90,13 +94,19 @@ def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: 
         seed=0,
         route=(Stage.ROLLOUT, Stage.VERIFY),
         reward=config.reward,
+        step_delimiter=config.algorithm.steps_at,
     )
     proof = PolicyProof(policy=BASE_POLICY, bound_modules=0, canary_logp=0.0, tokenizer_sha256="", engine="check")
-    completions = tuple(_completion(text, renderer.tokenizer.encode(text)) for text in texts)
+    completions = tuple(_completion(text, renderer, task.step_delimiter) for text in texts)
     return RolloutGroup(task=task, prompt_token_ids=(0,), completions=completions, proof=proof)
 
 
-def _completion(text: str, token_ids: Sequence[int]) -> Completion:
+def _completion(text: str, renderer: Renderer, delimiter: str) -> Completion:
+    token_ids = tuple(renderer.tokenizer.encode(text))
     return Completion(
-        token_ids=tuple(token_ids), logps=(0.0,) * len(token_ids), text=text, finish_reason=FinishReason.STOP
+        token_ids=token_ids,
+        logps=(0.0,) * len(token_ids),
+        text=text,
+        finish_reason=FinishReason.STOP,
+        step_ends=renderer.step_ends(token_ids, delimiter) if delimiter else (),
     )

@@ -92,6 +92,8 @@ class Preflight:
         problem, data = self.train.problems[0], self.config.data
         right = problem.solution if self.config.algorithm.shows_solution else problem.answer
         found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages), "")]
+        if self.config.algorithm.offline:
+            return found
         for context, answer in {"r+": right, "r-": gold.perturbed(problem.answer)}.items():
             placement = Placement[data.placement.upper()]
             ids = self.renderer.hinted_ids(problem.messages, data.hint, answer, placement)

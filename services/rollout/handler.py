@@ -1,4 +1,7 @@
-"""A task becomes a group: render, load the named policy, sample. A function of its message and the engine."""
+"""A task becomes a group: render, load the named policy, sample. A function of its message and the engine.
+
+A task with a prefix is sampled on from there; its responses hold the prefix too.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +48,20 @@ def make_handler(
                 f"length {max_model_len} of the rollout engine"
             )
         proof = await generator.load(task.policy)
-        samples = await generator.generate(prompt_ids, task.samples, task.sampling, task.seed, task.policy)
-        completions = tuple(
-            Completion(
-                token_ids=sample.token_ids,
-                logps=sample.logps,
-                text=renderer.text(sample.token_ids),
-                finish_reason=FinishReason.STOP if sample.finished else FinishReason.LENGTH,
-            )
-            for sample in samples
-        )
+        left = task.sampling.model_copy(update={"max_tokens": task.sampling.max_tokens - len(task.prefix)})
+        samples = await generator.generate((*prompt_ids, *task.prefix), task.samples, left, task.seed, task.policy)
+        completions = tuple(_completion(sample, task, renderer) for sample in samples)
         return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
 
     return generate
+
+
+def _completion(sample: Sample, task: PromptTask, renderer: Renderer) -> Completion:
+    token_ids = (*task.prefix, *sample.token_ids)
+    return Completion(
+        token_ids=token_ids,
+        logps=sample.logps,
+        text=renderer.text(token_ids),
+        finish_reason=FinishReason.STOP if sample.finished else FinishReason.LENGTH,
+        step_ends=renderer.step_ends(token_ids, task.step_delimiter) if task.step_delimiter else (),
+    )

@@ -28,6 +28,7 @@ from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
 from services.trainer.learner import Learner
 from services.trainer.loop import Run, Status, train
+from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.teacher import Teacher
@@ -91,13 +92,16 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     held_out = None
     if config.data.eval:
         held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"), store=store)
+    feeder = Feeder(config, folder.name, problems, held_out, bus)
+    if config.algorithm.offline:
+        feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
     learner = Learner(config)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     return Run(
         config=config,
         folder=folder,
-        feeder=Feeder(config, folder.name, problems, held_out, bus),
+        feeder=feeder,
         collector=Collector(bus, folder.name, publisher.prove),
         learner=learner,
         publisher=publisher,

@@ -61,7 +61,8 @@ class Collector:
         """A failed group in the place of one whose weights are not proven."""
         if isinstance(group, GroupFailed):
             return None
-        proofs = [(Stage.ROLLOUT, group.scored.rollout.proof), *((Stage.TEACH, proof) for proof in group.proofs)]
+        sampled = [group.scored.rollout.proof] if Stage.ROLLOUT in group.task.route else []
+        proofs = [*((Stage.ROLLOUT, proof) for proof in sampled), *((Stage.TEACH, proof) for proof in group.proofs)]
         for stage, proof in proofs:
             error = self._prove(proof)
             if error is not None:

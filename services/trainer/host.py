@@ -52,8 +52,10 @@ class Host:
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:
         return minibatches(batch, self._config.optim.minibatches)
 
-    def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
-        return microbatches(batch, rows, self._config.optim.tokens_per_microbatch)
+    def microbatches(
+        self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False
+    ) -> Iterator[list[int]]:
+        return microbatches(batch, rows, self._config.optim.tokens_per_microbatch, whole_groups=whole_groups)
 
     @contextmanager
     def _active(self, adapter: str) -> Iterator[None]:

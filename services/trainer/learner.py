@@ -178,7 +178,8 @@ class Learner:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = False
-        for part in self.host.microbatches(batch, [row for row in rows if learns_B[row]]):
+        chosen = [row for row in rows if learns_B[row]]
+        for part in self.host.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
             width = micro.mask_BT.shape[1]

@@ -88,7 +88,8 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "groups/all_correct": _mean([bool(row) and all(row) for row in accurate]),
         "groups/all_wrong": _mean([bool(row) and not any(row) for row in accurate]),
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
-        "tokens/generated": float(sum(c.count("token_ids") for g in answered for c in g.scored.rollout.completions)),
+        "tokens/generated": _sampled(answered),
+        "tokens/continued": _sampled([group for group in answered if group.task.origin is not None]),
         "time/teacher_seconds": sum(group.seconds for group in answered),
         **hint_metrics(done),
     }
@@ -106,6 +107,11 @@ def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
         "hint/answer_tokens": _mean([r.hint_tokens for r in rows[ContextName.ANSWER] if r.applicable]),
         "hint/rejected_tokens": _mean([r.hint_tokens for r in rejected if r.context is ContextName.REJECTED]),
     }
+
+
+def _sampled(groups: Sequence[EvidencedGroup]) -> float:
+    """Tokens that the engine made."""
+    return float(sum(c.count("logps") for group in groups for c in group.scored.rollout.completions))
 
 
 def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limit: int) -> None:

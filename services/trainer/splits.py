@@ -18,8 +18,25 @@ def minibatches(batch: TrainBatch, count: int) -> list[list[int]]:
     return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in parts if len(part)]
 
 
-def microbatches(batch: TrainBatch, rows: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Rows that share most together, at most `tokens` distinct tokens, at least one row."""
-    sequences = [[*batch.prompt_ids[row], *batch.response_ids[row]] for row in rows]
-    for part in passes(sequences, tokens):
-        yield [rows[i] for i in part]
+def microbatches(
+    batch: TrainBatch, rows: Sequence[int], tokens: int, *, whole_groups: bool = False
+) -> Iterator[list[int]]:
+    """Rows that share most together, at most `tokens` distinct tokens, at least one row.
+
+    Args:
+        whole_groups: no group is split; at least one group, and what its rows share is not looked at.
+    """
+    sequences = {row: [*batch.prompt_ids[row], *batch.response_ids[row]] for row in rows}
+    if not whole_groups:
+        for part in passes(list(sequences.values()), tokens):
+            yield [rows[i] for i in part]
+        return
+    taken: list[int] = []
+    for group in batch.group_B[list(rows)].unique().tolist():
+        members = [row for row in rows if batch.group_B[row] == group]
+        if taken and sum(len(sequences[row]) for row in taken + members) > tokens:
+            yield taken
+            taken = []
+        taken += members
+    if taken:
+        yield taken

@@ -15,6 +15,7 @@ from cepo.stage import StageLoop
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.rest import application
+from services.verifier.scorers import StepScorers
 
 
 async def build(settings: Settings) -> Service:
@@ -22,7 +23,8 @@ async def build(settings: Settings) -> Service:
     bus = await RedisBus.connect(settings)
     functions = tuple(settings.reward_functions.split(",")) if settings.reward_functions else ()
     pool = GraderPool(settings.threads or os.cpu_count() or 1, functions=functions)
-    verifier = Verifier(pool)
+    scorers = StepScorers(settings.step_scorers.split(",") if settings.step_scorers else ())
+    verifier = Verifier(pool, scorers)
 
     class Servicer(services_pb2_grpc.VerifierServiceServicer):
         Verify = staticmethod(unary(RolloutGroup, verifier.verify))

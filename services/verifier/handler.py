@@ -5,27 +5,31 @@ from __future__ import annotations
 from cepo.contracts import FinishReason, RolloutGroup, ScoredGroup
 from services.verifier.pool import GraderPool
 from services.verifier.rewards import check_allowed, rewarded
+from services.verifier.scorers import StepScorers
 from services.verifier.verdicts import Item
 
 
 class Verifier:
-    """Scores groups with a pool of graders."""
+    """Scores groups with a pool of graders and, where a task names one, a scorer of reasoning steps."""
 
-    def __init__(self, pool: GraderPool) -> None:
+    def __init__(self, pool: GraderPool, scorers: StepScorers | None = None) -> None:
         self._pool = pool
+        self._scorers = scorers or StepScorers(())
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
         """A verdict with its reward for every completion.
 
         Raises:
             UserError: the task's reference holds no answer or none of its kind, the kind is unknown, or its reward
-                names a function that this process does not run.
+                names a function or a scorer that this process was not started with.
         """
         task = group.task
         check_allowed(task.reward, self._pool)
+        self._scorers.check_allowed(task.reward)
         question = task.messages[-1].content
         items = [
             Item(c.text, task.reference_answer, task.answer_kind, c.finish_reason is FinishReason.LENGTH, question)
             for c in group.completions
         ]
-        return ScoredGroup(rollout=group, verdicts=await rewarded(group, await self._pool.grade(items), self._pool))
+        verdicts = await rewarded(group, await self._pool.grade(items), self._pool)
+        return ScoredGroup(rollout=group, verdicts=await self._scorers.scored(group, verdicts))

@@ -208,6 +208,13 @@ def test_bytes_of_another_message_are_a_wire_error() -> None:
         from_bytes(ScoredGroup, to_bytes(make_task()))
 
 
+def with_completion(task: PromptTask | None = None, **changes: Any) -> RolloutGroup:
+    """A group whose first completion is changed, and its task."""
+    group = make_group()
+    first = group.completions[0].model_copy(update=changes)
+    return group.model_copy(update={"completions": (first, *group.completions[1:]), "task": task or group.task})
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
@@ -215,7 +222,11 @@ def test_bytes_of_another_message_are_a_wire_error() -> None:
         (make_task().model_copy(update={"hint": "no place for it"}), "answer"),
         (make_task().model_copy(update={"purpose": 0}), "purpose"),
         (make_task().model_copy(update={"policy": PolicyRef.model_construct(version=1, sha256="")}), "sha256"),
-        (make_completion().model_copy(update={"logps": ()}), "3 token ids but 0 log-probs"),
+        (make_completion().model_copy(update={"step_ends": (1, 2)}), "steps that end at .1, 2. in a response of 3"),
+        (make_completion().model_copy(update={"step_ends": (3, 2, 3)}), "steps that end at .3, 2, 3."),
+        (with_completion(logps=()), "3 sampled token ids but 0 log-probs"),
+        (with_completion(logps=(-1.0,), task=make_task(prefix=(10,))), "2 sampled token ids but 1 log-probs"),
+        (with_completion(task=make_task(prefix=(9,))), "does not start with the task's prefix of 1 tokens"),
         (make_group().model_copy(update={"completions": ()}), "0 completions for 2 samples"),
         (make_scored().model_copy(update={"verdicts": (make_verdict(),)}), "1 verdicts for 2"),
         (make_verdict().model_copy(update={"reward": float("nan")}), "reward"),

@@ -115,6 +115,7 @@ def make_batch(
         truncated_B=~everywhere_B,
         demonstration_B=~everywhere_B,
         evidence=measured,
+        step_ends=[(int(length),) for length in mask_BT.sum(dim=1)],
     )
 
 

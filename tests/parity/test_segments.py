@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,10 +16,7 @@ from cepo.algo.segments import (
     decisions,
     process_advantage_rewards,
     process_rewards,
-    split_steps,
     step_advantages,
-    step_end_tokens,
-    steps_of_tokens,
     tree_edges,
 )
 from tests.parity.support import golden, tensor
@@ -56,53 +52,6 @@ def test_no_steps_have_no_advantages_and_lengths_must_agree() -> None:
     assert step_advantages([], []) == []
     with pytest.raises(ValueError, match="shorter"):
         step_advantages([0.0, 1.0], [0.5])
-
-
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        ("first\nsecond\nthird", ["first", "\nsecond", "\nthird"]),
-        ("\n\nfirst\n\nsecond\n", ["\n\nfirst", "\n\nsecond\n"]),
-        ("one", ["one"]),
-        ("", [""]),
-        (" \n \n", [" \n \n"]),
-    ],
-)
-def test_a_text_splits_at_its_delimiters_and_blank_pieces_join_the_next(text: str, steps: list[str]) -> None:
-    ends = split_steps(text)
-    assert [text[start:end] for start, end in pairwise([0, *ends])] == steps
-
-
-def test_steps_split_at_any_delimiter() -> None:
-    assert split_steps("a. b. c", ". ") == [1, 4, 7]
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_each_token_takes_the_step_of_its_first_character_and_the_end_of_sequence_the_last(seed: int) -> None:
-    draw = random.Random(seed)
-    text = "".join(draw.choice("ab .\n") for _ in range(40)) + "x"
-    cuts = sorted({0, len(text), *(draw.randrange(len(text)) for _ in range(15))})
-    offsets = [*pairwise(cuts), (0, 0)]
-    ends = split_steps(text)
-    step_of_character = [k for k, step in enumerate(pairwise([0, *ends])) for _ in range(*step)]
-    expected = [step_of_character[start] for start, _ in offsets[:-1]]
-    assert steps_of_tokens(offsets, ends) == [*expected, expected[-1]]
-
-
-def test_a_token_past_the_text_takes_the_last_step() -> None:
-    assert steps_of_tokens([(0, 2), (2, 4), (4, 9)], [2, 4]) == [0, 1, 1]
-
-
-def test_a_response_of_the_end_of_sequence_alone_is_one_step() -> None:
-    assert steps_of_tokens([(0, 0)], split_steps("")) == [0]
-    assert steps_of_tokens([], split_steps("")) == []
-
-
-def test_a_step_ends_at_its_last_token_or_where_the_step_before_does() -> None:
-    steps = steps_of_tokens([(0, 3), (3, 5), (5, 12), (0, 0)], [4, 6, 12])
-    assert steps == [0, 0, 1, 1]
-    assert step_end_tokens(steps, 3) == [1, 3, 3]
-    assert step_end_tokens([], 1) == [-1]
 
 
 @pytest.mark.parametrize("case", SEGMENTS["spo_chain"])

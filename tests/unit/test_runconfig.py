@@ -43,9 +43,14 @@ KEYS = {
     "algorithm.ppo": f"{POLICY_GRADIENT} critic_lr critic_warmup gae_lambda value_clip",
     "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp",
     "algorithm.sdpo": DISTILLATION,
+    "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
+    "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
+    "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
+    "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
+    "algorithm.dpo": "beta label_smoothing name",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
-    "solution split system train where",
+    "rejected solution split system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
@@ -54,7 +59,7 @@ KEYS = {
     "name": "",
     "optim": "gradient_checkpointing lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps "
     "weight_decay",
-    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram",
+    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_per_step tensorboard wandb_project",
 }
@@ -121,6 +126,9 @@ def test_the_keys_are_these() -> None:
             "algorithm.ratio_max=3.0",
             "config key algorithm.ratio_max has no effect with estimator='grpo', surrogate='clip'",
         ),
+        ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
+        ("reward.scorer=http://127.0.0.1/", "config key reward.scorer has no effect: cepo uses no step rewards"),
+        ("reward.scorer=file:///x", "config key reward.scorer='file:///x'"),
         ("algorithm.kl_in=reward", "config key algorithm.kl_in has no effect while kl_coef is 0"),
         ('algorithm={name="grpo", lam=0.5}', "config key algorithm.lam is unknown; known here: advantage_eps, "),
         ('algorithm={name="rlsd", no_negative="grpo"}', "config key algorithm.no_negative is unknown; known here: "),
@@ -242,7 +250,7 @@ def test_an_override_may_name_a_section_the_file_leaves_out(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
 def test_the_resolved_config_of_a_run_folder_loads_back_equal(tmp_path: Path, path: Path) -> None:
-    config = load(path, ["algorithm.importance_cap=2.0", 'data.hint="é {answer} \\"\\n"'])
+    config = load(path, ["optim.max_grad_norm=2.0", 'data.hint="é {answer} \\"\\n"'])
     folder = RunDir(tmp_path / "run")
     folder.create(config, resume=False)
     assert load(folder.config) == config

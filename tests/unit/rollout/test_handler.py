@@ -102,3 +102,29 @@ async def test_a_policy_that_cannot_be_loaded_samples_nothing() -> None:
     with pytest.raises(PolicyError):
         await make_handler(generator, RENDERER, 64)(make_task(policy=POLICY))
     assert generator.asked == []
+
+
+async def test_a_task_with_a_prefix_is_sampled_on_from_there_and_its_responses_hold_the_prefix() -> None:
+    generator, prefix = ToyGenerator(), tuple(RENDERER.tokenizer("first\n")["input_ids"])
+    task = make_task(samples=2, prefix=prefix, step_delimiter="\n")
+    group = await make_handler(generator, RENDERER, 64)(task)
+    (prompt_ids, _, sampling, seed, _) = generator.asked[0]
+    assert (prompt_ids, seed) == ((*RENDERER.prompt_ids(task.messages), *prefix), task.seed)
+    assert sampling.max_tokens == task.sampling.max_tokens - len(prefix)
+    assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
+    for completion, sample in zip(group.completions, [toy_sample(TEXTS[0], finished=True)], strict=False):
+        assert completion.token_ids == (*prefix, *sample.token_ids)
+        assert completion.logps == sample.logps
+        assert completion.text == "first\n" + TEXTS[0]
+        assert len(completion.step_ends) == 3
+        assert completion.step_ends[-1] == len(completion.token_ids)
+
+
+async def test_steps_are_told_only_where_they_are_wanted() -> None:
+    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    assert [c.step_ends for c in group.completions] == [()] * 4
+
+
+def test_a_prefix_that_leaves_no_token_to_sample_is_no_task() -> None:
+    with pytest.raises(ValueError, match="a prefix of 16 tokens leaves none of max_tokens=16"):
+        make_task(prefix=(5,) * 16)

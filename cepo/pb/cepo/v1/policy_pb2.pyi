@@ -161,7 +161,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("accuracy", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions")
+    __slots__ = ("accuracy", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions", "scorer")
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_BUFFER_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class Reward(_message.Message):
     REPETITION_FIELD_NUMBER: _ClassVar[int]
     REPETITION_NGRAM_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCORER_FIELD_NUMBER: _ClassVar[int]
     accuracy: float
     format: float
     overlong_buffer: int
@@ -178,7 +179,8 @@ class Reward(_message.Message):
     repetition: float
     repetition_ngram: int
     functions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, accuracy: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ...) -> None: ...
+    scorer: str
+    def __init__(self, accuracy: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content")

@@ -1,0 +1,98 @@
+"""Process reward models behind HTTP: every reasoning step of a response gets a number.
+
+    POST URL   {"question": "...", "steps": ["...", "..."]}   ->   200   {"scores": [0.9, 0.1]}
+
+The steps together are the response; there are as many scores, each a finite number. Which URLs may be called is the
+process's own setting, so that no message makes it call another. A scorer that fails, fails the sample and not the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Annotated
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+
+from cepo.contracts import Completion, Outcome, Reward, RolloutGroup, Verdict
+from cepo.errors import UserError
+from cepo.steps import steps
+from services.verifier.functions import one_line
+
+_log = logging.getLogger(__name__)
+DEADLINE_SECONDS = 30.0
+"""For one response, all tries together."""
+CONNECT_RETRIES = 3
+"""Only a connection that was never there is tried again; what the scorer refuses is refused."""
+MAX_REQUESTS = 64
+"""At once."""
+
+
+class Scores(BaseModel):
+    """What a scorer answers."""
+
+    scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+
+
+class StepScorers:
+    """Asks the scorers that this process may call."""
+
+    def __init__(self, addresses: Sequence[str], deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        """Connects to nothing yet."""
+        self._addresses = tuple(addresses)
+        self._deadline_seconds = deadline_seconds
+        self._slots = asyncio.Semaphore(MAX_REQUESTS)
+
+    def check_allowed(self, rule: Reward) -> None:
+        """Refuses a rule with a scorer that this process was not started with.
+
+        Raises:
+            UserError: names it.
+        """
+        if rule.scorer and rule.scorer not in self._addresses:
+            raise UserError(
+                f"step scorer {rule.scorer} is not one this verifier calls; start it with "
+                f"CEPO_STEP_SCORERS={rule.scorer}"
+            )
+
+    async def scored(self, group: RolloutGroup, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+        """The verdicts with their steps' rewards, if the task names a scorer; one it fails for is none any more."""
+        if not group.task.reward.scorer:
+            return tuple(verdicts)
+        transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
+        async with httpx.AsyncClient(transport=transport, timeout=None) as client:  # the deadline is for all of it
+            pairs = zip(group.completions, verdicts, strict=True)
+            return tuple(await asyncio.gather(*(self._one(client, group, c, v) for c, v in pairs)))
+
+    async def _one(
+        self, client: httpx.AsyncClient, group: RolloutGroup, completion: Completion, verdict: Verdict
+    ) -> Verdict:
+        if verdict.failed or not completion.text.strip():
+            return verdict
+        task = group.task
+        found = steps(completion.text, task.step_delimiter)
+        try:
+            async with self._slots, asyncio.timeout(self._deadline_seconds):
+                body = {"question": task.messages[-1].content, "steps": found}
+                reply = await client.post(task.reward.scorer, json=body)
+                reply.raise_for_status()
+                scores = Scores.model_validate_json(reply.content).scores
+        except TimeoutError:
+            return _failed(verdict, Outcome.TIMEOUT, f"took longer than {self._deadline_seconds:g} s")
+        except httpx.HTTPStatusError as error:
+            return _failed(verdict, Outcome.GRADER_ERROR, f"answered {error.response.status_code}")
+        except httpx.HTTPError as error:
+            return _failed(verdict, Outcome.GRADER_ERROR, f"is not reached: {one_line(error)}")
+        except ValidationError as error:
+            return _failed(verdict, Outcome.GRADER_ERROR, f"answered no scores: {error.errors()[0]['msg']}")
+        if len(scores) != len(found):
+            return _failed(verdict, Outcome.GRADER_ERROR, f"answered {len(scores)} scores for {len(found)} steps")
+        return verdict.model_copy(update={"step_rewards": scores})
+
+
+def _failed(verdict: Verdict, outcome: Outcome, what: str) -> Verdict:
+    reason = f"the step scorer {what}"
+    _log.warning("%s", reason)
+    return verdict.model_copy(update={"outcome": outcome, "reason": reason, "accuracy": 0.0, "reward": 0.0})
