@@ -1,0 +1,166 @@
+"""Every shipped run file trains: its method, on the tiny model, through one set of real services."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+import torch
+
+from cepo import runfile, tiny
+from cepo.bus import RedisBus
+from cepo.local import Stack, running
+from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.rundir import RunDir
+from cepo.settings import Settings
+from cepo.tiny import demos, task
+from services.trainer.__main__ import assemble
+from services.trainer.loop import train
+from tests.factories import RUNS
+from tests.pipeline.support import rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+STEPS = 3
+READY_SECONDS = 240.0
+PRESETS = sorted(path.stem for path in RUNS.glob("*.toml"))
+ENGINES = ("rollout", "verifier", "teacher")
+SIZES = (
+    "model.dtype=float32",
+    "model.max_length=224",
+    "lora.rank=8",
+    "sampling.prompts=4",
+    "sampling.samples=4",
+    "sampling.max_tokens=40",
+    f"loop.steps={STEPS}",
+    "engine.device=cpu",
+    "engine.max_num_seqs=64",
+    "engine.max_lora_rank=8",
+    'data.eval=""',
+    'data.question="question"',
+    'data.answer="answer"',
+    "data.where=[]",
+)
+PARTICULAR = {
+    "dapo": ("reward.overlong_buffer=8",),
+    "dapo17k_cepo": ("reward.overlong_buffer=8",),
+    "dpo": ('data.answer="chosen"',),
+    "ppo": ("algorithm.critic_lr=1e-3",),
+    "spo-tree": ("algorithm.branching=[2, 2]", "algorithm.segment_tokens=8"),
+    "vineppo": ("algorithm.continuations=2", 'algorithm.step_delimiter=" "', "algorithm.max_states=4"),
+    "spo-chain": ("algorithm.continuations=2", "algorithm.max_states=4"),
+}
+"""What a preset needs to fit responses of 40 tokens."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a trainer needs: the run files' common changes, and where everything is."""
+
+    settings: Settings
+    overrides: tuple[str, ...]
+
+
+class Scorer(BaseHTTPRequestHandler):
+    """Gives every reasoning step the share of its characters that are digits."""
+
+    def do_POST(self) -> None:
+        steps = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["steps"]
+        scores = [sum(c.isdigit() for c in step) / max(1, len(step)) for step in steps]
+        body = json.dumps({"scores": scores}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scorer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/score"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[Services]:
+    """Rollout, verifier and teacher, as `cepo up` starts them; the tests stand in the trainer's place."""
+    folder = tmp_path_factory.mktemp("services")
+    data = folder / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(), 64)))
+    overrides = (*SIZES, f"model.path={tiny.path()}", f"data.train={data}")
+    widest = ("model.max_length=256", f"reward.scorer={scorer}")  # a context may hold a peer's response
+    config = runfile.load(RUNS / "prm.toml", [*overrides, *widest])
+    stack = Stack(config, RunDir(folder / "run"), services=ENGINES)
+    stack.run.logs.mkdir(parents=True)
+    with running(stack):
+        deadline = time.monotonic() + READY_SECONDS
+        while not all(ready(address) for address in stack.http.values()):
+            stack.check()
+            assert time.monotonic() < deadline, "the services are not ready"
+            time.sleep(0.5)
+        host, _, port = stack.grpc["trainer"].rpartition(":")
+        settings = Settings.from_environment().model_copy(
+            update={"redis_url": stack.redis_url, "host": host, "grpc_port": int(port), "threads": 1}
+        )
+        yield Services(settings, (*overrides, f"reward.scorer={scorer}"))
+
+
+def examples() -> Iterator[dict[str, str]]:
+    """Problems with a solution, and with a right and a wrong response."""
+    for problem in task.problems(0, held_out=False):
+        right, wrong = demos.solution(problem)[0], demos.solution(problem, slip=1)[0]
+        answer = str(problem.answer)
+        yield {"question": problem.question, "answer": answer, "solution": right, "chosen": right, "rejected": wrong}
+
+
+def ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
+    preset: str, services: Services, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    overrides = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
+    config = runfile.load(RUNS / f"{preset}.toml", [*overrides, *PARTICULAR.get(preset, ())])
+    folder = RunDir(tmp_path / preset)
+    folder.create(config, resume=False, excluded={})
+    bus = await RedisBus.connect(services.settings)
+    run = assemble(folder, bus, services.settings)
+
+    class Servicer(services_pb2_grpc.TrainerServiceServicer):
+        FetchPolicy = staticmethod(run.publisher.stream)
+
+    server = grpc.aio.server()
+    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
+    server.add_insecure_port(f"{services.settings.host}:{services.settings.grpc_port}")
+    await server.start()
+    try:
+        await asyncio.wait_for(train(run, asyncio.Event()), 120)
+    finally:
+        await server.stop(0)
+        await bus.close()
+    found = rows(folder.path)
+    assert [row["step"] for row in found] == list(range(STEPS))
+    assert all(math.isfinite(value) for row in found for value in row.values())
+    assert sum(row["groups/failed"] for row in found) == 0
+    assert max(row["rollout/logp_gap"] for row in found) < 1e-3
+    assert len(list(folder.adapters.glob("v*"))) == STEPS
