@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prometheus_client import Counter
-
 from cepo.contracts import Outcome, Verdict
 from cepo.errors import UserError
+from cepo.metrics import VERDICTS
 from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 from services.verifier.verdicts import Item, Question, question
 from services.verifier.worker import Worker
 
 _log = logging.getLogger(__name__)
-VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 DEADLINE_SECONDS = 5.0
 MEMORY_BYTES = 2**30
 MAX_SPARES = 4
