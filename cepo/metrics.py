@@ -68,18 +68,21 @@ PROGRESS = Gauge("cepo_trainer_progress_timestamp_seconds", "Unix time a group l
 PUBLISHED_VERSION = Gauge("cepo_trainer_policy_version", "Newest policy version the trainer has published", ["run"])
 LAG_BOUND = Gauge("cepo_trainer_lag_bound_steps", "Steps the rollouts may be behind: loop.lag", ["run"])
 
-for _stage in Stage:  # a counter that first appears at 1 has no increase, and its alert would never fire
-    REDELIVERIES.labels(_stage.name.lower())
-    for _result in RESULTS:
-        GROUPS.labels(_stage.name.lower(), _result)
-for _result in COLLECTED_RESULTS:
-    COLLECTED.labels(_result)
-for _outcome in Outcome:
-    VERDICTS.labels(_outcome.name.lower())
+
+def verdicts() -> dict[Outcome, Counter]:
+    """The counters of the outcomes, at 0: one that first appears at 1 has no increase, and no alert would see it."""
+    return {outcome: VERDICTS.labels(outcome.name.lower()) for outcome in Outcome}
+
+
+def collected() -> dict[str, Counter]:
+    """The counters of what reached the trainer, by result, at 0."""
+    return {result: COLLECTED.labels(result) for result in COLLECTED_RESULTS}
 
 
 class StageMetrics:
-    """One stage's metrics, bound to its label once, since finding a label costs more than counting."""
+    """One stage's metrics, bound to its label once: counters are there at 0, and finding a label costs more than
+    counting.
+    """
 
     def __init__(self, stage: Stage) -> None:
         name = stage.name.lower()

@@ -103,11 +103,11 @@ class Passage:
 @contextmanager
 def loading(service: str, policy: PolicyRef) -> Iterator[None]:
     """An engine's load of a policy, as it is counted."""
-    begun = time.perf_counter()
+    begun, failures = time.perf_counter(), LOAD_FAILURES.labels(service)
     try:
         yield
     except Exception:
-        LOAD_FAILURES.labels(service).inc()
+        failures.inc()
         raise
     LOAD_SECONDS.labels(service).observe(time.perf_counter() - begun)
     POLICY_VERSION.labels(service).set(policy.version)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from cepo.bus import Bus, Delivery, ready, stream_of
 from cepo.contracts import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, ScoredGroup, Stage
-from cepo.metrics import COLLECTED, PROGRESS
+from cepo.metrics import PROGRESS, collected
 from cepo.stage import consumer_name, task_of
 from cepo.telemetry import logged
 from cepo.tracing import TRACER, Part
@@ -34,6 +34,7 @@ class Collector:
         self._expected: dict[str, PromptTask] = {}
         self._since: dict[str, float] = {}
         self._held: dict[str, EvidencedGroup | GroupFailed] = {}
+        self._counters = collected()
         self._looked_at = 0.0
         self.exposed_seconds = 0.0
         """How long, since the beginning, the trainer waited for the teacher alone: no group was before it."""
@@ -72,7 +73,7 @@ class Collector:
         hop, task = item.hop, task_of(item.hop)
         if self._expected.get(task.group_id) != task or task.group_id in self._held:
             log.info("dropped %s: not asked for, or here already", task.group_id)
-            COLLECTED.labels("dropped").inc()
+            self._counters["dropped"].inc()
             return
         group = EvidencedGroup(scored=hop) if isinstance(hop, ScoredGroup) else hop
         assert isinstance(group, EvidencedGroup | GroupFailed)
@@ -84,7 +85,7 @@ class Collector:
             group = refusal
         self._held[task.group_id] = group
         result = "refused" if refusal else "failed" if isinstance(group, GroupFailed) else "done"
-        COLLECTED.labels(result).inc()
+        self._counters[result].inc()
         PROGRESS.labels(self._run).set_to_current_time()
         if TRACER.on:
             self._trace(task, item.published_at, result)
