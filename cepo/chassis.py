@@ -212,8 +212,8 @@ def rest(service: Service, settings: Settings) -> FastAPI:
     app = service.app
     app.title = f"cepo {service.name}"
     app.add_middleware(RestAuth, token=settings.token)
-    READY.labels(service.name).set_function(lambda: float(service.ready.is_set()))
-    BUILD.labels(service.name, version("cepo")).set(1)
+    READY.set_function(lambda: float(service.ready.is_set()))
+    BUILD.labels(version("cepo")).set(1)
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> PlainTextResponse:

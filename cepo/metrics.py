@@ -1,7 +1,8 @@
 """Every Prometheus metric of the project under its constant name; the code that does a thing counts it.
 
 Names follow https://prometheus.io/docs/practices/naming/: base units, the unit last, `_total` on counters alone. A
-stage's label values are its stream's name: rollout, verify, teach. `docs/operations.md` lists what is here.
+stage's label values are its stream's name: rollout, verify, teach. Which service speaks is the scraper's label.
+`docs/operations.md` lists what is here.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cepo import gpu
 from cepo.contracts import Outcome, Stage
 
+disable_created_metrics()  # half of all series, and nobody reads them
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 RESULTS = ("done", "failed", "retried", "beaten")
 COLLECTED_RESULTS = ("done", "failed", "refused", "dropped")
 
-READY = Gauge("cepo_ready", "1 while the service does its work, 0 while it starts or drains", ["service"])
-BUILD = Gauge("cepo_build_info", "1; the version is a label", ["service", "version"])
+READY = Gauge("cepo_ready", "1 while the service does its work, 0 while it starts or drains")
+BUILD = Gauge("cepo_build_info", "1; the version is a label", ["version"])
 
 GROUPS = Counter(
     "cepo_groups_total",
@@ -52,11 +55,9 @@ SCORED_TOKENS = Counter("cepo_scored_tokens_total", "Response tokens the teacher
 TRAINED_TOKENS = Counter("cepo_trained_tokens_total", "Tokens the learner had a gradient of")
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 
-POLICY_VERSION = Gauge("cepo_engine_policy_version", "Policy version an engine loaded last", ["service"])
-LOAD_SECONDS = Histogram(
-    "cepo_engine_load_seconds", "Seconds to fetch, bind and prove a policy", ["service"], buckets=_BUCKETS
-)
-LOAD_FAILURES = Counter("cepo_engine_load_failures_total", "Loads of a policy that failed", ["service"])
+POLICY_VERSION = Gauge("cepo_engine_policy_version", "Policy version an engine loaded last")
+LOAD_SECONDS = Histogram("cepo_engine_load_seconds", "Seconds to fetch, bind and prove a policy", buckets=_BUCKETS)
+LOAD_FAILURES = Counter("cepo_engine_load_failures_total", "Loads of a policy that failed")
 
 COLLECTED = Counter(
     "cepo_trainer_groups_total",
@@ -111,6 +112,10 @@ class TrainMetrics(Collector):
         """Takes a step's row."""
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         self._values[run] = self._values.get(run, {}) | numbers
+
+    def clear(self) -> None:
+        """Forgets every run."""
+        self._values.clear()
 
     def collect(self) -> Iterable[Metric]:
         for key in sorted({key for values in self._values.values() for key in values}):

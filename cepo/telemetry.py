@@ -101,13 +101,13 @@ class Passage:
 
 
 @contextmanager
-def loading(service: str, policy: PolicyRef) -> Iterator[None]:
+def loading(policy: PolicyRef) -> Iterator[None]:
     """An engine's load of a policy, as it is counted."""
-    begun, failures = time.perf_counter(), LOAD_FAILURES.labels(service)
+    begun = time.perf_counter()
     try:
         yield
     except Exception:
-        failures.inc()
+        LOAD_FAILURES.inc()
         raise
-    LOAD_SECONDS.labels(service).observe(time.perf_counter() - begun)
-    POLICY_VERSION.labels(service).set(policy.version)
+    LOAD_SECONDS.observe(time.perf_counter() - begun)
+    POLICY_VERSION.set(policy.version)

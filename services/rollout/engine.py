@@ -85,7 +85,7 @@ class VllmGenerator:
         self.engine.shutdown()
 
     async def _loaded(self, policy: PolicyRef) -> PolicyProof:
-        with loading("rollout", policy):
+        with loading(policy):
             return await self._load(policy)
 
     async def _load(self, policy: PolicyRef) -> PolicyProof:

@@ -52,7 +52,7 @@ class TransformersScorer:
         """
         async with self._lock:
             if policy.name not in self._proofs:
-                with loading("teacher", policy):
+                with loading(policy):
                     folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
                     self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
             return self._proofs[policy.name]
