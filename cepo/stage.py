@@ -9,6 +9,7 @@ engine, which ends the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -78,10 +79,13 @@ class StageLoop:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`; what is in hand then is finished first."""
+        done = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(self._renew())  # in the group: should it fail, so does the loop
-            await self._consume(stop)
-            renewing.cancel()
+            group.create_task(self._renew(done))  # in the group: should it fail, so does the loop
+            try:
+                await self._consume(stop)
+            finally:
+                done.set()  # the Redis client may swallow a cancellation
 
     async def _consume(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -134,11 +138,13 @@ class StageLoop:
     def _failed(self, item: Delivery, task: PromptTask, error: str) -> GroupFailed:
         return GroupFailed(task=task, stage=self.stage, error=error, deliveries=item.deliveries)
 
-    async def _renew(self) -> None:
-        while True:
+    async def _renew(self, done: asyncio.Event) -> None:
+        """Says every quarter of the claim time that what is in hand is, and measures the stream."""
+        while not done.is_set():
             if self._in_hand:
                 await self.bus.renew(self.consumer, list(self._in_hand.values()))
             stream = stream_of(self.stage)
             self._metrics.queue_groups.set(await self.bus.depth(stream))
             self._metrics.queue_oldest_seconds.set(await self.bus.age(stream))
-            await asyncio.sleep(self.claim_seconds / 4)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), self.claim_seconds / 4)
