@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -23,9 +24,9 @@ NEEDS_A_GPU = {"cepo_gpu_memory_used_bytes", "cepo_gpu_memory_total_bytes"}
 
 
 @pytest.fixture(scope="module")
-async def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
+def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
     """The exposition of a run."""
-    await complete(tmp_path_factory.mktemp("shown") / "run")
+    asyncio.run(complete(tmp_path_factory.mktemp("shown") / "run"))
     found = Scrapes()
     for at in (0.0, 15.0):
         found.add(at, {"trainer": generate_latest().decode()})
@@ -33,7 +34,7 @@ async def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-async def test_every_query_finds_something(panel: dict[str, Any], scrapes: Scrapes) -> None:
+def test_every_query_finds_something(panel: dict[str, Any], scrapes: Scrapes) -> None:
     assert panel["targets"]
     for target in panel["targets"]:
         query = Query(target["expr"].replace("$run", ".*"))
@@ -42,7 +43,7 @@ async def test_every_query_finds_something(panel: dict[str, Any], scrapes: Scrap
         assert query(scrapes, 15.0), target["expr"]
 
 
-async def test_a_query_for_a_metric_that_is_not_there_finds_nothing(scrapes: Scrapes) -> None:
+def test_a_query_for_a_metric_that_is_not_there_finds_nothing(scrapes: Scrapes) -> None:
     assert not Query("sum by (stage) (rate(cepo_goups_total[5m]))")(scrapes, 15.0)
     assert not Query('cepo_groups_total{result="lost"}')(scrapes, 15.0)
 
