@@ -68,7 +68,7 @@ class Observed:
     run_dir: Path
     printed: str
     scrapes: Scrapes
-    """Of every service, after the third step and two later ones."""
+    """Of every service, after the third and the fifth step."""
     traces: Mapping[str, list[Span]]
 
 
