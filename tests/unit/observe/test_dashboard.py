@@ -29,7 +29,7 @@ def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
     asyncio.run(complete(tmp_path_factory.mktemp("shown") / "run"))
     found = Scrapes()
     for at in (0.0, 15.0):
-        found.add(at, {"trainer": generate_latest().decode()})
+        found.add(at, dict.fromkeys(("rollout", "teacher", "trainer"), generate_latest().decode()))
     return found
 
 
