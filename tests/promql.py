@@ -47,10 +47,6 @@ class Scrapes:
         """The newest scrape once more."""
         self.samples.append((at, self.samples[-1][1]))
 
-    def names(self) -> set[str]:
-        """Every metric of the newest scrape."""
-        return {dict(series)["__name__"] for series in self.samples[-1][1]}
-
 
 @dataclass(frozen=True)
 class Selector:

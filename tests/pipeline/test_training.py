@@ -54,6 +54,7 @@ DOCUMENTED_KEYS = [
     "time/step_seconds",
     "time/rollout_seconds",
     "time/teacher_seconds",
+    "time/teacher_exposed_seconds",
     "time/train_seconds",
     "time/publish_to_first_token_seconds",
     "tokens/generated",
