@@ -45,6 +45,12 @@ redis.call('XDEL', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', ARGV[4]) end
 return 1
 """
+_AGE = """
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+if #first == 0 then return 0 end
+local time = redis.call('TIME')
+return time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1][1], '^%d+')
+"""
 
 
 def ready(run: str) -> str:
@@ -64,6 +70,8 @@ class Delivery:
     id: str
     hop: Hop
     deliveries: int
+    published_at: float
+    """Unix time in seconds, by the queue's clock."""
 
 
 class Bus(Protocol):
@@ -90,6 +98,10 @@ class Bus(Protocol):
 
     async def depth(self, stream: str) -> int:
         """Items on a stream, in hands or not."""
+        ...
+
+    async def age(self, stream: str) -> float:
+        """Seconds the oldest item has been on a stream, in hands or not; 0 for an empty one."""
         ...
 
     async def announce(self, policy: PolicyRef) -> None:
@@ -123,6 +135,7 @@ class RedisBus:
         self._url = url
         self._claim_milliseconds = int(claim_seconds * 1000)
         self._hop = self._redis.register_script(_HOP)
+        self._age = self._redis.register_script(_AGE)
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
         self._next_claim: dict[str, float] = {}
@@ -189,6 +202,9 @@ class RedisBus:
     async def depth(self, stream: str) -> int:
         return int(await self._redis.xlen(_key(stream)))
 
+    async def age(self, stream: str) -> float:
+        return max(0, await cast(Any, self._age(keys=[_key(stream)]))) / 1000
+
     async def announce(self, policy: PolicyRef) -> None:
         await cast(Any, self._redis.publish(ANNOUNCEMENTS, to_bytes(policy)))
 
@@ -250,4 +266,5 @@ def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries:
     if name not in HOPS:
         raise WireError(f"unknown message type {name!r}")
     hop = cast(Hop, from_bytes(HOPS[name], fields.get(b"body", b"")))
-    return Delivery(stream=stream, id=entry.decode(), hop=hop, deliveries=deliveries)
+    published_at = int(entry.partition(b"-")[0]) / 1000  # Redis names an entry after its milliseconds
+    return Delivery(stream, entry.decode(), hop, deliveries, published_at)

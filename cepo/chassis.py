@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc
@@ -28,9 +29,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from cepo.auth import RestAuth, TokenInterceptor
 from cepo.contracts import Contract
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
+from cepo.metrics import BUILD, READY
 from cepo.settings import Settings
 from cepo.stage import StageLoop
 from cepo.telemetry import configure_logging
+from cepo.tracing import TRACER
 from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
@@ -145,7 +148,12 @@ def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
     async def start() -> None:
         settings = Settings.from_environment()
         configure_logging(name, settings.log_level)
-        await run(await build(settings), settings)
+        if settings.otlp_endpoint:
+            TRACER.start(name, settings.otlp_endpoint)
+        try:
+            await run(await build(settings), settings)
+        finally:
+            TRACER.stop()
 
     try:
         asyncio.run(start())
@@ -204,6 +212,8 @@ def rest(service: Service, settings: Settings) -> FastAPI:
     app = service.app
     app.title = f"cepo {service.name}"
     app.add_middleware(RestAuth, token=settings.token)
+    READY.set_function(lambda: float(service.ready.is_set()))
+    BUILD.labels(version("cepo")).set(1)
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> PlainTextResponse:

@@ -35,6 +35,8 @@ class Settings(BaseModel):
     token: str = ""
     """Bearer token of REST and gRPC; empty switches the check off."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    otlp_endpoint: str = Field(default="", pattern=r"^$|^https?://")
+    """OTLP collector that traces are sent to over HTTP, such as http://collector:4318; empty: nothing is traced."""
     concurrency: int = Field(default=64, ge=1)
     """Groups a stage holds at once."""
     claim_seconds: float = Field(default=10.0, gt=0)

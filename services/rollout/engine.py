@@ -26,6 +26,7 @@ from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import EngineDown, PolicyError
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.telemetry import loading
 from services.rollout.handler import Sample
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -52,7 +53,7 @@ class VllmGenerator:
             PolicyError: the adapter's bytes are wrong, or no module took its weights.
         """
         if policy.name not in self._proofs:
-            self._proofs[policy.name] = asyncio.ensure_future(self._load(policy))
+            self._proofs[policy.name] = asyncio.ensure_future(self._loaded(policy))
         try:
             with _engine_alive():
                 return await asyncio.shield(self._proofs[policy.name])
@@ -82,6 +83,10 @@ class VllmGenerator:
 
     def close(self) -> None:
         self.engine.shutdown()
+
+    async def _loaded(self, policy: PolicyRef) -> PolicyProof:
+        with loading(policy):
+            return await self._load(policy)
 
     async def _load(self, policy: PolicyRef) -> PolicyProof:
         bound, request = 0, None

@@ -9,6 +9,7 @@ from typing import Protocol
 from cepo.adapters import Engine
 from cepo.contracts import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, Sampling
 from cepo.errors import UserError
+from cepo.metrics import GENERATED_TOKENS
 from cepo.rendering import Renderer
 
 
@@ -46,6 +47,7 @@ def make_handler(
             )
         proof = await generator.load(task.policy)
         samples = await generator.generate(prompt_ids, task.samples, task.sampling, task.seed, task.policy)
+        GENERATED_TOKENS.inc(sum(len(sample.token_ids) for sample in samples))
         completions = tuple(
             Completion(
                 token_ids=sample.token_ids,

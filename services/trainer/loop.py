@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cepo.algo.base import Metrics, Supply
 from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
 from cepo.errors import UserError
+from cepo.metrics import LAG_BOUND, PUBLISHED_VERSION
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
@@ -58,6 +59,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
     progress = run.checkpoints.restore() or Progress(0, (BASE_POLICY,), (BASE_POLICY,))
     run.folder.truncate(progress.next_step)
     lag, policies, teachers = run.config.loop.lag, list(progress.policies), list(progress.teachers)
+    LAG_BOUND.labels(run.folder.name).set(lag)
     before = await _evaluate(run, 0, policies[-1]) if progress.next_step == 0 else None
     in_flight = []
     for step in range(progress.next_step, progress.next_step + lag + 1):
@@ -68,9 +70,10 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
         run.status.step, run.status.phase = step, "rollout"
         tasks = in_flight.pop(0)
-        supply = run.feeder.supply(tasks)
+        supply, exposed = run.feeder.supply(tasks), run.collector.exposed_seconds
         groups = await _sampled(run, tasks, step, supply)
         row["time/rollout_seconds"] = time.perf_counter() - begun
+        row["time/teacher_exposed_seconds"] = run.collector.exposed_seconds - exposed
         run.status.phase = "train"
         row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step, supply)
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
@@ -94,6 +97,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
 
 
 async def _publish(run: Run, step: int, policy: PolicyRef, teacher: PolicyRef) -> Sequence[PromptTask]:
+    PUBLISHED_VERSION.labels(run.folder.name).set(policy.version)
     return await _sent(run, run.feeder.tasks(step, policy, teacher))
 
 

@@ -20,6 +20,7 @@ from cepo.contracts import (
     Verdict,
 )
 from cepo.errors import UserError
+from cepo.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 
@@ -141,7 +142,7 @@ def _shown(row: EvidenceRow) -> dict[str, Any]:
 
 
 class Trackers:
-    """metrics.jsonl always; TensorBoard and W&B when the run asks for them."""
+    """metrics.jsonl and Prometheus always; TensorBoard and W&B when the run asks for them."""
 
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         """Opens the trackers.
@@ -168,6 +169,9 @@ class Trackers:
     def step(self, row: Mapping[str, Any]) -> None:
         """Writes one step everywhere."""
         self._run.append(dict(row))
+        TRAIN.step(self._run.name, row)
+        TRAINED_TOKENS.inc(row.get("tokens/trained", 0.0))
+        PROGRESS.labels(self._run.name).set_to_current_time()
         if self._tensorboard is not None:
             for key, value in row.items():
                 self._tensorboard.add_scalar(key, value, row["step"])

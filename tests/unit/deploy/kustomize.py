@@ -64,7 +64,9 @@ def _generate(generator: Object, folder: Path, objects: list[Object]) -> None:
     if generator.get("behavior") == "replace":
         named(objects, "ConfigMap", generator["name"])["data"] = data
     else:
-        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data})
+        labels = generator.get("options", {}).get("labels")
+        metadata = {"name": generator["name"]} | ({"labels": labels} if labels else {})
+        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
 
 def _patch(objects: list[Object], target: Object, operations: list[Object]) -> None:

@@ -20,7 +20,7 @@ from tests.unit.deploy.kustomize import K8S, Object, named, render
 
 OVERLAYS = ("cpu", "single-gpu", "multi-node")
 KUBERNETES = "1.34"
-CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor"}
+CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PrometheusRule"}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -144,3 +144,5 @@ def test_every_service_is_scraped() -> None:
         service = named(objects, "Service", name)
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+        labels = {rule["targetLabel"]: rule["replacement"] for rule in monitor["endpoints"][0]["relabelings"]}
+        assert labels == {"job": "cepo", "service": name}  # which the alerts name
