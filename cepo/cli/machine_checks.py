@@ -6,9 +6,12 @@ import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from cepo.bus import ADDRESS_HINT
 from cepo.cli import sizes
+from cepo.connections import redis_options, shown
 from cepo.errors import Unreachable, UserError
 from cepo.rendering import require_model
+from cepo.settings import Settings
 
 if TYPE_CHECKING:
     from cepo.cli.preflight import Found, Preflight
@@ -20,12 +23,13 @@ def redis(run: Preflight) -> Found:
         from redis import Redis
         from redis.exceptions import RedisError
 
-        where = run.redis_url.rpartition("@")[2].removeprefix("redis://")
+        where = shown(run.redis_url).partition("://")[2]
+        options = redis_options(run.redis_url, Settings.from_environment().certificates)
         try:
-            with Redis.from_url(run.redis_url, socket_connect_timeout=3) as client:
+            with Redis.from_url(run.redis_url, socket_connect_timeout=3, **options) as client:
                 client.ping()
-        except ValueError as error:
-            raise UserError(f"--redis {run.redis_url!r}: {error}; write redis://[:password@]host:port/0") from error
+        except ValueError:
+            raise UserError(f"--redis: {ADDRESS_HINT}") from None  # the cause would quote a password
         except (RedisError, OSError) as error:
             raise Unreachable(
                 f"Redis at {where} does not answer ({error}); start it, or leave --redis out for an embedded one"
