@@ -26,10 +26,11 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from cepo.connections import redis_options, shown
+from cepo.connections import shown
 from cepo.contracts import Hop, PolicyRef, Stage
 from cepo.errors import Unreachable, UserError, WireError
 from cepo.settings import Settings
+from cepo.tls import redis_options
 from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from cepo.connections import CA, CERTIFICATE, KEY
+from cepo.tls import CA, CERTIFICATE, KEY
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

@@ -26,12 +26,13 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from cepo.auth import RestAuth, TokenInterceptor, Tokens, document
-from cepo.connections import GRPC_OPTIONS, check_exposure, listen, uvicorn_options
+from cepo.connections import GRPC_OPTIONS, check_exposure, listen
 from cepo.contracts import Contract
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
 from cepo.settings import Settings
 from cepo.stage import StageLoop
 from cepo.telemetry import configure_logging
+from cepo.tls import uvicorn_options
 from cepo.web import BodyLimit, RateLimit
 from cepo.wire import from_proto, to_proto
 

@@ -49,7 +49,7 @@ class Client:
             url: the teacher's HTTP address.
             token: the value of CEPO_TOKEN there.
             timeout: seconds for each read.
-            tls: whom to trust and who one is, for a teacher with certificates; `cepo.connections.client_tls` makes it.
+            tls: whom to trust and who one is, for a teacher with certificates; `cepo.tls.client_tls` makes it.
             transport: how to reach it otherwise than over the network.
         """
         headers = dict(call_metadata(token))

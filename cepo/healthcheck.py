@@ -6,9 +6,9 @@ import sys
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from cepo.connections import client_tls
 from cepo.errors import UserError
 from cepo.settings import Settings
+from cepo.tls import client_tls
 
 TIMEOUT_SECONDS = 3.0
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from cepo.bus import ADDRESS_HINT
 from cepo.cli import sizes
-from cepo.connections import redis_options, shown
+from cepo.connections import shown
 from cepo.errors import Unreachable, UserError
 from cepo.rendering import require_model
 from cepo.settings import Settings
+from cepo.tls import redis_options
 
 if TYPE_CHECKING:
     from cepo.cli.preflight import Found, Preflight

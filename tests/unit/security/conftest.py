@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cepo.certificates import Authority
-from cepo.connections import CA
+from cepo.tls import CA
 
 DAY = datetime.timedelta(days=1)
 

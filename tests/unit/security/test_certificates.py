@@ -14,11 +14,12 @@ from cepo.adapters import fetch_from_trainer
 from cepo.auth import call_metadata
 from cepo.cli import main
 from cepo.cli.certs import NAMES
-from cepo.connections import channel, client_tls, redis_options
+from cepo.connections import channel
 from cepo.deployment import SPECS
 from cepo.errors import Unreachable, UserError
 from cepo.healthcheck import ready
 from cepo.settings import Settings
+from cepo.tls import client_tls, redis_options
 from services.teacher.grading import remote_verifier
 from tests.factories import POLICY, make_group
 from tests.unit.security.conftest import Certificates
