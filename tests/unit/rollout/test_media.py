@@ -1,4 +1,4 @@
-"""The engine's media settings under vLLM's own loader: nothing in a chat makes this machine fetch an address."""
+"""What the engine lets a chat and a model do: under vLLM's own loader no address is fetched; no model brings code."""
 
 from __future__ import annotations
 
@@ -69,3 +69,7 @@ async def test_no_address_is_fetched(fetched: tuple[int, list[str]]) -> None:
 async def test_an_image_in_the_request_itself_is_read() -> None:
     found = await connector().fetch_image_async(f"data:image/png;base64,{base64.b64encode(png()).decode()}")
     assert getattr(found, "media", found).size == (2, 2)
+
+
+def test_the_code_of_a_model_is_not_run() -> None:
+    assert _engine_args(Settings(model="any", device="cpu")).trust_remote_code is False
