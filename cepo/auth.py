@@ -45,7 +45,7 @@ class Tokens:
         if token and file:
             raise UserError("CEPO_TOKEN and CEPO_TOKEN_FILE are both set; give one of them")
         self._file = Path(file) if file else None
-        self._version: tuple[int, ...] = ()
+        self._seen: tuple[int, ...] | None = None
         self._tokens: tuple[str, ...] = (token,) if token else ()
         self.needed = bool(token or file)
 
@@ -55,17 +55,13 @@ class Tokens:
 
     def current(self) -> tuple[str, ...]:
         """What is let in now; the first is what this process sends."""
-        if self._file is not None:
+        if self._file is not None and (found := _state(self._file)) != self._seen:
+            self._seen = found
             try:
-                found = self._file.stat()
-                version: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
-                if version != self._version:
-                    self._tokens = tuple(self._file.read_text().split())
-                    log.info("read %d tokens", len(self._tokens))
-            except (OSError, UnicodeDecodeError) as error:
-                version, self._tokens = (), ()
-                log.error("CEPO_TOKEN_FILE cannot be read: %s", type(error).__name__)
-            self._version = version
+                self._tokens = tuple(self._file.read_text().split())
+            except (OSError, UnicodeDecodeError):
+                self._tokens = ()
+            log.log(logging.INFO if self._tokens else logging.ERROR, "CEPO_TOKEN_FILE: %d tokens", len(self._tokens))
         return self._tokens
 
     def allow(self, header: str) -> bool:
@@ -77,6 +73,15 @@ class Tokens:
     def metadata(self) -> list[tuple[str, str]]:
         """`call_metadata` of the first token."""
         return call_metadata(next(iter(self.current()), ""))
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Changes whenever the file does; empty for one that cannot be looked at."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_ctime_ns, found.st_size, found.st_ino
 
 
 class RestAuth:

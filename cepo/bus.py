@@ -35,7 +35,7 @@ from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
-ADDRESS_HINT = "write redis[s]://[:password@]host:port/0, with signs in the password percent-encoded"
+ADDRESS_HINT = "write redis://[:password@]host:port/0, or rediss:// for TLS; percent-encode signs in the password"
 MAX_CONNECTIONS = 16
 """Of one process; hops that end at the same time wait for each other."""
 RETRY_SECONDS = 60.0

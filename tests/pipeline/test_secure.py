@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -64,13 +65,13 @@ def test_a_run_over_mutual_tls_with_tokens(
             text=True,
         )
         try:
-            wait_until(lambda: len(rows(run_dir)) >= 1, process, 120)
+            wait_until(lambda: listening(run_dir), process, 120)
+            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
             for name, value in secure.items():
                 monkeypatch.setenv(name, value)
+            capsys.readouterr()
             assert main(["status", str(run_dir)]) == 0
             status = capsys.readouterr().out
-            found = json.loads((run_dir / "services.json").read_text())
-            check_refusals(found, certificates, strangers)
             printed, _ = process.communicate(timeout=120)
         finally:
             process.kill()
@@ -83,6 +84,18 @@ def test_a_run_over_mutual_tls_with_tokens(
     for secret in (TOKEN, PASSWORD):
         assert secret not in printed + status
         assert not [path for path in written if secret.encode() in path.read_bytes()]
+
+
+def listening(run_dir: Path) -> bool:
+    """Whether every service has its ports open; the rollout is the last, and its first step lies ahead."""
+    file = run_dir / "services.json"
+    found = json.loads(file.read_text()) if file.exists() else {"http": {"none": "none:0"}}
+    try:
+        for address in found["http"].values():
+            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strangers: Path) -> None:

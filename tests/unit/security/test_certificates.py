@@ -14,7 +14,9 @@ from cepo.adapters import fetch_from_trainer
 from cepo.auth import call_metadata
 from cepo.cli import main
 from cepo.cli.certs import NAMES
+from cepo.client import AsyncClient
 from cepo.connections import channel
+from cepo.credit import CreditRequest
 from cepo.deployment import SPECS
 from cepo.errors import Unreachable, UserError
 from cepo.healthcheck import ready
@@ -26,6 +28,9 @@ from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, UNAVAILABLE, served, verify
 
 TOKEN = "a-token-of-the-tests"
+CREDIT = CreditRequest.model_validate(
+    {"messages": [{"role": "user", "content": "1 + 1 = ?"}], "responses": [{"text": "2"}], "positive": "2"}
+)
 
 
 def caller(certificates: Path | str, token: str = TOKEN) -> Settings:
@@ -85,6 +90,13 @@ async def test_services_call_each_other_with_their_certificates(certificates: Ce
         assert len((await remote_verifier(known)(group)).verdicts) == len(group.completions)
         with pytest.raises(Unreachable, match="UNAVAILABLE"):
             await remote_verifier(known.model_copy(update={"certificates": str(certificates.stranger)}))(group)
+        web = f"https://127.0.0.1:{service.http_port}"
+        async with AsyncClient(web, TOKEN, tls=client_tls(known)) as client:
+            with pytest.raises(UserError, match="Not Found"):  # it was let in, to a toy that gives no credit
+                await client.credit(CREDIT)
+        async with AsyncClient(web, TOKEN) as client:
+            with pytest.raises(Unreachable, match="does not answer"):
+                await client.credit(CREDIT)
         with pytest.raises(Unreachable, match="UNIMPLEMENTED"):  # it was let in; the toy has no adapters
             await fetch_from_trainer(known.model_copy(update={"trainer_address": address}), POLICY)
 
