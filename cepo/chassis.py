@@ -111,9 +111,8 @@ async def run(service: Service, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, or until the service's work ends.
 
     Raises:
-        UserError: a port is taken, a certificate cannot be read, or listening beyond loopback lacks what it asks for.
+        UserError: a port is taken, or a certificate cannot be read.
     """
-    check_exposure(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,6 +143,7 @@ def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
     async def start() -> None:
         settings = Settings.from_environment(name)
         configure_logging(name, settings.log_level)
+        check_exposure(settings)  # before a model is loaded
         await run(await build(settings), settings)
 
     try:

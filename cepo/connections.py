@@ -21,11 +21,13 @@ GRPC_OPTIONS = [
 
 
 def check_exposure(settings: Settings) -> None:
-    """Refuses to listen beyond loopback without what `exposure` asks for, or anywhere with a token file that is empty.
+    """Refuses to listen beyond loopback without what `exposure` asks for, or anywhere with tokens or certificates that
+    cannot be read.
 
     Raises:
         UserError: no token, or no certificates with which it would not travel in clear.
     """
+    uvicorn_options(settings)
     tokens = Tokens.of(settings)
     if tokens.needed and not tokens.current():
         raise UserError(f"CEPO_TOKEN_FILE={settings.token_file} holds no token, or cannot be read; write one a line")

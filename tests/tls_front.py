@@ -22,22 +22,33 @@ class TlsFront:
         self._tls.verify_mode = ssl.CERT_REQUIRED
         self._tls.load_verify_locations(f"{certificates}/ca.crt")
         self._tls.load_cert_chain(f"{certificates}/tls.crt", f"{certificates}/tls.key")
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
     def __enter__(self) -> Self:
         self._thread.start()
-        server = asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
-        asyncio.run_coroutine_threadsafe(server, self._loop).result(10)
+        assert self._listening.wait(10)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._done.set)
         self._thread.join()
+
+    async def _run(self) -> None:
+        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+        await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+        self._listening.set()
+        await self._done.wait()  # what is open then ends with the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
-        await asyncio.gather(_pass(reader, inner_writer), _pass(inner_reader, writer))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_pass(reader, inner_writer))
+                group.create_task(_pass(inner_reader, writer))
+        finally:
+            writer.close()
+            inner_writer.close()
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,6 +12,7 @@ from cryptography import x509
 
 from cepo.adapters import fetch_from_trainer
 from cepo.auth import call_metadata
+from cepo.bus import RedisBus
 from cepo.cli import main
 from cepo.cli.certs import NAMES
 from cepo.client import AsyncClient
@@ -23,7 +24,9 @@ from cepo.healthcheck import ready
 from cepo.settings import Settings
 from cepo.tls import client_tls, redis_options
 from services.teacher.grading import remote_verifier
-from tests.factories import POLICY, make_group
+from tests.conftest import RedisServer
+from tests.factories import POLICY, make_group, make_task
+from tests.tls_front import TlsFront
 from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, UNAVAILABLE, served, verify
 
@@ -143,6 +146,22 @@ def test_each_service_takes_its_own_folder(certificates: Certificates, monkeypat
     assert Settings.from_environment().certificates == str(root / "client")
     assert Settings.from_environment("service").certificates == str(root / "service")
     assert Settings.from_environment("rollout").certificates == str(root)
+
+
+async def test_redis_is_reached_with_a_certificate_alone(certificates: Certificates, redis_server: RedisServer) -> None:
+    with TlsFront(str(certificates.service), redis_server.port) as front:
+        url = f"rediss://127.0.0.1:{front.port}/0"
+        bus = await RedisBus.connect(Settings(redis_url=url, certificates=str(certificates.client)))
+        await bus.publish("in", [make_task()])
+        assert await bus.depth("in") == 1
+        await bus.close()
+        for folder in ("", str(certificates.stranger), str(certificates.expired)):
+            with pytest.raises(Unreachable, match=f"Redis at 127.0.0.1:{front.port}/0 does not answer"):
+                await RedisBus.connect(Settings(redis_url=url, certificates=folder))
+    with TlsFront(str(certificates.elsewhere), redis_server.port) as front:
+        url = f"rediss://127.0.0.1:{front.port}/0"
+        with pytest.raises(Unreachable, match="does not answer"):
+            await RedisBus.connect(Settings(redis_url=url, certificates=str(certificates.client)))
 
 
 def test_only_a_redis_with_tls_is_given_certificates(certificates: Certificates) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -11,9 +13,11 @@ import pytest
 from cepo.auth import Tokens, call_metadata
 from cepo.connections import check_exposure
 from cepo.errors import UserError
-from cepo.settings import Settings
+from cepo.settings import Settings, child_environment
+from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, served, verify
 
+ROOT = Path(__file__).parents[3]
 OLD, NEW = "the-old-token", "the-new-token"
 
 
@@ -67,16 +71,27 @@ def test_only_the_whole_token_opens(header: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gpu-1"])
-def test_beyond_loopback_a_service_asks_for_a_token_and_certificates(host: str, tmp_path: Path) -> None:
+def test_beyond_loopback_a_service_asks_for_a_token_and_certificates(host: str, certificates: Certificates) -> None:
     with pytest.raises(UserError, match=f"^CEPO_HOST={host} .*without a token; set CEPO_TOKEN"):
-        check_exposure(Settings(host=host, certificates=str(tmp_path)))
+        check_exposure(Settings(host=host, certificates=str(certificates.service)))
     with pytest.raises(UserError, match=f"^CEPO_HOST={host} .*token in clear; set CEPO_CERTIFICATES"):
         check_exposure(Settings(host=host, token=OLD))
     with pytest.raises(UserError, match="without a token"):
         check_exposure(Settings(host=host, exposure="cleartext"))
-    check_exposure(Settings(host=host, token=OLD, certificates=str(tmp_path)))
+    check_exposure(Settings(host=host, token=OLD, certificates=str(certificates.service)))
     check_exposure(Settings(host=host, token=OLD, exposure="cleartext"))
     check_exposure(Settings(host=host, exposure="open"))
+    with pytest.raises(UserError, match=r"holds no ca\.crt"):
+        check_exposure(Settings(host=host, token=OLD, certificates="/nowhere"))
+
+
+def test_a_service_that_lacks_something_ends_with_one_line_and_exit_2() -> None:
+    variables = child_environment({"CEPO_HOST": "0.0.0.0", "CEPO_REDIS_URL": "redis://127.0.0.1:1/0"})
+    command = [sys.executable, "-m", "services.verifier"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("cepo verifier: CEPO_HOST=0.0.0.0 lets other machines call without a token")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
