@@ -36,9 +36,10 @@ class TlsFront:
 
     async def _run(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
         self._listening.set()
-        await self._done.wait()  # what is open then ends with the loop
+        await self._done.wait()
+        server.close()  # what is open ends with the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._behind)
