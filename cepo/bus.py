@@ -26,13 +26,16 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from cepo.connections import shown
 from cepo.contracts import Hop, PolicyRef, Stage
 from cepo.errors import Unreachable, UserError, WireError
 from cepo.settings import Settings
+from cepo.tls import redis_options
 from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
+ADDRESS_HINT = "write redis://[:password@]host:port/0, or rediss:// for TLS; percent-encode signs in the password"
 MAX_CONNECTIONS = 16
 """Of one process; hops that end at the same time wait for each other."""
 RETRY_SECONDS = 60.0
@@ -118,7 +121,16 @@ class Bus(Protocol):
 class RedisBus:
     """The bus on Redis 6.2 or newer; survives a restart of the server."""
 
-    def __init__(self, url: str, claim_seconds: float = 10.0) -> None:
+    def __init__(self, url: str, claim_seconds: float = 10.0, certificates: str = "") -> None:
+        """Connects to nothing yet.
+
+        Args:
+            certificates: folder of those for an address with `rediss://`.
+
+        Raises:
+            UserError: this is no address of a Redis.
+        """
+        self._url, self._tls = url, redis_options(url, certificates)
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
         try:
             pool = BlockingConnectionPool.from_url(
@@ -128,11 +140,11 @@ class RedisBus:
                 retry=retry,
                 retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
                 health_check_interval=30,
+                **self._tls,
             )
-        except ValueError as error:
-            raise UserError(f"Redis address {url!r}: {error}; write redis://[:password@]host:port/0") from error
+        except ValueError:
+            raise UserError(f"CEPO_REDIS_URL: {ADDRESS_HINT}") from None  # the cause would quote a password
         self._redis: Redis = Redis.from_pool(pool)
-        self._url = url
         self._claim_milliseconds = int(claim_seconds * 1000)
         self._hop = self._redis.register_script(_HOP)
         self._age = self._redis.register_script(_AGE)
@@ -147,7 +159,7 @@ class RedisBus:
         Raises:
             Unreachable: nothing answers, or it refuses us.
         """
-        bus = cls(settings.redis_url, settings.claim_seconds)
+        bus = cls(settings.redis_url, settings.claim_seconds, settings.certificates)
         await bus.check()
         return bus
 
@@ -157,11 +169,12 @@ class RedisBus:
         Raises:
             Unreachable: nothing answers, or it refuses us.
         """
-        probe: Redis = Redis.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), socket_connect_timeout=3)
+        once = Retry(ExponentialBackoff(), 0)
+        probe: Redis = Redis.from_url(self._url, retry=once, socket_connect_timeout=3, **self._tls)
         try:
             await cast(Any, probe.ping())
         except (RedisError, OSError) as error:
-            where = self._url.rpartition("@")[2].removeprefix("redis://")
+            where = shown(self._url).partition("://")[2]
             raise Unreachable(f"Redis at {where} does not answer ({error}); start it or set CEPO_REDIS_URL") from error
         finally:
             await probe.aclose()

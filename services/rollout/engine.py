@@ -29,6 +29,8 @@ from cepo.settings import Settings
 from cepo.telemetry import loading
 from services.rollout.handler import Sample
 
+NOWHERE = "nowhere.invalid"
+"""The one host that media in a chat may come from: none, by RFC 6761. vLLM takes an empty list for every host."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -165,6 +167,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
         "disable_log_stats": True,
+        "allowed_media_domains": [NOWHERE],
     }
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len

@@ -35,8 +35,7 @@ from services.trainer.teacher import Teacher
 
 async def build(settings: Settings) -> chassis.Service:
     folder = RunDir(Path(sys.argv[1]))
-    bus = RedisBus(settings.redis_url, settings.claim_seconds)
-    await bus.check()
+    bus = await RedisBus.connect(settings)
     run = assemble(folder, bus, settings)
     drain = asyncio.Event()
 

@@ -91,8 +91,8 @@ def _apply(item: Object, operation: Object) -> None:
     if operation["op"] == "remove":
         del node[last]
     elif isinstance(node, list):
-        assert (operation["op"], last) == ("add", "-")
-        node.append(value)
+        assert operation["op"] == "add"
+        node.insert(len(node) if last == "-" else int(last), value)
     else:
         assert operation["op"] == "add" or last in node, f"{operation['path']} is not there to be replaced"
         node[last] = value

@@ -114,6 +114,15 @@ def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert policies["adapters"]["ingress"][0]["ports"] == [{"port": SPECS["trainer"].grpc_port}]
     assert all("from" in rule for spec in policies.values() for rule in spec.get("ingress", ()))
+    for name, direction, pod, peer in (
+        ("grading", "ingress", "verifier", "teacher"),
+        ("to-grading", "egress", "teacher", "verifier"),
+    ):
+        (rule,) = policies[name][direction]
+        (end,) = rule["from" if direction == "ingress" else "to"]
+        assert policies[name]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": pod}
+        assert end["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": peer}
+        assert rule["ports"] == [{"port": SPECS["verifier"].grpc_port}]
 
 
 def test_the_run_files_are_runs() -> None:
