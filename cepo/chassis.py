@@ -123,7 +123,10 @@ async def run(service: Service, settings: Settings) -> None:
     listener = _bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
-    web = _Uvicorn(uvicorn.Config(rest(service, settings), log_config=None, access_log=False))
+    app = rest(service, settings)
+    web = _Uvicorn(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(GRACE_SECONDS))
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))

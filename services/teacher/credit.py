@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cepo.spans import Span, response_text, spans
 from cepo.contexts import Hint
 from cepo.contracts import ContextName, PolicyProof, PolicyRef, ScoredGroup
 from cepo.credit import CreditReply, CreditRequest, Method
@@ -17,7 +18,6 @@ from cepo.rendering import Renderer
 from services.teacher.grading import Grader, completion, graded, needs_grading, negatives
 from services.teacher.handler import Logps, Pair, Scorer
 from services.teacher.prompts import Prompt, prompt_of, require_vocabulary, token_ids
-from services.teacher.spans import Span, response_text, spans
 from services.teacher.weighing import Evidence, Standing, standings, weighed
 
 MAX_SCORED_TOKENS = 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,10 @@ def make_run(path: Path) -> RunDir:
     run = RunDir(path / "run")
     run.create(make_config(), resume=False)
     return run
+
+
+def texts(ids: Sequence[int]) -> list[str]:
+    return [f"<{token}>" for token in ids]
 
 
 def test_group_metrics_count_what_came() -> None:
@@ -84,7 +89,7 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
     groups = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
     batch = pack(finished(groups))
     adv_BT = torch.arange(16.0).reshape(4, 4)
-    write_rollouts(tmp_path, 7, groups, adv_BT, limit=2)
+    write_rollouts(tmp_path / "step-000007.jsonl", groups, adv_BT, 2, texts)
     rows = [json.loads(line) for line in (tmp_path / "step-000007.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == ["run/0/0", "run/0/1"]
     samples = [sample for row in rows for sample in row["samples"]]
@@ -100,9 +105,9 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
 def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
     groups = make_ragged([(3, 1), (2, 4)])
     batch = pack(groups)
-    write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=0)
+    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 0, texts)
     assert list(tmp_path.iterdir()) == []
-    write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=1)
+    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 1, texts)
     assert len((tmp_path / "step-000000.jsonl").read_text().splitlines()) == 1
 
 
