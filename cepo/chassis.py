@@ -120,13 +120,11 @@ async def run(service: Service, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    listener = _bound(settings.host, settings.http_port, "HTTP")
+    listener = bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
     app = rest(service, settings)
-    web = _Uvicorn(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(GRACE_SECONDS))
-    )
+    web = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(GRACE_SECONDS)))
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))
@@ -174,7 +172,7 @@ def _grpc_server(service: Service, settings: Settings) -> tuple[grpc.aio.Server,
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((service.grpc_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    _bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
+    bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
     server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     return server, checks
 
@@ -188,7 +186,12 @@ async def _serving(service: Service, checks: health.aio.HealthServicer) -> None:
         await checks.set(name, status.SERVING)
 
 
-def _bound(host: str, port: int, kind: str) -> socket.socket:
+def bound(host: str, port: int, kind: str, fix: str = "") -> socket.socket:
+    """A socket of its own on a port.
+
+    Raises:
+        UserError: it is taken; says what to do, which is to set the service's variable unless `fix` says otherwise.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once only on named TCP
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -196,9 +199,8 @@ def _bound(host: str, port: int, kind: str) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise UserError(
-            f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); set CEPO_{kind.upper()}_PORT"
-        ) from error
+        mend = fix or f"set CEPO_{kind.upper()}_PORT"
+        raise UserError(f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); {mend}") from error
     return bound
 
 

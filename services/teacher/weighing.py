@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cepo.spans import Span
 from cepo.algo.core import Credit, credit, group_advantage
 from cepo.contexts import ACCEPTED, Hint
 from cepo.contracts import ContextName, ScoredGroup
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
+from cepo.spans import Span
 from services.teacher.handler import Logps
 
 

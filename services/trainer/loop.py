@@ -142,7 +142,5 @@ def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
     adv_BT = algorithm.advantages(batch, step)
     metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
     prompts = [group for group in chosen if group.task.origin is None]
-    write_rollouts(
-        run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces
-    )
+    write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics
