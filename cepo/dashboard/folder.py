@@ -70,7 +70,7 @@ class Watched:
             config = {}
         return {
             "algorithm": config.get("algorithm", {}),
-            "model": Path(config.get("model", {}).get("path", "")).name,
+            "model": "/".join(Path(config.get("model", {}).get("path", "")).parts[-2:]),
             "steps": config.get("loop", {}).get("steps"),
             "prompts": config.get("sampling", {}).get("prompts"),
             "samples": config.get("sampling", {}).get("samples"),

@@ -63,7 +63,8 @@ function short(value) {
   return size && size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
 }
 
-const exact = (value) => (value === undefined || value === null ? "–" : Math.abs(value) >= 100 ? String(Math.round(value)) : Math.abs(value) < 1e-3 && value ? value.toExponential(1) : number(value, 3));
+const sampleOf = (style, at) => svg("svg", { class: "sample", width: 18, height: 8 }, svg("path", { class: at ? "line other" : "line", style, d: "M0,4L18,4" }));
+const exact = (value) => (value === undefined || value === null ? "–" : Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? String(Math.round(value)) : Math.abs(value) < 1e-3 && value ? value.toExponential(1) : number(value, 3));
 
 // spec: title, unit, lines [{ key, label }], share (0 to 1, as %), zero (the axis starts at 0).
 class Curves {
@@ -101,6 +102,7 @@ class Curves {
     const { lines, zero, share } = this.spec;
     const data = view.shown.flatMap((run, at) => lines.map((line, colour) => ({ at, colour, points: pointsOf(run, line.key) })));
     const values = data.flatMap((each) => each.points.map((point) => point[1]));
+    this.present = new Set(data.filter((each) => each.points.length).map((each) => lines[each.colour].key));
     let low = values.reduce((a, b) => Math.min(a, b), zero || share ? 0 : Infinity), high = values.reduce((a, b) => Math.max(a, b), zero ? 0 : -Infinity);
     if (!values.length) [low, high] = [0, 1];
     if (low === high && share) high = low + 0.1;
@@ -137,14 +139,16 @@ class Curves {
     const step = here(), parts = [], keys = [];
     const [first, last] = span();
     if (step >= first && step <= last) parts.push(svg("line", { class: "cursor", x1: this.xOf(step), x2: this.xOf(step), y1: TOP, y2: HEIGHT - BOTTOM }));
-    view.shown.forEach((run, at) => {
-      const row = rowAt(run, step);
-      this.spec.lines.forEach((line, colour) => {
-        const value = row?.[line.key], style = `--c: var(--c${colour + 1})`;
+    const rows = view.shown.map((run) => rowAt(run, step));
+    this.spec.lines.forEach((line, colour) => {
+      if (!this.present.has(line.key)) return;
+      const style = `--c: var(--c${colour + 1})`;
+      const figures = rows.map((row, at) => {
+        const value = row?.[line.key];
         if (Number.isFinite(value)) parts.push(svg("circle", { class: "mark", style, r: 3.5, cx: this.xOf(step), cy: this.yOf(value) }));
-        const sample = svg("svg", { class: "plot", width: 18, height: 8, style: "width:18px;height:8px" }, svg("path", { class: at ? "line other" : "line", style, d: "M0,4L18,4" }));
-        keys.push(element("span", {}, sample, at ? `${line.label}, ${run.name}` : line.label, element("b", {}, this.words(value))));
+        return at ? element("span", { title: view.shown[at].name }, sampleOf(style, at), this.words(value)) : element("b", {}, this.words(value));
       });
+      keys.push(element("span", {}, sampleOf(style, 0), line.label, ...figures));
     });
     this.cursor.replaceChildren(...parts);
     this.keys.replaceChildren(...keys);

@@ -39,9 +39,9 @@ function drawWaterfall(row) {
     begun += took;
     return element("div", { className: "phase" }, element("span", {}, label), track, element("span", {}, seconds(took)));
   });
-  const beside = [["time/teacher_seconds", "the teacher's forward passes"], ["time/publish_to_first_token_seconds", "from publishing to the first token with the policy"]]
+  const beside = [["time/teacher_seconds", "the teacher's forward passes, all groups together,"], ["time/publish_to_first_token_seconds", "from publishing to the first token with the policy"]]
     .filter(([key]) => row[key]).map(([key, label]) => `${label} ${seconds(row[key])}`);
-  $("waterfall").replaceChildren(...lines, element("p", { className: "note" }, beside.length ? `Within rollout: ${beside.join(", ")}.` : ""));
+  $("waterfall").replaceChildren(...lines, element("p", { className: "note" }, beside.length ? `Meanwhile: ${beside.join("; ")}.` : ""));
 }
 
 function drawBars(row) {
