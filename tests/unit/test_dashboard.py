@@ -51,7 +51,9 @@ async def test_rows_come_in_pages_and_a_torn_last_line_when_it_is_whole(tmp_path
 async def test_what_is_no_row_and_no_number_of_json_does_no_harm(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 1)
     with run.metrics.open("a") as file:
-        file.write('{"step": 1, "loss/policy": NaN, "grad_norm": Infinity}\n[1]\n{"no": "step"}\nnot json\n\n{"step": 2}\n')
+        file.write(
+            '{"step": 1, "loss/policy": NaN, "grad_norm": Infinity}\n[1]\n{"no": "step"}\nnot json\n\n{"step": 2}\n'
+        )
     async with web(run) as client:
         rows = (await get(client, "/v1/metrics"))["rows"]
     assert [row["step"] for row in rows] == [0, 1, 2]

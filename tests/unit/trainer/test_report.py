@@ -13,7 +13,7 @@ from cepo.contracts import EvidencedGroup, FinishReason, Outcome
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
-from services.trainer.report import Trackers, accuracy, finished, group_metrics, judged, write_rollouts
+from services.trainer.report import Trackers, accuracy, failures, finished, group_metrics, judged, versions, write_rollouts
 from tests.factories import (
     make_config,
     make_evidenced,
@@ -97,9 +97,24 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
     for i, sample in enumerate(samples):
         group = finished(groups)[i // 2]
         assert sample["token_ids"] == list(batch.response_ids[i])
+        assert sample["tokens"] == texts(sample["token_ids"])
         assert [e["logps"] for e in sample["evidence"]] == [list(e.rows[i % 2].logps) for e in group.evidence]
         assert [e["context"] for e in sample["evidence"]] == ["ANSWER", "REJECTED"]
         assert sample["outcome"] == ("wrong", "correct")[i % 2]
+
+
+def test_what_was_given_up_is_named_with_its_reason() -> None:
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
+    judged_but_one = EvidencedGroup(scored=make_scored(verdicts=[make_verdict(1.0), timeout]))
+    group, sample = failures([make_failed(make_task(index=3)), judged_but_one, make_evidenced([1.0, 0.0])], step=4)
+    assert (group["step"], group["stage"], group["error"], group["sample"]) == (4, "verify", "it broke", None)
+    assert group["group"] == make_task(index=3).group_id
+    assert (sample["sample"], sample["error"]) == (1, "timeout: comparing took longer")
+
+
+def test_the_oldest_version_of_each_engine_is_told() -> None:
+    assert versions([make_evidenced([1.0, 0.0]), make_failed()])["version/rollout"] == make_task().policy.version
+    assert versions([make_failed()]) == {}
 
 
 def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
