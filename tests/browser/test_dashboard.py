@@ -22,7 +22,7 @@ from tests.run_support import make_failure, make_metrics, make_run, make_status,
 pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
 
 SELECTED = "document.getElementById('step-value').value"
-DRAWN = "document.querySelector('.curve path.line').getAttribute('d').split('L').length"
+DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').length"
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def tab(browser: Browser) -> Iterator[Browser]:
 
 def opened(tab: Browser, url: str) -> None:
     tab.open(url)
-    tab.until("rowsOf().length > 0 && document.querySelector('#groups > *') !== null")
+    tab.until(f"!isNaN({SELECTED}) && loaded.step !== null")
 
 
 def text(tab: Browser, selector: str) -> str:
@@ -152,14 +152,14 @@ def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: 
 def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:
     with served(run, make_run(tmp_path / "other", 9)) as url:
         opened(tab, url)
-        tab.until("document.querySelectorAll('.curve path.other[d^=M]').length > 0")
+        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length > 0")
         assert tab.run("[...document.querySelectorAll('#compared th')].map(h => h.textContent)") == [
             "up to step 5",
             "sums",
             "other",
         ]
         tab.click("#runs input")
-        tab.until("document.querySelectorAll('.curve path.other[d^=M]').length === 0")
+        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length === 0")
         tab.run("""addFile('mine.jsonl', '{"step": 5, "reward/mean": 0.25, "loss/policy": NaN}\\n{"step": 6, "rew')""")
         tab.until("document.getElementById('compared').innerText.includes('0.250')")
         assert tab.failures() == []

@@ -92,7 +92,7 @@ def test_a_run_writes_every_documented_metric_and_ends_with_what_was_gained(undi
 def dashboard_of(run_dir: Path) -> dict[str, float]:
     """The first row that a run at work tells the dashboard of; its page answers too."""
     address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
-    assert "<h2 id=\"groups-title\">" in httpx.get(f"{address}/").text
+    assert '<h2 id="groups-title">' in httpx.get(f"{address}/").text
     with httpx.stream("GET", f"{address}/v1/events", timeout=20) as reply:
         lines = reply.iter_lines()
         assert "event: row" in lines

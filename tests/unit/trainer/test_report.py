@@ -13,7 +13,16 @@ from cepo.contracts import EvidencedGroup, FinishReason, Outcome
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
-from services.trainer.report import Trackers, accuracy, failures, finished, group_metrics, judged, versions, write_rollouts
+from services.trainer.report import (
+    Trackers,
+    accuracy,
+    failures,
+    finished,
+    group_metrics,
+    judged,
+    versions,
+    write_rollouts,
+)
 from tests.factories import (
     make_config,
     make_evidenced,
