@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from cepo.auth import RestAuth, TokenInterceptor, Tokens, document
+from cepo.auth import TokenInterceptor, Tokens
 from cepo.connections import GRPC_OPTIONS, check_exposure, listen
 from cepo.contracts import Contract
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
@@ -36,7 +36,7 @@ from cepo.stage import StageLoop
 from cepo.telemetry import configure_logging
 from cepo.tls import uvicorn_options
 from cepo.tracing import TRACER
-from cepo.web import BodyLimit, RateLimit
+from cepo.web import guard
 from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
@@ -120,11 +120,12 @@ async def run(service: Service, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    listener = _bound(settings.host, settings.http_port, "HTTP")
+    listener = bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
     app, tls = rest(service, settings), uvicorn_options(settings)
-    web = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, **tls))
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": int(GRACE_SECONDS)}
+    web = _Uvicorn(uvicorn.Config(app, **options, **tls))
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))
@@ -178,7 +179,7 @@ def _grpc_server(service: Service, settings: Settings) -> tuple[grpc.aio.Server,
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((service.grpc_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    _bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
+    bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
     listen(server, f"{settings.host}:{settings.grpc_port}", settings)
     return server, checks
 
@@ -192,7 +193,12 @@ async def _serving(service: Service, checks: health.aio.HealthServicer) -> None:
         await checks.set(name, status.SERVING)
 
 
-def _bound(host: str, port: int, kind: str) -> socket.socket:
+def bound(host: str, port: int, kind: str, fix: str = "") -> socket.socket:
+    """A socket of its own on a port.
+
+    Raises:
+        UserError: it is taken; says what to do, which is to set the service's variable unless `fix` says otherwise.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once only on named TCP
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -200,9 +206,8 @@ def _bound(host: str, port: int, kind: str) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise UserError(
-            f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); set CEPO_{kind.upper()}_PORT"
-        ) from error
+        mend = fix or f"set CEPO_{kind.upper()}_PORT"
+        raise UserError(f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); {mend}") from error
     return bound
 
 
@@ -211,10 +216,7 @@ def rest(service: Service, settings: Settings) -> FastAPI:
     codes."""
     app = service.app
     app.title = f"cepo {service.name}"
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RestAuth, tokens=Tokens.of(settings))
-    app.add_middleware(RateLimit, per_second=settings.requests_per_second)
-    document(app)
+    guard(app, settings)
     READY.set_function(lambda: float(service.ready.is_set()))
     BUILD.labels(version("cepo")).set(1)
 

@@ -1,4 +1,4 @@
-"""What REST surfaces share: bounds on body and rate, and one line that names the field of a request that is refused."""
+"""What REST surfaces share: tokens, bounds on body and rate, and one line that names the wrong field of a request."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cepo.auth import RestAuth, Tokens, document
+from cepo.settings import Settings
 
 MAX_BODY_BYTES = 16 * 2**20
 """A full list of any surface fits: 4,096 responses of 4 kB to grade, or images in a chat."""
@@ -74,6 +78,14 @@ class RateLimit:
         if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1.0 - left) / self._rate
+
+
+def guard(app: FastAPI, settings: Settings) -> None:
+    """Puts the limits and the token check before an app, and the tokens into its OpenAPI."""
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RestAuth, tokens=Tokens.of(settings))
+    app.add_middleware(RateLimit, per_second=settings.requests_per_second)
+    document(app)
 
 
 def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:

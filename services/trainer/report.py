@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cepo.contracts import (
 from cepo.errors import UserError
 from cepo.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
+from cepo.rundir import Row, RunDir
 
 REASONS = (
     EvidenceReason.ASKED,
@@ -34,6 +34,8 @@ REASONS = (
 )
 """Why an r- can be what it is."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
+Pieces = Callable[[Sequence[int]], list[str]]
+"""The text of every token of a response."""
 
 
 def finished(groups: Groups) -> list[EvidencedGroup]:
@@ -109,8 +111,34 @@ def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
     }
 
 
-def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limit: int) -> None:
-    """Writes the first groups of a step with every token's advantage and log-probs."""
+def versions(groups: Groups) -> dict[str, float]:
+    """The oldest policy version that each kind of engine proved in a step."""
+    found: dict[str, list[int]] = {}
+    for group in finished(groups):
+        found.setdefault("rollout", []).append(group.scored.rollout.proof.policy.version)
+        for proof in group.proofs:
+            found.setdefault("teacher", []).append(proof.policy.version)
+    return {f"version/{engine}": float(min(seen)) for engine, seen in found.items()}
+
+
+def failures(groups: Groups, step: int) -> list[Row]:
+    """What was given up: whole groups, and samples that the verifier could not judge, each with the reason."""
+    rows: list[Row] = []
+    for group in groups:
+        about = {"step": step, "group": group.task.group_id, "policy_version": group.task.policy.version}
+        if isinstance(group, GroupFailed):
+            what = {"stage": group.stage.name.lower(), "error": group.error, "deliveries": group.deliveries}
+            rows.append({**about, "sample": None, **what})
+            continue
+        for sample, verdict in enumerate(group.scored.verdicts):
+            if verdict.failed:
+                error = f"{verdict.outcome.name.lower()}: {verdict.reason}"
+                rows.append({**about, "sample": sample, "stage": "verify", "error": error, "deliveries": 1})
+    return rows
+
+
+def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, pieces: Pieces) -> None:
+    """Writes the first groups of a step with every token's text, advantage and log-probs."""
     row, lines = 0, []
     for group in finished(groups)[:limit]:
         samples: list[dict[str, Any]] = []
@@ -120,6 +148,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
                 {
                     "text": completion.text,
                     "token_ids": completion.token_ids,
+                    "tokens": pieces(completion.token_ids),
                     "outcome": verdict.outcome.name.lower(),
                     "extracted": verdict.extracted,
                     "reward": None if verdict.failed else verdict.reward,
@@ -133,7 +162,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
         answer = group.task.reference_answer
         lines.append(json.dumps({"group": group.task.group_id, "prompt": prompt, "answer": answer, "samples": samples}))
     if lines:
-        (folder / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+        file.write_text("\n".join(lines) + "\n")
 
 
 def _shown(row: EvidenceRow) -> dict[str, Any]:

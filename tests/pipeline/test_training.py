@@ -145,12 +145,23 @@ def test_a_group_is_one_trace_through_all_services(observed: Observed) -> None:
     }
 
 
+def dashboard_of(run_dir: Path) -> dict[str, float]:
+    """The first row that a run at work tells the dashboard of; its page answers too."""
+    address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
+    assert '<h2 id="groups-title">' in httpx.get(f"{address}/").text
+    with httpx.stream("GET", f"{address}/v1/events", timeout=20) as reply:
+        lines = reply.iter_lines()
+        assert "event: row" in lines
+        return json.loads(next(lines).removeprefix("data: "))
+
+
 def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
     undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir)
     wait_until(lambda: len(rows(run_dir)) >= 1, process, 240)
+    assert dashboard_of(run_dir)["step"] == 0
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
