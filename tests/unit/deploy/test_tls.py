@@ -22,9 +22,9 @@ FOLDER = "/etc/cepo/certificates"
 @pytest.fixture(scope="module", params=["cpu", "single-gpu", "multi-node"])
 def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Object]]:
     """An overlay with the component, as a user would write it."""
-    folder = tmp_path_factory.mktemp("k8s") / "k8s"
-    shutil.copytree(K8S, folder)
-    own = folder / "overlays" / "own"
+    folder = tmp_path_factory.mktemp("own") / "deploy"
+    shutil.copytree(K8S.parent, folder)  # the monitoring component takes files from beside k8s
+    own = folder / K8S.name / "overlays" / "own"
     own.mkdir()
     lines = {"resources": [f"../{request.param}"], "components": ["../../components/tls"]}
     kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}

@@ -180,13 +180,13 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     first = Trainer(tmp_path, algorithm)
     first.train(1)
     first.train(2)
-    first.checkpoints.save(Progress(3, (BASE_POLICY,)))
+    first.checkpoints.save(Progress(3, (BASE_POLICY,), (BASE_POLICY,)))
     second = Trainer(tmp_path, algorithm)
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *second.learner.companion.model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
-    assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,))
+    assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,), (BASE_POLICY,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
     found, wanted = (trainer.learner.companion.state_dict() for trainer in (second, unbroken))
@@ -204,7 +204,7 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     ids=["none", "another", "another size"],
 )
 def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: str, after: str) -> None:
-    Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,)))
+    Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
     with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections"):
         Process(tmp_path, after).checkpoints.restore()
 
