@@ -1,4 +1,4 @@
-# make train · make test · make check · make bench · make proto · make clean
+# make train · make test · make check · make bench · make proto · make sbom · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,12 +8,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench proto format clean
+.PHONY: help train test check bench proto sbom format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make test    the CPU test suite"
-	@echo "make check   format, lint, types, import rules, generated code"
+	@echo "make check   format, lint, types, import rules, generated code, dependencies"
 	@echo "make bench   every benchmark, to benchmarks/results; ARGS=--quick for a minute each"
 
 $(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
@@ -37,12 +37,16 @@ check: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python proto/generate.py --check
+	@$(BIN)/python deploy/requirements/audit.py --check
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 proto: $(INSTALLED)
 	@$(BIN)/python proto/generate.py
+
+sbom: $(INSTALLED)
+	@$(BIN)/python deploy/requirements/audit.py
 
 format: $(INSTALLED)
 	@$(BIN)/ruff format .

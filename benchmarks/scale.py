@@ -16,9 +16,10 @@ import grpc
 from benchmarks import _report
 from benchmarks._simulation import Cost, Shape, Workers, collect, redis_server, running
 from cepo.adapters import FILES, fetch_from_trainer
-from cepo.chassis import GRPC_OPTIONS
+from cepo.connections import GRPC_OPTIONS
 from cepo.contracts import PolicyRef, Stage
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
+from cepo.settings import Settings
 from services.trainer.publisher import CHUNK_BYTES
 
 AIM = 0.9
@@ -54,7 +55,8 @@ async def fan_out(engines: int) -> float:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     policy, begun = PolicyRef(version=1, sha256="0" * 64), time.perf_counter()
-    await asyncio.gather(*(fetch_from_trainer(f"127.0.0.1:{port}", "", policy) for _ in range(engines)))
+    settings = Settings(trainer_address=f"127.0.0.1:{port}")
+    await asyncio.gather(*(fetch_from_trainer(settings, policy) for _ in range(engines)))
     seconds = time.perf_counter() - begun
     await server.stop(None)
     return engines * ADAPTER_BYTES / 1e6 / seconds

@@ -18,9 +18,9 @@ from typing import Protocol
 
 import grpc
 
-from cepo.auth import call_metadata
+from cepo.auth import Tokens
 from cepo.bus import Bus
-from cepo.chassis import GRPC_OPTIONS
+from cepo.connections import channel
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.errors import PolicyError, Unreachable
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
@@ -29,6 +29,8 @@ from cepo.wire import to_proto
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK_BYTES = 2**20
+MAX_ADAPTER_BYTES = 16 * 2**30
+"""Rank 512 on every module of a 70 B model is under it; what arrives is held in memory."""
 FETCH_SECONDS = 180.0
 """How long a trainer that restarts is waited for."""
 
@@ -72,27 +74,32 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     scratch.rename(folder)
 
 
-async def fetch_from_trainer(address: str, token: str, policy: PolicyRef) -> dict[str, bytes]:
+async def fetch_from_trainer(settings: Settings, policy: PolicyRef) -> dict[str, bytes]:
     """Streams an adapter from TrainerService.FetchPolicy.
 
     Raises:
         Unreachable: the trainer does not answer in time.
-        PolicyError: the trainer does not have this policy.
+        PolicyError: the trainer does not have this policy, or sends what is no adapter.
     """
+    address, metadata = settings.trainer_address, Tokens.of(settings).metadata()
     files: dict[str, bytearray] = {}
-    async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
-        stub = services_pb2_grpc.TrainerServiceStub(channel)
+    async with channel(address, settings) as trainer:
+        stub = services_pb2_grpc.TrainerServiceStub(trainer)
         try:
-            call = stub.FetchPolicy(
-                to_proto(policy), metadata=call_metadata(token), timeout=FETCH_SECONDS, wait_for_ready=True
-            )
+            call = stub.FetchPolicy(to_proto(policy), metadata=metadata, timeout=FETCH_SECONDS, wait_for_ready=True)
             async for chunk in call:
+                _check_size(policy, chunk.file, sum(map(len, files.values())) + len(chunk.data))
                 files.setdefault(chunk.file, bytearray()).extend(chunk.data)
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
                 raise PolicyError(f"the trainer at {address} does not have {policy.name}: {error.details()}") from error
             raise Unreachable(f"trainer at {address}: {error.code().name}: {error.details()}") from error
     return {name: bytes(data) for name, data in files.items()}
+
+
+def _check_size(policy: PolicyRef, file: str, size: int) -> None:
+    if file not in FILES or size > MAX_ADAPTER_BYTES:
+        raise PolicyError(f"the trainer sends {file!r} for {policy.name}, {size} bytes so far: this is no adapter")
 
 
 class AdapterCache:
@@ -147,7 +154,7 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
     """A process's own cache, filled from the trainer."""
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        return await fetch_from_trainer(settings.trainer_address, settings.token, policy)
+        return await fetch_from_trainer(settings, policy)
 
     root = settings.adapter_cache / f"{service}-{os.getpid()}"
     return AdapterCache(root, fetch, keep=settings.max_loras + 2)

@@ -26,13 +26,16 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from cepo.connections import shown
 from cepo.contracts import Hop, PolicyRef, Stage
 from cepo.errors import Unreachable, UserError, WireError
 from cepo.settings import Settings
+from cepo.tls import redis_options
 from cepo.wire import HOPS, from_bytes, to_bytes
 
 GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
+ADDRESS_HINT = "write redis://[:password@]host:port/0, or rediss:// for TLS; percent-encode signs in the password"
 MAX_CONNECTIONS = 16
 """Of one process; hops that end at the same time wait for each other."""
 RETRY_SECONDS = 60.0
@@ -44,6 +47,12 @@ if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', ARGV[4]) end
 return 1
+"""
+_AGE = """
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
+if #first == 0 then return 0 end
+local time = redis.call('TIME')
+return time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1][1], '^%d+')
 """
 
 
@@ -64,6 +73,8 @@ class Delivery:
     id: str
     hop: Hop
     deliveries: int
+    published_at: float
+    """Unix time in seconds, by the queue's clock."""
 
 
 class Bus(Protocol):
@@ -92,6 +103,10 @@ class Bus(Protocol):
         """Items on a stream, in hands or not."""
         ...
 
+    async def age(self, stream: str) -> float:
+        """Seconds the oldest item has been on a stream, in hands or not; 0 for an empty one."""
+        ...
+
     async def announce(self, policy: PolicyRef) -> None:
         """Tells engines about a policy before the first task names it; a hint that may be missed."""
         ...
@@ -106,7 +121,16 @@ class Bus(Protocol):
 class RedisBus:
     """The bus on Redis 6.2 or newer; survives a restart of the server."""
 
-    def __init__(self, url: str, claim_seconds: float = 10.0) -> None:
+    def __init__(self, url: str, claim_seconds: float = 10.0, certificates: str = "") -> None:
+        """Connects to nothing yet.
+
+        Args:
+            certificates: folder of those for an address with `rediss://`.
+
+        Raises:
+            UserError: this is no address of a Redis.
+        """
+        self._url, self._tls = url, redis_options(url, certificates)
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
         try:
             pool = BlockingConnectionPool.from_url(
@@ -116,13 +140,14 @@ class RedisBus:
                 retry=retry,
                 retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
                 health_check_interval=30,
+                **self._tls,
             )
-        except ValueError as error:
-            raise UserError(f"Redis address {url!r}: {error}; write redis://[:password@]host:port/0") from error
+        except ValueError:
+            raise UserError(f"CEPO_REDIS_URL: {ADDRESS_HINT}") from None  # the cause would quote a password
         self._redis: Redis = Redis.from_pool(pool)
-        self._url = url
         self._claim_milliseconds = int(claim_seconds * 1000)
         self._hop = self._redis.register_script(_HOP)
+        self._age = self._redis.register_script(_AGE)
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
         self._next_claim: dict[str, float] = {}
@@ -134,7 +159,7 @@ class RedisBus:
         Raises:
             Unreachable: nothing answers, or it refuses us.
         """
-        bus = cls(settings.redis_url, settings.claim_seconds)
+        bus = cls(settings.redis_url, settings.claim_seconds, settings.certificates)
         await bus.check()
         return bus
 
@@ -144,11 +169,12 @@ class RedisBus:
         Raises:
             Unreachable: nothing answers, or it refuses us.
         """
-        probe: Redis = Redis.from_url(self._url, retry=Retry(ExponentialBackoff(), 0), socket_connect_timeout=3)
+        once = Retry(ExponentialBackoff(), 0)
+        probe: Redis = Redis.from_url(self._url, retry=once, socket_connect_timeout=3, **self._tls)
         try:
             await cast(Any, probe.ping())
         except (RedisError, OSError) as error:
-            where = self._url.rpartition("@")[2].removeprefix("redis://")
+            where = shown(self._url).partition("://")[2]
             raise Unreachable(f"Redis at {where} does not answer ({error}); start it or set CEPO_REDIS_URL") from error
         finally:
             await probe.aclose()
@@ -188,6 +214,9 @@ class RedisBus:
 
     async def depth(self, stream: str) -> int:
         return int(await self._redis.xlen(_key(stream)))
+
+    async def age(self, stream: str) -> float:
+        return max(0, await cast(Any, self._age(keys=[_key(stream)]))) / 1000
 
     async def announce(self, policy: PolicyRef) -> None:
         await cast(Any, self._redis.publish(ANNOUNCEMENTS, to_bytes(policy)))
@@ -250,4 +279,5 @@ def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries:
     if name not in HOPS:
         raise WireError(f"unknown message type {name!r}")
     hop = cast(Hop, from_bytes(HOPS[name], fields.get(b"body", b"")))
-    return Delivery(stream=stream, id=entry.decode(), hop=hop, deliveries=deliveries)
+    published_at = int(entry.partition(b"-")[0]) / 1000  # Redis names an entry after its milliseconds
+    return Delivery(stream, entry.decode(), hop, deliveries, published_at)

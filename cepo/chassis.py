@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc
@@ -25,22 +26,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from cepo.auth import RestAuth, TokenInterceptor
+from cepo.auth import TokenInterceptor, Tokens
+from cepo.connections import GRPC_OPTIONS, check_exposure, listen
 from cepo.contracts import Contract
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError, WireError
+from cepo.metrics import BUILD, READY
 from cepo.settings import Settings
 from cepo.stage import StageLoop
 from cepo.telemetry import configure_logging
+from cepo.tls import uvicorn_options
+from cepo.tracing import TRACER
+from cepo.web import guard
 from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
-MAX_MESSAGE_BYTES = 64 * 2**20
-GRPC_OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-]
 GARBAGE_THRESHOLDS = (50_000, 20, 100)
 """Messages hold no cycles, but long lists of numbers, which a collection walks: at Python's own thresholds the trainer
 spent two thirds of the time of reading a group on it."""
@@ -114,16 +114,18 @@ async def run(service: Service, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, or until the service's work ends.
 
     Raises:
-        UserError: a port is taken.
+        UserError: a port is taken, or a certificate cannot be read.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    listener = _bound(settings.host, settings.http_port, "HTTP")
+    listener = bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
-    web = _Uvicorn(uvicorn.Config(rest(service, settings), log_config=None, access_log=False))
+    app, tls = rest(service, settings), uvicorn_options(settings)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": int(GRACE_SECONDS)}
+    web = _Uvicorn(uvicorn.Config(app, **options, **tls))
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))
@@ -143,9 +145,15 @@ def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
     async def start() -> None:
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(name)
         configure_logging(name, settings.log_level)
-        await run(await build(settings), settings)
+        check_exposure(settings)  # before a model is loaded
+        if settings.otlp_endpoint:
+            TRACER.start(name, settings.otlp_endpoint)
+        try:
+            await run(await build(settings), settings)
+        finally:
+            TRACER.stop()
 
     try:
         asyncio.run(start())
@@ -166,13 +174,13 @@ def _exit(name: str, error: BaseException) -> None:
 
 
 def _grpc_server(service: Service, settings: Settings) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    server = grpc.aio.server(interceptors=[TokenInterceptor(settings.token)], options=GRPC_OPTIONS)
+    server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens.of(settings))], options=GRPC_OPTIONS)
     service.register(server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((service.grpc_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    _bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
-    server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
+    listen(server, f"{settings.host}:{settings.grpc_port}", settings)
     return server, checks
 
 
@@ -185,7 +193,12 @@ async def _serving(service: Service, checks: health.aio.HealthServicer) -> None:
         await checks.set(name, status.SERVING)
 
 
-def _bound(host: str, port: int, kind: str) -> socket.socket:
+def bound(host: str, port: int, kind: str, fix: str = "") -> socket.socket:
+    """A socket of its own on a port.
+
+    Raises:
+        UserError: it is taken; says what to do, which is to set the service's variable unless `fix` says otherwise.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once only on named TCP
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,17 +206,19 @@ def _bound(host: str, port: int, kind: str) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise UserError(
-            f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); set CEPO_{kind.upper()}_PORT"
-        ) from error
+        mend = fix or f"set CEPO_{kind.upper()}_PORT"
+        raise UserError(f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); {mend}") from error
     return bound
 
 
 def rest(service: Service, settings: Settings) -> FastAPI:
-    """A service's own REST surface with what every service has: probes, metrics, the token, errors as status codes."""
+    """A service's own REST surface with what every service has: probes, metrics, tokens, limits, errors as status
+    codes."""
     app = service.app
     app.title = f"cepo {service.name}"
-    app.add_middleware(RestAuth, token=settings.token)
+    guard(app, settings)
+    READY.set_function(lambda: float(service.ready.is_set()))
+    BUILD.labels(version("cepo")).set(1)
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> PlainTextResponse:

@@ -7,6 +7,7 @@ with Client("http://127.0.0.1:8080") as client:
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Self
 
@@ -39,6 +40,7 @@ class Client:
         token: str = "",
         *,
         timeout: float = TIMEOUT_SECONDS,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """Opens nothing yet.
@@ -47,10 +49,12 @@ class Client:
             url: the teacher's HTTP address.
             token: the value of CEPO_TOKEN there.
             timeout: seconds for each read.
+            tls: whom to trust and who one is, for a teacher with certificates; `cepo.tls.client_tls` makes it.
             transport: how to reach it otherwise than over the network.
         """
+        headers = dict(call_metadata(token))
         self._http = httpx.Client(
-            base_url=url, headers=dict(call_metadata(token)), timeout=timeout, transport=transport
+            base_url=url, headers=headers, timeout=timeout, verify=tls or True, transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -102,11 +106,13 @@ class AsyncClient:
         token: str = "",
         *,
         timeout: float = TIMEOUT_SECONDS,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """As `Client`."""
+        headers = dict(call_metadata(token))
         self._http = httpx.AsyncClient(
-            base_url=url, headers=dict(call_metadata(token)), timeout=timeout, transport=transport
+            base_url=url, headers=headers, timeout=timeout, verify=tls or True, transport=transport
         )
 
     async def __aenter__(self) -> Self:

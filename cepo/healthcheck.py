@@ -6,19 +6,27 @@ import sys
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from cepo.errors import UserError
 from cepo.settings import Settings
+from cepo.tls import client_tls
 
 TIMEOUT_SECONDS = 3.0
 
 
-def ready(port: int) -> bool:
+def ready(settings: Settings) -> bool:
     """Whether the service says so."""
     try:
-        with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT_SECONDS) as reply:
+        tls = client_tls(settings)
+        if tls is not None:
+            tls.check_hostname = False  # a certificate need not name loopback; that the CA signed it is checked
+        scheme = "https" if tls else "http"
+        with urlopen(
+            f"{scheme}://127.0.0.1:{settings.http_port}/readyz", timeout=TIMEOUT_SECONDS, context=tls
+        ) as reply:
             return bool(reply.status == 200)
-    except (URLError, OSError):
+    except (URLError, OSError, UserError):
         return False
 
 
 if __name__ == "__main__":
-    sys.exit(not ready(Settings.from_environment().http_port))
+    sys.exit(not ready(Settings.from_environment()))

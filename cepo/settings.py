@@ -21,9 +21,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    """`rediss://` for TLS; may hold a password."""
     host: str = "127.0.0.1"
     """Loopback unless told otherwise."""
+    exposure: Literal["secure", "cleartext", "open"] = "secure"
+    """What listening beyond loopback asks for: a token and certificates (secure), a token on a network that is private
+    to the run (cleartext), nothing (open)."""
     grpc_port: int = Field(default=0, ge=0, le=65535)
     """0 takes a free port."""
     http_port: int = Field(default=0, ge=0, le=65535)
@@ -32,9 +36,20 @@ class Settings(BaseModel):
     verifier_address: str = ""
     """gRPC address the teacher has responses graded at, when token credit is asked for without r- or rewards; empty:
     such requests are refused."""
-    token: str = ""
-    """Bearer token of REST and gRPC; empty switches the check off."""
+    token: str = Field(default="", repr=False)
+    """Bearer token of REST and gRPC; empty, and without a file of them, switches the check off."""
+    token_file: str = ""
+    """In place of `token`: a file of a token a line, read again when it changes. All are let in, the first is sent."""
+    certificates: str = ""
+    """Folder of ca.crt, tls.crt and tls.key, which `cepo certs` makes; the services' own folders may be in it. Empty:
+    no TLS."""
+    mutual_tls: bool = True
+    """Whether callers must show a certificate of ca.crt."""
+    requests_per_second: float = Field(default=200.0, gt=0)
+    """REST requests one address may send; a burst may take two seconds' worth at once."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    otlp_endpoint: str = Field(default="", pattern=r"^$|^https?://")
+    """OTLP collector that traces are sent to over HTTP, such as http://collector:4318; empty: nothing is traced."""
     concurrency: int = Field(default=64, ge=1)
     """Groups a stage holds at once."""
     claim_seconds: float = Field(default=10.0, gt=0)
@@ -64,8 +79,11 @@ class Settings(BaseModel):
     """Fetched adapters; on tmpfs where there is one."""
 
     @classmethod
-    def from_environment(cls) -> Self:
+    def from_environment(cls, service: str = "client") -> Self:
         """Reads CEPO_* variables.
+
+        Args:
+            service: whose certificate is taken, where the folder of certificates has one for each.
 
         Raises:
             UserError: a value does not fit; names the variable.
@@ -73,6 +91,8 @@ class Settings(BaseModel):
         found = {
             name: os.environ[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in os.environ
         }
+        if found.get("certificates") and (own := Path(found["certificates"]) / service).is_dir():
+            found["certificates"] = str(own)
         try:
             return cls.model_validate(found)
         except ValidationError as error:

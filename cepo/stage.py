@@ -9,6 +9,7 @@ engine, which ends the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -19,8 +20,9 @@ from typing import Any
 from cepo.bus import Bus, Delivery, ready, stream_of
 from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PromptTask, RolloutGroup, ScoredGroup, Stage, TeachWhen
 from cepo.errors import EngineDown, UserError
+from cepo.metrics import StageMetrics
 from cepo.settings import Settings
-from cepo.telemetry import GROUPS, at_work
+from cepo.telemetry import Passage, logged
 
 Handler = Callable[[Any], Awaitable[Hop]]
 WAIT_SECONDS = 0.5
@@ -65,6 +67,10 @@ class StageLoop:
     max_deliveries: int = 5
     consumer: str = field(default_factory=consumer_name)
     _in_hand: dict[str, Delivery] = field(default_factory=dict, init=False)
+    _metrics: StageMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._metrics = StageMetrics(self.stage)
 
     @classmethod
     def of(cls, settings: Settings, bus: Bus, stage: Stage, handler: Handler) -> StageLoop:
@@ -73,10 +79,13 @@ class StageLoop:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`; what is in hand then is finished first."""
+        done = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            renewing = group.create_task(self._renew())  # in the group: should it fail, so does the loop
-            await self._consume(stop)
-            renewing.cancel()
+            group.create_task(self._renew(done))  # in the group: should it fail, so does the loop
+            try:
+                await self._consume(stop)
+            finally:
+                done.set()  # the Redis client may swallow a cancellation
 
     async def _consume(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -93,38 +102,49 @@ class StageLoop:
 
     async def _work(self, item: Delivery) -> None:
         task = task_of(item.hop)
-        with at_work(task, self.stage):
+        with logged(task, self.stage.name), self._metrics.in_hand.track_inprogress():
+            passage = Passage(self._metrics, item.published_at, item.deliveries)
             try:
-                result = await self._attempt(item, task)
+                with passage.part("handler", self._metrics.handler_seconds):
+                    result = await self._attempt(item, task, passage)
                 if result is not None:
-                    won = await self.bus.hop(item, destination(self.stage, result), result)
+                    with passage.part("hop", self._metrics.hop_seconds):
+                        won = await self.bus.hop(item, destination(self.stage, result), result)
                     outcome = "failed" if isinstance(result, GroupFailed) else "done"
-                    GROUPS.labels(self.stage.name, outcome if won else "beaten").inc()
+                    self._metrics.groups[outcome if won else "beaten"].inc()
             finally:
                 del self._in_hand[item.id]
+                passage.trace(task, self.stage)
 
-    async def _attempt(self, item: Delivery, task: PromptTask) -> Hop | None:
+    async def _attempt(self, item: Delivery, task: PromptTask, passage: Passage) -> Hop | None:
         if item.deliveries > self.max_deliveries:
             return self._failed(item, task, f"given up after {self.max_deliveries} deliveries")
         try:
             return await self.handler(item.hop)
         except UserError as error:
             log.warning("refused: %s", error)
+            passage.error = str(error)
             return self._failed(item, task, str(error))
         except EngineDown:
             raise  # the process ends, its items stay pending, and whoever starts next takes them
         except Exception as error:
             log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
+            passage.error = f"{type(error).__name__}: {error}"
             if item.deliveries == self.max_deliveries:
-                return self._failed(item, task, f"{type(error).__name__}: {error}")
-            GROUPS.labels(self.stage.name, "retried").inc()
+                return self._failed(item, task, passage.error)
+            self._metrics.groups["retried"].inc()
             return None
 
     def _failed(self, item: Delivery, task: PromptTask, error: str) -> GroupFailed:
         return GroupFailed(task=task, stage=self.stage, error=error, deliveries=item.deliveries)
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(self.claim_seconds / 4)
+    async def _renew(self, done: asyncio.Event) -> None:
+        """Says every quarter of the claim time that what is in hand is, and measures the stream."""
+        while not done.is_set():
             if self._in_hand:
                 await self.bus.renew(self.consumer, list(self._in_hand.values()))
+            stream = stream_of(self.stage)
+            self._metrics.queue_groups.set(await self.bus.depth(stream))
+            self._metrics.queue_oldest_seconds.set(await self.bus.age(stream))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), self.claim_seconds / 4)

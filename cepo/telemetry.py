@@ -1,4 +1,4 @@
-"""What a process says about itself: JSON log lines with the ids of the work at hand, and Prometheus metrics."""
+"""What a process says about the work at hand: JSON log lines with its ids, metrics, and spans where they are traced."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Histogram
 
-from cepo.contracts import PromptTask, Stage
-
-GROUPS = Counter("cepo_groups_total", "Groups a stage finished", ["stage", "result"])
-SECONDS = Histogram("cepo_stage_seconds", "Seconds a stage held a group", ["stage"])
-IN_HAND = Gauge("cepo_groups_in_hand", "Groups a stage holds now", ["stage"])
+from cepo.contracts import PolicyRef, PromptTask, Stage
+from cepo.metrics import LOAD_FAILURES, LOAD_SECONDS, POLICY_VERSION, StageMetrics
+from cepo.tracing import TRACER, Part, trace_id
 
 _ids: ContextVar[dict[str, Any] | None] = ContextVar("ids", default=None)
 
@@ -52,15 +50,64 @@ def configure_logging(service: str, level: str) -> None:
 
 
 @contextmanager
-def at_work(task: PromptTask, stage: Stage) -> Iterator[None]:
-    """Log lines and metrics within carry the run, group, stage and policy of this task."""
-    ids = {"run": task.run, "group": task.group_id, "stage": stage.name, "policy": task.policy.name}
+def logged(task: PromptTask, where: str) -> Iterator[None]:
+    """Log lines within carry the run, group, stage, policy and, where it is traced, trace of this task."""
+    ids = {"run": task.run, "group": task.group_id, "stage": where, "policy": task.policy.name}
+    if TRACER.on:
+        ids["trace"] = trace_id(task.group_id)
     token = _ids.set(ids)
-    begun = time.perf_counter()
-    IN_HAND.labels(stage.name).inc()
     try:
         yield
     finally:
-        IN_HAND.labels(stage.name).dec()
-        SECONDS.labels(stage.name).observe(time.perf_counter() - begun)
         _ids.reset(token)
+
+
+class Passage:
+    """One delivery's way through a stage, as it is counted and traced."""
+
+    def __init__(self, metrics: StageMetrics, published_at: float, deliveries: int) -> None:
+        """Begins now.
+
+        Args:
+            published_at: Unix time at which the group came to the stage's stream.
+        """
+        self._metrics = metrics
+        self._deliveries = deliveries
+        now = time.time()
+        self._parts = [Part("wait", min(published_at, now), now)]
+        self.error = ""
+        """Why the handler raised, if it did."""
+        if deliveries == 1:
+            metrics.wait_seconds.observe(now - self._parts[0].begun)
+        else:
+            metrics.redeliveries.inc()
+
+    @contextmanager
+    def part(self, name: str, seconds: Histogram) -> Iterator[None]:
+        """A part of the way: its duration is observed."""
+        begun, ticks = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - ticks
+            seconds.observe(elapsed)
+            self._parts.append(Part(name, begun, begun + elapsed))
+
+    def trace(self, task: PromptTask, stage: Stage) -> None:
+        """Sends the spans, if this process traces."""
+        if TRACER.on:
+            whole = Part(stage.name.lower(), self._parts[0].begun, self._parts[-1].ended)
+            TRACER.span(task, whole, tuple(self._parts), {"cepo.deliveries": self._deliveries}, self.error)
+
+
+@contextmanager
+def loading(policy: PolicyRef) -> Iterator[None]:
+    """An engine's load of a policy, as it is counted."""
+    begun = time.perf_counter()
+    try:
+        yield
+    except Exception:
+        LOAD_FAILURES.inc()
+        raise
+    LOAD_SECONDS.observe(time.perf_counter() - begun)
+    POLICY_VERSION.set(policy.version)

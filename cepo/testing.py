@@ -18,6 +18,7 @@ from cepo.wire import HOPS, from_bytes, to_bytes
 class _Entry:
     name: str
     body: bytes
+    published_at: float
     consumer: str = ""
     since: float = 0.0
     deliveries: int = 0
@@ -36,7 +37,7 @@ class MemoryBus:
     async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
         async with self._changed:
             for hop in hops:
-                self._streams[stream][str(next(self._numbers))] = _Entry(type(hop).__name__, to_bytes(hop))
+                self._streams[stream][str(next(self._numbers))] = _Entry(type(hop).__name__, to_bytes(hop), time.time())
             self._changed.notify_all()
 
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
@@ -68,6 +69,10 @@ class MemoryBus:
     async def depth(self, stream: str) -> int:
         return len(self._streams[stream])
 
+    async def age(self, stream: str) -> float:
+        oldest = next(iter(self._streams[stream].values()), None)
+        return time.time() - oldest.published_at if oldest else 0.0
+
     async def announce(self, policy: PolicyRef) -> None:
         for listener in self._listeners:
             listener.put_nowait(policy)
@@ -92,4 +97,4 @@ class MemoryBus:
         entry = self._streams[stream][entry_id]
         entry.consumer, entry.since, entry.deliveries = consumer, time.monotonic(), entry.deliveries + 1
         hop = from_bytes(HOPS[entry.name], entry.body)
-        return Delivery(stream=stream, id=entry_id, hop=hop, deliveries=entry.deliveries)  # type: ignore[arg-type]
+        return Delivery(stream, entry_id, hop, entry.deliveries, entry.published_at)  # type: ignore[arg-type]

@@ -27,11 +27,11 @@ def unused_port() -> int:
 class RedisServer:
     """A redis-server of its own with an append-only file, which may be killed and restarted."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.url = f"redis://127.0.0.1:{port}/0"
+    def __init__(self, folder: Path, port: int, password: str = "") -> None:
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
+        self.port = port
         options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync always"
-        self._command = [str(REDIS_SERVER), *options.split(), "--save", ""]
-        self._port = port
+        self._command = [str(REDIS_SERVER), *options.split(), "--save", "", "--requirepass", password]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -50,9 +50,9 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 

@@ -15,6 +15,10 @@ _CREDIT_KEYS = (
     "delta_std",
     "delta_pos_fraction",
     "delta_neg_fraction",
+    "delta_pos_fraction_correct",
+    "delta_pos_fraction_wrong",
+    "delta_neg_fraction_correct",
+    "delta_neg_fraction_wrong",
     "delta_mean_correct",
     "delta_mean_wrong",
     "wrong_direction_fraction",
@@ -42,6 +46,7 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
         return metrics
     delta_BT, mask_BT = credit.delta_BT, weighed_BT.bool()
     correct_B1 = (batch.accuracy_B >= 0.5)[:, None]
+    correct_BT, wrong_BT = mask_BT & correct_B1, mask_BT & ~correct_B1
     sign_BT = torch.sign(credit.adv_BT)
     multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
     metrics |= {
@@ -50,8 +55,12 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
         "credit/delta_std": float(delta_BT[mask_BT].std(correction=0)),
         "credit/delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
         "credit/delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
-        "credit/delta_mean_correct": masked_mean(delta_BT, mask_BT & correct_B1),
-        "credit/delta_mean_wrong": masked_mean(delta_BT, mask_BT & ~correct_B1),
+        "credit/delta_pos_fraction_correct": masked_mean(delta_BT > 0, correct_BT),
+        "credit/delta_pos_fraction_wrong": masked_mean(delta_BT > 0, wrong_BT),
+        "credit/delta_neg_fraction_correct": masked_mean(delta_BT < 0, correct_BT),
+        "credit/delta_neg_fraction_wrong": masked_mean(delta_BT < 0, wrong_BT),
+        "credit/delta_mean_correct": masked_mean(delta_BT, correct_BT),
+        "credit/delta_mean_wrong": masked_mean(delta_BT, wrong_BT),
         "credit/wrong_direction_fraction": masked_mean(delta_BT * sign_BT < 0, mask_BT),
         "credit/clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
         "credit/clip_low_fraction": masked_mean(credit.weight_BT < credit.weight_clipped_BT, mask_BT),

@@ -7,9 +7,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from cepo.algo.distillation import check_support
+from cepo.bus import ADDRESS_HINT
 from cepo.cli import sizes
+from cepo.connections import shown
 from cepo.errors import Unreachable, UserError
 from cepo.rendering import require_model
+from cepo.settings import Settings
+from cepo.tls import redis_options
 
 if TYPE_CHECKING:
     from cepo.cli.preflight import Found, Preflight
@@ -21,12 +25,13 @@ def redis(run: Preflight) -> Found:
         from redis import Redis
         from redis.exceptions import RedisError
 
-        where = run.redis_url.rpartition("@")[2].removeprefix("redis://")
+        where = shown(run.redis_url).partition("://")[2]
+        options = redis_options(run.redis_url, Settings.from_environment().certificates)
         try:
-            with Redis.from_url(run.redis_url, socket_connect_timeout=3) as client:
+            with Redis.from_url(run.redis_url, socket_connect_timeout=3, **options) as client:
                 client.ping()
-        except ValueError as error:
-            raise UserError(f"--redis {run.redis_url!r}: {error}; write redis://[:password@]host:port/0") from error
+        except ValueError:
+            raise UserError(f"--redis: {ADDRESS_HINT}") from None  # the cause would quote a password
         except (RedisError, OSError) as error:
             raise Unreachable(
                 f"Redis at {where} does not answer ({error}); start it, or leave --redis out for an embedded one"

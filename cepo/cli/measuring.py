@@ -18,10 +18,10 @@ from typing import Any
 import grpc
 
 from cepo import adapters
-from cepo.auth import TokenInterceptor
+from cepo.auth import TokenInterceptor, Tokens
 from cepo.bus import Bus, RedisBus
-from cepo.chassis import GRPC_OPTIONS
 from cepo.cli.scores import Measured
+from cepo.connections import GRPC_OPTIONS, listen
 from cepo.contracts import BASE_POLICY, GroupFailed, PolicyProof, PolicyRef
 from cepo.data import Problems
 from cepo.errors import UserError
@@ -54,7 +54,7 @@ async def measure(plan: Plan, stack: Stack, tick: Tick) -> AsyncIterator[Measure
         UserError: a process met a user's mistake, or no group of a policy was finished.
         ServiceDown: a process keeps dying.
     """
-    bus = RedisBus(stack.redis_url)
+    bus = RedisBus(stack.redis_url, certificates=Settings.from_environment().certificates)
     try:
         async with _serving_adapters(plan, stack.grpc["trainer"]):
             done = measured(plan, bus, tick)
@@ -108,10 +108,10 @@ async def _serving_adapters(plan: Plan, address: str) -> AsyncIterator[None]:
             for chunk in adapters.chunks(plan.folders[policy]):
                 yield chunk
 
-    token = Settings.from_environment().token
-    server = grpc.aio.server(interceptors=[TokenInterceptor(token)], options=GRPC_OPTIONS)
+    settings = Settings.from_environment("trainer")
+    server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens.of(settings))], options=GRPC_OPTIONS)
     services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
-    server.add_insecure_port(address)
+    listen(server, address, settings)
     await server.start()
     try:
         yield

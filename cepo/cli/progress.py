@@ -15,7 +15,6 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cepo.auth import call_metadata
 from cepo.data import Problems
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -91,10 +90,10 @@ class Progress:
         self._draining = True
         self._console.print("draining: the step at hand is finished and saved; Ctrl-C again stops at once")
 
-    def poll(self, address: str, token: str) -> None:
+    def poll(self, trainer: httpx.Client) -> None:
         """Reads the status once and shows what is new."""
         try:
-            status = httpx.get(f"{address}/v1/status", headers=dict(call_metadata(token)), timeout=2.0).json()
+            status = trainer.get("/v1/status").json()
             phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
         except (httpx.HTTPError, ValueError):
             phase = "stopping" if self._rows else "starting"

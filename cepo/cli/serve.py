@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the service."""
-    config, surroundings = runfile.load(options.file, options.set), Settings.from_environment()
+    config, surroundings = runfile.load(options.file, options.set), Settings.from_environment(options.service)
     arguments = []
     if options.service == "trainer":
         if options.run_dir is None:

@@ -20,9 +20,11 @@ import httpx
 
 from cepo import runfile
 from cepo.cli.preflight import Preflight
+from cepo.connections import web_client
 from cepo.errors import UserError
 from cepo.local import Stack, running
 from cepo.rundir import RunDir
+from cepo.settings import Settings
 
 FOLDER = Path("runs") / "services"
 ENGINES = ("rollout", "verifier", "teacher")
@@ -129,13 +131,14 @@ def _await_ready(process: subprocess.Popen[bytes], addresses: Path, log: Path) -
             raise UserError(f"the services did not start: {last.removeprefix('cepo: ')}")
         if addresses.is_file():
             found: dict[str, Any] = json.loads(addresses.read_text())
-            if all(map(_ready, found["http"].values())):
-                return found
+            with web_client(Settings.from_environment()) as web:
+                if all(_ready(web, address) for address in found["http"].values()):
+                    return found
         time.sleep(POLL_SECONDS)
     raise UserError(f"the services are not ready after {READY_SECONDS:.0f} s; see {log.parent}")
 
 
-def _ready(address: str) -> bool:
+def _ready(web: httpx.Client, address: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"{address}/readyz").status_code == 200
+        return web.get(f"{address}/readyz").status_code == 200
     return False

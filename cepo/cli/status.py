@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from cepo.auth import call_metadata
+from cepo.connections import web_client
 from cepo.errors import Unreachable, UserError
 from cepo.settings import Settings
 
@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{options.run_dir} holds no run that was started here") from error
     try:
-        reply = httpx.get(f"{address}/v1/status", headers=dict(call_metadata(Settings.from_environment().token)))
+        with web_client(Settings.from_environment(), address) as web:
+            reply = web.get("/v1/status")
         reply.raise_for_status()
     except httpx.HTTPError as error:
         raise Unreachable(

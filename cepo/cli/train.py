@@ -11,6 +11,7 @@ from typing import Any
 from cepo import runfile
 from cepo.cli.preflight import Preflight
 from cepo.cli.progress import Progress
+from cepo.connections import web_client
 from cepo.errors import UserError
 from cepo.local import Stack, running
 from cepo.rundir import RunDir
@@ -54,9 +55,9 @@ def run(options: argparse.Namespace) -> int:
     stack = Stack(config, folder, options.redis)
     previous = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, interrupt)
     try:
-        with running(stack), progress:
+        with web_client(Settings.from_environment(), stack.http["trainer"]) as trainer, running(stack), progress:
             while not stack.check():
-                progress.poll(stack.http["trainer"], Settings.from_environment().token)
+                progress.poll(trainer)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         raise UserError(

@@ -26,8 +26,11 @@ from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import EngineDown, PolicyError
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.telemetry import loading
 from services.rollout.handler import Sample
 
+NOWHERE = "nowhere.invalid"
+"""The one host that media in a chat may come from: none, by RFC 6761. vLLM takes an empty list for every host."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -52,7 +55,7 @@ class VllmGenerator:
             PolicyError: the adapter's bytes are wrong, or no module took its weights.
         """
         if policy.name not in self._proofs:
-            self._proofs[policy.name] = asyncio.ensure_future(self._load(policy))
+            self._proofs[policy.name] = asyncio.ensure_future(self._loaded(policy))
         try:
             with _engine_alive():
                 return await asyncio.shield(self._proofs[policy.name])
@@ -82,6 +85,10 @@ class VllmGenerator:
 
     def close(self) -> None:
         self.engine.shutdown()
+
+    async def _loaded(self, policy: PolicyRef) -> PolicyProof:
+        with loading(policy):
+            return await self._load(policy)
 
     async def _load(self, policy: PolicyRef) -> PolicyProof:
         bound, request = 0, None
@@ -160,6 +167,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
         "disable_log_stats": True,
+        "allowed_media_domains": [NOWHERE],
     }
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len

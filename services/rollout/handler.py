@@ -12,6 +12,7 @@ from typing import Protocol
 from cepo.adapters import Engine
 from cepo.contracts import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, Sampling
 from cepo.errors import UserError
+from cepo.metrics import GENERATED_TOKENS
 from cepo.rendering import Renderer
 
 
@@ -50,6 +51,7 @@ def make_handler(
         proof = await generator.load(task.policy)
         left = task.sampling.model_copy(update={"max_tokens": task.sampling.max_tokens - len(task.prefix)})
         samples = await generator.generate((*prompt_ids, *task.prefix), task.samples, left, task.seed, task.policy)
+        GENERATED_TOKENS.inc(sum(len(sample.token_ids) for sample in samples))
         completions = tuple(_completion(sample, task, renderer) for sample in samples)
         return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
 

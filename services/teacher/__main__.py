@@ -27,7 +27,7 @@ async def build(settings: Settings) -> Service:
     adapters = trainer_cache("teacher", settings)
     scorer = TransformersScorer(settings, renderer, adapters)
     handler = make_handler(scorer, renderer, settings.max_model_len)
-    grader = remote_verifier(settings.verifier_address, settings.token) if settings.verifier_address else None
+    grader = remote_verifier(settings) if settings.verifier_address else None
     app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader))
 
     class Servicer(services_pb2_grpc.TeacherServiceServicer):

@@ -18,6 +18,7 @@ from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.telemetry import loading
 from cepo.tree import passes
 from services.teacher import measures
 from services.teacher.handler import Likeliest, Logps, Pair
@@ -52,8 +53,9 @@ class TransformersScorer:
         """
         async with self._lock:
             if policy.name not in self._proofs:
-                folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
-                self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
+                with loading(policy):
+                    folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
+                    self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
             proof = self._proofs[policy.name] = self._proofs.pop(policy.name)  # the last in the order of use
             return proof
 

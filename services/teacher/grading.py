@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from cepo.auth import call_metadata
-from cepo.chassis import GRPC_OPTIONS
+from cepo.auth import Tokens
+from cepo.connections import channel
 from cepo.contexts import Hint, hints
 from cepo.contracts import (
     Ask,
@@ -28,6 +28,7 @@ from cepo.credit import CreditRequest, Method
 from cepo.errors import Unreachable, UserError
 from cepo.kinds import check_reference
 from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.settings import Settings
 from cepo.wire import from_proto, to_proto
 
 Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
@@ -35,14 +36,15 @@ Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
 TIMEOUT_SECONDS = 120.0
 
 
-def remote_verifier(address: str, token: str) -> Grader:
-    """VerifierService.Verify at a gRPC address."""
+def remote_verifier(settings: Settings) -> Grader:
+    """VerifierService.Verify at `verifier_address`."""
+    address, tokens = settings.verifier_address, Tokens.of(settings)
 
     async def verify(group: RolloutGroup) -> ScoredGroup:
-        async with grpc.aio.insecure_channel(address, options=GRPC_OPTIONS) as channel:
-            stub = services_pb2_grpc.VerifierServiceStub(channel)
+        async with channel(address, settings) as verifier:
+            stub = services_pb2_grpc.VerifierServiceStub(verifier)
             try:
-                reply = await stub.Verify(to_proto(group), metadata=call_metadata(token), timeout=TIMEOUT_SECONDS)
+                reply = await stub.Verify(to_proto(group), metadata=tokens.metadata(), timeout=TIMEOUT_SECONDS)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
                     raise UserError(f"positive: {error.details()}") from error

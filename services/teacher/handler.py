@@ -22,6 +22,7 @@ from cepo.contracts import (
     Want,
 )
 from cepo.errors import UserError
+from cepo.metrics import SCORED_TOKENS
 from cepo.rendering import Renderer
 
 Logps = tuple[float, ...]
@@ -106,6 +107,7 @@ async def _scores(
     for policy in dict.fromkeys(policy_of):
         wanted = list(dict.fromkeys(pair for (a, _), pair in pairs.items() if policy_of[a] == policy))
         scored = await scorer.score(wanted, task.sampling.temperature, policy)
+        SCORED_TOKENS.inc(sum(len(pair.response_ids) for pair in wanted))
         found |= {(policy, pair): row for pair, row in zip(wanted, scored, strict=True)}
     return {(a, i): found[policy_of[a], pair] for (a, i), pair in pairs.items()}
 

@@ -1,15 +1,13 @@
-"""The heat map page: one HTML document with its style, script and data inside, so it works offline and travels as a
-file.
-"""
+"""The heat map page, live or as a file."""
 
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cepo.credit import CreditReply, CreditRequest
+from cepo.pages import document
 
 _FOLDER = Path(__file__).parent / "heatmap"
 _SCRIPTS = ("page.js", "save.js", "start.js")
@@ -27,11 +25,4 @@ def standalone_page(request: CreditRequest, reply: CreditReply) -> str:
 
 
 def _page(data: dict[str, Any]) -> str:
-    return _shell().replace("{data}", json.dumps(data).replace("<", "\\u003c"), 1)
-
-
-@cache
-def _shell() -> str:
-    style, shell = ((_FOLDER / name).read_text("utf-8") for name in ("page.css", "page.html"))
-    script = "\n".join((_FOLDER / name).read_text("utf-8") for name in _SCRIPTS)
-    return shell.replace("{style}", style).replace("{script}", script)
+    return document(_FOLDER, _SCRIPTS, data)

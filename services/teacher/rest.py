@@ -13,11 +13,10 @@ from starlette.requests import Request
 
 from cepo.credit import MAX_BATCH, CreditReply, CreditRequest, Refusal
 from cepo.errors import CepoError, UserError
-from cepo.web import BodyLimit, first_mistake
+from cepo.web import first_mistake
 from services.teacher.credit import TokenCredit
 from services.teacher.page import live_page, standalone_page
 
-MAX_BODY_BYTES = 4 * 2**20
 JSON_LINES = "application/x-ndjson"
 HTML = "text/html"
 
@@ -40,7 +39,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 def application(credit: TokenCredit) -> FastAPI:
     """The teacher's REST surface."""
     app = FastAPI()
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
 
     @app.get("/", tags=["credit"], response_class=HTMLResponse)
     async def page() -> HTMLResponse:

@@ -14,8 +14,8 @@ from cepo.algo.core import Credit, credit, group_advantage
 from cepo.contexts import ACCEPTED, Hint
 from cepo.contracts import ContextName, ScoredGroup
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
+from cepo.spans import Span
 from services.teacher.handler import Logps
-from services.teacher.spans import Span
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
-from fastapi import FastAPI
 
 from cepo import chassis
 from cepo.bus import Bus, RedisBus
+from cepo.dashboard.folder import Watched
+from cepo.dashboard.rest import application
 from cepo.data import load_problems
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
@@ -22,22 +24,23 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.runfile import load
 from cepo.settings import Settings
+from cepo.spans import pieces
 from cepo.wire import to_proto
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
 from services.trainer.learner import Learner
-from services.trainer.loop import Run, Status, train
+from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
+from services.trainer.status import Status
 from services.trainer.teacher import Teacher
 
 
 async def build(settings: Settings) -> chassis.Service:
     folder = RunDir(Path(sys.argv[1]))
-    bus = RedisBus(settings.redis_url, settings.claim_seconds)
-    await bus.check()
+    bus = await RedisBus.connect(settings)
     run = assemble(folder, bus, settings)
     drain = asyncio.Event()
 
@@ -45,7 +48,7 @@ async def build(settings: Settings) -> chassis.Service:
         async def Status(self, request: Any, context: Any) -> services_pb2.StatusReply:
             status = run.status
             return services_pb2.StatusReply(
-                run=status.run,
+                run=status.folder.name,
                 phase=status.phase,
                 step=status.step,
                 steps=status.steps,
@@ -64,17 +67,18 @@ async def build(settings: Settings) -> chassis.Service:
             drain.set()
 
         service.ready.set()
-        forwarding = asyncio.create_task(forward())
+        beside = [asyncio.create_task(forward()), asyncio.create_task(run.status.beat(bus))]
         try:
             await train(run, drain)
         finally:
-            forwarding.cancel()
+            for task in beside:
+                task.cancel()
             await bus.close()
 
     def register(server: grpc.aio.Server) -> None:
         services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
 
-    service = chassis.Service("trainer", "cepo.v1.TrainerService", register, work, _rest(run.status))
+    service = chassis.Service("trainer", "cepo.v1.TrainerService", register, work, application([Watched(folder)]))
     return service
 
 
@@ -110,25 +114,9 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
             folder.checkpoints, learner, publisher, teacher, config.checkpoint.every, config.checkpoint.keep
         ),
         trackers=Trackers(config, folder),
-        status=Status(folder.name, config.loop.steps),
+        status=Status(folder, config.loop.steps),
+        pieces=partial(pieces, renderer.tokenizer),
     )
-
-
-def _rest(status: Status) -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/v1/status", tags=["run"])
-    async def get_status() -> dict[str, Any]:
-        return {
-            "run": status.run,
-            "phase": status.phase,
-            "step": status.step,
-            "steps": status.steps,
-            "policy_version": status.policy.version,
-            "metrics": status.row,
-        }
-
-    return app
 
 
 if __name__ == "__main__":

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
-from cepo.bus import Bus, ready
-from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, ScoredGroup, Stage
+from cepo.bus import Bus, Delivery, ready, stream_of
+from cepo.contracts import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, ScoredGroup, Stage
+from cepo.metrics import PROGRESS, collected
 from cepo.stage import consumer_name, task_of
+from cepo.telemetry import logged
+from cepo.tracing import TRACER, Part
 
 Prover = Callable[[PolicyProof], str | None]
 """Says why a proof is not accepted; None when it is."""
 BATCH = 8
 """Groups read at once: larger replies are slower to take in, and hold back what others wait for."""
+LOOK_SECONDS = 0.25
+"""Between looks at who the trainer waits for."""
 log = logging.getLogger(__name__)
 
 
@@ -21,31 +27,53 @@ class Collector:
 
     def __init__(self, bus: Bus, run: str, prove: Prover) -> None:
         self._bus = bus
+        self._run = run
         self._stream = ready(run)
         self._prove = prove
         self._consumer = consumer_name()
         self._expected: dict[str, PromptTask] = {}
+        self._since: dict[str, float] = {}
         self._held: dict[str, EvidencedGroup | GroupFailed] = {}
+        self._counters = collected()
+        self._looked_at = 0.0
+        self.exposed_seconds = 0.0
+        """How long, since the beginning, the trainer waited for the teacher alone: no group was before it."""
 
     def expect(self, tasks: Sequence[PromptTask]) -> None:
         """Names the groups that will be taken later; only they are kept."""
         self._expected.update((task.group_id, task) for task in tasks)
+        self._since.update((task.group_id, time.time()) for task in tasks)
+        PROGRESS.labels(self._run).set_to_current_time()
 
     async def take(self, tasks: Sequence[PromptTask]) -> list[EvidencedGroup | GroupFailed]:
         """The groups of these tasks, in their order; waits until each has come or failed."""
         wanted = [task.group_id for task in tasks]
+        self._looked_at = time.monotonic()
         while any(group_id not in self._held for group_id in wanted):
-            for item in await self._bus.receive(self._stream, self._consumer, BATCH, wait_seconds=0.5):
-                self._keep(item.hop)
+            for item in await self._bus.receive(self._stream, self._consumer, BATCH, wait_seconds=LOOK_SECONDS):
+                with logged(task_of(item.hop), "READY"):
+                    self._keep(item)
                 await self._bus.hop(item, self._stream, None)
+            await self._look()
         for group_id in wanted:
-            del self._expected[group_id]
+            del self._expected[group_id], self._since[group_id]
         return [self._held.pop(group_id) for group_id in wanted]
 
-    def _keep(self, hop: Hop) -> None:
-        task = task_of(hop)
+    async def _look(self) -> None:
+        """Adds the time since the last look to what the teacher cost, if groups are at the teacher and none before."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        rollout, verify, teach = [await self._bus.depth(stream_of(stage)) for stage in Stage]
+        if teach and not rollout and not verify:
+            self.exposed_seconds += now - self._looked_at
+        self._looked_at = now
+
+    def _keep(self, item: Delivery) -> None:
+        hop, task = item.hop, task_of(item.hop)
         if self._expected.get(task.group_id) != task or task.group_id in self._held:
             log.info("dropped %s: not asked for, or here already", task.group_id)
+            self._counters["dropped"].inc()
             return
         group = EvidencedGroup(scored=hop) if isinstance(hop, ScoredGroup) else hop
         assert isinstance(group, EvidencedGroup | GroupFailed)
@@ -56,6 +84,16 @@ class Collector:
             log.error("%s refused after %s: %s", task.group_id, refusal.stage.name, refusal.error)
             group = refusal
         self._held[task.group_id] = group
+        result = "refused" if refusal else "failed" if isinstance(group, GroupFailed) else "done"
+        self._counters[result].inc()
+        PROGRESS.labels(self._run).set_to_current_time()
+        if TRACER.on:
+            self._trace(task, item.published_at, result)
+
+    def _trace(self, task: PromptTask, published_at: float, result: str) -> None:
+        now = time.time()
+        TRACER.root(task, Part("group", self._since[task.group_id], now), {"cepo.result": result})
+        TRACER.span(task, Part("collect", min(published_at, now), now))
 
     def _refusal(self, group: EvidencedGroup | GroupFailed) -> GroupFailed | None:
         """A failed group in the place of one whose weights are not proven."""

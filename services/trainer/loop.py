@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cepo.algo.base import Metrics, Supply
 from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
 from cepo.errors import UserError
+from cepo.metrics import LAG_BOUND, PUBLISHED_VERSION
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 from services.trainer.batch import pack
@@ -19,22 +20,21 @@ from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
 from services.trainer.learner import Learner
 from services.trainer.publisher import Publisher
-from services.trainer.report import Groups, Trackers, accuracy, finished, group_metrics, write_rollouts
+from services.trainer.report import (
+    Groups,
+    Pieces,
+    Trackers,
+    accuracy,
+    failures,
+    finished,
+    group_metrics,
+    versions,
+    write_rollouts,
+)
+from services.trainer.status import Status
 from services.trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Status:
-    """What an operator sees of a run."""
-
-    run: str
-    steps: int
-    phase: str = "loading"
-    step: int = 0
-    policy: PolicyRef = BASE_POLICY
-    row: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Run:
     checkpoints: Checkpoints
     trackers: Trackers
     status: Status
+    pieces: Pieces
 
 
 async def train(run: Run, stop: asyncio.Event) -> None:
@@ -58,6 +59,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
     progress = run.checkpoints.restore() or Progress(0, (BASE_POLICY,), (BASE_POLICY,))
     run.folder.truncate(progress.next_step)
     lag, policies, teachers = run.config.loop.lag, list(progress.policies), list(progress.teachers)
+    LAG_BOUND.labels(run.folder.name).set(lag)
     before = await _evaluate(run, 0, policies[-1]) if progress.next_step == 0 else None
     in_flight = []
     for step in range(progress.next_step, progress.next_step + lag + 1):
@@ -66,34 +68,44 @@ async def train(run: Run, stop: asyncio.Event) -> None:
     for step in range(progress.next_step, run.config.loop.steps):
         begun = time.perf_counter()
         row: Metrics = {"step": step, "policy_version": max(0, step - lag)}
-        run.status.step, run.status.phase = step, "rollout"
+        run.status.step = step
+        run.status.enter("rollout")
         tasks = in_flight.pop(0)
-        supply = run.feeder.supply(tasks)
+        supply, exposed = run.feeder.supply(tasks), run.collector.exposed_seconds
         groups = await _sampled(run, tasks, step, supply)
         row["time/rollout_seconds"] = time.perf_counter() - begun
-        run.status.phase = "train"
-        row |= group_metrics(groups) | await asyncio.to_thread(_update, run, groups, step, supply)
+        row["time/teacher_exposed_seconds"] = run.collector.exposed_seconds - exposed
+        run.status.enter("train")
+        row |= group_metrics(groups) | versions(groups)
+        row |= await asyncio.to_thread(_update, run, groups, step, supply)
+        run.status.enter("publish")
+        publishing = time.perf_counter()
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
         teachers = [*teachers, await run.teacher.of(policies[-1], teachers[-1])][-lag - 1 :]
         row |= run.teacher.metrics(tasks[0])
         run.status.policy = policies[-1]
         in_flight.append(await _publish(run, step + 1 + lag, policies[-1], teachers[-1]))
+        row["time/publish_seconds"] = time.perf_counter() - publishing
         if step == 0 and before is not None:
             row["accuracy/eval_before"] = before
+        evaluating = time.perf_counter()
         if step in run.config.eval_steps and (after := await _evaluate(run, step + 1, policies[-1])) is not None:
             row["accuracy/eval"] = after
+        row["time/eval_seconds"] = time.perf_counter() - evaluating
         row["time/publish_to_first_token_seconds"] = run.publisher.reload_seconds(tasks[0].policy)
         row["time/step_seconds"] = time.perf_counter() - begun
+        row |= run.status.take_peaks()
         run.trackers.step(row)
         run.status.row = row
         last = stop.is_set() or step + 1 == run.config.loop.steps
         run.checkpoints.maybe_save(Progress(step + 1, tuple(policies), tuple(teachers)), last=last)
         if last:
             break
-    run.status.phase = "drained" if stop.is_set() else "done"
+    run.status.enter("drained" if stop.is_set() else "done")
 
 
 async def _publish(run: Run, step: int, policy: PolicyRef, teacher: PolicyRef) -> Sequence[PromptTask]:
+    PUBLISHED_VERSION.labels(run.folder.name).set(policy.version)
     return await _sent(run, run.feeder.tasks(step, policy, teacher))
 
 
@@ -110,6 +122,7 @@ async def _sampled(run: Run, tasks: Sequence[PromptTask], step: int, supply: Sup
     while more := [task for task in wanted(finished(groups), step, supply) if task.group_id not in had]:
         had |= {task.group_id for task in more}
         groups += await run.collector.take(await _sent(run, more))
+    run.folder.append_failures(failures(groups, step))
     return groups
 
 
@@ -118,8 +131,9 @@ async def _evaluate(run: Run, step: int, policy: PolicyRef) -> float | None:
     tasks = run.feeder.eval_tasks(step, policy)
     if not tasks:
         return None
-    run.status.phase = "eval"
+    run.status.enter("eval")
     groups = await run.collector.take(await _sent(run, tasks))
+    run.folder.append_failures(failures(groups, max(0, step - 1)))  # the step whose row has the accuracy
     if not finished(groups):
         raise UserError(f"every evaluation group failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
     failed = len(groups) - len(finished(groups))
@@ -140,5 +154,5 @@ def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
     metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
     metrics |= companion.update(batch, step)
     prompts = [group for group in chosen if group.task.origin is None]
-    write_rollouts(run.folder.rollouts, step, prompts, adv_BT, run.config.telemetry.rollouts_per_step)
+    write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from cepo.contracts import (
     Verdict,
 )
 from cepo.errors import UserError
+from cepo.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
+from cepo.rundir import Row, RunDir
 
 REASONS = (
     EvidenceReason.ASKED,
@@ -33,6 +34,8 @@ REASONS = (
 )
 """Why an r- can be what it is."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
+Pieces = Callable[[Sequence[int]], list[str]]
+"""The text of every token of a response."""
 
 
 def finished(groups: Groups) -> list[EvidencedGroup]:
@@ -114,8 +117,34 @@ def _sampled(groups: Sequence[EvidencedGroup]) -> float:
     return float(sum(c.count("logps") for group in groups for c in group.scored.rollout.completions))
 
 
-def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limit: int) -> None:
-    """Writes the first groups of a step with every token's advantage and log-probs."""
+def versions(groups: Groups) -> dict[str, float]:
+    """The oldest policy version that each kind of engine proved in a step."""
+    found: dict[str, list[int]] = {}
+    for group in finished(groups):
+        found.setdefault("rollout", []).append(group.scored.rollout.proof.policy.version)
+        for proof in group.proofs:
+            found.setdefault("teacher", []).append(proof.policy.version)
+    return {f"version/{engine}": float(min(seen)) for engine, seen in found.items()}
+
+
+def failures(groups: Groups, step: int) -> list[Row]:
+    """What was given up: whole groups, and samples that the verifier could not judge, each with the reason."""
+    rows: list[Row] = []
+    for group in groups:
+        about = {"step": step, "group": group.task.group_id, "policy_version": group.task.policy.version}
+        if isinstance(group, GroupFailed):
+            what = {"stage": group.stage.name.lower(), "error": group.error, "deliveries": group.deliveries}
+            rows.append({**about, "sample": None, **what})
+            continue
+        for sample, verdict in enumerate(group.scored.verdicts):
+            if verdict.failed:
+                error = f"{verdict.outcome.name.lower()}: {verdict.reason}"
+                rows.append({**about, "sample": sample, "stage": "verify", "error": error, "deliveries": 1})
+    return rows
+
+
+def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, pieces: Pieces) -> None:
+    """Writes the first groups of a step with every token's text, advantage and log-probs."""
     row, lines = 0, []
     for group in finished(groups)[:limit]:
         samples: list[dict[str, Any]] = []
@@ -125,6 +154,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
                 {
                     "text": completion.text,
                     "token_ids": completion.token_ids,
+                    "tokens": pieces(completion.token_ids),
                     "outcome": verdict.outcome.name.lower(),
                     "extracted": verdict.extracted,
                     "reward": None if verdict.failed else verdict.reward,
@@ -138,7 +168,7 @@ def write_rollouts(folder: Path, step: int, groups: Groups, adv_BT: Tensor, limi
         answer = group.task.reference_answer
         lines.append(json.dumps({"group": group.task.group_id, "prompt": prompt, "answer": answer, "samples": samples}))
     if lines:
-        (folder / f"step-{step:06d}.jsonl").write_text("\n".join(lines) + "\n")
+        file.write_text("\n".join(lines) + "\n")
 
 
 def _shown(row: EvidenceRow) -> dict[str, Any]:
@@ -147,7 +177,7 @@ def _shown(row: EvidenceRow) -> dict[str, Any]:
 
 
 class Trackers:
-    """metrics.jsonl always; TensorBoard and W&B when the run asks for them."""
+    """metrics.jsonl and Prometheus always; TensorBoard and W&B when the run asks for them."""
 
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         """Opens the trackers.
@@ -174,6 +204,9 @@ class Trackers:
     def step(self, row: Mapping[str, Any]) -> None:
         """Writes one step everywhere."""
         self._run.append(dict(row))
+        TRAIN.step(self._run.name, row)
+        TRAINED_TOKENS.inc(row.get("tokens/trained", 0.0))
+        PROGRESS.labels(self._run.name).set_to_current_time()
         if self._tensorboard is not None:
             for key, value in row.items():
                 self._tensorboard.add_scalar(key, value, row["step"])

@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from prometheus_client import Counter
-
 from cepo.contracts import Outcome, Verdict
 from cepo.errors import UserError
+from cepo.metrics import verdicts
 from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 from services.verifier.verdicts import Item, Question, question
 from services.verifier.worker import Worker
 
 _log = logging.getLogger(__name__)
-VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 DEADLINE_SECONDS = 5.0
 MEMORY_BYTES = 2**30
 MAX_SPARES = 4
@@ -54,6 +52,7 @@ class GraderPool:
         """
         self.functions = tuple(functions)
         self._deadline_seconds = deadline_seconds
+        self._counters = verdicts()
         count = workers + min(workers, MAX_SPARES)
         self._workers = [Worker(deadline_seconds, memory_bytes, self.functions) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
@@ -112,7 +111,7 @@ class GraderPool:
         verdicts = dict(zip(distinct, await asyncio.gather(*map(self._judge, distinct)), strict=True))
         found = [verdicts[q] if isinstance(q, Question) else q for q in questions]
         for verdict in found:
-            VERDICTS.labels(verdict.outcome.name.lower()).inc()
+            self._counters[verdict.outcome].inc()
         return found
 
     async def _judge(self, asked: Question) -> Verdict:

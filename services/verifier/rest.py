@@ -7,18 +7,15 @@ from typing import Annotated
 from fastapi import FastAPI
 from pydantic import Field
 
-from cepo.web import BodyLimit
 from services.verifier.pool import GraderPool
 from services.verifier.rows import Reply, Request
 
-MAX_BODY_BYTES = 16 * 2**20
 MAX_ROWS = 4096
 
 
 def application(pool: GraderPool) -> FastAPI:
     """The verifier's REST surface."""
     app = FastAPI()
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
 
     @app.post("/v1/verify", tags=["verify"])
     async def verify(body: Request | Annotated[list[Request], Field(max_length=MAX_ROWS)]) -> Reply | list[Reply]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -99,6 +100,18 @@ async def test_a_hop_without_result_only_ends_the_item(bus: Bus) -> None:
     (item,) = await take(bus)
     assert await bus.hop(item, "out", None)
     assert (await bus.depth("in"), await bus.depth("out")) == (0, 0)
+
+
+async def test_the_age_of_a_stream_is_that_of_its_oldest_item_in_hands_or_not(bus: Bus) -> None:
+    assert await bus.age("in") == 0.0
+    await bus.publish("in", [make_task()])
+    await asyncio.sleep(0.1)
+    await bus.publish("in", [make_task(index=1)])
+    (item,) = await take(bus, count=1)
+    assert 0.1 <= await bus.age("in") < 2.0
+    assert abs(item.published_at + await bus.age("in") - time.time()) < 0.1
+    await bus.hop(item, "out", None)
+    assert await bus.age("in") < 0.1
 
 
 async def test_two_workers_that_finish_the_same_item_publish_once(bus: Bus) -> None:

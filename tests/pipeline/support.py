@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cepo.settings import child_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
 SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
@@ -22,9 +24,14 @@ def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL) -> lis
     return [sys.executable, "-m", "cepo", "train", str(TINY), "--run-dir", str(run_dir), *chosen, *more]
 
 
-def start(run_dir: Path, *more: str) -> subprocess.Popen[str]:
+def start(run_dir: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(run_dir, *more), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(run_dir, *more),
+        cwd=ROOT,
+        env=child_environment(variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

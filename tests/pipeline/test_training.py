@@ -9,15 +9,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+import yaml
 
 from cepo import tiny
 from cepo.contracts import Message
 from cepo.rendering import Renderer
+from cepo.tracing import trace_id
+from tests.otlp import Collector, Span
 from tests.pipeline.support import ROOT, kill, rows, start, wait_until
+from tests.promql import Query, Scrapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -46,6 +54,7 @@ DOCUMENTED_KEYS = [
     "time/step_seconds",
     "time/rollout_seconds",
     "time/teacher_seconds",
+    "time/teacher_exposed_seconds",
     "time/train_seconds",
     "time/publish_to_first_token_seconds",
     "tokens/generated",
@@ -53,14 +62,35 @@ DOCUMENTED_KEYS = [
 ]
 
 
+@dataclass(frozen=True)
+class Observed:
+    """A run that nothing happened to, and what was seen of it."""
+
+    run_dir: Path
+    printed: str
+    scrapes: Scrapes
+    """Of every service, after the third and the fifth step."""
+    traces: Mapping[str, list[Span]]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that nothing happened to, and what it printed."""
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(run_dir)
-    printed, _ = process.communicate(timeout=400)
+    scrapes = Scrapes()
+    with Collector() as collector:
+        process = start(run_dir, CEPO_OTLP_ENDPOINT=collector.endpoint)
+        for steps in (3, 5):
+            wait_until(lambda: len(rows(run_dir)) >= steps, process, 240)  # noqa: B023 it is called in this turn alone
+            addresses = json.loads((run_dir / "services.json").read_text())["http"]
+            scrapes.add(time.time(), {name: httpx.get(f"{url}/metrics").text for name, url in addresses.items()})
+        printed, _ = process.communicate(timeout=400)
     assert process.returncode == 0, printed
-    return run_dir, printed
+    return Observed(run_dir, printed, scrapes, collector.traces)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(observed: Observed) -> tuple[Path, str]:
+    return observed.run_dir, observed.printed
 
 
 def final_digest(run_dir: Path) -> str:
@@ -88,12 +118,50 @@ def test_a_run_writes_every_documented_metric_and_ends_with_what_was_gained(undi
     assert {e["context"] for s in samples for e in s["evidence"]} >= {"ANSWER", "REJECTED"}
 
 
+def test_every_query_of_the_dashboard_finds_something_in_a_run_and_no_alert_fires(observed: Observed) -> None:
+    deploy, now = ROOT / "deploy", observed.scrapes.samples[-1][0]
+    for panel in json.loads((deploy / "grafana" / "dashboards" / "cepo.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            query = Query(target["expr"].replace("$run", ".*"))
+            if not any("gpu" in selector.name for selector in query.selectors):
+                assert query(observed.scrapes, now), target["expr"]
+    rules = yaml.safe_load((deploy / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
+    firing = {rule["alert"] for rule in rules if Query(rule["expr"])(observed.scrapes, now)}
+    assert firing <= {"CepoTeacherNotHidden", "CepoNoSignal"}  # six prompts of a tiny model; both also wait
+
+
+def test_a_group_is_one_trace_through_all_services(observed: Observed) -> None:
+    evidenced = [json.loads(line) for line in (observed.run_dir / "rollouts" / "step-000000.jsonl").open()]
+    group_id = next(row["group"] for row in evidenced if row["samples"][0]["evidence"])
+    spans = observed.traces[trace_id(group_id)]
+    (root,) = [span for span in spans if not span.parent]
+    children = {(span.service, span.name) for span in spans if span.parent == root.id}
+    assert (root.service, root.name) == ("cepo-trainer", "group")
+    assert children == {
+        ("cepo-rollout", "rollout"),
+        ("cepo-verifier", "verify"),
+        ("cepo-teacher", "teach"),
+        ("cepo-trainer", "collect"),
+    }
+
+
+def dashboard_of(run_dir: Path) -> dict[str, float]:
+    """The first row that a run at work tells the dashboard of; its page answers too."""
+    address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
+    assert '<h2 id="groups-title">' in httpx.get(f"{address}/").text
+    with httpx.stream("GET", f"{address}/v1/events", timeout=20) as reply:
+        lines = reply.iter_lines()
+        assert "event: row" in lines
+        return json.loads(next(lines).removeprefix("data: "))
+
+
 def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
     undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir)
     wait_until(lambda: len(rows(run_dir)) >= 1, process, 240)
+    assert dashboard_of(run_dir)["step"] == 0
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed

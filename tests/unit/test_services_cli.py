@@ -13,6 +13,7 @@ import pytest
 
 from cepo.cli import main
 from cepo.healthcheck import ready
+from cepo.settings import Settings
 from tests.factories import RUNS
 
 TINY = str(RUNS / "tiny_cepo.toml")
@@ -41,11 +42,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize(("server", "healthy"), [(200, True), (503, False)], indirect=["server"])
 def test_a_container_is_healthy_when_its_service_is_ready(server: int, healthy: bool) -> None:
-    assert ready(server) is healthy
+    assert ready(Settings(http_port=server)) is healthy
 
 
 def test_a_container_whose_service_does_not_listen_is_not_healthy(free_port: Callable[[], int]) -> None:
-    assert ready(free_port()) is False
+    assert ready(Settings(http_port=free_port())) is False
 
 
 def test_down_without_services_says_how_to_start_them(

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cepo.bus import ready
+from cepo.bus import RedisBus, ready
 from cepo.contracts import GroupFailed, Hop, Outcome, PromptTask, Purpose, RolloutGroup, Stage, TeachWhen
 from cepo.errors import EngineDown, UserError
 from cepo.stage import Handler, StageLoop, destination, task_of
 from cepo.testing import MemoryBus
+from tests.conftest import RedisServer
 from tests.factories import make_evidenced, make_failed, make_group, make_scored, make_task, make_verdict
 
 CLAIM_SECONDS = 0.1
@@ -219,6 +220,25 @@ async def test_a_bus_that_fails_to_renew_ends_the_loop() -> None:
         async with working(bus, forever):
             await asyncio.sleep(60)
     assert caught.group_contains(ConnectionError)
+
+
+async def test_a_loop_ends_whatever_the_redis_client_is_doing(redis_server: RedisServer) -> None:
+    async def wait(hop: Hop) -> Hop:
+        await stop.wait()
+        return await sample(hop)
+
+    for i in range(10):
+        bus, stop = RedisBus(redis_server.url), asyncio.Event()
+        await bus.publish("rollout", [make_task(index=i)])
+        loop = StageLoop(bus, Stage.ROLLOUT, wait, claim_seconds=0.02)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            group.create_task(loop.run(stop))
+            await asyncio.sleep(0.05 + i / 1000)
+            stop.set()
+        await bus.close()
+    bus = RedisBus(redis_server.url)
+    assert await bus.depth("verify") == 10
+    await bus.close()
 
 
 @pytest.mark.parametrize("make", [make_task, make_group, make_scored, make_evidenced, make_failed])

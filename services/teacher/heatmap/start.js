@@ -46,7 +46,7 @@ async function score(event) {
   $("error").textContent = "";
   $("score").disabled = true;
   try {
-    const headers = { "Content-Type": "application/json", ...(form.token.value && { Authorization: `Bearer ${form.token.value}` }) };
+    const headers = { "Content-Type": "application/json", ...bearer() };
     const answer = await fetch("v1/credit", { method: "POST", headers, body: JSON.stringify(request) });
     const body = await answer.json();
     if (answer.status === 401) $("token-field").hidden = false;
@@ -63,22 +63,6 @@ async function score(event) {
   }
 }
 
-const THEMES = ["auto", "light", "dark"];
-
-function nextTheme() {
-  const root = document.documentElement;
-  const theme = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
-  if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
-  $("theme").textContent = `Theme: ${theme}`;
-}
-
-function nextPalette() {
-  const root = document.documentElement;
-  const safe = root.dataset.palette !== "safe";
-  if (safe) root.dataset.palette = "safe"; else delete root.dataset.palette;
-  $("palette").setAttribute("aria-pressed", String(safe));
-}
-
 $("lam").oninput = (event) => { state.lam = Number(event.target.value); recolour(); };
 $("eps").oninput = (event) => { state.eps = Number(event.target.value); recolour(); };
 $("panels").onkeydown = moveFocus;
@@ -86,14 +70,11 @@ $("responses").onkeydown = (event) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (step) { event.preventDefault(); choose(state.response + step); }
 };
-$("palette").onclick = nextPalette;
-$("theme").onclick = nextTheme;
 $("save-page").onclick = savePage;
 $("save-picture").onclick = () => download("token-credit.png", picture());
 $("form").onsubmit = score;
 $("add").onclick = () => addDraft();
 $("sample").onclick = () => { fillForm(bundled.request); open(bundled.request, bundled.reply); };
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 if (bundled.live) {
   $("own").hidden = false;
   fillForm(bundled.request);

@@ -64,7 +64,9 @@ def _generate(generator: Object, folder: Path, objects: list[Object]) -> None:
     if generator.get("behavior") == "replace":
         named(objects, "ConfigMap", generator["name"])["data"] = data
     else:
-        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data})
+        labels = generator.get("options", {}).get("labels")
+        metadata = {"name": generator["name"]} | ({"labels": labels} if labels else {})
+        objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
 
 def _patch(objects: list[Object], target: Object, operations: list[Object]) -> None:
@@ -89,8 +91,8 @@ def _apply(item: Object, operation: Object) -> None:
     if operation["op"] == "remove":
         del node[last]
     elif isinstance(node, list):
-        assert (operation["op"], last) == ("add", "-")
-        node.append(value)
+        assert operation["op"] == "add"
+        node.insert(len(node) if last == "-" else int(last), value)
     else:
         assert operation["op"] == "add" or last in node, f"{operation['path']} is not there to be replaced"
         node[last] = value

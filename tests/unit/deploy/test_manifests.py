@@ -20,7 +20,7 @@ from tests.unit.deploy.kustomize import K8S, Object, named, render
 
 OVERLAYS = ("cpu", "single-gpu", "multi-node")
 KUBERNETES = "1.34"
-CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor"}
+CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PrometheusRule"}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -114,6 +114,15 @@ def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert policies["adapters"]["ingress"][0]["ports"] == [{"port": SPECS["trainer"].grpc_port}]
     assert all("from" in rule for spec in policies.values() for rule in spec.get("ingress", ()))
+    for name, direction, pod, peer in (
+        ("grading", "ingress", "verifier", "teacher"),
+        ("to-grading", "egress", "teacher", "verifier"),
+    ):
+        (rule,) = policies[name][direction]
+        (end,) = rule["from" if direction == "ingress" else "to"]
+        assert policies[name]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": pod}
+        assert end["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": peer}
+        assert rule["ports"] == [{"port": SPECS["verifier"].grpc_port}]
 
 
 def test_the_run_files_are_runs() -> None:
@@ -144,3 +153,5 @@ def test_every_service_is_scraped() -> None:
         service = named(objects, "Service", name)
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+        labels = {rule["targetLabel"]: rule["replacement"] for rule in monitor["endpoints"][0]["relabelings"]}
+        assert labels == {"job": "cepo", "service": name}  # which the alerts name

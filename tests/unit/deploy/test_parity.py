@@ -25,7 +25,7 @@ from tests.unit.deploy.kustomize import K8S, named, render
 ROOT = K8S.parents[1]
 PASSWORD = "hunter2"
 PROFILES = ("gpu", "multi-gpu", "cpu")
-ADDRESSES = {"CEPO_REDIS_URL", "CEPO_HOST", "CEPO_GRPC_PORT", "CEPO_HTTP_PORT"} | {
+ADDRESSES = {"CEPO_REDIS_URL", "CEPO_HOST", "CEPO_EXPOSURE", "CEPO_GRPC_PORT", "CEPO_HTTP_PORT"} | {
     "CEPO_TRAINER_ADDRESS",
     "CEPO_VERIFIER_ADDRESS",
 }
@@ -80,7 +80,7 @@ def surroundings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def without_addresses(variables: dict[str, str]) -> dict[str, str]:
-    machine = {"CEPO_TOKEN", "CEPO_THREADS", "OMP_NUM_THREADS"}
+    machine = {"CEPO_TOKEN", "CEPO_TOKEN_FILE", "CEPO_THREADS", "OMP_NUM_THREADS"}
     return {key: value for key, value in variables.items() if key not in ADDRESSES | machine}
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditReply
+from cepo.web import MAX_BODY_BYTES
 from services.teacher.grading import Grader
 from services.teacher.page import live_page
 from tests.credit_support import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
@@ -129,7 +130,7 @@ async def test_what_is_no_json_or_too_long_is_refused() -> None:
     async with web(make_credit()) as client:
         headers = {"content-type": "application/json"}
         assert (await client.post("/v1/credit", content="nonsense", headers=headers)).status_code == 422
-        assert (await client.post("/v1/credit", content=" " * (4 * 2**20 + 1), headers=headers)).status_code == 413
+        assert (await client.post("/v1/credit", content=" " * (MAX_BODY_BYTES + 1), headers=headers)).status_code == 413
 
 
 async def test_the_page_is_open_and_its_data_need_the_token() -> None:

@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from cepo import adapters
 from cepo.adapters import CHUNK_BYTES, fetch_from_trainer
-from cepo.auth import TokenInterceptor, call_metadata
+from cepo.auth import TokenInterceptor, Tokens, call_metadata
 from cepo.contracts import BASE_POLICY, PolicyProof
 from cepo.errors import PolicyError, Unreachable
 from cepo.forward import response_logps
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
+from cepo.settings import Settings
 from cepo.testing import MemoryBus
 from cepo.wire import to_proto
 from services.trainer.batch import pack
@@ -66,7 +67,7 @@ async def served(publisher: Publisher) -> AsyncIterator[str]:
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         FetchPolicy = staticmethod(publisher.stream)
 
-    server = grpc.aio.server(interceptors=[TokenInterceptor(TOKEN)])
+    server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens(TOKEN))])
     services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -184,7 +185,7 @@ async def test_an_adapter_streams_in_pieces_that_match_its_digest(tmp_path: Path
     publisher = make_publisher(tmp_path, learner)
     policy = await publisher.publish(1)
     async with served(publisher) as address:
-        files = await fetch_from_trainer(address, TOKEN, policy)
+        files = await fetch_from_trainer(Settings(trainer_address=address, token=TOKEN), policy)
         assert adapters.digest(files) == policy.sha256
         assert files == adapters.read(publisher.folder(policy))
         async with grpc.aio.insecure_channel(address) as channel:
@@ -201,7 +202,7 @@ async def test_without_the_token_no_adapter_is_given(tmp_path: Path, learner: Le
     async with served(publisher) as address:
         for token in ("", "guess"):
             with pytest.raises(Unreachable, match="UNAUTHENTICATED: wrong or missing token"):
-                await fetch_from_trainer(address, token, policy)
+                await fetch_from_trainer(Settings(trainer_address=address, token=token), policy)
 
 
 async def test_a_policy_that_was_not_published_is_not_found(tmp_path: Path, learner: Learner) -> None:
@@ -209,7 +210,7 @@ async def test_a_policy_that_was_not_published_is_not_found(tmp_path: Path, lear
     async with served(publisher) as address:
         for policy in (POLICY, BASE_POLICY):
             with pytest.raises(PolicyError, match=f"does not have {policy.name}: "):
-                await fetch_from_trainer(address, TOKEN, policy)
+                await fetch_from_trainer(Settings(trainer_address=address, token=TOKEN), policy)
             async with grpc.aio.insecure_channel(address) as channel:
                 call = services_pb2_grpc.TrainerServiceStub(channel).FetchPolicy(
                     to_proto(policy), metadata=call_metadata(TOKEN)

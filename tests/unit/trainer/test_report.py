@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ from services.trainer.batch import pack
 from services.trainer.report import (
     Trackers,
     accuracy,
+    failures,
     finished,
     group_metrics,
     hint_metrics,
     judged,
+    versions,
     write_rollouts,
 )
 from tests.factories import (
@@ -43,6 +46,10 @@ def make_run(path: Path) -> RunDir:
     run = RunDir(path / "run")
     run.create(make_config(), resume=False)
     return run
+
+
+def texts(ids: Sequence[int]) -> list[str]:
+    return [f"<{token}>" for token in ids]
 
 
 def test_group_metrics_count_what_came() -> None:
@@ -116,7 +123,7 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
     groups = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
     batch = pack(finished(groups))
     adv_BT = torch.arange(16.0).reshape(4, 4)
-    write_rollouts(tmp_path, 7, groups, adv_BT, limit=2)
+    write_rollouts(tmp_path / "step-000007.jsonl", groups, adv_BT, 2, texts)
     rows = [json.loads(line) for line in (tmp_path / "step-000007.jsonl").read_text().splitlines()]
     assert [row["group"] for row in rows] == ["run/0/0", "run/0/1"]
     samples = [sample for row in rows for sample in row["samples"]]
@@ -124,17 +131,32 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
     for i, sample in enumerate(samples):
         group = finished(groups)[i // 2]
         assert sample["token_ids"] == list(batch.response_ids[i])
+        assert sample["tokens"] == texts(sample["token_ids"])
         assert [e["logps"] for e in sample["evidence"]] == [list(e.rows[i % 2].logps) for e in group.evidence]
         assert [e["context"] for e in sample["evidence"]] == ["ANSWER", "REJECTED"]
         assert sample["outcome"] == ("wrong", "correct")[i % 2]
 
 
+def test_what_was_given_up_is_named_with_its_reason() -> None:
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
+    judged_but_one = EvidencedGroup(scored=make_scored(verdicts=[make_verdict(1.0), timeout]))
+    group, sample = failures([make_failed(make_task(index=3)), judged_but_one, make_evidenced([1.0, 0.0])], step=4)
+    assert (group["step"], group["stage"], group["error"], group["sample"]) == (4, "verify", "it broke", None)
+    assert group["group"] == make_task(index=3).group_id
+    assert (sample["sample"], sample["error"]) == (1, "timeout: comparing took longer")
+
+
+def test_the_oldest_version_of_each_engine_is_told() -> None:
+    assert versions([make_evidenced([1.0, 0.0]), make_failed()])["version/rollout"] == make_task().policy.version
+    assert versions([make_failed()]) == {}
+
+
 def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
     groups = make_ragged([(3, 1), (2, 4)])
     batch = pack(groups)
-    write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=0)
+    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 0, texts)
     assert list(tmp_path.iterdir()) == []
-    write_rollouts(tmp_path, 0, groups, batch.mask_BT, limit=1)
+    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 1, texts)
     assert len((tmp_path / "step-000000.jsonl").read_text().splitlines()) == 1
 
 

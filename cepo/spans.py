@@ -18,7 +18,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of token ids, special tokens included."""
-    return "".join(_pieces(tokenizer, ids))
+    return "".join(pieces(tokenizer, ids))
 
 
 def spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[Span]:
@@ -27,10 +27,10 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str) -> list[Span]:
     Args:
         text: what `ids` were made from, or `response_text` of them.
     """
-    pieces = _pieces(tokenizer, ids)
-    if "".join(pieces) == text:
+    parts = pieces(tokenizer, ids)
+    if "".join(parts) == text:
         ends = [0]
-        for piece in pieces:
+        for piece in parts:
             ends.append(ends[-1] + len(piece))
     else:  # a tokenizer that does not give back what it was given, such as one that normalises Unicode
         starts = [start for start, _ in _offsets(tokenizer, text)]
@@ -42,19 +42,19 @@ def _offsets(tokenizer: Any, text: str) -> list[Span]:
     return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text each token adds to those before it."""
-    pieces: list[str] = []
+    parts: list[str] = []
     context, begin = 0, 0  # decoded together: tokens from `context`; those before `begin` are out already
     for at in range(len(ids)):
         before = _decoded(tokenizer, ids[context:begin])
         now = _decoded(tokenizer, ids[context : at + 1])
         if now.endswith(_REPLACEMENT) and at + 1 < len(ids) and at + 1 - begin < MAX_PENDING:
-            pieces.append("")
+            parts.append("")
             continue
-        pieces.append(now[len(before) :])
+        parts.append(now[len(before) :])
         context, begin = begin, at + 1
-    return pieces
+    return parts
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from services.teacher.spans import response_text, spans
+from cepo.spans import response_text, spans
 from tests.credit_support import RENDERER
 
 TOKENIZER = RENDERER.tokenizer

@@ -1,0 +1,89 @@
+"""What the dashboard reads of a run folder. The folder is named when the process starts, never by a request."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cepo.dashboard.lines import Lines, Row, parsed
+from cepo.errors import UserError
+from cepo.rundir import RunDir
+
+ALIVE_SECONDS = 15.0
+"""A trainer that has not written its status for this long is taken to be gone."""
+FINAL = ("done", "drained")
+"""Phases after which a trainer ends."""
+
+
+class Watched:
+    """A run that is looked at."""
+
+    def __init__(self, run: RunDir) -> None:
+        """Opens a run folder.
+
+        Raises:
+            UserError: it holds no run.
+        """
+        if not (run.config.is_file() or run.metrics.is_file()):
+            raise UserError(f"{run.path} holds no run; give a folder with config.toml and metrics.jsonl")
+        self.run = run
+        self.metrics = Lines(run.metrics)
+        self.failures = Lines(run.failures)
+
+    def steps(self) -> list[Row]:
+        """The rows of metrics.jsonl that name their step."""
+        self.metrics.refresh()
+        return [row for row in self.metrics.rows if isinstance(row.get("step"), int)]
+
+    def given_up(self) -> list[Row]:
+        """The rows of failures.jsonl."""
+        self.failures.refresh()
+        return self.failures.rows
+
+    def groups(self, step: int) -> list[Row]:
+        """The groups of a step that were written down; none where the run keeps none."""
+        try:
+            return parsed(self.run.rollouts_of(step).read_bytes())
+        except FileNotFoundError:
+            return []
+
+    def status(self) -> Row:
+        """What the trainer last said, and whether it still works; of a run without a status, where its rows end."""
+        found = parsed(self.run.status.read_bytes()) if self.run.status.is_file() else []
+        if not found:
+            rows = self.steps()
+            last = rows[-1] if rows else {}
+            known = {"run": self.run.name, "phase": "unknown", "step": last.get("step", 0), "metrics": last}
+            return {**known, "policy_version": last.get("policy_version", 0), "queues": {}, "running": False}
+        status = found[-1]
+        silent = time.time() - float(status.get("time", 0.0))
+        return {**status, "running": status.get("phase") not in FINAL and silent < ALIVE_SECONDS}
+
+    def summary(self) -> Row:
+        """What the run is, of its config."""
+        try:
+            config: dict[str, Any] = tomllib.loads(self.run.config.read_text("utf-8"))
+        except (OSError, tomllib.TOMLDecodeError):
+            config = {}
+        return {
+            "algorithm": config.get("algorithm", {}),
+            "model": "/".join(Path(config.get("model", {}).get("path", "")).parts[-2:]),
+            "steps": config.get("loop", {}).get("steps"),
+            "prompts": config.get("sampling", {}).get("prompts"),
+            "samples": config.get("sampling", {}).get("samples"),
+            "rollouts_per_step": config.get("telemetry", {}).get("rollouts_per_step"),
+        }
+
+
+def by_name(runs: Sequence[Watched]) -> dict[str, Watched]:
+    """Runs under names of their own: those of their folders, with a number where two are the same."""
+    found: dict[str, Watched] = {}
+    for watched in runs:
+        name, number = watched.run.name, 2
+        while name in found:
+            name, number = f"{watched.run.name} ({number})", number + 1
+        found[name] = watched
+    return found

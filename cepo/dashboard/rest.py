@@ -1,0 +1,127 @@
+"""REST of the dashboard: `GET /`, the page, and what it shows: status, metrics, groups, failures and events of a run.
+
+The same application serves the trainer, which adds nothing to it, and `cepo dashboard`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from cepo.dashboard.folder import FINAL, Watched, by_name
+from cepo.dashboard.page import page
+from cepo.web import first_mistake
+
+MAX_ROWS = 1000
+MAX_GROUPS = 64
+MAX_FAILURES = 500
+MAX_STEP = 2**53
+"""Larger numbers are not exact in a browser."""
+POLL_SECONDS = 0.4
+KEEP_ALIVE_SECONDS = 15.0
+EVENTS = "text/event-stream"
+
+Step = Annotated[int, Path(ge=0, le=MAX_STEP)]
+Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step that is wanted")]
+Offset = Annotated[int, Query(ge=0, le=MAX_STEP)]
+Name = Annotated[str, Query(max_length=300, description="one of /v1/runs; left out: the run itself")]
+
+
+def application(watched: Sequence[Watched]) -> FastAPI:
+    """The surface over a run, the first, and those to compare it with."""
+    app, runs, run = FastAPI(), by_name(watched), watched[0]
+
+    @app.get("/", tags=["run"], response_class=HTMLResponse)
+    async def dashboard() -> HTMLResponse:
+        """The dashboard page."""
+        return HTMLResponse(page())
+
+    @app.get("/v1/status", tags=["run"])
+    async def status() -> dict[str, Any]:
+        """What the trainer is at."""
+        return run.status()
+
+    @app.get("/v1/runs", tags=["run"])
+    async def names() -> list[dict[str, Any]]:
+        """The run, and those it is compared with."""
+        return [{"name": name, **each.summary()} for name, each in runs.items()]
+
+    @app.get("/v1/metrics", tags=["run"])
+    def metrics(since: Since = 0, limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS, run: Name = "") -> Any:
+        """Rows of metrics from a step on; `next` is where to go on, None at the end."""
+        rows = [row for row in _named(runs, run).steps() if row["step"] >= since]
+        return {"rows": rows[:limit], "next": rows[limit]["step"] if len(rows) > limit else None}
+
+    @app.get("/v1/steps/{step}/groups", tags=["run"], responses={404: {"description": "the run has no such step"}})
+    def groups(step: Step, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_GROUPS)] = 8) -> Any:
+        """The groups of a step that the run wrote down, with every token's evidence and advantage."""
+        found = run.groups(step)
+        if not found and step not in {row["step"] for row in run.steps()}:
+            raise HTTPException(404, f"the run has no step {step}")
+        return {"step": step, "total": len(found), "groups": found[offset : offset + limit]}
+
+    @app.get("/v1/failures", tags=["run"])
+    def failures(
+        since: Since = 0, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_FAILURES)] = 100
+    ) -> Any:
+        """Groups and samples that were given up, with the reason; the newest first."""
+        found = [row for row in reversed(run.given_up()) if row.get("step", 0) >= since]
+        return {"total": len(found), "failures": found[offset : offset + limit]}
+
+    @app.get("/v1/events", tags=["run"], response_class=StreamingResponse, responses={200: {"content": {EVENTS: {}}}})
+    async def events(since: Since = 0) -> StreamingResponse:
+        """Server-sent events: `row` (from a step on), `status`, `failures` and `restart`; they end with the run."""
+        return StreamingResponse(_events(run, since), media_type=EVENTS, headers={"Cache-Control": "no-store"})
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": first_mistake([{**e, "loc": e["loc"][1:]} for e in error.errors()])}, 422)
+
+    return app
+
+
+def _named(runs: dict[str, Watched], name: str) -> Watched:
+    if name and name not in runs:
+        raise HTTPException(404, f"no run {name!r} is shown here; there are {', '.join(runs)}")
+    return runs[name] if name else next(iter(runs.values()))
+
+
+async def _events(run: Watched, since: int) -> AsyncIterator[str]:
+    """New rows as they come; `restart` says that the trainer went back and that rows must be asked for again."""
+    rows = await asyncio.to_thread(run.steps)
+    generation, sent = run.metrics.generation, sum(row["step"] < since for row in rows)
+    failed, said, quiet = -1, "", 0.0
+    while True:
+        rows = await asyncio.to_thread(run.steps)
+        parts: list[str] = []
+        if run.metrics.generation != generation:
+            generation, sent = run.metrics.generation, len(rows)
+            parts.append(_event("restart", {}))
+        parts += [_event("row", row) for row in rows[sent:]]
+        sent = len(rows)
+        if failed != (failed := len(await asyncio.to_thread(run.given_up))):
+            parts.append(_event("failures", {"total": failed}))
+        status = await asyncio.to_thread(run.status)
+        shown = {key: value for key, value in status.items() if key not in ("time", "metrics")}
+        if said != (said := json.dumps(shown)):
+            parts.append(_event("status", shown))
+        if quiet >= KEEP_ALIVE_SECONDS and not parts:
+            parts.append(": nothing new\n\n")
+        quiet = 0.0 if parts else quiet + POLL_SECONDS
+        if parts:
+            yield "".join(parts)
+        if status.get("phase") in FINAL:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

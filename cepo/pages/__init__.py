@@ -1,0 +1,30 @@
+"""What pages share: their look, the small words of their scripts and the heat map of tokens.
+
+A page is one HTML document with its style, script and data inside: it works offline and travels as a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_SHARED = Path(__file__).parent
+_STYLES = ("base.css", "tokens.css")
+_SCRIPTS = ("base.js", "tokens.js")
+
+
+def document(folder: Path, scripts: Sequence[str], data: Any) -> str:
+    """A page of page.html, page.css and scripts, in their order after the shared ones, with data as JSON."""
+    return _shell(folder, tuple(scripts)).replace("{data}", json.dumps(data).replace("<", "\\u003c"), 1)
+
+
+@cache
+def _shell(folder: Path, scripts: tuple[str, ...]) -> str:
+    styles = [*(_SHARED / name for name in _STYLES), folder / "page.css"]
+    code = [*(_SHARED / name for name in _SCRIPTS), *(folder / name for name in scripts)]
+    style, script = ("\n".join(path.read_text("utf-8") for path in paths) for paths in (styles, code))
+    shell = (folder / "page.html").read_text("utf-8")
+    return shell.replace("{style}", style).replace("{script}", script)

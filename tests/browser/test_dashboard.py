@@ -1,0 +1,217 @@
+"""The dashboard page in a real browser, over run folders that grow while it is open."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from cepo.dashboard.folder import Watched
+from cepo.dashboard.rest import application
+from cepo.rundir import RunDir
+from cepo.settings import Settings
+from cepo.web import guard
+from tests.browser.chromium import Browser, executable
+from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
+
+pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+
+SELECTED = "document.getElementById('step-value').value"
+DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').length"
+
+
+@contextmanager
+def served(*runs: RunDir, port: int = 0, token: str = "") -> Iterator[str]:
+    """The address of a dashboard."""
+    app = application([Watched(run) for run in runs])
+    guard(app, Settings(token=token))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run at work on its seventh step."""
+    made = make_run(tmp_path / "sums", 6)
+    for step in (4, 5):
+        write_groups(made, step)
+    made.append_failures([make_failure(2), make_failure(3, sample=1, error="timeout: comparing took longer")])
+    made.write_status(make_status(made, "rollout", 6))
+    return made
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Browser]:
+    browser.size(1280, 900)
+    browser.scheme("light")
+    yield browser
+    browser.call("Page.navigate", url="about:blank")  # or the page would go on asking
+
+
+def opened(tab: Browser, url: str) -> None:
+    tab.open(url)
+    tab.until(f"!isNaN({SELECTED}) && loaded.step !== null")
+
+
+def text(tab: Browser, selector: str) -> str:
+    return tab.run(f"document.querySelector({json.dumps(selector)}).innerText")
+
+
+def speak(run: RunDir, phase: str, step: int, **changes: Any) -> None:
+    run.write_status(make_status(run, phase, step, **changes))
+
+
+def test_a_live_run_is_drawn_as_it_goes_and_survives_a_restart(tab: Browser, run: RunDir, free_port: Any) -> None:
+    port = free_port()
+    with served(run, port=port) as url:
+        opened(tab, url)
+        assert text(tab, "#phase") == "Sampling, verifying, teaching"
+        assert "step 6 · 6 of 20 steps done" in text(tab, "#left")
+        assert tab.run(DRAWN) == 6
+        speak(run, "train", 6)
+        tab.until("document.getElementById('phase').textContent === 'Training'")
+        run.append(make_metrics(6))
+        tab.until(f"{SELECTED} === '6' && {DRAWN} === 7")
+        tab.run("document.getElementById('back').click()")
+        run.append(make_metrics(7))
+        tab.until(f"{DRAWN} === 8")
+        assert tab.run(SELECTED) == "5"  # who looks at a step is not taken away from it
+        run.append_failures([make_failure(7)])
+        tab.until("document.getElementById('failures-title').textContent === 'Failures (3)'")
+    tab.until("document.getElementById('link').textContent === 'no answer; trying again'")
+    run.truncate(5)
+    run.append(make_metrics(5))
+    with served(run, port=port):
+        tab.until(f"{DRAWN} === 6")
+        run.append(make_metrics(6))
+        tab.until(f"{DRAWN} === 7")
+        run.truncate(2)
+        tab.until(f"{DRAWN} === 2")
+        speak(run, "done", 6)
+        tab.until("document.getElementById('phase').textContent === 'Done'")
+
+
+def test_a_step_is_chosen_by_keys_pointer_and_slider(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        tab.press("ArrowLeft", "ArrowLeft")
+        assert tab.run(SELECTED) == "3"
+        assert tab.run("document.getElementById('follow').ariaPressed") == "false"
+        tab.run("document.getElementById('step').focus()")
+        tab.press("ArrowLeft")
+        assert tab.run(SELECTED) == "2"
+        tab.press("End")
+        assert tab.run(SELECTED) == "5"
+        tab.click(".bar:nth-child(2)")
+        assert tab.run(SELECTED) == "1"
+        assert text(tab, ".curve .keys b") == f"{make_metrics(1)['reward/mean']:.3f}"
+        tab.click(".plot")
+        assert tab.run(SELECTED) in "23"
+        tab.click("#follow")
+        tab.until(f"{SELECTED} === '5'")
+        assert tab.failures() == []
+
+
+def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        tab.until("document.querySelectorAll('#groups .token').length === 15")
+        assert text(tab, "#groups-title").lower() == "groups of step 5"
+        assert "20 + 30 = ?" in text(tab, "#groups h3")
+        assert "r⁻ 60" in text(tab, "#groups .chips")
+        shades = tab.run("[...document.querySelectorAll('.token')].map(t => t.style.backgroundColor)")
+        assert [at for at, shade in enumerate(shades) if "/ 0)" not in shade and "/ 0.000)" not in shade] == [12, 13]
+        tab.hover('.token[data-at="12"]')
+        for words in ("log P given r⁺", "log P given r⁻", "+2.000", "+1.875", "+25 %"):
+            assert words in text(tab, "#tip")
+        tab.run("document.querySelector('#groups [aria-label=Response] [role=radio]').focus()")
+        tab.press("ArrowRight")
+        assert "wrong, read as 60: differs from 50" in text(tab, "#groups")
+        assert tab.run("document.activeElement.innerText").startswith("✗ Response 2")
+        assert "pushed down 25 percent" in tab.run("document.querySelector('.token[data-at=\"12\"]').ariaLabel")
+        tab.run("document.querySelector('.token').focus()")
+        tab.press("ArrowRight")
+        assert tab.run("document.activeElement.dataset.at") == "1"
+        assert tab.run(SELECTED) == "5"
+        tab.run("document.activeElement.blur()")
+        tab.press("ArrowLeft", "ArrowLeft")
+        tab.until("document.getElementById('groups').innerText.includes('telemetry.rollouts_per_step')")
+
+
+def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:
+    with served(run, make_run(tmp_path / "other", 9)) as url:
+        opened(tab, url)
+        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length > 0")
+        assert tab.run("[...document.querySelectorAll('#compared th')].map(h => h.textContent)") == [
+            "up to step 5",
+            "sums",
+            "other",
+        ]
+        tab.click("#runs input")
+        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length === 0")
+        tab.run("""addFile('mine.jsonl', '{"step": 5, "reward/mean": 0.25, "loss/policy": NaN}\\n{"step": 6, "rew')""")
+        tab.until("document.getElementById('compared').innerText.includes('0.250')")
+        assert tab.failures() == []
+
+
+def test_failures_name_their_step_and_reason(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        rows = tab.run("[...document.querySelectorAll('#failures tbody tr')].map(r => r.innerText)")
+        assert rows[0].split("\t") == ["3", "3/0 response 2", "verify", "timeout: comparing took longer"]
+        tab.click("#failures button")
+        assert tab.run(SELECTED) == "3"
+
+
+def test_the_token_is_asked_for(tab: Browser, run: RunDir) -> None:
+    with served(run, token="right") as url:
+        tab.open(url)
+        tab.until("!document.getElementById('token-field').hidden")
+        assert "sums" not in tab.run("document.body.innerText")
+        for token in ("wrong", "right"):
+            tab.type("[name=token]", token)
+            tab.run("document.getElementById('token-field').requestSubmit()")
+            if token == "wrong":
+                tab.until("document.getElementById('error').textContent.includes('wrong or missing token')")
+        tab.until(f"document.getElementById('token-field').hidden && {SELECTED} === '5'")
+        assert text(tab, "h1") == "sums"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_thousand_steps_fit_a_phone_in_light_and_dark(tab: Browser, tmp_path: Path, scheme: str) -> None:
+    run = make_run(tmp_path / "long", 0)
+    run.metrics.write_text("".join(json.dumps(make_metrics(step)) + "\n" for step in range(1500)))
+    tab.scheme(scheme)
+    tab.size(360, 740, phone=True)
+    with served(run) as url:
+        opened(tab, url)
+        assert tab.run(SELECTED) == "1499"
+        assert tab.run("document.documentElement.scrollWidth") == 360
+        assert 200 < tab.run(DRAWN) < 800  # two points a pixel column at most
+        drawing = "(t => { for (const card of cards) card.draw(); return performance.now() - t; })(performance.now())"
+        assert tab.run(drawing) < 1000
+        assert tab.run("document.body.scrollHeight - (changed(), document.body.scrollHeight)") == 0
+        tab.click(".curve summary")
+        tab.until("document.querySelectorAll('.curve table tbody tr').length === 1500")
+        assert tab.run("[...document.querySelectorAll('.plot')].every(p => p.ariaLabel.includes('step'))")
+        assert tab.run(
+            "[...document.querySelectorAll('button, select, input')]"
+            ".every(e => e.labels?.length || e.ariaLabel || e.textContent)"
+        )
+        ink, card = (
+            tab.run(f"getComputedStyle(document.documentElement).getPropertyValue('--{name}')")
+            for name in ("ink", "card")
+        )
+        assert (ink < card) is (scheme == "light")

@@ -1,0 +1,113 @@
+"""A whole run in this process: the trainer's own loop on the tiny model, real stages, an engine that needs no GPU."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cepo import adapters
+from cepo.adapters import AdapterCache, resident
+from cepo.contracts import EvidencedGroup, PolicyProof, PolicyRef, Sampling, ScoredGroup, Stage
+from cepo.rendering import Renderer
+from cepo.rundir import RunDir
+from cepo.settings import Settings
+from cepo.stage import StageLoop
+from cepo.testing import MemoryBus
+from services.rollout.handler import Sample, make_handler as rollout
+from services.teacher.engine import TransformersScorer
+from services.teacher.handler import Pair, make_handler as teacher
+from services.trainer.__main__ import assemble
+from services.trainer.loop import Run, train
+from services.verifier.handler import Verifier
+from services.verifier.pool import GraderPool
+from tests.factories import make_config
+
+SMALL = ("loop.steps=2", "sampling.prompts=2", "sampling.samples=4", "eval.prompts=2", "eval.every=1")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong in a run."""
+
+    logp_shift: float = 0.0
+    """The engine's log-probs are off by so much."""
+    canary_shift: float = 0.0
+    """The engine's weights are others than it was given."""
+    teacher_seconds: float = 0.0
+    """The teacher takes so much longer over a group."""
+    always_wrong: bool = False
+
+
+class ToyGenerator:
+    """Answers sums, every second time wrongly; log-probs and proofs are those of the model it was told to sample."""
+
+    def __init__(self, scorer: TransformersScorer, renderer: Renderer, fault: Fault) -> None:
+        self._scorer = scorer
+        self._tokenizer: Any = renderer.tokenizer
+        self._fault = fault
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        proof = await self._scorer.load(policy)
+        return proof.model_copy(update={"canary_logp": proof.canary_logp + self._fault.canary_shift})
+
+    async def generate(
+        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[Sample]:
+        found = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt_ids)))
+        assert found is not None
+        total = sum(int(term) for term in re.findall(r"[-+]?\d+", found[1].replace(" ", "")))
+        answers = [f"\\boxed{{{total + (i % 2 or self._fault.always_wrong)}}}" for i in range(samples)]
+        pairs = [Pair(tuple(prompt_ids), tuple(self._tokenizer.encode(text))) for text in answers]
+        scored = await self._scorer.score(pairs, sampling.temperature, policy)
+        return [
+            Sample(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
+            for pair, logps in zip(pairs, scored, strict=True)
+        ]
+
+    def close(self) -> None: ...
+
+
+async def complete(folder: Path, fault: Fault = Fault()) -> Run:
+    """A run of two steps, from its folder to its last checkpoint.
+
+    Raises:
+        ExceptionGroup: the run cannot go on.
+    """
+    config, run_dir, bus = make_config(*SMALL), RunDir(folder), MemoryBus()
+    run_dir.create(config, resume=False)
+    settings = Settings(model=config.model.path, dtype="float32", max_model_len=512, threads=1)
+    run = assemble(run_dir, bus, settings)  # type: ignore[arg-type]
+    renderer = Renderer(config.model.path)
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        return adapters.read(run.publisher.folder(policy))
+
+    cache = AdapterCache(folder / "cache", fetch, keep=4)
+    scorer = TransformersScorer(settings, renderer, cache)
+    measure = teacher(scorer, renderer, settings.max_model_len)
+
+    async def slow(group: ScoredGroup) -> EvidencedGroup:
+        await asyncio.sleep(fault.teacher_seconds)
+        return await measure(group)
+
+    handlers = {
+        Stage.ROLLOUT: rollout(ToyGenerator(scorer, renderer, fault), renderer, settings.max_model_len),
+        Stage.VERIFY: Verifier(GraderPool(1)).verify,  # plain numbers are decided in this process
+        Stage.TEACH: slow,
+    }
+    stop = asyncio.Event()
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        await stack.enter_async_context(resident(scorer, bus, cache))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        for stage, handler in handlers.items():
+            group.create_task(StageLoop(bus, stage, handler).run(stop))
+        try:
+            await train(run, asyncio.Event())
+        finally:
+            stop.set()
+    return run

@@ -1,0 +1,75 @@
+"""What the engine lets a chat and a model do: under vLLM's own loader no address is fetched; no model brings code."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from PIL import Image
+from vllm.multimodal.media import MediaConnector
+
+from cepo.settings import Settings
+from services.rollout.engine import _engine_args
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def fetched() -> Iterator[tuple[int, list[str]]]:
+    """A port that an image is at, and the paths that were asked for."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(png())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_port, paths
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def connector() -> MediaConnector:
+    """What vLLM builds from the engine's arguments."""
+    chosen = _engine_args(Settings(model="any", device="cpu"))
+    return MediaConnector(
+        allowed_local_media_path=chosen.allowed_local_media_path, allowed_media_domains=chosen.allowed_media_domains
+    )
+
+
+async def test_no_address_is_fetched(fetched: tuple[int, list[str]]) -> None:
+    port, paths = fetched
+    for url in (f"http://127.0.0.1:{port}/x.png", f"http://nowhere.invalid@127.0.0.1:{port}/x.png"):
+        with pytest.raises(ValueError, match="allowed domains"):
+            await connector().fetch_image_async(url)
+    with pytest.raises(RuntimeError, match="allowed-local-media-path"):
+        await connector().fetch_image_async("file:///etc/passwd")
+    assert paths == []
+
+
+async def test_an_image_in_the_request_itself_is_read() -> None:
+    found = await connector().fetch_image_async(f"data:image/png;base64,{base64.b64encode(png()).decode()}")
+    assert getattr(found, "media", found).size == (2, 2)
+
+
+def test_the_code_of_a_model_is_not_run() -> None:
+    assert _engine_args(Settings(model="any", device="cpu")).trust_remote_code is False

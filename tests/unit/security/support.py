@@ -1,0 +1,76 @@
+"""A service without an engine behind the chassis, and callers of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request
+
+from cepo.auth import Tokens
+from cepo.chassis import Service, run, unary
+from cepo.connections import channel
+from cepo.contracts import Outcome, RolloutGroup, ScoredGroup, Verdict
+from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.settings import Settings
+from cepo.wire import to_proto
+from tests.conftest import unused_port
+from tests.factories import make_group
+
+UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
+
+
+async def judge(group: RolloutGroup) -> ScoredGroup:
+    """A verifier that finds everything wrong."""
+    wrong = Verdict(outcome=Outcome.WRONG, reward=0.0, accuracy=0.0)
+    return ScoredGroup(rollout=group, verdicts=(wrong,) * len(group.completions))
+
+
+class Servicer(services_pb2_grpc.VerifierServiceServicer):
+    Verify = staticmethod(unary(RolloutGroup, judge))
+
+
+@asynccontextmanager
+async def served(**changes: Any) -> AsyncIterator[Settings]:
+    """A toy verifier that listens; gives its settings."""
+    settings = Settings(grpc_port=unused_port(), http_port=unused_port(), **changes)
+    done, app = asyncio.Event(), FastAPI()
+
+    @app.post("/echo")
+    async def echo(request: Request) -> int:
+        """The length of a body."""
+        return len(await request.body())
+
+    async def work(stop: asyncio.Event) -> None:
+        service.ready.set()
+        await done.wait()
+
+    def register(server: grpc.aio.Server) -> None:
+        services_pb2_grpc.add_VerifierServiceServicer_to_server(Servicer(), server)
+
+    service = Service("toy", "cepo.v1.VerifierService", register, work, app)
+    running = asyncio.create_task(run(service, settings))
+    try:
+        while not running.done():
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
+                writer.close()
+                break
+            except OSError:
+                await asyncio.sleep(0.01)
+        yield settings
+    finally:
+        done.set()
+        await running
+
+
+async def verify(service: Settings, caller: Settings) -> grpc.StatusCode:
+    """What a caller is told that asks for a verdict over gRPC."""
+    async with channel(f"127.0.0.1:{service.grpc_port}", caller) as connection:
+        call = services_pb2_grpc.VerifierServiceStub(connection).Verify(
+            to_proto(make_group()), metadata=Tokens.of(caller).metadata(), timeout=5.0
+        )
+        return await call.code()

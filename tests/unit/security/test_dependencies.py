@@ -1,0 +1,44 @@
+"""The lock, what is installed of it, the bill of materials, and the tests that SECURITY.md names."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+REQUIREMENTS = ROOT / "deploy" / "requirements"
+
+
+def test_the_environment_is_the_lock_and_the_bill_lists_it() -> None:
+    command = [sys.executable, REQUIREMENTS / "audit.py", "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    bill = json.loads((REQUIREMENTS / "sbom.json").read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    listed = {component["purl"] for component in bill["components"]}
+    lines = [line for line in (REQUIREMENTS / "cpu.txt").read_text().splitlines() if "==" in line and line[0] != "#"]
+    assert len(listed) == len(bill["components"]) == len(lines) + 1  # and PyTorch
+    assert any(purl.startswith("pkg:pypi/grpcio@") for purl in listed)
+
+
+def test_a_stale_bill_and_a_loose_pin_are_found(tmp_path: Path) -> None:
+    (tmp_path / "deploy" / "requirements").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", *(f"deploy/requirements/{file}" for file in ("audit.py", "sbom.json"))):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    lock = tmp_path / "deploy" / "requirements" / "cpu.txt"
+    for line, said in (("redis==8.1.0", "sbom.json is stale"), ("redis>=8", "'redis>=8' is not NAME==VERSION")):
+        lock.write_text(f"{line}\n")
+        command = [sys.executable, lock.parent / "audit.py", "--check"]
+        checked = subprocess.run(command, capture_output=True, text=True)
+        assert checked.returncode == 1
+        assert said in checked.stderr
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"
