@@ -162,5 +162,6 @@ async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     assert [row["step"] for row in found] == list(range(STEPS))
     assert all(math.isfinite(value) for row in found for value in row.values())
     assert sum(row["groups/failed"] for row in found) == 0
-    assert max(row["rollout/logp_gap"] for row in found) < 1e-3
+    whole = config.sampling.top_k == 0 and config.sampling.top_p == 1.0  # else the engine's log-probs are of the rest
+    assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
     assert len(list(folder.adapters.glob("v*"))) == STEPS
