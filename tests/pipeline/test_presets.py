@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from cepo.tiny import demos, task
 from services.trainer.__main__ import assemble
 from services.trainer.loop import train
 from tests.factories import RUNS
-from tests.pipeline.support import rows
+from tests.pipeline.support import ROOT, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -134,6 +135,13 @@ def ready(address: str) -> bool:
         return False
 
 
+def documented(key: str) -> bool:
+    """Whether docs/metrics.md names a key, by itself or with a star for its end."""
+    plain = key.removesuffix("_correct").removesuffix("_wrong")
+    names = (ROOT / "docs" / "metrics.md").read_text().split("`")[1::2]
+    return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     preset: str, services: Services, tmp_path: Path
@@ -161,6 +169,7 @@ async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     found = rows(folder.path)
     assert [row["step"] for row in found] == list(range(STEPS))
     assert all(math.isfinite(value) for row in found for value in row.values())
+    assert not {key for row in found for key in row if not documented(key)}
     assert sum(row["groups/failed"] for row in found) == 0
     whole = config.sampling.top_k == 0 and config.sampling.top_p == 1.0  # else the engine's log-probs are of the rest
     assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
