@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cepo.cli import certs, check, credit, dashboard, evaluate, export, serve, services, status, train, verify
+from cepo.cli import certs, check, credit, dashboard, evaluate, export, serve, services, status, sweep, train, verify
 from cepo.errors import CepoError, Unreachable, UserError
 
-COMMANDS = (train, check, evaluate, credit, verify, export, status, dashboard, services, serve, certs)
+COMMANDS = (train, sweep, check, evaluate, credit, verify, export, status, dashboard, services, serve, certs)
 
 
 def main(arguments: list[str] | None = None) -> int:
