@@ -30,11 +30,11 @@ def refused(capsys: pytest.CaptureFixture[str], run_dir: Path, *words: str) -> s
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("optim.lrr=1", "config key optim.lrr is unknown; known here: lr,"),
+        ("optim.lrr=1", "config key optim.lrr is unknown; known here: gradient_checkpointing, lr,"),
         ("loop.steps=many", "config key loop.steps='many'"),
         ("algorithm.eps_w=1.5", "config key algorithm.eps_w=1.5"),
         ("algorithm.lam=-0.1", "config key algorithm.lam=-0.1"),
-        ("algorithm.name=cepoo", "config key algorithm.name='cepoo' is unknown; known: 'grpo', 'rlsd', 'cepo'"),
+        ("algorithm.name=cepoo", "config key algorithm.name='cepoo' is unknown; known: 'grpo', 'dr-grpo', "),
         ("lora.rank=64", "lora.rank=64 is above engine.max_lora_rank=8"),
         ("model.path=/no/such/model", "model.path=/no/such/model: no config.json there"),
         ("data.train=/no/such.jsonl", "data.train=/no/such.jsonl: no such file"),

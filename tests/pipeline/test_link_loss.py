@@ -101,7 +101,12 @@ def wait_for(count: int, out: Path, processes: dict[str, subprocess.Popen[bytes]
 
 def test_a_run_survives_ten_seconds_without_redis_and_without_the_trainer(hosts: Hosts, tmp_path: Path) -> None:
     out, processes = tmp_path / "steps.jsonl", {}
-    shared = {"redis_url": f"redis://{HUB}:6379/0", "trainer_address": f"{TRAINER}:7051", "token": "secret"}
+    shared = {
+        "redis_url": f"redis://{HUB}:6379/0",
+        "trainer_address": f"{TRAINER}:7051",
+        "token": "secret",
+        "exposure": "cleartext",
+    }
     common = {**shared, "claim_seconds": 3.0, "concurrency": 8, "threads": 1, "adapter_cache": tmp_path / "adapters"}
     parts = [sys.executable, "-m", "tests.pipeline.link_parts"]
     redis = [str(REDIS_SERVER), "--bind", HUB, "--protected-mode", "no", "--save", "", "--dir", str(tmp_path)]
