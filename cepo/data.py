@@ -16,9 +16,9 @@ from cepo.answers import reference_of
 from cepo.columns import CONVENTIONS, Columns, recognised
 from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
-from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
+from cepo.images import ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
-from cepo.rendering import Renderer, with_hint
+from cepo.rendering import MARK, Renderer, with_hint
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
 
@@ -32,7 +32,7 @@ class Problem:
     row: int = field(default=-1, compare=False)
     """Its place in the file."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer as hint, without images."""
+    """Prompt with the right answer as hint, its images among it."""
     images: tuple[ImageRef, ...] = ()
 
 
@@ -155,7 +155,7 @@ class _Reader:
         messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
         images, messages = self._images(row, messages)
         reference = reference_of(str(answer))
-        tokens = len(self.renderer.prompt_ids(with_hint(messages, config.data.hint, reference)))
+        tokens = len(self.renderer.prompt_ids(with_hint(messages, config.data.hint, reference), images))
         length = tokens + config.sampling.max_tokens + 1
         if length > config.model.max_length:
             raise UserError(
@@ -171,11 +171,10 @@ class _Reader:
             return (), messages
         try:
             found = cells(column(row, path))
-            if found and not self.renderer.takes_images:
-                model = self.config.model.path
-                raise UserError(f"holds images, and model.path={model} takes no images; choose one that does")
             pictures = [read(cell, self.folder) for cell in found]
             images = tuple(map(checked, pictures))
+            for image in images:
+                self.renderer.pixels.tokens(image)
             messages = with_marks(messages, len(images))
         except UserError as error:
             raise UserError(f"column {path!r} {error}") from error

@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from cepo.pixels import Patches
+from cepo.vision import language_inputs
+
 CHUNK_TOKENS = 4096
 
 Rule = Callable[..., Tensor]
@@ -77,7 +80,11 @@ def sampled(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def response_states(
-    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+    images: Sequence[Sequence[Patches]] = (),
 ) -> ResponseStates:
     """The states of every response token of every sequence, in one forward pass.
 
@@ -86,6 +93,7 @@ def response_states(
         prompts: token ids, at least one each.
         responses: token ids; may be empty.
         temperature: logits are divided by it before the softmax.
+        images: of each prompt, in the order of their placeholders; empty: no prompt has any.
     """
     head = model.get_output_embeddings()
     device = head.weight.device
@@ -97,8 +105,12 @@ def response_states(
         return ResponseStates(head.weight.new_zeros(0, head.weight.shape[1]), none_N, valid_BT, head, temperature)
     rows = [torch.tensor([*p, *r], device=device) for p, r in zip(prompts, responses, strict=True)]
     ids_BS = pad_sequence(rows, batch_first=True)
-    attention_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=attention_BS, use_cache=False).last_hidden_state
+    if any(images):
+        inputs = language_inputs(model, ids_BS, [*map(len, rows)], [*map(len, prompts)], images)
+        hidden_BSD = model.base_model.language_model(**inputs, use_cache=False).last_hidden_state
+    else:
+        attention_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=attention_BS, use_cache=False).last_hidden_state
     start_B = torch.tensor([len(p) for p in prompts], device=device)
     row_N, token_N = valid_BT.nonzero(as_tuple=True)
     position_N = start_B[row_N] + token_N
@@ -106,10 +118,14 @@ def response_states(
 
 
 def response_logps(
-    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+    images: Sequence[Sequence[Patches]] = (),
 ) -> Tensor:
     """log P(response token) for every sequence: [B, T] float32, T the longest response, 0 on padding."""
-    return response_states(model, prompts, responses, temperature).logp_BT
+    return response_states(model, prompts, responses, temperature, images).logp_BT
 
 
 def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
@@ -118,18 +134,25 @@ def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
         return float(response_logps(model, [canary_ids[:1]], [canary_ids[1:]], 1.0).sum())
 
 
+def auto_class(config: Any) -> Any:
+    """The transformers class that makes a model of a configuration: one with a vision part where it has one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
 def load_causal_lm(path: str, dtype: str, device: str) -> Any:
     """A frozen base model in evaluation mode, from a Hugging Face name or folder.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from cepo.errors import UserError
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        model = auto_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model.to(device).eval().requires_grad_(False)

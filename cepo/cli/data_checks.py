@@ -26,7 +26,7 @@ def data(run: Preflight) -> Found:
         yield "ok", f"{found.source}: {len(found.problems)} problems, {found.columns}"
         yield from _dropped(found.source, found.dropped)
         if count := sum(len(problem.images) for problem in found.problems):
-            raise UserError(f"{found.source}: its {count} images are good, but image prompts cannot be trained on yet")
+            yield "ok", f"{found.source}: {count} images"
     if run.held_out is None:
         yield "note", "data.eval is empty: nothing will say whether training helps"
 

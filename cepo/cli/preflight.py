@@ -13,7 +13,7 @@ from typing import Literal
 
 from cepo import gold
 from cepo.cli import data_checks, machine_checks, sizes
-from cepo.contracts import Message
+from cepo.contracts import ImageRef, Message
 from cepo.data import Problems
 from cepo.rendering import Renderer, with_hint
 from cepo.runconfig import RunConfig
@@ -38,6 +38,8 @@ class Prompt:
     text: str
     hint: str
     tokens: int
+    images: tuple[str, ...] = ()
+    """What each image is and how many of the tokens it takes."""
 
     @property
     def title(self) -> str:
@@ -91,15 +93,19 @@ class Preflight:
         """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
         problem, hint = self.train.problems[0], self.config.data.hint
         answers = {"r+": problem.answer, "r-": gold.perturbed(problem.answer)}
-        found = [self._prompt("plain", problem.messages, "")]
+        found = [self._prompt("plain", problem.messages, "", problem.images)]
         for context, answer in answers.items():
             line = hint.replace("{answer}", answer)
-            found.append(self._prompt(context, with_hint(problem.messages, hint, answer), line))
+            found.append(self._prompt(context, with_hint(problem.messages, hint, answer), line, problem.images))
         return found
 
-    def _prompt(self, context: str, messages: tuple[Message, ...], hint: str) -> Prompt:
-        ids = self.renderer.prompt_ids(messages)
-        return Prompt(context, str(self.renderer.tokenizer.decode(ids)), hint, len(ids))
+    def _prompt(self, context: str, messages: tuple[Message, ...], hint: str, images: tuple[ImageRef, ...]) -> Prompt:
+        text = str(self.renderer.tokenizer.decode(self.renderer.compact_ids(messages, len(images))))
+        shown = tuple(
+            f"{image.media_type}, {image.width} x {image.height} pixels, {self.renderer.pixels.tokens(image)} tokens"
+            for image in images
+        )
+        return Prompt(context, text, hint, len(self.renderer.prompt_ids(messages, images)), shown)
 
 
 CHECKS: dict[str, Callable[[Preflight], Found]] = {

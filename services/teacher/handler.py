@@ -16,6 +16,7 @@ from cepo.contracts import (
     EvidencedGroup,
     EvidenceReason,
     EvidenceRow,
+    ImageRef,
     PolicyRef,
     PromptTask,
     ScoredGroup,
@@ -33,6 +34,8 @@ class Pair:
 
     context_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    images: tuple[ImageRef, ...] = ()
+    """Of the context, in the order of their placeholders."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Mapping[int, Pair], scorer
         if ask.support is ask.weights:
             found = await scorer.likeliest(rows, ask.top, temperature, policy)
         else:
-            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids) for pair in rows]
+            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids, task.images) for pair in rows]
             support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
             found = await scorer.gather(rows, [one.ids for one in support], temperature, policy)
         return {i: {"top_ids": one.ids, "top_logps": one.logps} for i, one in zip(pairs, found, strict=True)}
@@ -133,14 +136,15 @@ def _pairs(
                 continue
             key = (hint.context, hint.answer)
             if key not in contexts:
-                contexts[key] = renderer.prompt_ids(with_hint(group.task.messages, group.task.hint, hint.answer))
+                hinted = with_hint(group.task.messages, group.task.hint, hint.answer)
+                contexts[key] = renderer.prompt_ids(hinted, group.task.images)
             response = group.rollout.completions[i].token_ids
             if len(contexts[key]) + len(response) > max_model_len:
                 raise UserError(
                     f"context {hint.context.name} of {len(contexts[key])} tokens and a response of {len(response)} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(contexts[key], response)
+            pairs[a, i] = Pair(contexts[key], response, group.task.images)
     return pairs
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from cepo import chassis
 from cepo.bus import RedisBus
 from cepo.data import load_problems
+from cepo.image_cache import serve_images
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
@@ -30,6 +32,9 @@ from services.trainer.learner import Learner
 from services.trainer.loop import Run, Status, train
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
+
+KEPT_IMAGES = 64
+"""Whose pixels the trainer keeps at hand: siblings and follow-ups show the same ones."""
 
 
 async def build(settings: Settings) -> chassis.Service:
@@ -55,6 +60,7 @@ async def build(settings: Settings) -> chassis.Service:
             return services_pb2.DrainReply(step=run.status.step)
 
         FetchPolicy = staticmethod(run.publisher.stream)
+        FetchImage = staticmethod(serve_images(ImageStore(folder.images)))
 
     async def work(stop: asyncio.Event) -> None:
         async def forward() -> None:
@@ -90,7 +96,7 @@ def assemble(folder: RunDir, bus: RedisBus, settings: Settings) -> Run:
     held_out = None
     if config.data.eval:
         held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"), store=store)
-    learner = Learner(config)
+    learner = Learner(config, lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image))))
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     return Run(
         config=config,

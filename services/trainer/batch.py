@@ -51,6 +51,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         max_tokens=rows[0].task.sampling.max_tokens,
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,
+        images=[group.task.images for group in rows for _ in group.scored.verdicts],
         evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
         prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,16 @@ from cepo.adapters import FILES
 from cepo.algo.base import Algorithm, Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.schedules import constant, cosine_with_warmup
+from cepo.contracts import ImageRef
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
+from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
+
+
+def no_images(image: ImageRef) -> Patches:
+    """The images of a run without any."""
+    raise LookupError(image.sha256)
 
 
 @dataclass
@@ -47,12 +54,16 @@ class Sums:
 class Learner:
     """Owns the weights and the optimiser."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, patches: Callable[[ImageRef], Patches] = no_images) -> None:
         """Loads the base and attaches the adapter.
 
+        Args:
+            patches: the pixels of an image of this run.
+
         Raises:
-            UserError: the model cannot be loaded, or has no module of `lora.targets`.
+            UserError: the model cannot be loaded, has no module of `lora.targets`, or has one in its vision part.
         """
+        self._patches = patches
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self._config = config
@@ -69,6 +80,12 @@ class Learner:
         except ValueError as error:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
         self._model: Any = self.peft.get_base_model()
+        bound = (name for name, module in self.peft.named_modules() if isinstance(module, LoraLayer))
+        if seeing := [name for name in bound if ".visual." in name]:
+            raise UserError(
+                f"lora.targets: {seeing[0].rpartition('.')[2]} is in the model's vision part, which stays as it is; "
+                "name modules of the language part alone"
+            )
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
@@ -167,7 +184,9 @@ class Learner:
         return self.parameters[0].device
 
     def _student(self, batch: TrainBatch) -> ResponseStates:
-        return response_states(self._model, batch.prompt_ids, batch.response_ids, self._config.sampling.temperature)
+        images = [[self._patches(image) for image in row] for row in batch.images]
+        temperature = self._config.sampling.temperature
+        return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
 
     @torch.no_grad()
     def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:
