@@ -171,10 +171,13 @@ class _Reader:
             return (), messages
         try:
             found = cells(column(row, path))
+            if not found:
+                return (), with_marks(messages, 0)
+            pixels = self.renderer.pixels
             pictures = [read(cell, self.folder) for cell in found]
             images = tuple(map(checked, pictures))
             for image in images:
-                self.renderer.pixels.tokens(image)
+                pixels.tokens(image)
             messages = with_marks(messages, len(images))
         except UserError as error:
             raise UserError(f"column {path!r} {error}") from error

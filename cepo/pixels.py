@@ -50,8 +50,7 @@ class Pixels:
         config = AutoConfig.from_pretrained(model)
         if config.model_type not in MODEL_TYPES:
             raise UserError(
-                f"model.path={model} takes no images, or in a way of its own ({config.model_type}); choose one that "
-                f"does ({', '.join(MODEL_TYPES)})"
+                f"holds images, and model.path={model} takes no images; choose one that does ({', '.join(MODEL_TYPES)})"
             )
         self.placeholder: int = config.image_token_id
         self.processor = image_processor(model)
@@ -63,7 +62,7 @@ class Pixels:
             UserError: it is too narrow for the processor.
         """
         if max(image.width, image.height) > MAX_RATIO * min(image.width, image.height):
-            raise UserError(f"image of {image.width} x {image.height} pixels is too narrow; crop it")
+            raise UserError(f"holds an image of {image.width} x {image.height} pixels, which is too narrow; crop it")
         return (
             int(self.processor.get_number_of_image_patches(image.height, image.width)) // self.processor.merge_size**2
         )

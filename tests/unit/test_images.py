@@ -45,13 +45,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
-    """The shipped tokenizer beside the config of a vision-language model."""
-    folder = tmp_path_factory.mktemp("model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(cepo.tiny.path() / name, folder)
-    Qwen3VLConfig().save_pretrained(folder)
-    return Renderer(str(folder))
+def seeing() -> Renderer:
+    return Renderer(str(vision.path()))
 
 
 def rows_of(*values: Any, question: Any = QUESTION) -> list[dict[str, Any]]:
