@@ -37,7 +37,9 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VllmGenerator:
     """Samples with vLLM; adapters come from the cache."""
 
-    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images) -> None:
+    def __init__(
+        self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
+    ) -> None:
         self._renderer = renderer
         self._read_image = read_image
         self._adapters = adapters

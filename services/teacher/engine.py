@@ -33,7 +33,9 @@ Take = Callable[[ResponseStates, Sequence[int]], list[Any]]
 class TransformersScorer:
     """Scores on one thread, so that a pass never meets a half-switched adapter."""
 
-    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images) -> None:
+    def __init__(
+        self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
+    ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._renderer = renderer
