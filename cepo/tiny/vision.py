@@ -1,4 +1,4 @@
-"""The tiny model with eyes: a Qwen3-VL of 2.5 million parameters whose language part starts as the tiny text model.
+"""The tiny model that sees: a Qwen3-VL of 2.5 million parameters whose language part starts as the tiny text model.
 
 Both see the same tokens and, in text, the same rotary positions, so the text weights fit as they are; four tokens for
 images are added at the end of the vocabulary.
