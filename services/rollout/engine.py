@@ -31,6 +31,9 @@ from cepo.rendering import Renderer
 from cepo.settings import Settings
 from services.rollout.handler import Prompt, Sample
 
+NO_DOMAIN = "none.invalid"
+"""A name that never resolves (RFC 2606): clients send images as data, and no address of theirs is fetched. An empty
+list would allow every address."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -174,6 +177,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),
         "lora_target_modules": settings.lora_targets.split(","),
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
+        "allowed_media_domains": [NO_DOMAIN],
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
         "disable_log_stats": True,
