@@ -85,7 +85,7 @@ class VllmGenerator:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        pictures = [picture(await self._read_image(image)) for image in prompt.images]
+        pictures = [await asyncio.to_thread(picture, await self._read_image(image)) for image in prompt.images]
         with _engine_alive():
             output = await self._run(prompt.compact_ids, params, self._adapter(policy), pictures)
         if tuple(output.prompt_token_ids) != prompt.ids:

@@ -17,7 +17,6 @@ from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.image_cache import ReadImage, no_images
-from cepo.pixels import Patches
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from services.teacher import measures
@@ -82,8 +81,8 @@ class TransformersScorer:
     async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
         await self.load(policy)  # another group's load may have dropped it since
         images = dict.fromkeys(image for pair in pairs for image in pair.images)
-        patches = {image: self._renderer.pixels.patches(image, await self._read_image(image)) for image in images}
-        return await self._on_thread(self._passed, pairs, patches, temperature, policy, take)
+        data = {image: await self._read_image(image) for image in images}
+        return await self._on_thread(self._passed, pairs, data, temperature, policy, take)
 
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -130,12 +129,13 @@ class TransformersScorer:
     def _passed(
         self,
         pairs: Sequence[Pair],
-        patches: Mapping[ImageRef, Patches],
+        data: Mapping[ImageRef, bytes],
         temperature: float,
         policy: PolicyRef,
         take: Take,
     ) -> list[Any]:
         self._activate(policy)
+        patches = {image: self._renderer.pixels.patches(image, each) for image, each in data.items()}
         found: list[Any] = []
         for rows in _passes(pairs):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
