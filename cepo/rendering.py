@@ -77,6 +77,13 @@ class Renderer:
         return frozenset({self.tokenizer.eos_token_id})
 
     @cached_property
+    def sees(self) -> bool:
+        """Whether the model has a vision part."""
+        from transformers import AutoConfig
+
+        return hasattr(AutoConfig.from_pretrained(self._model), "vision_config")
+
+    @cached_property
     def pixels(self) -> Pixels:
         """How the model takes images.
 

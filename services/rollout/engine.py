@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from vllm import SamplingParams
@@ -30,6 +31,7 @@ from cepo.pixels import picture
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from services.rollout.handler import Prompt, Sample
+from services.rollout.vision_plugin import GROUP, require_plugin
 
 NO_DOMAIN = "none.invalid"
 """A name that never resolves (RFC 2606): clients send images as data, and no address of theirs is fetched. An empty
@@ -52,6 +54,8 @@ class VllmGenerator:
         self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
+        if renderer.sees:
+            require_plugin(entry_points(group=GROUP))
         self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint
+
+from cepo.errors import UserError
+
+GROUP = "vllm.general_plugins"
 
 
 def register() -> None:
@@ -18,3 +24,13 @@ def register() -> None:
 
         sys.modules["transformers.models.qwen2_vl.image_processing_qwen2_vl"] = pillow
     ModelRegistry.register_model("Qwen3VLForConditionalGeneration", "services.rollout.vision_model:Qwen3VLImages")
+
+
+def require_plugin(found: Iterable[EntryPoint]) -> None:
+    """Checks that vLLM will find `register`, or it would take other pixels than teacher and trainer.
+
+    Raises:
+        UserError: the installed package does not name it.
+    """
+    if f"{__name__}:register" not in {entry.value for entry in found}:
+        raise UserError(f"vLLM finds no plugin of cepo ({GROUP}), which images need; install the package again")

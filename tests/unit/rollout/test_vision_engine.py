@@ -14,9 +14,10 @@ from vllm import ModelRegistry
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 
+from cepo.errors import UserError
 from cepo.settings import Settings
 from services.rollout.engine import _engine_args
-from services.rollout.vision_plugin import register
+from services.rollout.vision_plugin import GROUP, register, require_plugin
 from tests.vision_support import MODEL, drawn
 
 
@@ -50,8 +51,12 @@ def test_an_address_is_not_fetched_and_data_is_read() -> None:
 
 def test_the_package_says_where_the_plugin_is() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    named = project["entry-points"]["vllm.general_plugins"]["cepo"]
-    assert EntryPoint("cepo", named, "vllm.general_plugins").load() is register
+    named = project["entry-points"][GROUP]["cepo"]
+    entry = EntryPoint("cepo", named, GROUP)
+    assert entry.load() is register
+    require_plugin([EntryPoint("other", "a.b:c", GROUP), entry])
+    with pytest.raises(UserError, match=r"vLLM finds no plugin of cepo .*, which images need; install"):
+        require_plugin([EntryPoint("other", "a.b:c", GROUP)])
 
 
 def test_the_plugin_names_our_model_and_may_be_called_again() -> None:
