@@ -18,9 +18,8 @@ from typing import Any
 
 from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
+from cepo.rendering import MARK
 
-MARK = "<image>"
-"""Stands in a message for the next of its images."""
 MAX_IMAGES = 16
 """Of one row."""
 MAX_BYTES = 32 * 2**20
