@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.contracts import Message
+from cepo.contracts import Message, Placement
 from cepo.errors import UserError
 from cepo.forward import response_logps
 from cepo.images import checked
@@ -144,7 +144,25 @@ def test_an_image_has_as_many_tokens_as_its_size_says(image: Picture) -> None:
     assert pixels.tokens(image.ref) == rows * columns // 4
     assert len(image.patches.values_PF) == rows * columns
     prompt = RENDERER.compact_ids(TURN, 1)
-    assert len(pixels.expanded(prompt, [image.ref])) == len(prompt) - 1 + pixels.tokens(image.ref)
+    expanded = pixels.expanded(prompt, [image.ref])
+    assert len(expanded) == len(prompt) - 1 + pixels.tokens(image.ref)
+    assert pixels.compact(expanded, [image.ref]) == prompt
+
+
+@pytest.mark.parametrize("placement", list(Placement))
+def test_every_placement_of_a_hint_keeps_the_images(placement: Placement) -> None:
+    plain, hinted = RENDERER.prompt_ids(TURN, [FIRST.ref]), RENDERER.hinted_ids(TURN, HINT, "7", placement, [FIRST.ref])
+    assert hinted.count(PLACEHOLDER) == plain.count(PLACEHOLDER) == 24
+    assert len(hinted) > len(plain)
+
+
+def test_a_placeholder_in_a_hint_after_the_images_is_a_token() -> None:
+    peer = (*ids_of("1"), PLACEHOLDER)
+    prompt = RENDERER.hinted_ids(TURN, HINT, peer, Placement.ASSISTANT, [FIRST.ref])
+    line = [*prompt, *ids_of("5")]
+    (keys,) = keyed(model(), [line], [len(prompt)], [[FIRST.patches]])
+    assert sum(key < 0 for key in keys) == 24
+    assert keys.count(PLACEHOLDER) == 1
 
 
 def test_what_is_transparent_is_white() -> None:

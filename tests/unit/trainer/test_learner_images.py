@@ -10,6 +10,7 @@ from cepo.contracts import ImageRef
 from cepo.errors import UserError
 from cepo.pixels import Patches
 from services.trainer.learner import Learner
+from services.trainer.splits import microbatches
 from tests.factories import RUNS, make_config
 from tests.vision_support import BLANK, MODEL, RENDERER, TURN, held_out, ids_of
 
@@ -67,6 +68,13 @@ def test_micro_batches_of_images_and_text_add_up() -> None:
     apart = gradients(batch, "optim.tokens_per_microbatch=1")
     assert float(whole.norm()) > 1e-3
     assert float((whole - apart).norm() / whole.norm()) < 1e-4
+
+
+def test_rows_of_other_images_share_no_pass() -> None:
+    same, other = (make_batch([(image.ref,) for image in row]) for row in ([IMAGES[0]] * 4, [*IMAGES, *IMAGES]))
+    tokens = len(same.prompt_ids[0]) + sum(map(len, same.response_ids)) + 1
+    assert len(list(microbatches(same, range(4), tokens))) == 1
+    assert sorted(map(sorted, microbatches(other, range(4), tokens))) == [[0, 2], [1, 3]]
 
 
 def test_another_image_is_another_gradient() -> None:
