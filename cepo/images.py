@@ -157,7 +157,7 @@ def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
     Raises:
         UserError: there are marks, and more or fewer than images.
     """
-    marks = sum(message.content.count(MARK) for message in messages)
+    marks = sum(message.content.count(MARK) for message in messages if message.role != "system")
     if marks == 0 and images:
         last = messages[-1]
         return (*messages[:-1], Message(role=last.role, content=MARK * images + last.content))

@@ -20,7 +20,7 @@ from cepo.steps import split_steps, step_ends
 
 INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
 MARK = "<image>"
-"""Stands in a message for the next of its images."""
+"""Stands in a message for the next of its images; in a system message, where templates take none, it is text."""
 HINT = "Here is a sample answer: {answer}"
 """The paper's template: the hint is the last line of the user's turn (arXiv:2605.19436, appendix)."""
 
@@ -140,7 +140,7 @@ def _turns(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
     """Messages as chat templates have them; text alone stays a string, since not every template knows parts."""
     turns: list[dict[str, Any]] = []
     for message in messages:
-        texts = message.content.split(MARK, images)
+        texts = message.content.split(MARK, 0 if message.role == "system" else images)
         images -= len(texts) - 1
         parts = [part for text in texts for part in ({"type": "image"}, {"type": "text", "text": text})][1:]
         kept = [part for part in parts if part.get("text") != ""]

@@ -156,6 +156,14 @@ def test_every_placement_of_a_hint_keeps_the_images(placement: Placement) -> Non
     assert len(hinted) > len(plain)
 
 
+def test_a_mark_that_a_model_made_up_before_the_question_is_text() -> None:
+    hinted = RENDERER.hinted_ids(TURN, "Is it {answer}?", "<image>", Placement.SYSTEM, [FIRST.ref])
+    assert RENDERER.tokenizer.decode(hinted).count("Is it <image>?") == 1
+    question = RENDERER.prompt_ids(TURN, [FIRST.ref])
+    at = question.index(PLACEHOLDER)
+    assert hinted[-(len(question) - at) :] == question[at:]
+
+
 def test_a_placeholder_in_a_hint_after_the_images_is_a_token() -> None:
     peer = (*ids_of("1"), PLACEHOLDER)
     prompt = RENDERER.hinted_ids(TURN, HINT, peer, Placement.ASSISTANT, [FIRST.ref])
