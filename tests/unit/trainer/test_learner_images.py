@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.ppo import ADAPTER, ValueHead
+from cepo.algo.ppo import ADAPTER
 from cepo.contracts import ImageRef
 from cepo.errors import UserError
 from cepo.pixels import Patches
@@ -73,7 +73,7 @@ def test_micro_batches_of_images_and_text_add_up() -> None:
 
 def test_a_critic_sees_the_images() -> None:
     learner = make_learner('algorithm.name="ppo"')
-    head = ValueHead(learner.host.hidden_size, 1)
+    head = torch.nn.Linear(learner.host.hidden_size, 1)
     seen, unseen = (learner.host.read(ADAPTER, head, make_batch([(i.ref,)] * 4)) for i in (IMAGES[0], BLANK))
     assert float((seen - unseen).detach().abs().max()) > 1e-3
 
