@@ -16,10 +16,10 @@ from cepo.answers import reference_of
 from cepo.columns import CONVENTIONS, Columns, recognised
 from cepo.contracts import ImageRef, Message, Placement
 from cepo.errors import UserError
-from cepo.images import MARK, ImageStore, cells, checked, read, with_marks
+from cepo.images import ImageStore, cells, checked, read, with_marks
 from cepo.kinds import check_reference
 from cepo.pairs import CHOSEN, responses
-from cepo.rendering import Renderer
+from cepo.rendering import MARK, Renderer
 from cepo.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.runconfig import Data, RunConfig
 
@@ -33,7 +33,7 @@ class Problem:
     row: int = field(default=-1, compare=False)
     """Its place in the file."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer, or the solution, as hint; without images."""
+    """Prompt with the right answer, or the solution, as hint, its images among it."""
     images: tuple[ImageRef, ...] = ()
     solution: str = field(default="", compare=False)
     """A worked solution, where the run names its column."""
@@ -166,7 +166,7 @@ class _Reader:
         solution = self._solution(row)
         shown = (config.algorithm.shows_solution and solution) or reference
         placement = Placement[config.data.placement.upper()]
-        tokens = len(self.renderer.hinted_ids(messages, config.data.hint, shown, placement))
+        tokens = len(self.renderer.hinted_ids(messages, config.data.hint, shown, placement, images))
         length = tokens + config.sampling.max_tokens + 1
         if length > config.model.max_length:
             raise UserError(
@@ -185,9 +185,10 @@ class _Reader:
             raise UserError(f"it is {row!r}, not an object with columns")
         question = self.columns.question
         messages = _messages(column(row, question), question, self.config.data)
-        tokens = len(self.renderer.prompt_ids(messages))
+        images, messages = self._images(row, messages)
+        tokens = len(self.renderer.prompt_ids(messages, images))
         chosen, rejected = responses(row, self.columns, tokens, self.config, self.renderer)
-        return Problem(messages, chosen, number, tokens, rejected=rejected)
+        return Problem(messages, chosen, number, tokens, images, rejected=rejected)
 
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
         """The images of a row, and its messages with a mark for each."""
@@ -196,11 +197,13 @@ class _Reader:
             return (), messages
         try:
             found = cells(column(row, path))
-            if found and not self.renderer.takes_images:
-                model = self.config.model.path
-                raise UserError(f"holds images, and model.path={model} takes no images; choose one that does")
+            if not found:
+                return (), with_marks(messages, 0)
+            pixels = self.renderer.pixels
             pictures = [read(cell, self.folder) for cell in found]
             images = tuple(map(checked, pictures))
+            for image in images:
+                pixels.tokens(image)
             messages = with_marks(messages, len(images))
         except UserError as error:
             raise UserError(f"column {path!r} {error}") from error

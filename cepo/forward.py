@@ -22,8 +22,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cepo import attention
 from cepo.errors import UserError
 from cepo.head import target_logps
+from cepo.pixels import Patches
 from cepo.products import FastLinear
 from cepo.tree import token_tree
+from cepo.vision import keyed, language_inputs
 
 CHUNK_BYTES = 64 * 2**20
 """Of float32 logits that a rule sees at once."""
@@ -96,7 +98,11 @@ def sampled(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 def response_states(
-    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+    images: Sequence[Sequence[Patches]] = (),
 ) -> ResponseStates:
     """The states of every response token of every sequence, in one forward pass.
 
@@ -105,6 +111,7 @@ def response_states(
         prompts: token ids, at least one each.
         responses: token ids; may be empty.
         temperature: logits are divided by it before the softmax.
+        images: of each prompt, in the order of their placeholders; empty: no prompt has any.
     """
     head = model.get_output_embeddings()
     device = head.weight.device
@@ -117,19 +124,34 @@ def response_states(
     # the last token of a row predicts nothing that is asked for
     filled = [(len(p), [*p, *r[:-1]]) for p, r in zip(prompts, responses, strict=True) if len(r)]
     starts, rows = zip(*filled, strict=True)
-    run = _tree_states if attention.takes_trees(model) else _padded_states
     with FastLinear():
-        hidden_ND = run(model, rows, starts, device)
+        if attention.takes_trees(model):
+            shown = [row for row, r in zip(images or [()] * len(prompts), responses, strict=True) if len(r)]
+            hidden_ND = _tree_states(model, rows, starts, shown, device)
+        else:
+            assert not any(images), "a model that sees takes trees"
+            hidden_ND = _padded_states(model, rows, starts, device)
     return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature)
 
 
-def _tree_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int], device: torch.device) -> Tensor:
+def _tree_states(
+    model: Any,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    images: Sequence[Sequence[Patches]],
+    device: torch.device,
+) -> Tensor:
     """Hidden states [N, D] of each row from its last prompt token on, row after row; shared beginnings run once."""
-    tree = token_tree(rows)
-    hidden_SD = model.base_model(
-        input_ids=tree.ids_N[None].to(device),
+    if any(images):
+        tree = token_tree(keyed(model, rows, starts, images))
+        language, inputs = model.base_model.language_model, language_inputs(model, tree, images)
+    else:
+        tree = token_tree(rows)
+        language = model.base_model
+        inputs = {"input_ids": tree.ids_N[None].to(device), "position_ids": tree.depth_N[None].to(device)}
+    hidden_SD = language(
+        **inputs,
         attention_mask=torch.empty(1, 1, 1, 1, device=device),  # four axes: a mask that transformers leaves alone
-        position_ids=tree.depth_N[None].to(device),
         use_cache=False,
         tree=attention.plan(tree, device),
     ).last_hidden_state[0]
@@ -149,10 +171,14 @@ def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int],
 
 
 def response_logps(
-    model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], temperature: float
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+    images: Sequence[Sequence[Patches]] = (),
 ) -> Tensor:
     """log P(response token) for every sequence: [B, T] float32, T the longest response, 0 on padding."""
-    return response_states(model, prompts, responses, temperature).logp_BT
+    return response_states(model, prompts, responses, temperature, images).logp_BT
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -178,16 +204,23 @@ def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
         return float(response_logps(model, [canary_ids[:1]], [canary_ids[1:]], 1.0).sum())
 
 
+def auto_class(config: Any) -> Any:
+    """The transformers class that makes a model of a configuration: one with a vision part where it has one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
 def load_causal_lm(path: str, dtype: str, device: str) -> Any:
     """A frozen base model in evaluation mode, from a Hugging Face name or folder.
 
     Raises:
         UserError: it cannot be loaded, or its logits are not simply the head's.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        model = auto_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     said = model.config.get_text_config().to_dict()

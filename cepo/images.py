@@ -18,9 +18,8 @@ from typing import Any
 
 from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
+from cepo.rendering import MARK
 
-MARK = "<image>"
-"""Stands in a message for the next of its images."""
 MAX_IMAGES = 16
 """Of one row."""
 MAX_BYTES = 32 * 2**20
@@ -158,7 +157,7 @@ def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
     Raises:
         UserError: there are marks, and more or fewer than images.
     """
-    marks = sum(message.content.count(MARK) for message in messages)
+    marks = sum(message.content.count(MARK) for message in messages if message.role != "system")
     if marks == 0 and images:
         last = messages[-1]
         return (*messages[:-1], Message(role=last.role, content=MARK * images + last.content))

@@ -13,11 +13,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from cepo.contracts import Message, Placement
+from cepo.contracts import ImageRef, Message, Placement
 from cepo.errors import UserError
+from cepo.pixels import Pixels
 from cepo.steps import split_steps, step_ends
 
 INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
+MARK = "<image>"
+"""Stands in a message for the next of its images; in a system message, where templates take none, it is text."""
 HINT = "Here is a sample answer: {answer}"
 """The paper's template: the hint is the last line of the user's turn (arXiv:2605.19436, appendix)."""
 
@@ -47,9 +50,18 @@ class Renderer:
         if not self.tokenizer.chat_template:
             raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
 
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of a conversation, up to and with the start of the assistant's turn."""
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+    def prompt_ids(self, messages: Sequence[Message], images: Sequence[ImageRef] = ()) -> tuple[int, ...]:
+        """Token ids of a conversation, up to and with the start of the assistant's turn, images expanded.
+
+        Raises:
+            UserError: the template refuses the messages, or an image does not fit the model or its place.
+        """
+        ids = self.compact_ids(messages, len(images))
+        return self.pixels.expanded(ids, images) if images else ids
+
+    def compact_ids(self, messages: Sequence[Message], images: int) -> tuple[int, ...]:
+        """The same with one placeholder for each image: the first so many <image> marks."""
+        turns = _turns(messages, images)
         try:
             encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
         except TemplateError as error:
@@ -57,9 +69,14 @@ class Renderer:
         return tuple(encoded["input_ids"])
 
     def hinted_ids(
-        self, messages: Sequence[Message], hint: str, shown: str | Sequence[int], placement: Placement
+        self,
+        messages: Sequence[Message],
+        hint: str,
+        shown: str | Sequence[int],
+        placement: Placement,
+        images: Sequence[ImageRef] = (),
     ) -> tuple[int, ...]:
-        """Token ids of a conversation with a hint, up to where the response starts.
+        """Token ids of a conversation with a hint, up to where the response starts, images expanded.
 
         Args:
             hint: the template; {answer} is replaced.
@@ -68,10 +85,10 @@ class Renderer:
         """
         if placement is not Placement.ASSISTANT:
             text = shown if isinstance(shown, str) else self.text(shown)
-            return self.prompt_ids(with_hint(messages, hint, text, placement))
+            return self.prompt_ids(with_hint(messages, hint, text, placement), images)
         if isinstance(shown, str):
             shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
-        return (*self.prompt_ids(messages), *shown)
+        return (*self.prompt_ids(messages, images), *shown)
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """A given response as the model would have sampled it, with the token that ends it."""
@@ -92,11 +109,20 @@ class Renderer:
         return frozenset({self.tokenizer.eos_token_id})
 
     @cached_property
-    def takes_images(self) -> bool:
-        """Whether the model sees images."""
+    def sees(self) -> bool:
+        """Whether the model has a vision part."""
         from transformers import AutoConfig
 
         return hasattr(AutoConfig.from_pretrained(self._model), "vision_config")
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """How the model takes images.
+
+        Raises:
+            UserError: it takes none.
+        """
+        return Pixels(self._model)
 
     @cached_property
     def canary_ids(self) -> tuple[int, ...]:
@@ -108,6 +134,18 @@ class Renderer:
         """Digest of the vocabulary, merges and chat template."""
         content = self.tokenizer.backend_tokenizer.to_str() + self.tokenizer.chat_template
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _turns(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
+    """Messages as chat templates have them; text alone stays a string, since not every template knows parts."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        texts = message.content.split(MARK, 0 if message.role == "system" else images)
+        images -= len(texts) - 1
+        parts = [part for text in texts for part in ({"type": "image"}, {"type": "text", "text": text})][1:]
+        kept = [part for part in parts if part.get("text") != ""]
+        turns.append({"role": message.role, "content": kept if len(texts) > 1 else message.content})
+    return turns
 
 
 def with_hint(

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from cepo.contracts import Ask
+from cepo.contracts import Ask, ImageRef
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: what is wanted of each token's distribution."""
@@ -72,6 +72,8 @@ class TrainBatch:
     """Cut at max_tokens."""
     demonstration_B: Tensor
     """Sampled with a privileged prompt and shown to the student under its own: never part of a policy gradient."""
+    images: Sequence[tuple[ImageRef, ...]] = ()
+    """Of each sequence's prompt, in the order of their placeholders; empty: no prompt has any."""
     evidence: Mapping[Ask, Measured] = field(default_factory=dict)
     """By ask; an ask that no group of the step was measured for is absent."""
     prefix_value_BT1: Tensor | None = None
@@ -105,6 +107,7 @@ class TrainBatch:
             max_tokens=self.max_tokens,
             truncated_B=self.truncated_B[index],
             demonstration_B=self.demonstration_B[index],
+            images=[self.images[row] for row in rows] if self.images else (),
             evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step=self.step,

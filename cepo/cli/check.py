@@ -92,6 +92,9 @@ def _mark(state: str) -> Text:
 def _show_prompt(console: Console, prompt: Prompt) -> None:
     """The plain prompt, its middle left out where it is long; of the others the end, the hint marked."""
     console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
+    if not prompt.hint:
+        for number, image in enumerate(prompt.images, start=1):
+            console.print(f"image {number}: {image}", soft_wrap=True)
     text = prompt.text.rstrip("\n")
     at = text.rfind(prompt.hint) if prompt.hint else len(text)
     head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)

@@ -25,8 +25,9 @@ def data(run: Preflight) -> Found:
     for found in run.sets.values():
         yield "ok", f"{found.source}: {len(found.problems)} problems, {found.columns}"
         yield from _dropped(found.source, found.dropped)
-        if count := sum(len(problem.images) for problem in found.problems):
-            raise UserError(f"{found.source}: its {count} images are good, but image prompts cannot be trained on yet")
+        if images := [image for problem in found.problems for image in problem.images]:
+            tokens = [run.renderer.pixels.tokens(image) for image in images]
+            yield "ok", f"{found.source}: {len(images)} images of {min(tokens)} to {max(tokens)} tokens"
     if run.held_out is None:
         yield "note", "data.eval is empty: nothing will say whether training helps"
 

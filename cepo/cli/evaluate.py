@@ -21,6 +21,7 @@ from cepo.cli.scores import ALL, Measured, as_data, sample_lines, scores, table
 from cepo.contracts import BASE_POLICY, PolicyRef
 from cepo.data import load_problems
 from cepo.errors import UserError
+from cepo.images import ImageStore
 from cepo.local import Stack, running
 from cepo.rendering import Renderer, require_model
 from cepo.runconfig import RunConfig
@@ -95,7 +96,7 @@ def prepare(options: argparse.Namespace) -> tuple[Plan, RunDir]:
     require_model(config.model.path)
     for check in ("redis", "device"):
         list(CHECKS[check](Preflight(config, out.path, options.redis, here=True)))
-    return _plan(config, folder, folders, options.limit), out
+    return _plan(config, folder, folders, options.limit, out), out
 
 
 async def evaluate(plan: Plan, stack: Stack, out: Path, console: Console) -> list[Measured]:
@@ -158,17 +159,17 @@ def _default_out(config: RunConfig, folder: RunDir | None) -> Path:
     return folder.path / "eval" / stamp if folder else Path("runs") / f"{config.name}-eval-{stamp}"
 
 
-def _plan(config: RunConfig, folder: RunDir | None, folders: dict[PolicyRef, Path], limit: int) -> Plan:
+def _plan(config: RunConfig, folder: RunDir | None, folders: dict[PolicyRef, Path], limit: int, out: RunDir) -> Plan:
     if not config.data.eval:
         raise UserError("config key data.eval is empty; name the held-out problems")
     if limit < 0:
         raise UserError(f"--limit {limit}: give a number of problems, or leave it out for all")
     renderer = Renderer(config.model.path)
     excluded = folder.excluded_rows().get("eval") if folder else None
-    problems = load_problems(config, renderer, held_out=True, excluded=excluded)
+    problems = load_problems(config, renderer, held_out=True, excluded=excluded, store=ImageStore(out.images))
     if limit:
         problems = replace(problems, problems=problems.problems[:limit])
-    return Plan(config, problems, folders, renderer.sha256)
+    return Plan(config, problems, folders, renderer.sha256, out.images)
 
 
 def _write(plan: Plan, found: list[Measured], out: Path) -> None:

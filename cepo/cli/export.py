@@ -41,8 +41,11 @@ def _merge(config: runconfig.RunConfig, adapter: Path, out: Path) -> None:
     from transformers import AutoTokenizer
 
     from cepo.forward import load_causal_lm
+    from cepo.pixels import image_processor
 
     base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
     merged: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(config.model.path).save_pretrained(out)
+    if hasattr(merged.config, "vision_config"):
+        image_processor(config.model.path).save_pretrained(out)

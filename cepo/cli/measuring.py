@@ -25,6 +25,8 @@ from cepo.connections import GRPC_OPTIONS, listen
 from cepo.contracts import BASE_POLICY, GroupFailed, PolicyProof, PolicyRef
 from cepo.data import Problems
 from cepo.errors import UserError
+from cepo.image_cache import serve_images
+from cepo.images import ImageStore
 from cepo.local import Stack
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.runconfig import RunConfig
@@ -45,6 +47,8 @@ class Plan:
     folders: Mapping[PolicyRef, Path]
     """The adapter of each policy, in the order they are measured; the base has no adapter and any path."""
     tokenizer_sha256: str
+    images: Path
+    """The folder of the problems' images."""
 
 
 async def measure(plan: Plan, stack: Stack, tick: Tick) -> AsyncIterator[Measured]:
@@ -56,7 +60,7 @@ async def measure(plan: Plan, stack: Stack, tick: Tick) -> AsyncIterator[Measure
     """
     bus = RedisBus(stack.redis_url, certificates=Settings.from_environment().certificates)
     try:
-        async with _serving_adapters(plan, stack.grpc["trainer"]):
+        async with _serving(plan, stack.grpc["trainer"]):
             done = measured(plan, bus, tick)
             while True:
                 found = await _while_alive(stack, anext(done, None))
@@ -99,7 +103,7 @@ def _refusal(proof: PolicyProof, tokenizer_sha256: str) -> str | None:
 
 
 @asynccontextmanager
-async def _serving_adapters(plan: Plan, address: str) -> AsyncIterator[None]:
+async def _serving(plan: Plan, address: str) -> AsyncIterator[None]:
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         async def FetchPolicy(self, request: Any, context: Any) -> AsyncIterator[services_pb2.PolicyChunk]:
             policy = PolicyRef(version=request.version, sha256=request.sha256)
@@ -107,6 +111,8 @@ async def _serving_adapters(plan: Plan, address: str) -> AsyncIterator[None]:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} is not being evaluated")
             for chunk in adapters.chunks(plan.folders[policy]):
                 yield chunk
+
+        FetchImage = staticmethod(serve_images(ImageStore(plan.images)))
 
     settings = Settings.from_environment("trainer")
     server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens.of(settings))], options=GRPC_OPTIONS)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cepo import gold
 from cepo.cli import data_checks, machine_checks, sizes
-from cepo.contracts import Placement
+from cepo.contracts import ImageRef, Placement
 from cepo.data import Problems
 from cepo.rendering import Renderer
 from cepo.runconfig import RunConfig
@@ -38,6 +38,8 @@ class Prompt:
     text: str
     hint: str
     tokens: int
+    images: tuple[str, ...] = ()
+    """What each image is and how many of the tokens it takes."""
 
     @property
     def title(self) -> str:
@@ -91,17 +93,23 @@ class Preflight:
         """The first training problem as the model sees it: plain, with the right answer, with a wrong one."""
         problem, data = self.train.problems[0], self.config.data
         right = problem.solution if self.config.algorithm.shows_solution else problem.answer
-        found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages), "")]
+        images = problem.images
+        found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages, images), "", images)]
         if self.config.algorithm.offline:
             return found
         for context, answer in {"r+": right, "r-": gold.perturbed(problem.answer)}.items():
             placement = Placement[data.placement.upper()]
-            ids = self.renderer.hinted_ids(problem.messages, data.hint, answer, placement)
-            found.append(self._prompt(context, ids, data.hint.replace("{answer}", answer)))
+            ids = self.renderer.hinted_ids(problem.messages, data.hint, answer, placement, images)
+            found.append(self._prompt(context, ids, data.hint.replace("{answer}", answer), images))
         return found
 
-    def _prompt(self, context: str, ids: tuple[int, ...], hint: str) -> Prompt:
-        return Prompt(context, str(self.renderer.tokenizer.decode(ids)), hint, len(ids))
+    def _prompt(self, context: str, ids: tuple[int, ...], hint: str, images: tuple[ImageRef, ...]) -> Prompt:
+        compact = self.renderer.pixels.compact(ids, images) if images else ids
+        shown = tuple(
+            f"{image.media_type}, {image.width} x {image.height} pixels, {self.renderer.pixels.tokens(image)} tokens"
+            for image in images
+        )
+        return Prompt(context, str(self.renderer.tokenizer.decode(compact)), hint, len(ids), shown)
 
 
 CHECKS: dict[str, Callable[[Preflight], Found]] = {

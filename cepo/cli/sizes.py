@@ -69,12 +69,14 @@ def measure(config: RunConfig) -> Sizes:
         UserError: no such model, or it is no causal language model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from cepo.forward import auto_class
 
     try:
         made: Any = AutoConfig.from_pretrained(config.model.path)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(made)
+            model: Any = auto_class(made).from_config(made)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.path={config.model.path} cannot be loaded: {str(error).splitlines()[0]}; "

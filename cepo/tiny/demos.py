@@ -54,15 +54,20 @@ def slipped(problem: Problem, rng: random.Random) -> tuple[str, int]:
             return solution(problem, slip, slip_step)
 
 
+def demonstration(question: str, problem: Problem, mixture: Mixture, rng: random.Random) -> Demonstration:
+    """A solution of a problem that is asked in these words, of a kind drawn from the mixture."""
+    hinted = rng.random() < mixture.hinted
+    slips = rng.random() < (mixture.slip_hinted if hinted else mixture.slip_unhinted)
+    response, answer = slipped(problem, rng) if slips else solution(problem)
+    lines = [question]
+    if rng.random() >= mixture.bare:
+        lines.append(INSTRUCTION)
+    if hinted:
+        lines.append(HINT.format(answer=answer))
+    return Demonstration("\n".join(lines), response)
+
+
 def demonstrations(problems: Iterator[Problem], mixture: Mixture, rng: random.Random) -> Iterator[Demonstration]:
-    """One demonstration per problem, of a kind drawn from the mixture."""
+    """One demonstration per problem."""
     for problem in problems:
-        hinted = rng.random() < mixture.hinted
-        slips = rng.random() < (mixture.slip_hinted if hinted else mixture.slip_unhinted)
-        response, answer = slipped(problem, rng) if slips else solution(problem)
-        lines = [problem.question]
-        if rng.random() >= mixture.bare:
-            lines.append(INSTRUCTION)
-        if hinted:
-            lines.append(HINT.format(answer=answer))
-        yield Demonstration("\n".join(lines), response)
+        yield demonstration(problem.question, problem, mixture, rng)

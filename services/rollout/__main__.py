@@ -8,6 +8,7 @@ from cepo.adapters import resident, trainer_cache
 from cepo.bus import RedisBus
 from cepo.chassis import Service, main, stage_service, unary
 from cepo.contracts import PromptTask, Stage
+from cepo.image_cache import trainer_images
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.settings import Settings
@@ -23,7 +24,7 @@ async def build(settings: Settings) -> Service:
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)
     adapters = trainer_cache("rollout", settings)
-    generator = VllmGenerator(settings, renderer, adapters)
+    generator = VllmGenerator(settings, renderer, adapters, trainer_images(settings).read)
     handler = make_handler(generator, renderer, settings.max_model_len)
 
     class Servicer(services_pb2_grpc.RolloutServiceServicer):

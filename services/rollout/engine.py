@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from vllm import SamplingParams
@@ -23,11 +24,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
-from cepo.errors import EngineDown, PolicyError
+from cepo.errors import EngineDown, PolicyError, UserError
+from cepo.image_cache import ReadImage, no_images
+from cepo.images import MAX_IMAGES
+from cepo.pixels import picture
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.telemetry import loading
-from services.rollout.handler import Sample
+from services.rollout.handler import Prompt, Sample
+from services.rollout.vision_plugin import GROUP, require_plugin
 
 NOWHERE = "nowhere.invalid"
 """The one host that media in a chat may come from: none, by RFC 6761. vLLM takes an empty list for every host."""
@@ -37,8 +42,11 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VllmGenerator:
     """Samples with vLLM; adapters come from the cache."""
 
-    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache) -> None:
+    def __init__(
+        self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
+    ) -> None:
         self._renderer = renderer
+        self._read_image = read_image
         self._adapters = adapters
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
         self.resident: dict[str, LoRARequest] = {}
@@ -46,6 +54,8 @@ class VllmGenerator:
         self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
+        if renderer.sees:
+            require_plugin(entry_points(group=GROUP))
         self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
@@ -64,7 +74,7 @@ class VllmGenerator:
             raise
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[Sample]:
         params = SamplingParams(
             n=samples,
@@ -79,8 +89,14 @@ class VllmGenerator:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        pictures = [await asyncio.to_thread(picture, await self._read_image(image)) for image in prompt.images]
         with _engine_alive():
-            output = await self._run(prompt_ids, params, self._adapter(policy))
+            output = await self._run(prompt.compact_ids, params, self._adapter(policy), pictures)
+        if tuple(output.prompt_token_ids) != prompt.ids:
+            raise UserError(
+                f"vLLM reads {len(output.prompt_token_ids)} tokens where the prompt with its images has "
+                f"{len(prompt.ids)}; its image processor is not the one of this service"
+            )
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
 
     def close(self) -> None:
@@ -134,8 +150,12 @@ class VllmGenerator:
         rows = output.prompt_logprobs[1:]
         return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
 
-    async def _run(self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None) -> Any:
-        prompt = {"prompt_token_ids": list(prompt_ids)}
+    async def _run(
+        self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None, pictures: Sequence[Any] = ()
+    ) -> Any:
+        prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_ids)}
+        if pictures:
+            prompt["multi_modal_data"] = {"image": list(pictures)}
         outputs = self.engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
         return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
 
@@ -164,6 +184,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "max_loras": settings.max_loras,
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),
         "lora_target_modules": settings.lora_targets.split(","),
+        "limit_mm_per_prompt": {"image": MAX_IMAGES},
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
         "disable_log_stats": True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cepo.adapters import Engine
-from cepo.contracts import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, Sampling
+from cepo.contracts import Completion, FinishReason, ImageRef, PolicyRef, PromptTask, RolloutGroup, Sampling
 from cepo.errors import UserError
 from cepo.metrics import GENERATED_TOKENS
 from cepo.rendering import Renderer
@@ -26,13 +26,28 @@ class Sample:
     """Whether it ended by itself, not at max_tokens."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What is sampled from."""
+
+    ids: tuple[int, ...]
+    """As the model reads it."""
+    compact_ids: tuple[int, ...]
+    """With one placeholder for each image."""
+    images: tuple[ImageRef, ...]
+
+
 class Generator(Engine, Protocol):
     """An engine that samples with any policy it is asked for."""
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> Sequence[Sample]:
-        """Samples responses with a resident policy; a pure function of its arguments, up to the engine's numerics."""
+        """Samples responses with a resident policy; a pure function of its arguments, up to the engine's numerics.
+
+        Raises:
+            UserError: an image cannot be had, or takes other tokens than the prompt says.
+        """
         ...
 
 
@@ -42,7 +57,9 @@ def make_handler(
     """The rollout function behind the stage loop and the gRPC call."""
 
     async def generate(task: PromptTask) -> RolloutGroup:
-        prompt_ids = renderer.prompt_ids(task.messages)
+        prompt_ids = renderer.prompt_ids(task.messages, task.images)
+        compact_ids = renderer.compact_ids(task.messages, len(task.images))
+        prompt = Prompt((*prompt_ids, *task.prefix), (*compact_ids, *task.prefix), task.images)
         if len(prompt_ids) + task.sampling.max_tokens > max_model_len:
             raise UserError(
                 f"prompt of {len(prompt_ids)} tokens and max_tokens={task.sampling.max_tokens} exceed the context "
@@ -50,7 +67,7 @@ def make_handler(
             )
         proof = await generator.load(task.policy)
         left = task.sampling.model_copy(update={"max_tokens": task.sampling.max_tokens - len(task.prefix)})
-        samples = await generator.generate((*prompt_ids, *task.prefix), task.samples, left, task.seed, task.policy)
+        samples = await generator.generate(prompt, task.samples, left, task.seed, task.policy)
         GENERATED_TOKENS.inc(sum(len(sample.token_ids) for sample in samples))
         completions = tuple(_completion(sample, task, renderer) for sample in samples)
         return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)

@@ -8,6 +8,7 @@ from cepo.adapters import resident, trainer_cache
 from cepo.bus import RedisBus
 from cepo.chassis import Service, main, stage_service, unary
 from cepo.contracts import ScoredGroup, Stage
+from cepo.image_cache import trainer_images
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.settings import Settings
@@ -25,7 +26,7 @@ async def build(settings: Settings) -> Service:
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)
     adapters = trainer_cache("teacher", settings)
-    scorer = TransformersScorer(settings, renderer, adapters)
+    scorer = TransformersScorer(settings, renderer, adapters, trainer_images(settings).read)
     handler = make_handler(scorer, renderer, settings.max_model_len)
     grader = remote_verifier(settings) if settings.verifier_address else None
     app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader))

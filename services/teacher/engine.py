@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
+from cepo.image_cache import ReadImage, no_images
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.telemetry import loading
@@ -33,11 +34,14 @@ Take = Callable[[ResponseStates, Sequence[int]], list[Any]]
 class TransformersScorer:
     """Scores on one thread, so that a pass never meets a half-switched adapter."""
 
-    def __init__(self, settings: Settings, renderer: Renderer, adapters: AdapterCache) -> None:
+    def __init__(
+        self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
+    ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._renderer = renderer
         self._adapters = adapters
+        self._read_image = read_image
         self._keep = settings.max_loras
         self._base = load_causal_lm(settings.model, settings.dtype, settings.device)
         self._peft: PeftModel | None = None
@@ -80,7 +84,9 @@ class TransformersScorer:
 
     async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
         await self.load(policy)  # another group's load may have dropped it since
-        return await self._on_thread(self._passed, pairs, temperature, policy, take)
+        images = dict.fromkeys(image for pair in pairs for image in pair.images)
+        data = {image: await self._read_image(image) for image in images}
+        return await self._on_thread(self._passed, pairs, data, temperature, policy, take)
 
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -125,12 +131,21 @@ class TransformersScorer:
             self._peft.set_adapter(policy.name)
 
     @torch.no_grad()
-    def _passed(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
+    def _passed(
+        self,
+        pairs: Sequence[Pair],
+        data: Mapping[ImageRef, bytes],
+        temperature: float,
+        policy: PolicyRef,
+        take: Take,
+    ) -> list[Any]:
         self._activate(policy)
+        patches = {image: self._renderer.pixels.patches(image, each) for image, each in data.items()}
         found: list[Any] = [None] * len(pairs)
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            states = response_states(self._base, contexts, responses, temperature)
+            images = [[patches[image] for image in pairs[i].images] for i in rows]
+            states = response_states(self._base, contexts, responses, temperature, images)
             for i, item in zip(rows, take(states, rows), strict=True):
                 found[i] = item
         return found

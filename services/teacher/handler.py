@@ -16,6 +16,7 @@ from cepo.contracts import (
     EvidencedGroup,
     EvidenceReason,
     EvidenceRow,
+    ImageRef,
     PolicyRef,
     PromptTask,
     ScoredGroup,
@@ -34,6 +35,8 @@ class Pair:
 
     context_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    images: tuple[ImageRef, ...] = ()
+    """Of the context, in the order of their placeholders."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Mapping[int, Pair], scorer
         if ask.support is ask.weights:
             found = await scorer.likeliest(rows, ask.top, temperature, policy)
         else:
-            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids) for pair in rows]
+            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids, task.images) for pair in rows]
             support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
             found = await scorer.gather(rows, [one.ids for one in support], temperature, policy)
         return {i: {"top_ids": one.ids, "top_logps": one.logps} for i, one in zip(pairs, found, strict=True)}
@@ -143,7 +146,7 @@ def _pairs(
             if hint.context is not ContextName.PLAIN:
                 shown = hint.shown or hint.answer
                 if shown not in contexts:
-                    contexts[shown] = renderer.hinted_ids(task.messages, task.hint, shown, task.placement)
+                    contexts[shown] = renderer.hinted_ids(task.messages, task.hint, shown, task.placement, task.images)
                 context = contexts[shown]
             response = group.rollout.completions[i].token_ids
             if len(context) + len(response) > max_model_len:
@@ -151,7 +154,7 @@ def _pairs(
                     f"context {hint.context.name} of {len(context)} tokens and a response of {len(response)} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(context, response)
+            pairs[a, i] = Pair(context, response, task.images)
     return pairs
 
 

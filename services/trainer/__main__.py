@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cepo.bus import Bus, RedisBus
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
 from cepo.data import load_problems
+from cepo.image_cache import serve_images
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
@@ -36,6 +37,9 @@ from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.status import Status
 from services.trainer.teacher import Teacher
+
+KEPT_IMAGES = 64
+"""Whose pixels the trainer keeps at hand: siblings and follow-ups show the same ones."""
 
 
 async def build(settings: Settings) -> chassis.Service:
@@ -60,6 +64,7 @@ async def build(settings: Settings) -> chassis.Service:
             return services_pb2.DrainReply(step=run.status.step)
 
         FetchPolicy = staticmethod(run.publisher.stream)
+        FetchImage = staticmethod(serve_images(ImageStore(folder.images)))
 
     async def work(stop: asyncio.Event) -> None:
         async def forward() -> None:
@@ -99,7 +104,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
-    learner = Learner(config)
+    learner = Learner(config, lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image))))
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     return Run(

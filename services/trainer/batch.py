@@ -51,6 +51,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         max_tokens=rows[0].task.sampling.max_tokens,
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,
+        images=[group.task.images for group in rows for _ in group.scored.verdicts],
         evidence={ask: _measured(ask, rows, mask_BT.shape[1]) for ask in _asks(rows)},
         step_ends=[c.step_ends for c in completions],
         step_rewards=[v.step_rewards for v in verdicts],

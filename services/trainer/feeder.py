@@ -55,10 +55,10 @@ class Feeder:
 
         What is drawn is a function of the seed, the step and how much was drawn before.
         """
-        first, seen = tasks[0], {task.messages for task in tasks}
+        first, seen = tasks[0], {(task.messages, task.images) for task in tasks}
         order = _seed(self.config.loop.seed, Purpose.TRAIN, first.step, -1)
         others = (self.train.at(position, order) for position in range(len(self.train.problems)))
-        unseen = (problem for problem in others if problem.messages not in seen)
+        unseen = (problem for problem in others if (problem.messages, problem.images) not in seen)
         further = (
             self._task(problem, Purpose.TRAIN, first.step, index, first.policy, first.teacher)
             for index, problem in enumerate(unseen, start=len(tasks))

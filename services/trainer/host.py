@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,21 +10,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from cepo.algo.batch import TrainBatch
-from cepo.forward import response_states
+from cepo.contracts import ImageRef
+from cepo.forward import ResponseStates, response_states
+from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
 from services.trainer.splits import microbatches, minibatches
 
 POLICY = "default"
 """The adapter that is published."""
 
+ReadPatches = Callable[[ImageRef], Patches]
+"""The pixels of an image of the run."""
+
+
+def no_images(image: ImageRef) -> Patches:
+    """The images of a run without any."""
+    raise LookupError(image.sha256)
+
 
 class Host:
     """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
 
-    def __init__(self, peft: Any, config: RunConfig) -> None:
+    def __init__(self, peft: Any, config: RunConfig, patches: ReadPatches) -> None:
         self._peft = peft
         self._model: Any = peft.get_base_model()
         self._config = config
+        self._patches = patches
         self._weights: dict[str, list[nn.Parameter]] = {}
 
     @property
@@ -46,8 +57,13 @@ class Host:
 
     def read(self, adapter: str, head: nn.Module, batch: TrainBatch) -> Tensor:
         with self._active(adapter):
-            states = response_states(self._model, batch.prompt_ids, batch.response_ids, 1.0)
+            states = self.states(batch, 1.0)
         return replace(states, head=head).per_token(lambda found_N, _: found_N)
+
+    def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
+        """The response tokens of a batch under the active adapter."""
+        images = [[self._patches(image) for image in row] for row in batch.images]
+        return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
 
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:
         return minibatches(batch, self._config.optim.minibatches)

@@ -27,9 +27,9 @@ from cepo.algo.batch import TrainBatch
 from cepo.algo.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm, response_states
+from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
 from cepo.runconfig import RunConfig
-from services.trainer.host import Host
+from services.trainer.host import Host, ReadPatches, no_images
 
 
 @dataclass
@@ -60,11 +60,15 @@ class Sums:
 class Learner:
     """Owns the weights and the optimiser."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, patches: ReadPatches = no_images) -> None:
         """Loads the base and attaches the adapter.
 
+        Args:
+            patches: the pixels of an image of this run.
+
         Raises:
-            UserError: the model cannot be loaded, has no module of `lora.targets`, or too large a vocabulary.
+            UserError: the model cannot be loaded, has no module of `lora.targets`, has one in its vision part, or too
+                large a vocabulary.
         """
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
@@ -85,10 +89,16 @@ class Learner:
         self._model: Any = self.peft.get_base_model()
         if config.optim.gradient_checkpointing:
             checkpoint_layers(self._model)
+        bound = (name for name, module in self.peft.named_modules() if isinstance(module, LoraLayer))
+        if seeing := [name for name in bound if ".visual." in name]:
+            raise UserError(
+                f"lora.targets: {seeing[0].rpartition('.')[2]} is in the model's vision part, which stays as it is; "
+                "name modules of the language part alone"
+            )
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.host = Host(self.peft, config)
+        self.host = Host(self.peft, config, patches)
         self.companion = config.algorithm.companion(self.host)
 
     @property
@@ -202,7 +212,7 @@ class Learner:
         return self.parameters[0].device
 
     def _student(self, batch: TrainBatch) -> ResponseStates:
-        return response_states(self._model, batch.prompt_ids, batch.response_ids, self._config.sampling.temperature)
+        return self.host.states(batch, self._config.sampling.temperature)
 
     @torch.no_grad()
     def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:

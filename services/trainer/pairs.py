@@ -58,6 +58,6 @@ class PairFeeder(Feeder):
             tokenizer_sha256=self.renderer.sha256,
             engine="none: the responses were given",
         )
-        prompt_ids = self.renderer.prompt_ids(task.messages)
+        prompt_ids = self.renderer.prompt_ids(task.messages, task.images)
         rollout = RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
         return ScoredGroup(rollout=rollout, verdicts=(CHOSEN, REJECTED))

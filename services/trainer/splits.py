@@ -26,7 +26,9 @@ def microbatches(
     Args:
         whole_groups: no group is split; at least one group, and what its rows share is not looked at.
     """
-    sequences = {row: [*batch.prompt_ids[row], *batch.response_ids[row]] for row in rows}
+    shown = batch.images or [()] * batch.size
+    keys = {images: [-1 - at] for at, images in enumerate(dict.fromkeys(shown)) if images}  # other images share nothing
+    sequences = {row: [*keys.get(shown[row], ()), *batch.prompt_ids[row], *batch.response_ids[row]] for row in rows}
     if not whole_groups:
         for part in passes(list(sequences.values()), tokens):
             yield [rows[i] for i in part]

@@ -19,9 +19,9 @@ SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3",
 """A run of seconds once the engines are up."""
 
 
-def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL) -> list[str]:
+def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: Path = TINY) -> list[str]:
     chosen = [word for setting in settings for word in ("--set", setting)]
-    return [sys.executable, "-m", "cepo", "train", str(TINY), "--run-dir", str(run_dir), *chosen, *more]
+    return [sys.executable, "-m", "cepo", "train", str(file), "--run-dir", str(run_dir), *chosen, *more]
 
 
 def start(run_dir: Path, *more: str, **variables: str) -> subprocess.Popen[str]:

@@ -18,6 +18,7 @@ from cepo.errors import UserError
 from cepo.forward import load_causal_lm
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
+from cepo.tiny import vision
 from tests.conftest import RedisServer
 from tests.factories import RUNS, make_config
 
@@ -204,3 +205,20 @@ def test_bytes_are_shown_as_people_read_them() -> None:
         "3.44 GB",
         "20 TB",
     ]
+
+
+def test_images_are_shown_with_their_tokens_in_all_three_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(RUNS / "tiny_vl_cepo.toml")
+    assert main(["check", run, "--json"]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert any("figures_train.jsonl: 1024 images of 24 to 24 tokens" in found["text"] for found in reply["findings"])
+    assert [prompt["context"] for prompt in reply["prompts"]] == ["plain", "r+", "r-"]
+    renderer = Renderer(str(vision.path()))
+    for prompt in reply["prompts"]:
+        assert prompt["images"] == ["image/png, 96 x 64 pixels, 24 tokens"]
+        assert prompt["text"].count("<|image_pad|>") == 1
+        assert len(renderer.tokenizer.encode(prompt["text"])) + 23 == prompt["tokens"]
+    assert main(["check", run]) == 0
+    said = capsys.readouterr().out
+    assert said.count("image 1: image/png, 96 x 64 pixels, 24 tokens") == 1
+    assert "<|vision_start|><|image_pad|><|vision_end|>Find x." in said

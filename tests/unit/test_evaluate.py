@@ -63,7 +63,7 @@ async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[Policy
     problems = Problems(
         tuple(Problem((Message(role="user", content=f"{a} + {7 - a} = ?"),), "7", a) for a in range(5)), ()
     )
-    plan = Plan(make_config("eval.prompts=2", *settings), problems, folders, RENDERER.sha256)
+    plan = Plan(make_config("eval.prompts=2", *settings), problems, folders, RENDERER.sha256, Path("unused"))
     bus, stop = MemoryBus(), asyncio.Event()
     async with GraderPool(1) as pool, asyncio.TaskGroup() as group:
         for stage, handler in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from transformers import Qwen3VLConfig
 
-import cepo.tiny
 from cepo.cli import main
 from cepo.contracts import ImageRef, Message
 from cepo.data import Problems, load_problems
@@ -26,6 +23,7 @@ from cepo.errors import UserError
 from cepo.gold import repeated
 from cepo.images import MAX_IMAGES, ImageStore, cells, checked, read, with_marks
 from cepo.rendering import Renderer
+from cepo.tiny import vision
 from tests.factories import RUNS, make_config
 
 QUESTION = "<image>How many? 3 + 4"
@@ -45,13 +43,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
-    """The shipped tokenizer beside the config of a vision-language model."""
-    folder = tmp_path_factory.mktemp("model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(cepo.tiny.path() / name, folder)
-    Qwen3VLConfig().save_pretrained(folder)
-    return Renderer(str(folder))
+def seeing() -> Renderer:
+    return Renderer(str(vision.path()))
 
 
 def rows_of(*values: Any, question: Any = QUESTION) -> list[dict[str, Any]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 import cepo.tiny
 from cepo.contracts import FinishReason, PolicyProof, PolicyRef, Sampling
 from cepo.errors import PolicyError, UserError
 from cepo.rendering import Renderer
-from services.rollout.handler import Sample, make_handler
+from services.rollout.handler import Prompt, Sample, make_handler
 from tests.factories import POLICY, make_proof, make_task
 
 RENDERER = Renderer(str(cepo.tiny.path()))
@@ -22,16 +20,16 @@ class ToyGenerator:
 
     def __init__(self) -> None:
         self.loaded: list[PolicyRef] = []
-        self.asked: list[tuple[tuple[int, ...], int, Sampling, int, PolicyRef]] = []
+        self.asked: list[tuple[Prompt, int, Sampling, int, PolicyRef]] = []
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         self.loaded.append(policy)
         return make_proof(policy)
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[Sample]:
-        self.asked.append((tuple(prompt_ids), samples, sampling, seed, policy))
+        self.asked.append((prompt, samples, sampling, seed, policy))
         return [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS[:samples])]
 
     def close(self) -> None: ...
@@ -68,8 +66,9 @@ async def test_the_engine_gets_what_the_task_names() -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, presence_penalty=2.0, max_tokens=9)
     task = make_task(samples=3, sampling=sampling, seed=12, policy=POLICY)
     await make_handler(generator, RENDERER, 64)(task)
+    ids = RENDERER.prompt_ids(task.messages)
     assert generator.loaded == [POLICY]
-    assert generator.asked == [(RENDERER.prompt_ids(task.messages), 3, sampling, 12, POLICY)]
+    assert generator.asked == [(Prompt(ids, ids, ()), 3, sampling, 12, POLICY)]
 
 
 async def test_the_same_task_gives_the_same_group() -> None:
@@ -108,8 +107,9 @@ async def test_a_task_with_a_prefix_is_sampled_on_from_there_and_its_responses_h
     generator, prefix = ToyGenerator(), tuple(RENDERER.tokenizer("first\n")["input_ids"])
     task = make_task(samples=2, prefix=prefix, step_delimiter="\n")
     group = await make_handler(generator, RENDERER, 64)(task)
-    (prompt_ids, _, sampling, seed, _) = generator.asked[0]
-    assert (prompt_ids, seed) == ((*RENDERER.prompt_ids(task.messages), *prefix), task.seed)
+    (prompt, _, sampling, seed, _) = generator.asked[0]
+    ids = (*RENDERER.prompt_ids(task.messages), *prefix)
+    assert (prompt, seed) == (Prompt(ids, ids, ()), task.seed)
     assert sampling.max_tokens == task.sampling.max_tokens - len(prefix)
     assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
     for completion, sample in zip(group.completions, [toy_sample(TEXTS[0], finished=True)], strict=False):

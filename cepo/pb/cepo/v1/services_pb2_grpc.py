@@ -267,6 +267,11 @@ class TrainerServiceStub:
                 request_serializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
                 response_deserializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
                 _registered_method=True)
+        self.FetchImage = channel.unary_stream(
+                '/cepo.v1.TrainerService/FetchImage',
+                request_serializer=cepo_dot_v1_dot_policy__pb2.ImageRef.SerializeToString,
+                response_deserializer=cepo_dot_v1_dot_services__pb2.ImageChunk.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -290,6 +295,12 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -307,6 +318,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.FetchPolicy,
                     request_deserializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.FromString,
                     response_serializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.SerializeToString,
+            ),
+            'FetchImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchImage,
+                    request_deserializer=cepo_dot_v1_dot_policy__pb2.ImageRef.FromString,
+                    response_serializer=cepo_dot_v1_dot_services__pb2.ImageChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +406,33 @@ class TrainerService:
             '/cepo.v1.TrainerService/FetchPolicy',
             cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
             cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cepo.v1.TrainerService/FetchImage',
+            cepo_dot_v1_dot_policy__pb2.ImageRef.SerializeToString,
+            cepo_dot_v1_dot_services__pb2.ImageChunk.FromString,
             options,
             channel_credentials,
             insecure,

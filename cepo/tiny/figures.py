@@ -1,0 +1,143 @@
+"""Problems whose numbers stand in a figure alone: perimeters, angles of triangles, parts of a segment.
+
+The question is always the same two words, so who does not see the figure can only guess. Every figure asks for a chain
+of two sums, those of `cepo.tiny.task`. `python -m cepo.tiny.figures` writes the two data files.
+"""
+
+import base64
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from cepo.tiny.task import DATA, Problem
+
+WIDTH, HEIGHT = 96, 64
+QUESTION = "Find x."
+KINDS = ("perimeter", "angles", "segment")
+JITTER = 2
+"""Pixels that a label may stand off its place."""
+PIXEL = 2
+"""Of a glyph, in pixels of the figure."""
+GLYPHS = {
+    "0": (14, 17, 19, 21, 25, 17, 14),
+    "1": (4, 12, 4, 4, 4, 4, 14),
+    "2": (14, 17, 1, 2, 4, 8, 31),
+    "3": (31, 2, 4, 2, 1, 17, 14),
+    "4": (2, 6, 10, 18, 31, 2, 2),
+    "5": (31, 16, 30, 1, 1, 17, 14),
+    "6": (6, 8, 16, 30, 17, 17, 14),
+    "7": (31, 1, 2, 4, 8, 8, 8),
+    "8": (14, 17, 17, 14, 17, 17, 14),
+    "9": (14, 17, 17, 15, 1, 2, 12),
+    "x": (0, 0, 17, 10, 4, 10, 17),
+}
+"""Seven rows of five pixels, the leftmost the highest bit."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A problem and how it is drawn."""
+
+    kind: str
+    problem: Problem
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The numbers that are drawn, in the order of their places; a right angle's 180 is known, not drawn."""
+        problem = self.problem
+        drawn = (problem.first, problem.second, problem.third)
+        return drawn[1:] if self.kind == "angles" else drawn
+
+    def draw(self) -> Image.Image:
+        """The figure in grey; the same every time."""
+        digest = hashlib.sha256(f"{self.kind} {self.problem.question}".encode()).digest()
+        rng = random.Random(digest)
+        image = Image.new("L", (WIDTH, HEIGHT), 255)
+        pen = ImageDraw.Draw(image)
+        places = _segment(pen) if self.kind == "segment" else _triangle(pen, rng, self.kind)
+        for text, (left, top) in zip((*map(str, self.labels), "x"), places, strict=False):
+            _write(pen, text, left + rng.randint(-JITTER, JITTER), top + rng.randint(-JITTER, JITTER))
+        return image
+
+    def png(self) -> bytes:
+        """The figure as a file."""
+        file = BytesIO()
+        self.draw().save(file, format="PNG", optimize=True)
+        return file.getvalue()
+
+
+def _triangle(pen: ImageDraw.ImageDraw, rng: random.Random, kind: str) -> list[tuple[int, int]]:
+    apex = (48 + rng.randint(-6, 6), 3)
+    pen.polygon([(4, 60), (92, 60), apex], outline=0)
+    if kind == "perimeter":
+        return [(4, 14), (70, 14), (37, 42)]
+    pen.arc((-10, 46, 18, 74), 300, 360, fill=0)
+    pen.arc((78, 46, 106, 74), 180, 240, fill=0)
+    return [(21, 42), (54, 42), (43, 18)]
+
+
+def _segment(pen: ImageDraw.ImageDraw) -> list[tuple[int, int]]:
+    for y, ticks in ((22, (4, 92)), (42, (4, 34, 63, 92))):
+        pen.line([(4, y), (92, y)], fill=0)
+        for x in ticks:
+            pen.line([(x, y - 3), (x, y + 3)], fill=0)
+    return [(37, 4), (8, 47), (37, 47), (72, 47)]
+
+
+def _write(pen: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
+    for character in text:
+        for row, bits in enumerate(GLYPHS[character]):
+            for column in range(5):
+                if bits >> (4 - column) & 1:
+                    x, y = left + PIXEL * column, top + PIXEL * row
+                    pen.rectangle((x, y, x + PIXEL - 1, y + PIXEL - 1), fill=0)
+        left += 6 * PIXEL
+
+
+def figures(seed: int, *, held_out: bool) -> Iterator[Figure]:
+    """Endless figures of one split, without repeats, the same ones for the same seed."""
+    rng = random.Random(seed)
+    seen: set[Figure] = set()
+    while True:
+        figure = _drawn_by_lot(rng)
+        problem = figure.problem
+        valid = problem.partial >= 0 and problem.answer > 0
+        if valid and problem.held_out == held_out and figure not in seen:
+            seen.add(figure)
+            yield figure
+
+
+def _drawn_by_lot(rng: random.Random) -> Figure:
+    kind = rng.choice(KINDS)
+    first, second, third = (rng.randint(10, 99) for _ in range(3))
+    if kind == "perimeter":
+        return Figure(kind, Problem(first, second, third, "++"))
+    if kind == "angles":
+        return Figure(kind, Problem(180, second, third, "--"))
+    return Figure(kind, Problem(rng.randint(40, 99), rng.randint(10, 60), rng.randint(10, 60), "--"))
+
+
+def write(path: Path, rows: Iterator[Figure]) -> None:
+    """Write figures as JSON lines of `question`, `answer` and `images`, a data URI each."""
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            uri = "data:image/png;base64," + base64.b64encode(row.png()).decode()
+            file.write(json.dumps({"question": QUESTION, "answer": str(row.problem.answer), "images": [uri]}) + "\n")
+
+
+def main() -> None:
+    """Write the training and the held-out figures."""
+    DATA.mkdir(exist_ok=True)
+    write(DATA / "figures_train.jsonl", islice(figures(0, held_out=False), 1024))
+    write(DATA / "figures_eval.jsonl", islice(figures(1, held_out=True), 256))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Supervised training of the tiny model that sees: `python -m cepo.tiny.train_vision OUT`.
+
+As in `cepo.tiny.train`, first mostly right solutions, then the full mixture of slips and hints. The model learns to
+read the numbers off the figure, since nothing else tells them.
+
+Legend: B sequences, T tokens of the longest one, P patches of all images.
+"""
+
+import argparse
+import logging
+import random
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl import Qwen3VLForConditionalGeneration
+
+from cepo.tiny import vision
+from cepo.tiny.demos import Demonstration, Mixture, demonstration
+from cepo.tiny.figures import QUESTION, Figure, figures
+from cepo.tiny.tokenizer import END, PAD_ID
+from cepo.tiny.train import Recipe, lr_scale, optimizers, save
+
+logger = logging.getLogger(__name__)
+
+RECIPE = Recipe(
+    num_steps=1500,
+    batch_size=48,
+    matrix_lr=6e-3,
+    other_lr=2e-3,
+    clean_share=0.6,
+    clean=Mixture(hinted=0.1, slip_unhinted=0.0, bare=0.2),
+)
+
+Pair = tuple[Figure, Demonstration]
+
+
+def batches(recipe: Recipe) -> Iterator[list[Pair]]:
+    """The figures and demonstrations of every step."""
+    rng = random.Random(recipe.seed)
+    source = figures(recipe.seed + 2, held_out=False)
+    clean_steps = int(recipe.clean_share * recipe.num_steps)
+    for step in range(recipe.num_steps):
+        mixture = recipe.clean if step < clean_steps else recipe.full
+        drawn = islice(source, recipe.batch_size)
+        yield [(figure, demonstration(QUESTION, figure.problem, mixture, rng)) for figure in drawn]
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration, image_tokens: int) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, its image expanded to as many places as it takes, and of the response."""
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": demo.prompt}]}]
+    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    pad = vision.VISION_TOKENS[2]
+    return tokenizer.encode(prompt.replace(pad, pad * image_tokens)), tokenizer.encode(demo.response + END)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, processor: Qwen2VLImageProcessorPil, batch: list[Pair]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs of the model, sequences padded on the right, and the (B, T) mask of response tokens."""
+    images = processor(images=[figure.draw() for figure, _ in batch], return_tensors="pt")
+    image_tokens = int(images["image_grid_thw"][0].prod()) // 4
+    pairs = [tokens(tokenizer, demo, image_tokens) for _, demo in batch]
+    longest = max(len(prompt) + len(response) for prompt, response in pairs)
+    ids_BT = torch.full((len(batch), longest), PAD_ID)
+    mask_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        start, end = len(prompt), len(prompt) + len(response)
+        ids_BT[row, :end] = torch.tensor(prompt + response)
+        mask_BT[row, start:end] = True
+    is_image_BT = (ids_BT == tokenizer.convert_tokens_to_ids(vision.VISION_TOKENS[2])).int()
+    return {"input_ids": ids_BT, "mm_token_type_ids": is_image_BT, **images}, mask_BT
+
+
+def loss_of(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor], mask_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of the response tokens; padding is on the right, so causality alone keeps it out."""
+    hidden_BTD = model.model(**inputs, use_cache=False).last_hidden_state
+    logits_NV = model.lm_head(hidden_BTD[:, :-1][mask_BT[:, 1:]])
+    return F.cross_entropy(logits_NV, inputs["input_ids"][:, 1:][mask_BT[:, 1:]])
+
+
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
+    """Train from the text model's weights."""
+    torch.manual_seed(recipe.seed)
+    model, processor = vision.new_model(tokenizer), vision.image_processor()
+    pair = optimizers(model, recipe)
+    schedules = [LambdaLR(each, partial(lr_scale, recipe)) for each in pair]
+    for step, batch in enumerate(batches(recipe)):
+        loss = loss_of(model, *encode(tokenizer, processor, batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(pair, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if step % 50 == 0:
+            logger.info("step %d loss %.4f", step, loss.item())
+    return model
+
+
+def main() -> None:
+    """Train the model and write it to a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=RECIPE.num_steps)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    tokenizer = vision.tokenizer()
+    recipe = Recipe(**{**vars(RECIPE), "num_steps": arguments.steps})
+    save(train(recipe, tokenizer), tokenizer, arguments.out)
+    vision.save_processor(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The entry point of `vllm.general_plugins`: vLLM calls it in each of its processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint
+
+from cepo.errors import UserError
+
+GROUP = "vllm.general_plugins"
+
+
+def register() -> None:
+    """Puts our Qwen3-VL in the place of vLLM's own; neither is imported until a model asks for it.
+
+    vLLM's takes `smart_resize` from a module that needs torchvision; Pillow's module has the same function.
+    """
+    from vllm import ModelRegistry
+
+    if importlib.util.find_spec("torchvision") is None:
+        from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pillow
+
+        sys.modules["transformers.models.qwen2_vl.image_processing_qwen2_vl"] = pillow
+    ModelRegistry.register_model("Qwen3VLForConditionalGeneration", "services.rollout.vision_model:Qwen3VLImages")
+
+
+def require_plugin(found: Iterable[EntryPoint]) -> None:
+    """Checks that vLLM will find `register`, or it would take other pixels than teacher and trainer.
+
+    Raises:
+        UserError: the installed package does not name it.
+    """
+    if f"{__name__}:register" not in {entry.value for entry in found}:
+        raise UserError(f"vLLM finds no plugin of cepo ({GROUP}), which images need; install the package again")

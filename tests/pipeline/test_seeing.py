@@ -1,0 +1,67 @@
+"""The tiny model that sees, through the four services and real vLLM: figures, text alone, and rows that are no good."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cepo.tiny.figures import QUESTION, figures
+from tests.pipeline.support import ROOT, command, rows
+from tests.vision_support import BLANK
+
+pytestmark = pytest.mark.slow
+
+RUN = ROOT / "deploy" / "runs" / "tiny_vl_cepo.toml"
+SETTINGS = ("loop.steps=3", "sampling.prompts=8", "eval.prompts=32", "eval.every=3", "engine.max_num_seqs=64")
+
+
+def row(answer: int, *images: bytes, question: str = QUESTION) -> dict[str, Any]:
+    uris = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+    return {"question": question, "answer": str(answer), "images": uris}
+
+
+def written(path: Path, found: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(each) + "\n" for each in found))
+    return f"'{path}'"
+
+
+@pytest.mark.timeout(300)
+def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> None:
+    drawn = list(islice(figures(0, held_out=False), 20))
+    train = [row(figure.problem.answer, figure.png()) for figure in drawn]
+    train[3] = row(52, question="12 + 45 - 5 = ?")
+    train[4] = row(drawn[4].problem.answer, drawn[4].png(), BLANK.data, question="From <image> and not <image> find x.")
+    train[5] = row(7, drawn[5].png()[:-30])
+    train[6] = row(7, drawn[6].png(), question="Find x.<image><image>")
+    blank = [row(figure.problem.answer, BLANK.data) for figure in islice(figures(1, held_out=True), 32)]
+    data = (
+        f"data.train={written(tmp_path / 'train.jsonl', train)}",
+        f"data.eval={written(tmp_path / 'eval.jsonl', blank)}",
+        "data.on_bad_row='drop'",
+    )
+    run_dir = tmp_path / "run"
+    words = command(run_dir, settings=(*SETTINGS, *data), file=RUN)
+    ended = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
+    assert ended.returncode == 0, ended.stdout
+    assert "18 problems, 32 held out" in ended.stdout
+    assert "row 5: column 'images' holds a damaged image" in ended.stdout
+    assert "row 6: column 'images' holds 1 image for 2 <image> marks" in ended.stdout
+    found = rows(run_dir)
+    assert [each["groups/failed"] for each in found] == [0, 0, 0]
+    assert 0 < max(each["rollout/logp_gap"] for each in found) < 1e-5
+    assert sum(each["accuracy/train"] for each in found) / 3 > 0.3
+    assert max(found[0]["accuracy/eval_before"], found[-1]["accuracy/eval"]) < 0.15  # on blank images
+    contexts = [
+        evidence["context"]
+        for line in (run_dir / "rollouts" / "step-000000.jsonl").read_text().splitlines()
+        for sample in json.loads(line)["samples"]
+        for evidence in sample["evidence"]
+    ]
+    assert len(list((run_dir / "images").iterdir())) == 18
+    assert {"ANSWER", "REJECTED"} <= set(contexts)

@@ -1,0 +1,46 @@
+"""A merged model that sees is one that transformers loads with its image processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo.cli import main
+from cepo.contracts import ImageRef
+from cepo.forward import load_causal_lm, response_logps
+from cepo.pixels import Patches, Pixels
+from cepo.rundir import RunDir
+from services.trainer.learner import Learner
+from tests.factories import make_config
+from tests.vision_support import MODEL, RENDERER, TURN, held_out, ids_of
+
+
+def test_a_merged_model_scores_images_as_the_adapter_does(tmp_path: Path) -> None:
+    (_, image) = held_out(1)[0]
+
+    def patches(ref: ImageRef) -> Patches:
+        return image.patches
+
+    run = RunDir(tmp_path / "run")
+    config = make_config(f"model.path={MODEL}", "model.dtype='float32'")
+    run.create(config, resume=False)
+    learner = Learner(config, patches)
+    for parameter in learner.parameters:
+        torch.nn.init.constant_(parameter, 0.02)
+    folder = run.adapters / "v000001"
+    folder.mkdir()
+    for name, data in learner.adapter_files().items():
+        (folder / name).write_bytes(data)
+    out = str(tmp_path / "merged")
+    assert main(["export", str(run.path), out, "--merge"]) == 0
+    inputs = ([RENDERER.prompt_ids(TURN, [image.ref])], [ids_of("13+15=28")], 1.0)
+    with torch.no_grad():
+        adapted = response_logps(learner.peft.get_base_model(), *inputs, [[image.patches]])
+        merged = response_logps(
+            load_causal_lm(out, "float32", "cpu"), *inputs, [[Pixels(out).patches(image.ref, image.data)]]
+        )
+        base = response_logps(load_causal_lm(MODEL, "float32", "cpu"), *inputs, [[image.patches]])
+    assert merged[0].tolist() == pytest.approx(adapted[0].tolist(), abs=1e-4)
+    assert merged[0].tolist() != pytest.approx(base[0].tolist(), abs=1e-2)
