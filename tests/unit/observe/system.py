@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
 from cepo.testing import MemoryBus
-from services.rollout.handler import Sample, make_handler as rollout
+from services.rollout.handler import Prompt, Sample, make_handler as rollout
 from services.teacher.engine import TransformersScorer
 from services.teacher.handler import Pair, make_handler as teacher
 from services.trainer.__main__ import assemble
@@ -56,13 +55,13 @@ class ToyGenerator:
         return proof.model_copy(update={"canary_logp": proof.canary_logp + self._fault.canary_shift})
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[Sample]:
-        found = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt_ids)))
+        found = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt.ids)))
         assert found is not None
         total = sum(int(term) for term in re.findall(r"[-+]?\d+", found[1].replace(" ", "")))
         answers = [f"\\boxed{{{total + (i % 2 or self._fault.always_wrong)}}}" for i in range(samples)]
-        pairs = [Pair(tuple(prompt_ids), tuple(self._tokenizer.encode(text))) for text in answers]
+        pairs = [Pair(prompt.ids, tuple(self._tokenizer.encode(text))) for text in answers]
         scored = await self._scorer.score(pairs, sampling.temperature, policy)
         return [
             Sample(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
