@@ -3,8 +3,9 @@
 A worker takes an item with `receive` and ends it with `hop`, one Lua call that publishes the result only if the item
 was still pending and then deletes the input. So a slow worker and the worker that reclaimed its item may both
 finish, and exactly one publishes; a crash between work and hop leaves the item pending; a stream is as long as its
-live work. Items are written by `publish`, reclaimed once their worker has been silent for `claim_seconds`, and carry
-how often they were delivered. `cepo.testing.MemoryBus` obeys the same conformance suite.
+live work. A worker sends only the layer it adds, Redis has the rest. Items are written by `publish`, reclaimed once
+their worker has been silent for `claim_seconds`, and carry how often they were delivered. `cepo.testing.MemoryBus`
+obeys the same conformance suite.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from cepo.contracts import Hop, PolicyRef, Stage
 from cepo.errors import Unreachable, UserError, WireError
 from cepo.settings import Settings
 from cepo.tls import redis_options
-from cepo.wire import HOPS, from_bytes, to_bytes
+from cepo.wire import HOPS, around, from_bytes, to_bytes
 
 GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
@@ -43,11 +44,23 @@ RETRY_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 _HOP = """
+local input = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
-if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', ARGV[4]) end
+local body = ARGV[4]
+if ARGV[5] ~= '' then
+    local inner, size = input[2][4], ''
+    local left = #inner
+    while left > 127 do
+        size = size .. string.char(left % 128 + 128)
+        left = math.floor(left / 128)
+    end
+    body = ARGV[5] .. size .. string.char(left) .. inner .. body
+end
+if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', body) end
 return 1
 """
+"""A result that holds its input comes without it, and with the tag of the protobuf field that it belongs in."""
 _AGE = """
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 if #first == 0 then return 0 end
@@ -208,8 +221,10 @@ class RedisBus:
             await pipeline.execute(raise_on_error=False)
 
     async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
-        name, body = (type(result).__name__, to_bytes(result)) if result is not None else ("", b"")
-        keys, args = [_key(delivery.stream), _key(stream)], [GROUP, delivery.id, name, body]
+        name, body, tag = "", b"", b""
+        if result is not None:
+            name, (body, tag) = type(result).__name__, around(delivery.hop, result)
+        keys, args = [_key(delivery.stream), _key(stream)], [GROUP, delivery.id, name, body, tag]
         return bool(await cast(Any, self._hop(keys=keys, args=args)))
 
     async def depth(self, stream: str) -> int:

@@ -20,6 +20,8 @@ from cepo.packed import PACKED, Packed
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 
 C = TypeVar("C", bound=Contract)
+LENGTH_DELIMITED = 2
+"""Protobuf's wire type of a nested message."""
 
 
 @cache
@@ -58,6 +60,19 @@ def to_bytes(value: Contract) -> bytes:
     return to_proto(value).SerializeToString()
 
 
+def around(inner: Contract, value: Contract) -> tuple[bytes, bytes]:
+    """The bytes of a message without `inner`, and the tag to put before the length and the bytes of `inner`.
+
+    A field's place among the others does not matter to protobuf, so the parts may be joined unread. The tag is empty
+    if no field holds this very object; then the bytes are all there is.
+    """
+    message = proto_type(type(value))()
+    held = next((name for name in type(value).model_fields if getattr(value, name) is inner), "")
+    _fill(message, value, without=held)
+    tag = bytes([message.DESCRIPTOR.fields_by_name[held].number << 3 | LENGTH_DELIMITED]) if held else b""
+    return message.SerializeToString(), tag
+
+
 def from_bytes(contract: type[C], data: bytes) -> C:
     """A contract from its bytes.
 
@@ -75,13 +90,15 @@ def from_bytes(contract: type[C], data: bytes) -> C:
 HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contracts.Hop)}
 
 
-def _fill(message: Message, value: Contract) -> None:
+def _fill(message: Message, value: Contract, *, without: str = "") -> None:
     """Writes a contract into its message, nested ones in their place; a packed one is handed on as it came."""
     if isinstance(value, Packed) and value.message is not None:
         message.CopyFrom(value.message)
         return
     for name in type(value).model_fields:
         field = getattr(value, name)
+        if name == without:
+            continue
         if isinstance(field, Contract):
             child = getattr(message, name)
             child.SetInParent()  # also one that has only defaults

@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from cepo.bus import Bus, Delivery, RedisBus
-from cepo.contracts import PromptTask
+from cepo.contracts import PromptTask, RolloutGroup, ScoredGroup
 from cepo.errors import Unreachable, UserError
 from cepo.stage import task_of
 from cepo.testing import MemoryBus
+from cepo.wire import to_bytes
 from tests.conftest import RedisServer
-from tests.factories import POLICY, make_failed, make_group, make_task
+from tests.factories import POLICY, make_failed, make_group, make_task, make_verdict
 
 CLAIM_SECONDS = 0.3
 
@@ -93,6 +95,40 @@ async def test_a_hop_moves_an_item_and_deletes_the_input(bus: Bus) -> None:
     assert await bus.depth("in") == 0
     (moved,) = await take(bus, "out")
     assert moved.hop == make_group()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 40])
+async def test_a_result_that_holds_its_input_arrives_whole(bus: Bus, samples: int) -> None:
+    group = make_group(["long " * 50] * samples, make_task(samples=samples))
+    await bus.publish("in", [group])
+    (item,) = await take(bus)
+    assert isinstance(item.hop, RolloutGroup)
+    scored = ScoredGroup(rollout=item.hop, verdicts=tuple(make_verdict() for _ in range(samples)))
+    assert await bus.hop(item, "out", scored)
+    (arrived,) = await take(bus, "out")
+    assert arrived.hop == ScoredGroup(rollout=group, verdicts=scored.verdicts)
+
+
+async def test_a_result_with_a_changed_input_arrives_changed(bus: Bus) -> None:
+    await bus.publish("in", [make_group()])
+    (item,) = await take(bus)
+    assert isinstance(item.hop, RolloutGroup)
+    changed = item.hop.model_copy(update={"prompt_token_ids": (1, 2, 3)})
+    scored = ScoredGroup(rollout=changed, verdicts=(make_verdict(), make_verdict()))
+    await bus.hop(item, "out", scored)
+    (arrived,) = await take(bus, "out")
+    assert arrived.hop == scored
+
+
+async def test_a_hop_sends_only_what_it_adds(redis_bus: RedisBus, redis_server: RedisServer) -> None:
+    group = make_group(["long " * 5000] * 2)
+    await redis_bus.publish("in", [group])
+    (item,) = await take(redis_bus)
+    assert isinstance(item.hop, RolloutGroup)
+    with Redis.from_url(redis_server.url) as client:
+        before = client.info()["total_net_input_bytes"]
+        await redis_bus.hop(item, "out", ScoredGroup(rollout=item.hop, verdicts=(make_verdict(), make_verdict())))
+        assert client.info()["total_net_input_bytes"] - before < len(to_bytes(group)) / 10
 
 
 async def test_a_hop_without_result_only_ends_the_item(bus: Bus) -> None:
