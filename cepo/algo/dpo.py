@@ -18,10 +18,9 @@ from cepo.algo.preference import dpo_loss, sequence_log_ratio
 from cepo.contracts import Ask
 
 
-class Dpo(Algorithm):
+class Preference(Algorithm):
     """-log sigmoid(beta (log-ratio of the chosen - log-ratio of the rejected)), the mean over pairs."""
 
-    name: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
     """Pull to the base model."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
@@ -44,7 +43,8 @@ class Dpo(Algorithm):
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
     ) -> LossOutput:
-        ratio_B = sequence_log_ratio(student.logp_BT, batch.evidence[REFERENCE].logp_BT, batch.mask_BT)
+        measured = batch.evidence[REFERENCE].logp_BT, batch.mask_BT, batch.token_weight_BT
+        ratio_B = sequence_log_ratio(student.logp_BT, *measured)
         chosen_P, rejected_P = (ratio_B[_in_group_order(batch, kind)] for kind in (1.0, 0.0))
         loss_P = dpo_loss(chosen_P, rejected_P, beta=self.beta, label_smoothing=self.label_smoothing)
         pairs = len(whole.group_B.unique())
@@ -58,6 +58,12 @@ class Dpo(Algorithm):
         tokens_a_pair = float(whole.mask_BT.sum()) / pairs  # the learner divides by tokens
         sums = {key: float(value_P.sum()) * tokens_a_pair for key, value_P in reports_P.items()}
         return LossOutput(loss_P.sum() / pairs, sums)
+
+
+class Dpo(Preference):
+    """Every token of a response counts the same."""
+
+    name: Literal["dpo"] = "dpo"
 
 
 def _in_group_order(batch: TrainBatch, accuracy: float) -> Tensor:
