@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cepo.algo.base import Algorithm, LossOutput
 from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.evidence import in_groups_with
 from cepo.algo.policy_gradient import REFERENCE
 from cepo.algo.preference import dpo_loss, sequence_log_ratio
 from cepo.contracts import Ask
@@ -35,7 +36,7 @@ class Preference(Algorithm):
         return True
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        return batch.mask_BT.any(dim=1)
+        return in_groups_with(batch.mask_BT.any(dim=1), batch.group_B)  # an empty response is half of a pair too
 
     def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
         return batch.rollout_logp_BT  # no ratio to an older policy is taken: the pass for it is saved

@@ -15,6 +15,7 @@ from cepo.algo.batch import Measured
 from cepo.algo.ctdpo import RIGHT, WEIGHTS, WRONG, CtDpo
 from cepo.algo.dpo import Dpo
 from cepo.algo.policy_gradient import REFERENCE
+from tests.parity.support import Scored
 from tests.unit.algo.critical import (
     FROZEN,
     LEARNING,
@@ -159,8 +160,7 @@ def test_it_learns_offline_from_whole_pairs_and_asks_for_the_base() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [*product(["estimator_steps"], [0, -1]), ("strength", -0.1), ("estimator_lr", 0.0), ("beta", 0.0)],
+    ("option", "value"), [("estimator_steps", 0), ("strength", -0.1), ("estimator_lr", 0.0), ("beta", 0.0)]
 )
 def test_a_setting_without_meaning_is_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{option}\n.*greater than"):

@@ -204,8 +204,13 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(GRPO, PPO), (PPO, CLIPO), (CLIPO, CLIPO.replace("}", ", head_size=7}"))],
-    ids=["none", "another", "another size"],
+    [
+        (GRPO, PPO),
+        (PPO, CLIPO),
+        (CLIPO, CLIPO.replace("}", ", head_size=7}")),
+        (PPO, 'algorithm={name="ctdpo", estimator_steps=1}'),
+    ],
+    ids=["none", "another", "another size", "another's adapter"],
 )
 def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: str, after: str) -> None:
     Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
