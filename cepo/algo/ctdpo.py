@@ -2,6 +2,7 @@
 
 One adapter on the frozen base learns the chosen responses and another the rejected ones, by maximum likelihood, while
 the policy keeps still. Then they are frozen, and the contrast of the two weighs the tokens that the policy learns from.
+Rank and modules of all three are those of the run.
 
 Shapes: B sequences, T response tokens (padded).
 """

@@ -134,6 +134,7 @@ def test_the_keys_are_these() -> None:
             "config key loop.steps=20 ends before the policy learns: ctdpo trains another model alone at first; "
             "raise it, or lower the steps for that in the algorithm section",
         ),
+        ('algorithm={name="ppo", critic_warmup=20}', "config key loop.steps=20 ends before the policy learns: ppo "),
         ('algorithm={name="ctdpo", estimator_steps=0}', "config key algorithm.estimator_steps=0: Input should be "),
         ("reward.scorer=file:///x", "config key reward.scorer='file:///x'"),
         ("algorithm.kl_in=reward", "config key algorithm.kl_in has no effect while kl_coef is 0"),

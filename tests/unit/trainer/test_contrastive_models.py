@@ -95,14 +95,13 @@ def test_the_policy_learns_as_it_would_without_estimators() -> None:
     ctdpo, dpo = make_config(CTDPO).algorithm, make_config(DPO).algorithm
     for step in range(4):
         batch = with_them.companion.prepare(make_pairs(ctdpo, step), step)
-        reports = [train(with_them, ctdpo, batch, step)] if step < 2 else []
-        if step >= 2:
+        if step < 2:
+            train(with_them, ctdpo, batch, step)
+        else:
             plain = replace(batch, token_weight_BT=None)
             adv_BT = ctdpo.advantages(plain, step)
-            reports = [
-                timeless(learner.update(plain, adv_BT, method, step))
-                for learner, method in ((with_them, ctdpo), (without, dpo))
-            ]
+            both = ((with_them, ctdpo), (without, dpo))
+            reports = [timeless(learner.update(plain, adv_BT, method, step)) for learner, method in both]
             assert reports[0] == reports[1]
             assert reports[0]["grad_norm"] > 0
         assert with_them.adapter_files() == without.adapter_files()
