@@ -193,6 +193,11 @@ class RunConfig(Section):
             raise ValueError(f"algorithm.name={self.algorithm.name!r} needs a URL that scores steps in reward.scorer")
         if self.reward.scorer and not self.algorithm.scores_steps:
             raise ValueError(f"reward.scorer has no effect: {self.algorithm.name} uses no step rewards")
+        if not self.algorithm.learns_at(self.loop.steps - 1):
+            raise ValueError(
+                f"loop.steps={self.loop.steps} ends before the policy learns: {self.algorithm.name} trains another "
+                "model alone at first; raise it, or lower the steps for that in the algorithm section"
+            )
         if self.lora.rank > self.engine.max_lora_rank:
             raise ValueError(
                 f"lora.rank={self.lora.rank} is above engine.max_lora_rank={self.engine.max_lora_rank}; "

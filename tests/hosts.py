@@ -1,19 +1,23 @@
-"""A host whose base is a table, so that what a critic says can be worked out by hand."""
+"""A host whose base is a table, so that what a companion makes of it can be worked out by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from cepo.algo.batch import TrainBatch
 
+WORDS = 6
+"""V of the table's head."""
+
 
 @dataclass
 class TableHost:
-    """Hidden states are random and its own for every token of every response; an adapter multiplies them.
+    """Hidden states are random and its own for every token of every response; the adapter worn multiplies them.
 
     Rows are recognised by their prompt, so every sequence of a batch needs one of its own.
     """
@@ -24,20 +28,52 @@ class TableHost:
     max_grad_norm: float = 1e9
     updates: int = 1
     rows_per_pass: int = 100
+    scales: dict[str, nn.Parameter] = field(default_factory=dict)
+    worn: str = ""
 
     @property
     def hidden_size(self) -> int:
         return self.hidden_BTD.shape[2]
 
     def attach(self, adapter: str) -> Sequence[nn.Parameter]:
-        self.scale = nn.Parameter(torch.ones(self.hidden_size))
-        return [self.scale]
+        self.scales[adapter] = nn.Parameter(torch.ones(self.hidden_size))
+        return [self.scales[adapter]]
 
-    def read(self, adapter: str, head: nn.Module, batch: TrainBatch) -> Tensor:
+    @contextmanager
+    def wearing(self, adapter: str) -> Iterator[None]:
+        self.worn = adapter
+        yield
+        self.worn = ""
+
+    def read(self, head: nn.Module, batch: TrainBatch) -> Tensor:
+        return self._spread(batch, head(self._hidden_ND(batch) * self.scales[self.worn]))
+
+    def logp(self, batch: TrainBatch) -> Tensor:
+        return self._logp({self.worn: 1.0}, batch)
+
+    @torch.no_grad()
+    def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
+        return self._logp(shares, batch)
+
+    def logits(self, adapter: str, batch: TrainBatch) -> Tensor:
+        """[N, V] of the tokens of a batch, row after row; a word is the powers of a number of its own."""
+        words_V = torch.linspace(-1.5, 1.5, WORDS)
+        head_VD = words_V[:, None] ** torch.arange(self.hidden_size)
+        return self._hidden_ND(batch) * self.scales[adapter] @ head_VD.T
+
+    def _logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
+        blend_NV = sum(share * self.logits(adapter, batch) for adapter, share in shares.items())
+        target_N = torch.tensor([token for ids in batch.response_ids for token in ids], dtype=torch.long)
+        return self._spread(batch, blend_NV.log_softmax(1).gather(1, target_N[:, None]).squeeze(1))
+
+    def _hidden_ND(self, batch: TrainBatch) -> Tensor:
         rows = [self.prompts.index(prompt) for prompt in batch.prompt_ids]
         valid_BT = batch.mask_BT.bool()
-        hidden_ND = self.hidden_BTD[rows, : valid_BT.shape[1]][valid_BT] * self.scale
-        return torch.zeros(valid_BT.shape).index_put(valid_BT.nonzero(as_tuple=True), head(hidden_ND))
+        return self.hidden_BTD[rows, : valid_BT.shape[1]][valid_BT]
+
+    def _spread(self, batch: TrainBatch, found_N: Tensor) -> Tensor:
+        valid_BT = batch.mask_BT.bool()
+        return torch.zeros(valid_BT.shape).index_put(valid_BT.nonzero(as_tuple=True), found_N)
 
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:
         groups = batch.group_B.unique().tensor_split(self.updates)

@@ -82,6 +82,8 @@ class TrainBatch:
     """Of the run, from 0."""
     value_BT: Tensor | None = None
     """A critic's values of the tokens, from before the update."""
+    token_weight_BT: Tensor | None = None
+    """What each token counts in the log-ratio of its response; None: 1."""
     step_ends: Sequence[tuple[int, ...]] = ()
     """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
     step_rewards: Sequence[tuple[float, ...]] = ()
@@ -95,7 +97,7 @@ class TrainBatch:
         """The chosen sequences, cut to their own longest response."""
         index = torch.tensor(rows, dtype=torch.long)
         width = max((len(self.response_ids[row]) for row in rows), default=0)
-        value_BT1 = self.prefix_value_BT1
+        value_BT1, weight_BT = self.prefix_value_BT1, self.token_weight_BT
         return TrainBatch(
             prompt_ids=[self.prompt_ids[row] for row in rows],
             response_ids=[self.response_ids[row] for row in rows],
@@ -112,6 +114,7 @@ class TrainBatch:
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step=self.step,
             value_BT=None if self.value_BT is None else self.value_BT[index, :width],
+            token_weight_BT=None if weight_BT is None else weight_BT[index, :width],
             step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
             step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
         )

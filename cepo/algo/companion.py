@@ -1,4 +1,4 @@
-"""A model trained beside the policy, with an optimiser of its own: CLIPO's head, PPO's critic.
+"""Models trained beside the policy, with an optimiser of their own: CLIPO's head, PPO's critic, ctDPO's estimators.
 
 In a step it first adds to the batch what it knows with its present weights, then the policy learns, then it does.
 
@@ -7,7 +7,8 @@ Shapes: B sequences, T response tokens (padded), D hidden units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -41,11 +42,27 @@ class Host(Protocol):
         """Puts one more adapter on the base, which changes nothing at first, and returns its weights."""
         ...
 
-    def read(self, adapter: str, head: nn.Module, batch: TrainBatch) -> Tensor:
-        """head(hidden [N, D]) -> [N] of the last state that predicts each response token, under an adapter.
+    def wearing(self, adapter: str) -> AbstractContextManager[None]:
+        """The base under an adapter in place of the policy's, for passes forward and backward alike."""
+        ...
+
+    def read(self, head: nn.Module, batch: TrainBatch) -> Tensor:
+        """head(hidden [N, D]) -> [N] of the last state that predicts each response token, under the adapter worn.
 
         Returns:
             [B, T], 0 on padding; the gradient reaches the head and the adapter.
+        """
+        ...
+
+    def logp(self, batch: TrainBatch) -> Tensor:
+        """log P(response token) under the adapter worn, [B, T], 0 on padding; the gradient reaches the adapter."""
+        ...
+
+    def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
+        """log P(response token) under softmax(sum of share x logits of an adapter), [B, T], without a gradient.
+
+        Args:
+            shares: of each adapter; they add up to 1.
         """
         ...
 
@@ -56,6 +73,15 @@ class Host(Protocol):
     def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterable[list[int]]:
         """Rows of every pass, of the chosen rows."""
         ...
+
+
+def in_parts(host: Host, batch: TrainBatch, found: Callable[[TrainBatch], Tensor]) -> Tensor:
+    """found(part) [rows, tokens] of every pass of a batch, as one [B, T] beside the batch; 0 on padding."""
+    found_BT = torch.zeros_like(batch.mask_BT)
+    for part in host.microbatches(batch, range(batch.size)):
+        part_BT = found(batch.rows(part))
+        found_BT[part, : part_BT.shape[1]] = part_BT.cpu()
+    return found_BT
 
 
 class Companion:

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from cepo.algo.base import Algorithm, LossOutput
 from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.evidence import in_groups_with
 from cepo.algo.policy_gradient import REFERENCE
 from cepo.algo.preference import dpo_loss, sequence_log_ratio
 from cepo.contracts import Ask
 
 
-class Dpo(Algorithm):
+class Preference(Algorithm):
     """-log sigmoid(beta (log-ratio of the chosen - log-ratio of the rejected)), the mean over pairs."""
 
-    name: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
     """Pull to the base model."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
@@ -36,7 +36,7 @@ class Dpo(Algorithm):
         return True
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        return batch.mask_BT.any(dim=1)
+        return in_groups_with(batch.mask_BT.any(dim=1), batch.group_B)  # an empty response is half of a pair too
 
     def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
         return batch.rollout_logp_BT  # no ratio to an older policy is taken: the pass for it is saved
@@ -44,7 +44,8 @@ class Dpo(Algorithm):
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
     ) -> LossOutput:
-        ratio_B = sequence_log_ratio(student.logp_BT, batch.evidence[REFERENCE].logp_BT, batch.mask_BT)
+        measured = batch.evidence[REFERENCE].logp_BT, batch.mask_BT, batch.token_weight_BT
+        ratio_B = sequence_log_ratio(student.logp_BT, *measured)
         chosen_P, rejected_P = (ratio_B[_in_group_order(batch, kind)] for kind in (1.0, 0.0))
         loss_P = dpo_loss(chosen_P, rejected_P, beta=self.beta, label_smoothing=self.label_smoothing)
         pairs = len(whole.group_B.unique())
@@ -58,6 +59,12 @@ class Dpo(Algorithm):
         tokens_a_pair = float(whole.mask_BT.sum()) / pairs  # the learner divides by tokens
         sums = {key: float(value_P.sum()) * tokens_a_pair for key, value_P in reports_P.items()}
         return LossOutput(loss_P.sum() / pairs, sums)
+
+
+class Dpo(Preference):
+    """Every token of a response counts the same."""
+
+    name: Literal["dpo"] = "dpo"
 
 
 def _in_group_order(batch: TrainBatch, accuracy: float) -> Tensor:

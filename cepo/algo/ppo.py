@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cepo.algo.advantages import gae, terminal_reward
 from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
-from cepo.algo.companion import Host, TrainedCompanion
+from cepo.algo.companion import Host, TrainedCompanion, in_parts
 from cepo.algo.core import masked_mean
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Totals, aggregate
@@ -109,18 +109,17 @@ class Critic(TrainedCompanion):
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
         """The batch with the value of every token."""
-        value_BT = torch.zeros_like(batch.mask_BT)
-        for part in self._host.microbatches(batch, range(batch.size)):
-            found_BT = self._host.read(ADAPTER, self._head, batch.rows(part))
-            value_BT[part, : found_BT.shape[1]] = found_BT.cpu()
+        with self._host.wearing(ADAPTER):
+            value_BT = in_parts(self._host, batch, lambda part: self._host.read(self._head, part))
         return replace(batch, value_BT=value_BT)
 
     def update(self, batch: TrainBatch, step: int) -> Metrics:
         """The value loss, in the mini-batches of the policy."""
         _, return_BT = self._ppo.advantages_and_returns(batch)
         minibatches, sums = self._host.minibatches(batch), _Sums()
-        for rows in minibatches:
-            self._one_update(rows, batch, return_BT, sums)
+        with self._host.wearing(ADAPTER):
+            for rows in minibatches:
+                self._one_update(rows, batch, return_BT, sums)
         assert batch.value_BT is not None
         valued_BT = self._ppo.valued_BT(batch).bool()
         values = (
@@ -141,7 +140,7 @@ class Critic(TrainedCompanion):
         self.optimizer.zero_grad(set_to_none=True)
         for part in self._host.microbatches(batch, [row for row in rows if valued_BT[row].any()]):
             micro = batch.rows(part)
-            value_BT = self._host.read(ADAPTER, self._head, micro)
+            value_BT = self._host.read(self._head, micro)
             device, width = value_BT.device, value_BT.shape[1]
             wanted_BT, mask_BT = return_BT[part, :width].to(device), valued_BT[part, :width].to(device)
             assert micro.value_BT is not None

@@ -1,6 +1,6 @@
 """Direct preference optimisation on pairs of a chosen and a rejected response, and its critical-token form.
 
-Shapes: P pairs, B sequences, T response tokens (padded), N tokens (flat), V vocabulary.
+Shapes: P pairs, B sequences, T response tokens (padded).
 """
 
 from __future__ import annotations
@@ -38,14 +38,19 @@ def dpo_loss(
     return -(1.0 - label_smoothing) * logsigmoid(margin_P) - label_smoothing * logsigmoid(-margin_P)
 
 
-@torch.no_grad()
-def contrastive_estimate(
-    logp_right_NV: Tensor, logp_wrong_NV: Tensor, token_ids_N: Tensor, *, strength: float = 1.0
-) -> Tensor:
-    """How a model of right solutions, against one of wrong solutions, likes each token (arXiv:2411.19943).
+def critical_weights(prob_BT: Tensor, chosen_B: Tensor, mask_BT: Tensor, *, only_rejected: bool = False) -> Tensor:
+    """What each token counts in critical-token DPO (arXiv:2411.19943), weight_BT, 0 on padding.
 
-    softmax((1 + strength) log right - strength log wrong) at the token, prob_N. In critical-token DPO a chosen token
-    weighs prob and a rejected one 1 - prob; the end of sequence weighs 1 on both sides.
+    A chosen token weighs its contrastive estimate, a rejected one 1 less it: a token is critical where a model of right
+    responses shuns it and one of wrong responses does not. The end of sequence, which closes both alike, weighs 1.
+
+    Args:
+        prob_BT: softmax((1 + s) log right - s log wrong) at the token.
+        chosen_B: the chosen responses; the others are rejected.
+        mask_BT: 1 on the tokens of whole responses, each with its end of sequence.
+        only_rejected: a chosen token weighs 1 (`only_neg` of the released code).
     """
-    contrast_NV = (1.0 + strength) * logp_right_NV.float() - strength * logp_wrong_NV.float()
-    return contrast_NV.softmax(dim=-1).gather(-1, token_ids_N[:, None]).squeeze(-1)
+    chosen_BT = torch.ones_like(prob_BT) if only_rejected else prob_BT
+    weight_BT = torch.where(chosen_B[:, None], chosen_BT, 1.0 - prob_BT)
+    from_end_BT = mask_BT.cumsum(dim=1) == mask_BT.sum(dim=1, keepdim=True)
+    return torch.where(from_end_BT, 1.0, weight_BT) * mask_BT

@@ -12,6 +12,7 @@ from cepo.algo.base import Algorithm
 from cepo.algo.cepo import Cepo
 from cepo.algo.clipo import Clipo
 from cepo.algo.core import Scale
+from cepo.algo.ctdpo import CtDpo
 from cepo.algo.dapo import Dapo
 from cepo.algo.distillation import Opsd, Sdpo
 from cepo.algo.dpo import Dpo
@@ -103,7 +104,8 @@ AnyAlgorithm = Annotated[
     | SpoChain
     | SpoTree
     | Prm
-    | Dpo,
+    | Dpo
+    | CtDpo,
     Field(discriminator="name"),
 ]
 

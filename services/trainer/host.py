@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cepo.algo.batch import TrainBatch
@@ -36,7 +37,6 @@ class Host:
         self._model: Any = peft.get_base_model()
         self._config = config
         self._patches = patches
-        self._weights: dict[str, list[nn.Parameter]] = {}
 
     @property
     def seed(self) -> int:
@@ -52,13 +52,31 @@ class Host:
 
     def attach(self, adapter: str) -> Sequence[nn.Parameter]:
         self._peft.add_adapter(adapter, self._peft.peft_config[POLICY])
-        self._weights[adapter] = [p for name, p in self._peft.named_parameters() if f".{adapter}." in name]
-        return self._weights[adapter]
+        return [p for name, p in self._peft.named_parameters() if f".{adapter}." in name]
 
-    def read(self, adapter: str, head: nn.Module, batch: TrainBatch) -> Tensor:
-        with self._active(adapter):
-            states = self.states(batch, 1.0)
-        return replace(states, head=head).per_token(lambda found_N, _: found_N)
+    @contextmanager
+    def wearing(self, adapter: str) -> Iterator[None]:
+        self._peft.set_adapter(adapter)  # it freezes the others, which keep what gradient they have
+        try:
+            yield
+        finally:
+            self._peft.set_adapter(POLICY)
+
+    def read(self, head: nn.Module, batch: TrainBatch) -> Tensor:
+        return replace(self.states(batch, 1.0), head=head).per_token(lambda found_N, _: found_N)
+
+    def logp(self, batch: TrainBatch) -> Tensor:
+        return self.states(batch, 1.0).logp_BT
+
+    @torch.no_grad()
+    def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
+        """The head is linear: the logits of a blend of states are that blend of logits, and it is met once."""
+        blend_ND = torch.zeros(())
+        for adapter, share in shares.items():
+            with self.wearing(adapter):
+                states = self.states(batch, 1.0)
+            blend_ND = blend_ND + share * states.hidden_ND.float()
+        return replace(states, hidden_ND=blend_ND.to(states.hidden_ND.dtype)).logp_BT
 
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
         """The response tokens of a batch under the active adapter."""
@@ -72,14 +90,3 @@ class Host:
         self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False
     ) -> Iterator[list[int]]:
         return microbatches(batch, rows, self._config.optim.tokens_per_microbatch, whole_groups=whole_groups)
-
-    @contextmanager
-    def _active(self, adapter: str) -> Iterator[None]:
-        """Switches adapters; PEFT freezes what it makes inactive, and backward is yet to come."""
-        self._peft.set_adapter(adapter)
-        try:
-            yield
-        finally:
-            self._peft.set_adapter(POLICY)
-            for parameter in self._weights[adapter]:
-                parameter.requires_grad_(True)

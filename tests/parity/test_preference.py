@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cepo.algo.ema import ema
-from cepo.algo.preference import contrastive_estimate, dpo_loss, sequence_log_ratio
+from cepo.algo.preference import critical_weights, dpo_loss, sequence_log_ratio
 from tests.parity.support import golden
 
 FORMULAS = golden("formula_only")
@@ -59,26 +59,24 @@ def test_sequence_log_ratio_sums_over_the_response(seed: int, weighted: bool) ->
     assert ref_BT.grad is None
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("only_rejected", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_contrastive_estimate_is_its_equation(seed: int, strength: float) -> None:
+def test_critical_weights_are_the_estimate_of_the_chosen_and_its_rest_of_the_rejected(
+    seed: int, only_rejected: bool
+) -> None:
     random = torch.Generator().manual_seed(seed)
-    right_NV, wrong_NV = (torch.randn(6, 5, generator=random) for _ in range(2))
-    token_N = torch.randint(5, (6,), generator=random)
-    expected = []
-    for right, wrong, token in zip(right_NV.tolist(), wrong_NV.tolist(), token_N.tolist(), strict=True):
-        scores = [math.exp((1 + strength) * r - strength * w) for r, w in zip(right, wrong, strict=True)]
-        expected.append(scores[token] / math.fsum(scores))
-    for given in ((right_NV, wrong_NV), (right_NV.log_softmax(-1), wrong_NV.log_softmax(-1))):
-        found = contrastive_estimate(*given, token_N, strength=strength)
-        torch.testing.assert_close(found, torch.tensor(expected))
-
-
-def test_models_that_agree_leave_the_right_one_s_probability() -> None:
-    logp_NV = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    token_N = torch.tensor([0, 1, 2, 3])
-    found = contrastive_estimate(logp_NV, logp_NV, token_N)
-    torch.testing.assert_close(found, logp_NV.exp()[torch.arange(4), token_N])
+    prob_BT = torch.rand(6, 7, generator=random)
+    length_B = torch.tensor([0, 7, 3, 1, 4, 0])
+    chosen_B = torch.randperm(6, generator=random) % 2 == 0
+    expected = torch.zeros(6, 7)
+    for row, (length, chosen) in enumerate(zip(length_B.tolist(), chosen_B.tolist(), strict=True)):
+        for t in range(length):
+            prob = float(prob_BT[row, t])
+            weight = (1.0 if only_rejected else prob) if chosen else 1.0 - prob
+            expected[row, t] = 1.0 if t == length - 1 else weight
+    mask_BT = (torch.arange(7) < length_B[:, None]).float()
+    found = critical_weights(prob_BT, chosen_B, mask_BT, only_rejected=only_rejected)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_moving_average_is_its_formula() -> None:

@@ -48,6 +48,7 @@ KEYS = {
     "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "algorithm.dpo": "beta label_smoothing name",
+    "algorithm.ctdpo": "beta estimator_lr estimator_steps label_smoothing name only_rejected strength",
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system train where",
@@ -128,6 +129,13 @@ def test_the_keys_are_these() -> None:
         ),
         ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
         ("reward.scorer=http://127.0.0.1/", "config key reward.scorer has no effect: cepo uses no step rewards"),
+        (
+            'algorithm={name="ctdpo", estimator_steps=20}',
+            "config key loop.steps=20 ends before the policy learns: ctdpo trains another model alone at first; "
+            "raise it, or lower the steps for that in the algorithm section",
+        ),
+        ('algorithm={name="ppo", critic_warmup=20}', "config key loop.steps=20 ends before the policy learns: ppo "),
+        ('algorithm={name="ctdpo", estimator_steps=0}', "config key algorithm.estimator_steps=0: Input should be "),
         ("reward.scorer=file:///x", "config key reward.scorer='file:///x'"),
         ("algorithm.kl_in=reward", "config key algorithm.kl_in has no effect while kl_coef is 0"),
         ('algorithm={name="grpo", lam=0.5}', "config key algorithm.lam is unknown; known here: advantage_eps, "),

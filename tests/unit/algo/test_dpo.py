@@ -98,6 +98,12 @@ def test_it_reproduces_the_formulas_numbers(case: dict[str, Any]) -> None:
     assert float(output.loss) == pytest.approx(case["loss"], rel=1e-5)
 
 
+def test_an_empty_response_stays_beside_the_other_of_its_pair_and_a_pair_of_them_is_left_out() -> None:
+    mask_BT = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    batch = make_batch(mask_BT, torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([4, 4, 7, 7]))
+    assert Dpo().learns_B(batch, torch.zeros(4, 2)).tolist() == [True, True, False, False]
+
+
 def test_every_response_learns_though_nothing_is_rewarded() -> None:
     batch, _ = pairs_batch(0)
     adv_BT = Dpo().advantages(batch, 0)

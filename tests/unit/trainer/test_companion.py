@@ -83,8 +83,9 @@ def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critic
     weight_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(1))
     head, host = critic.model["head"], learner.host
     learner.canary(CANARY, base=True)  # after which PEFT leaves the critic frozen
-    value_BT = host.read(ADAPTER, head, batch)
-    (value_BT * weight_BT).sum().backward()
+    with host.wearing(ADAPTER):
+        value_BT = host.read(head, batch)
+        (value_BT * weight_BT).sum().backward()
     found = [parameter.grad.clone() for parameter in critic.model.parameters()]
     assert all(parameter.grad is None for parameter in learner.parameters)
     critic.optimizer.zero_grad()
@@ -137,10 +138,13 @@ def test_the_policy_learns_as_it_would_without_a_critic() -> None:
             assert with_critic.canary(CANARY, base=base) == without.canary(CANARY, base=base)
 
 
-@pytest.mark.parametrize("tokens", [1, 40])
-def test_the_critics_gradient_does_not_depend_on_the_micro_batches(tokens: int) -> None:
+@pytest.mark.parametrize(
+    "override",
+    ["optim.tokens_per_microbatch=1", "optim.tokens_per_microbatch=40", "optim.gradient_checkpointing=true"],
+)
+def test_the_critics_gradient_does_not_depend_on_the_micro_batches_or_on_what_is_kept_for_it(override: str) -> None:
     batch, found = make_batch(make_config(PPO).algorithm), []
-    for overrides in ((), (f"optim.tokens_per_microbatch={tokens}",)):
+    for overrides in ((), (override,)):
         _, critic = make_critic(*overrides)
         report = critic.update(critic.prepare(batch, 0), 0)
         found.append(([parameter.grad for parameter in critic.model.parameters()], report))
@@ -200,8 +204,13 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(GRPO, PPO), (PPO, CLIPO), (CLIPO, CLIPO.replace("}", ", head_size=7}"))],
-    ids=["none", "another", "another size"],
+    [
+        (GRPO, PPO),
+        (PPO, CLIPO),
+        (CLIPO, CLIPO.replace("}", ", head_size=7}")),
+        (PPO, 'algorithm={name="ctdpo", estimator_steps=1}'),
+    ],
+    ids=["none", "another", "another size", "another's adapter"],
 )
 def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: str, after: str) -> None:
     Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))

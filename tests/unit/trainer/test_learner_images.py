@@ -74,7 +74,8 @@ def test_micro_batches_of_images_and_text_add_up() -> None:
 def test_a_critic_sees_the_images() -> None:
     learner = make_learner('algorithm.name="ppo"')
     head = torch.nn.Linear(learner.host.hidden_size, 1)
-    seen, unseen = (learner.host.read(ADAPTER, head, make_batch([(i.ref,)] * 4)) for i in (IMAGES[0], BLANK))
+    with learner.host.wearing(ADAPTER):
+        seen, unseen = (learner.host.read(head, make_batch([(i.ref,)] * 4)) for i in (IMAGES[0], BLANK))
     assert float((seen - unseen).detach().abs().max()) > 1e-3
 
 

@@ -25,7 +25,7 @@ from services.trainer.batch import pack
 from services.trainer.learner import Learner
 from services.trainer.loop import train
 from tests.factories import make_config, make_ragged
-from tests.unit.trainer.test_continuing import Engines
+from tests.unit.trainer.test_continuing import Engines, timeless
 
 torch.set_num_threads(1)
 ALL = ("sampling.prompts=6", "optim.schedule=constant")
@@ -42,16 +42,25 @@ def config_of(path: Path, rows: list[dict[str, Any]], *overrides: str) -> Any:
     return make_config(f"data.train={path}", *settings, "loop.deterministic=true", *overrides)
 
 
-async def trained(folder: RunDir) -> list[dict[str, Any]]:
-    """Trains a run's folder with a teacher alone: nothing may reach the other stages."""
+async def trained(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
+    """Trains a run's folder, up to a step, with a teacher alone: nothing may reach the other stages."""
     bus = MemoryBus()
     run = assemble(folder, bus, Settings())  # type: ignore[arg-type]
     engines, stop = Engines(run, Renderer(run.config.model.path)), asyncio.Event()
     teach = StageLoop(bus, Stage.TEACH, make_handler(engines, engines.renderer, 200))  # type: ignore[arg-type]
+    halt = asyncio.Event()
+
+    async def watch() -> None:
+        while run.status.step < until:
+            await asyncio.sleep(0.005)
+        halt.set()
+
+    watching = asyncio.create_task(watch())
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(teach.run(stop))
-        await train(run, asyncio.Event())
+        await train(run, halt)
         stop.set()
+    watching.cancel()
     return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
 
 
@@ -68,6 +77,26 @@ async def test_a_run_on_pairs_needs_a_teacher_and_no_rollouts(tmp_path: Path) ->
         assert row["preference/margin"] == pytest.approx(difference, abs=1e-4)
         assert row["grad_norm"] > 0
     assert rows[-1]["preference/margin"] > rows[0]["preference/margin"]
+
+
+async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_either_phase(tmp_path: Path) -> None:
+    algorithm = 'algorithm={name="ctdpo", beta=0.5, estimator_steps=3, estimator_lr=5e-3}'
+    config = config_of(tmp_path / "pairs.jsonl", ROWS, "loop.steps=6", algorithm, *ALL)
+    whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
+    for folder in (whole, parts):
+        folder.create(config, resume=False)
+    rows = await trained(whole)
+    assert len(await trained(parts, until=1)) <= 3 < len(await trained(parts, until=4)) < 6
+    assert timeless(await trained(parts)) == timeless(rows)
+    last = [sorted(folder.adapters.glob("v*/*.safetensors"))[-1].read_bytes() for folder in (whole, parts)]
+    assert last[0] == last[1]
+    for side in ("right", "wrong"):
+        losses = [row[f"estimator/loss_{side}"] for row in rows[:3]]
+        assert losses == sorted(losses, reverse=True)
+    assert [row["grad_norm"] > 0 for row in rows] == [False] * 3 + [True] * 3
+    assert rows[-1]["preference/margin"] > rows[3]["preference/margin"]
+    for row in rows[3:]:
+        assert all(0 < row[f"estimator/weight_{side}"] < 1 for side in ("chosen", "rejected"))
 
 
 def test_a_pair_becomes_a_group_that_only_the_teacher_sees(tmp_path: Path) -> None:

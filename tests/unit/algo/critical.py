@@ -1,0 +1,97 @@
+"""Pairs on a table, estimators that have learned something, and critical-token DPO as loops written from its equation.
+
+Shapes: B sequences, T response tokens (padded), D hidden units, V words.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.ctdpo import RIGHT, WRONG, CtDpo, Estimators
+from cepo.algo.dpo import Preference
+from cepo.algo.policy_gradient import REFERENCE
+from tests.hosts import WORDS, TableHost
+from tests.parity.support import Scored, make_batch
+
+PAIRS, WIDTH = 5, 6
+LEARNING, FROZEN = 0, 25
+"""Steps of the default's two phases."""
+
+
+def make_pairs(seed: int, lengths: list[int] | None = None, pairs: int = PAIRS) -> tuple[TrainBatch, Tensor]:
+    """Pairs of ragged responses in shuffled order, one of them empty, and the policy's log-probs of them."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(2 * pairs, generator=random)
+    length_B = torch.randint(1, WIDTH + 1, (2 * pairs,), generator=random)
+    length_B[0] = 0
+    length_B = length_B if lengths is None else torch.tensor(lengths)
+    mask_BT = (torch.arange(WIDTH) < length_B[:, None]).float()
+    logp_BT, reference_BT = (-torch.rand(mask_BT.shape, generator=random) * 3 * mask_BT for _ in range(2))
+    words = [tuple(torch.randint(WORDS, (n,), generator=random).tolist()) for n in length_B.tolist()]
+    batch = replace(
+        make_batch(mask_BT, (order % 2).float(), order // 2),
+        prompt_ids=[(row,) for row in range(2 * pairs)],
+        response_ids=words,
+        evidence={REFERENCE: Measured(reference_BT, torch.ones(2 * pairs, dtype=torch.bool))},
+    )
+    return batch, logp_BT
+
+
+def make_estimators(seed: int, batch: TrainBatch, **options: Any) -> tuple[Estimators, TableHost, CtDpo]:
+    """Estimators that differ from each other, on a base that knows the batch."""
+    random = torch.Generator().manual_seed(100 + seed)
+    ctdpo = CtDpo(**{k: v for k, v in options.items() if k in CtDpo.model_fields})
+    hidden_BTD = torch.randn(*batch.mask_BT.shape, 4, generator=random)
+    of_host = {k: v for k, v in options.items() if k not in CtDpo.model_fields}
+    host = TableHost(hidden_BTD, batch.prompt_ids, **of_host)
+    estimators = ctdpo.companion(host)
+    with torch.no_grad():
+        for name in (RIGHT, WRONG):
+            host.scales[name].copy_(torch.randn(4, generator=random))
+    return estimators, host, ctdpo
+
+
+def distributions(host: TableHost, adapter: str, batch: TrainBatch) -> list[list[list[float]]]:
+    """P(word) of an estimator at each token of each response."""
+    rows = iter(host.logits(adapter, batch).detach().double().softmax(1).tolist())
+    return [[next(rows) for _ in ids] for ids in batch.response_ids]
+
+
+def looped_weights(host: TableHost, ctdpo: CtDpo, batch: TrainBatch) -> list[list[float]]:
+    """right^(1 + s) / wrong^s at the token over its sum for every word; 1 less it where rejected; 1 at the end."""
+    weights = []
+    both = (distributions(host, name, batch) for name in (RIGHT, WRONG))
+    for row, (right, wrong) in enumerate(zip(*both, strict=True)):
+        ids, found = batch.response_ids[row], []
+        for t, token in enumerate(ids):
+            scores = [r ** (1 + ctdpo.strength) / w**ctdpo.strength for r, w in zip(right[t], wrong[t], strict=True)]
+            prob = scores[token] / math.fsum(scores)
+            chosen = batch.accuracy_B[row] == 1
+            weight = (1.0 if ctdpo.only_rejected else prob) if chosen else 1.0 - prob
+            found.append(1.0 if t + 1 == len(ids) else weight)
+        weights.append(found)
+    return weights
+
+
+def looped_loss(ctdpo: CtDpo, batch: TrainBatch, logp_BT: Tensor, weights: list[list[float]]) -> float:
+    """The mean over pairs of -log sigmoid(beta (chosen - rejected)), of sums over weighted tokens."""
+    reference_BT = batch.evidence[REFERENCE].logp_BT
+    ratios: dict[tuple[int, float], float] = {}
+    for row, found in enumerate(weights):
+        terms = [w * float(logp_BT[row, t] - reference_BT[row, t]) for t, w in enumerate(found)]
+        ratios[int(batch.group_B[row]), float(batch.accuracy_B[row])] = math.fsum(terms)
+    losses = []
+    for pair in {group for group, _ in ratios}:
+        margin, smooth = ctdpo.beta * (ratios[pair, 1.0] - ratios[pair, 0.0]), ctdpo.label_smoothing
+        losses.append((1 - smooth) * math.log1p(math.exp(-margin)) + smooth * math.log1p(math.exp(margin)))
+    return math.fsum(losses) / len(losses)
+
+
+def loss_of(algorithm: Preference, batch: TrainBatch, logp_BT: Tensor) -> Tensor:
+    return algorithm.loss(Scored(logp_BT), logp_BT, batch, torch.zeros_like(logp_BT), batch).loss
