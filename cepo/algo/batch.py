@@ -82,6 +82,8 @@ class TrainBatch:
     """Of the run, from 0."""
     value_BT: Tensor | None = None
     """A critic's values of the tokens, from before the update."""
+    logp_BT: Tensor | None = None
+    """Log-probs under the policy as it was when each token was trained on, 0 where none was; None: not yet."""
     step_ends: Sequence[tuple[int, ...]] = ()
     """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
     step_rewards: Sequence[tuple[float, ...]] = ()
@@ -112,6 +114,7 @@ class TrainBatch:
             prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
             step=self.step,
             value_BT=None if self.value_BT is None else self.value_BT[index, :width],
+            logp_BT=None if self.logp_BT is None else self.logp_BT[index, :width],
             step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
             step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
         )
