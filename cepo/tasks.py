@@ -137,6 +137,8 @@ class PromptTask(Contract):
     route: tuple[Stage, ...] = Field(min_length=1)
     policy: PolicyRef = BASE_POLICY
     teacher: PolicyRef = BASE_POLICY
+    base_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the base model's logits in the teacher's."""
     reference_solution: str = ""
     """A worked solution; empty: none is known."""
     placement: Placement = Placement.USER
