@@ -137,8 +137,6 @@ class PromptTask(Contract):
     route: tuple[Stage, ...] = Field(min_length=1)
     policy: PolicyRef = BASE_POLICY
     teacher: PolicyRef = BASE_POLICY
-    base_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the base model's logits in the teacher's."""
     reference_solution: str = ""
     """A worked solution; empty: none is known."""
     placement: Placement = Placement.USER
@@ -148,6 +146,8 @@ class PromptTask(Contract):
     reward: Reward = Reward()
     step_delimiter: str = ""
     """Responses are split into reasoning steps here; empty: the steps are not wanted."""
+    base_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the base model's logits in the teacher's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -115,6 +115,9 @@ def test_rlsd_measures_the_plain_context_only_where_the_old_student_counts() -> 
         ({"teacher": {"source": "ema"}}, 'teacher.ema_rate is missing: source = "ema" needs it'),
         ({"teacher": {"sync_every": 5}}, 'teacher.sync_every is for source = "sync", not "actor"'),
         ({"teacher": {"source": "sync", "sync_every": 5, "ema_rate": 0.1}}, 'ema_rate is for source = "ema"'),
+        ({"teacher": {"source": "trust_region"}}, 'teacher.actor_share is missing: source = "trust_region" needs it'),
+        ({"teacher": {"actor_share": 0.05}}, 'teacher.actor_share is for source = "trust_region", not "actor"'),
+        ({"teacher": {"source": "trust_region", "actor_share": 1.0}}, "Input should be less than 1"),
     ],
 )
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
