@@ -18,55 +18,24 @@ DELTA_QUANTILES = (5, 25, 50, 75, 95)
 """Percent of the tokens with a delta below."""
 RATIO_QUANTILES = (1, 50, 99)
 
-_DELTA_KEYS = (
-    "delta_mean",
-    "delta_std",
-    "delta_pos_fraction",
-    "delta_neg_fraction",
-    "delta_zero_fraction",
-    "delta_pos_fraction_correct",
-    "delta_pos_fraction_wrong",
-    "delta_neg_fraction_correct",
-    "delta_neg_fraction_wrong",
-    "delta_mean_correct",
-    "delta_mean_wrong",
-    "delta_mean_raised",
-    "delta_mean_lowered",
-    "delta_std_raised",
-    "delta_std_lowered",
-    "wrong_direction_fraction",
-    "wrong_direction_fraction_raised",
-    "wrong_direction_fraction_lowered",
-    "nonfinite_tokens",
-    *(f"delta_p{percent:02d}" for percent in DELTA_QUANTILES),
-    *(f"delta_histogram_{bin:02d}" for bin in range(len(DELTA_EDGES) + 1)),
-)
-_WEIGHT_KEYS = (
-    "tokens",
-    "clip_fraction",
-    "clip_low_fraction",
-    "clip_high_fraction",
-    "weight_mean",
-    "weight_mean_unclipped",
-    "multiplier_mean",
-    "sequences_fraction",
-    "advantage_before",
-    "advantage_after",
-)
-
 
 def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
-    """Diagnostics over the weighed tokens (algorithms 9.3); all 0 when nothing was weighed.
+    """Diagnostics over the weighed tokens; all 0 when nothing was weighed.
 
     Args:
         credit: the parts of the reweighting, or None where the method has none.
         weighed_BT: 1 on tokens that have evidence and a non-zero advantage.
     """
-    metrics = {"lambda": lam, **dict.fromkeys((*_DELTA_KEYS, *_WEIGHT_KEYS), 0.0)}
-    if credit is not None and weighed_BT.any():
-        metrics |= delta_metrics(credit, batch.accuracy_B >= 0.5, weighed_BT.bool())
-        metrics |= weight_metrics(credit, weighed_BT.bool(), lam)
-    return {f"credit/{key}": value for key, value in metrics.items()}
+    if credit is None:
+        nothing_BT = torch.zeros_like(batch.mask_BT)
+        credit = Credit(nothing_BT, nothing_BT, nothing_BT, nothing_BT, nothing_BT.bool())
+        weighed_BT = nothing_BT
+    mask_BT = weighed_BT.bool()
+    return {
+        "credit/lambda": lam,
+        **delta_metrics(credit, batch.accuracy_B >= 0.5, mask_BT),
+        **weight_metrics(credit, mask_BT, lam),
+    }
 
 
 def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics:
@@ -77,29 +46,29 @@ def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics
     delta_N = delta_BT[mask_BT]
     against_BT = delta_BT * sign_BT < 0
     bin_N = torch.bucketize(delta_N, torch.tensor(DELTA_EDGES), right=True)
-    share_of_bin = torch.bincount(bin_N, minlength=len(DELTA_EDGES) + 1) / len(delta_N)
+    share_of_bin = torch.bincount(bin_N, minlength=len(DELTA_EDGES) + 1) / max(1, len(delta_N))
     return {
-        "delta_mean": masked_mean(delta_BT, mask_BT),
-        "delta_std": _deviation(delta_N),
-        "delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
-        "delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
-        "delta_zero_fraction": masked_mean(delta_BT == 0, mask_BT),
-        "delta_pos_fraction_correct": masked_mean(delta_BT > 0, correct_BT),
-        "delta_pos_fraction_wrong": masked_mean(delta_BT > 0, wrong_BT),
-        "delta_neg_fraction_correct": masked_mean(delta_BT < 0, correct_BT),
-        "delta_neg_fraction_wrong": masked_mean(delta_BT < 0, wrong_BT),
-        "delta_mean_correct": masked_mean(delta_BT, correct_BT),
-        "delta_mean_wrong": masked_mean(delta_BT, wrong_BT),
-        "delta_mean_raised": masked_mean(delta_BT, raised_BT),
-        "delta_mean_lowered": masked_mean(delta_BT, lowered_BT),
-        "delta_std_raised": _deviation(delta_BT[raised_BT]),
-        "delta_std_lowered": _deviation(delta_BT[lowered_BT]),
-        "wrong_direction_fraction": masked_mean(against_BT, mask_BT),
-        "wrong_direction_fraction_raised": masked_mean(against_BT, raised_BT),
-        "wrong_direction_fraction_lowered": masked_mean(against_BT, lowered_BT),
-        "nonfinite_tokens": float((credit.broken_BT & mask_BT).sum()),
-        **{f"delta_{key}": value for key, value in quantiles(delta_N, DELTA_QUANTILES).items()},
-        **{f"delta_histogram_{bin:02d}": float(share) for bin, share in enumerate(share_of_bin)},
+        "credit/delta_mean": masked_mean(delta_BT, mask_BT),
+        "credit/delta_std": _deviation(delta_N),
+        "credit/delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
+        "credit/delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
+        "credit/delta_zero_fraction": masked_mean(delta_BT == 0, mask_BT),
+        "credit/delta_pos_fraction_correct": masked_mean(delta_BT > 0, correct_BT),
+        "credit/delta_pos_fraction_wrong": masked_mean(delta_BT > 0, wrong_BT),
+        "credit/delta_neg_fraction_correct": masked_mean(delta_BT < 0, correct_BT),
+        "credit/delta_neg_fraction_wrong": masked_mean(delta_BT < 0, wrong_BT),
+        "credit/delta_mean_correct": masked_mean(delta_BT, correct_BT),
+        "credit/delta_mean_wrong": masked_mean(delta_BT, wrong_BT),
+        "credit/delta_mean_raised": masked_mean(delta_BT, raised_BT),
+        "credit/delta_mean_lowered": masked_mean(delta_BT, lowered_BT),
+        "credit/delta_std_raised": _deviation(delta_BT[raised_BT]),
+        "credit/delta_std_lowered": _deviation(delta_BT[lowered_BT]),
+        "credit/wrong_direction_fraction": masked_mean(against_BT, mask_BT),
+        "credit/wrong_direction_fraction_raised": masked_mean(against_BT, raised_BT),
+        "credit/wrong_direction_fraction_lowered": masked_mean(against_BT, lowered_BT),
+        "credit/nonfinite_tokens": float((credit.broken_BT & mask_BT).sum()),
+        **{f"credit/delta_{key}": value for key, value in quantiles(delta_N, DELTA_QUANTILES).items()},
+        **{f"credit/delta_histogram_{at:02d}": float(share) for at, share in enumerate(share_of_bin)},
     }
 
 
@@ -107,16 +76,16 @@ def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
     """What the clip made of the weights, and the weights of the advantages."""
     multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
     return {
-        "tokens": float(mask_BT.sum()),
-        "clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
-        "clip_low_fraction": masked_mean(credit.weight_BT < credit.weight_clipped_BT, mask_BT),
-        "clip_high_fraction": masked_mean(credit.weight_BT > credit.weight_clipped_BT, mask_BT),
-        "weight_mean": masked_mean(credit.weight_clipped_BT, mask_BT),
-        "weight_mean_unclipped": masked_mean(credit.weight_BT, mask_BT),
-        "multiplier_mean": masked_mean(multiplier_BT, mask_BT),
-        "sequences_fraction": float(mask_BT.any(dim=1).float().mean()),
-        "advantage_before": masked_mean((credit.adv_BT / multiplier_BT).abs(), mask_BT),
-        "advantage_after": masked_mean(credit.adv_BT.abs(), mask_BT),
+        "credit/tokens": float(mask_BT.sum()),
+        "credit/clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
+        "credit/clip_low_fraction": masked_mean(credit.weight_BT < credit.weight_clipped_BT, mask_BT),
+        "credit/clip_high_fraction": masked_mean(credit.weight_BT > credit.weight_clipped_BT, mask_BT),
+        "credit/weight_mean": masked_mean(credit.weight_clipped_BT, mask_BT),
+        "credit/weight_mean_unclipped": masked_mean(credit.weight_BT, mask_BT),
+        "credit/multiplier_mean": masked_mean(multiplier_BT, mask_BT),
+        "credit/sequences_fraction": float(mask_BT.any(dim=1).float().mean()),
+        "credit/advantage_before": masked_mean((credit.adv_BT / multiplier_BT).abs(), mask_BT),
+        "credit/advantage_after": masked_mean(credit.adv_BT.abs(), mask_BT),
     }
 
 

@@ -48,7 +48,7 @@ class Rlsd(EvidenceRatio):
         return super().loss(student, logp_old_BT, batch, parts.adv_BT, whole)
 
     def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
-        """Where `loss` puts the weights on there are none before: they are of the log-probs it saw."""
+        """Where the loss puts the weights on, they are known once it saw the student: none before the update."""
         if self.student_logp == "old":
             return super()._credit(batch, step)
         found = self._measured(batch)
