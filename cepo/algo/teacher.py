@@ -23,7 +23,10 @@ class TeacherSource(BaseModel):
     The adapter's factors A and B are averaged apart, which is not the average of their product.
     """
     actor_share: float | None = Field(default=None, gt=0, lt=1)
-    """trust_region: share of the actor's logits in the teacher's; the rest are the base model's (arXiv:2601.20802)."""
+    """trust_region: share of the actor's logits in the teacher's; the rest are the base model's (arXiv:2601.20802).
+
+    The base model is a forward pass of its own.
+    """
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
