@@ -165,5 +165,6 @@ def nearer(states: ResponseStates, base: ResponseStates, share_B: Tensor) -> Res
     Args:
         share_B: of the base model's, for each sequence.
     """
-    share_N1 = share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None].to(states.hidden_ND)
-    return replace(states, hidden_ND=states.hidden_ND.lerp(base.hidden_ND, share_N1))
+    share_N1 = share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None]
+    mixed_ND = states.hidden_ND.float().lerp(base.hidden_ND.float(), share_N1)
+    return replace(states, hidden_ND=mixed_ND.to(states.hidden_ND.dtype))
