@@ -146,6 +146,8 @@ class PromptTask(Contract):
     reward: Reward = Reward()
     step_delimiter: str = ""
     """Responses are split into reasoning steps here; empty: the steps are not wanted."""
+    base_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the base model's logits in the teacher's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -122,7 +122,7 @@ class Algorithm(BaseModel):
         return torch.zeros_like(batch.mask_BT)
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        """What the batch says about this step, beside what the loss reports."""
+        """What a batch that was trained on says about its step, beside what the loss reports."""
         return {}
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:

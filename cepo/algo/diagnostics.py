@@ -1,6 +1,8 @@
-"""What token credit did in a step (algorithms 9.3), under the same names for every method."""
+"""What token credit and the update did in a step, under the same names for every method."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,30 +10,13 @@ from torch import Tensor
 from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.core import Credit, masked_mean
+from cepo.algo.losses import importance_ratio
 
-_CREDIT_KEYS = (
-    "tokens",
-    "delta_mean",
-    "delta_std",
-    "delta_pos_fraction",
-    "delta_neg_fraction",
-    "delta_pos_fraction_correct",
-    "delta_pos_fraction_wrong",
-    "delta_neg_fraction_correct",
-    "delta_neg_fraction_wrong",
-    "delta_mean_correct",
-    "delta_mean_wrong",
-    "wrong_direction_fraction",
-    "clip_fraction",
-    "clip_low_fraction",
-    "clip_high_fraction",
-    "weight_mean",
-    "multiplier_mean",
-    "sequences_fraction",
-    "advantage_before",
-    "advantage_after",
-    "nonfinite_tokens",
-)
+DELTA_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Where the bins of delta's histogram meet, in nats; a delta on an edge is in the bin above it."""
+DELTA_QUANTILES = (5, 25, 50, 75, 95)
+"""Percent of the tokens with a delta below."""
+RATIO_QUANTILES = (1, 50, 99)
 
 
 def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
@@ -41,35 +26,89 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
         credit: the parts of the reweighting, or None where the method has none.
         weighed_BT: 1 on tokens that have evidence and a non-zero advantage.
     """
-    metrics = {"credit/lambda": lam, **{f"credit/{key}": 0.0 for key in _CREDIT_KEYS}}
-    if credit is None or not weighed_BT.any():
-        return metrics
-    delta_BT, mask_BT = credit.delta_BT, weighed_BT.bool()
-    correct_B1 = (batch.accuracy_B >= 0.5)[:, None]
-    correct_BT, wrong_BT = mask_BT & correct_B1, mask_BT & ~correct_B1
-    sign_BT = torch.sign(credit.adv_BT)
-    multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
-    metrics |= {
-        "credit/tokens": float(mask_BT.sum()),
+    if credit is None:
+        nothing_BT = torch.zeros_like(batch.mask_BT)
+        credit = Credit(nothing_BT, nothing_BT, nothing_BT, nothing_BT, nothing_BT.bool())
+        weighed_BT = nothing_BT
+    mask_BT = weighed_BT.bool()
+    return {
+        "credit/lambda": lam,
+        **delta_metrics(credit, batch.accuracy_B >= 0.5, mask_BT),
+        **weight_metrics(credit, mask_BT, lam),
+    }
+
+
+def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics:
+    """How the two evidences differ: over all tokens, by the response's correctness and by the advantage's sign."""
+    delta_BT, sign_BT = credit.delta_BT, torch.sign(credit.adv_BT)
+    correct_BT, wrong_BT = mask_BT & correct_B[:, None], mask_BT & ~correct_B[:, None]
+    raised_BT, lowered_BT = mask_BT & (sign_BT > 0), mask_BT & (sign_BT < 0)
+    delta_N = delta_BT[mask_BT]
+    against_BT = delta_BT * sign_BT < 0
+    bin_N = torch.bucketize(delta_N, torch.tensor(DELTA_EDGES), right=True)
+    share_of_bin = torch.bincount(bin_N, minlength=len(DELTA_EDGES) + 1) / max(1, len(delta_N))
+    return {
         "credit/delta_mean": masked_mean(delta_BT, mask_BT),
-        "credit/delta_std": float(delta_BT[mask_BT].std(correction=0)),
+        "credit/delta_std": _deviation(delta_N),
         "credit/delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
         "credit/delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
+        "credit/delta_zero_fraction": masked_mean(delta_BT == 0, mask_BT),
         "credit/delta_pos_fraction_correct": masked_mean(delta_BT > 0, correct_BT),
         "credit/delta_pos_fraction_wrong": masked_mean(delta_BT > 0, wrong_BT),
         "credit/delta_neg_fraction_correct": masked_mean(delta_BT < 0, correct_BT),
         "credit/delta_neg_fraction_wrong": masked_mean(delta_BT < 0, wrong_BT),
         "credit/delta_mean_correct": masked_mean(delta_BT, correct_BT),
         "credit/delta_mean_wrong": masked_mean(delta_BT, wrong_BT),
-        "credit/wrong_direction_fraction": masked_mean(delta_BT * sign_BT < 0, mask_BT),
+        "credit/delta_mean_raised": masked_mean(delta_BT, raised_BT),
+        "credit/delta_mean_lowered": masked_mean(delta_BT, lowered_BT),
+        "credit/delta_std_raised": _deviation(delta_BT[raised_BT]),
+        "credit/delta_std_lowered": _deviation(delta_BT[lowered_BT]),
+        "credit/wrong_direction_fraction": masked_mean(against_BT, mask_BT),
+        "credit/wrong_direction_fraction_raised": masked_mean(against_BT, raised_BT),
+        "credit/wrong_direction_fraction_lowered": masked_mean(against_BT, lowered_BT),
+        "credit/nonfinite_tokens": float((credit.broken_BT & mask_BT).sum()),
+        **{f"credit/delta_{key}": value for key, value in quantiles(delta_N, DELTA_QUANTILES).items()},
+        **{f"credit/delta_histogram_{at:02d}": float(share) for at, share in enumerate(share_of_bin)},
+    }
+
+
+def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
+    """What the clip made of the weights, and the weights of the advantages."""
+    multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
+    return {
+        "credit/tokens": float(mask_BT.sum()),
         "credit/clip_fraction": masked_mean(credit.clipped_BT, mask_BT),
         "credit/clip_low_fraction": masked_mean(credit.weight_BT < credit.weight_clipped_BT, mask_BT),
         "credit/clip_high_fraction": masked_mean(credit.weight_BT > credit.weight_clipped_BT, mask_BT),
         "credit/weight_mean": masked_mean(credit.weight_clipped_BT, mask_BT),
+        "credit/weight_mean_unclipped": masked_mean(credit.weight_BT, mask_BT),
         "credit/multiplier_mean": masked_mean(multiplier_BT, mask_BT),
         "credit/sequences_fraction": float(mask_BT.any(dim=1).float().mean()),
         "credit/advantage_before": masked_mean((credit.adv_BT / multiplier_BT).abs(), mask_BT),
         "credit/advantage_after": masked_mean(credit.adv_BT.abs(), mask_BT),
-        "credit/nonfinite_tokens": float((credit.broken_BT & mask_BT).sum()),
     }
-    return metrics
+
+
+def engine_metrics(old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) -> Metrics:
+    """How far the trainer's log-probs are from those that the rollout engine reported, over the sampled tokens."""
+    ratio_N = importance_ratio(old_BT, rollout_BT)[sampled_BT.bool()]
+    return {
+        "rollout/logp_gap": masked_mean((old_BT - rollout_BT).abs(), sampled_BT),
+        **{f"rollout/ratio_{key}": value for key, value in quantiles(ratio_N, RATIO_QUANTILES).items()},
+    }
+
+
+def quantiles(value_N: Tensor, percents: Sequence[int]) -> Metrics:
+    """`p05` and the like: the value that so many percent are below, linear between two of them; 0 without any."""
+    found = dict.fromkeys((f"p{percent:02d}" for percent in percents), 0.0)
+    if not value_N.numel():
+        return found
+    ordered_N = value_N.sort().values  # torch.quantile refuses more than 2^24 values
+    at_Q = torch.tensor(percents, dtype=torch.float64) / 100 * (len(ordered_N) - 1)
+    low_Q, high_Q = ordered_N[at_Q.floor().long()], ordered_N[at_Q.ceil().long()]
+    return dict(zip(found, low_Q.lerp(high_Q, at_Q.frac().to(low_Q)).tolist(), strict=True))
+
+
+def _deviation(value_N: Tensor) -> float:
+    """The biased deviation; 0 without any."""
+    return float(value_N.std(correction=0)) if value_N.numel() else 0.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
@@ -146,6 +148,23 @@ class TransformersScorer:
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
             images = [[patches[image] for image in pairs[i].images] for i in rows]
             states = response_states(self._base, contexts, responses, temperature, images)
+            share_B = torch.tensor([pairs[i].base_share for i in rows], device=states.valid_BT.device)
+            if share_B.any():
+                self._activate(BASE_POLICY)
+                base = response_states(self._base, contexts, responses, temperature, images)
+                states = nearer(states, base, share_B)
+                self._activate(policy)
             for i, item in zip(rows, take(states, rows), strict=True):
                 found[i] = item
         return found
+
+
+def nearer(states: ResponseStates, base: ResponseStates, share_B: Tensor) -> ResponseStates:
+    """States whose logits are those of two models, in shares: the head is linear and both have the same.
+
+    Args:
+        share_B: of the base model's, for each sequence.
+    """
+    share_N1 = share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None]
+    mixed_ND = states.hidden_ND.float().lerp(base.hidden_ND.float(), share_N1)
+    return replace(states, hidden_ND=mixed_ND.to(states.hidden_ND.dtype))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from cepo.adapters import Engine
 from cepo.contexts import Hint, hints
 from cepo.contracts import (
+    BASE_POLICY,
     Ask,
     ContextName,
     Evidence,
@@ -21,6 +22,7 @@ from cepo.contracts import (
     PromptTask,
     ScoredGroup,
     Want,
+    Weights,
 )
 from cepo.errors import UserError
 from cepo.metrics import SCORED_TOKENS
@@ -37,6 +39,8 @@ class Pair:
     response_ids: tuple[int, ...]
     images: tuple[ImageRef, ...] = ()
     """Of the context, in the order of their placeholders."""
+    base_share: float = 0.0
+    """Share of the base model's logits; the rest are the policy's that scores."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,12 @@ def make_handler(
 
 def _policies(ask: Ask, task: PromptTask) -> tuple[PolicyRef, ...]:
     """Whose weights an ask needs."""
-    own = task.policy_of(ask.weights)
-    return (own, task.policy_of(ask.support)) if ask.want is Want.DISTRIBUTION else (own,)
+    weights = (ask.weights, ask.support) if ask.want is Want.DISTRIBUTION else (ask.weights,)
+    return (*map(task.policy_of, weights), *([BASE_POLICY] if _base_share(ask, task) else []))
+
+
+def _base_share(ask: Ask, task: PromptTask) -> float:
+    return task.base_share if ask.weights is Weights.TEACHER else 0.0
 
 
 async def _scores(
@@ -154,7 +162,7 @@ def _pairs(
                     f"context {hint.context.name} of {len(context)} tokens and a response of {len(response)} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(context, response, task.images)
+            pairs[a, i] = Pair(context, response, task.images, _base_share(task.asks[a], task))
     return pairs
 
 

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,31 @@ from torch import Tensor
 from cepo.adapters import FILES
 from cepo.algo.base import Algorithm, LossOutput, Metrics
 from cepo.algo.batch import TrainBatch
+from cepo.algo.diagnostics import engine_metrics
 from cepo.algo.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
 from cepo.runconfig import RunConfig
 from services.trainer.host import Host, ReadPatches, no_images
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an update saw of each token, [B, T] on the CPU; 0 where it did not come by."""
+
+    logp_BT: Tensor
+    """Log-probs as it was trained on."""
+    old_BT: Tensor
+    """Log-probs that stood for the policy at the start of the step."""
+    sampled_BT: Tensor
+    """1 on tokens the policy sampled for itself."""
+
+    def note(self, rows: Sequence[int], logp_BT: Tensor, old_BT: Tensor, sampled_BT: Tensor) -> None:
+        """Keeps a micro-batch."""
+        kept = ((self.logp_BT, logp_BT), (self.old_BT, old_BT), (self.sampled_BT, sampled_BT))
+        for all_BT, part_BT in kept:
+            all_BT[rows, : part_BT.shape[1]] = part_BT.detach().cpu()
 
 
 @dataclass
@@ -41,15 +60,13 @@ class Sums:
     """Tokens the policy sampled for itself."""
     demonstrated: int = 0
     """Tokens of demonstrations."""
-    gap: float = 0.0
     token_sums: dict[str, float] = field(default_factory=dict)
     demonstration_sums: dict[str, float] = field(default_factory=dict)
 
-    def add(self, output: LossOutput, sampled: int, demonstrated: int, gap: float) -> None:
+    def add(self, output: LossOutput, sampled: int, demonstrated: int) -> None:
         self.loss += float(output.loss.detach())
         self.sampled += sampled
         self.demonstrated += demonstrated
-        self.gap += gap
         for sums, more in (
             (self.token_sums, output.token_sums),
             (self.demonstration_sums, output.demonstration_sums),
@@ -147,7 +164,8 @@ class Learner:
         """The optimiser updates of one step.
 
         Returns:
-            Metrics of the step: loss, gradient norm, clip fractions, log-prob gap to the engine, tokens, seconds.
+            Metrics of the step: loss, gradient norm, clip fractions, the gap to the engine's log-probs, tokens,
+            seconds, and the algorithm's diagnostics.
         """
         begun = time.perf_counter()
         rate = self.learning_rate(step)
@@ -158,20 +176,24 @@ class Learner:
         old = algorithm.old_logp_BT(batch)
         if old is None and len(minibatches) > 1:
             old = self._old_logps(batch, learns_B)
+        old_seconds = time.perf_counter() - begun
         sums, norms = Sums(), []
+        seen = Seen(*(torch.zeros_like(batch.mask_BT) for _ in range(3)))
         for rows in minibatches:
-            norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums))
+            norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums, seen))
         sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
         return {
             "loss/policy": sums.loss / len(minibatches),
             "grad_norm": sum(norms) / len(norms),
             "learning_rate": rate,
-            "rollout/logp_gap": sums.gap / sampled,
+            **engine_metrics(seen.old_BT, batch.rollout_logp_BT, seen.sampled_BT),
             "clip/ppo_low": 0.0,
             "clip/ppo_high": 0.0,
             **{key: value / sampled for key, value in sums.token_sums.items()},
             **{key: value / demonstrated for key, value in sums.demonstration_sums.items()},
             "tokens/trained": float(sums.sampled + sums.demonstrated),
+            **algorithm.diagnostics(replace(batch, logp_BT=seen.logp_BT), step),
+            "time/old_seconds": old_seconds,
             "time/train_seconds": time.perf_counter() - begun,
         }
 
@@ -184,6 +206,7 @@ class Learner:
         old: Tensor | None,
         algorithm: Algorithm,
         sums: Sums,
+        seen: Seen,
     ) -> float:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,9 +220,9 @@ class Learner:
             output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), whole)
             output.loss.backward()
             sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
-            gap = float(((old_BT - micro.rollout_logp_BT).abs() * sampled_BT).sum())
             sampled = int(sampled_BT.sum())
-            sums.add(output, sampled, int(micro.mask_BT.sum()) - sampled, gap)
+            sums.add(output, sampled, int(micro.mask_BT.sum()) - sampled)
+            seen.note(part, student.logp_BT, old_BT, sampled_BT)
             trained = True
         if not trained:
             return 0.0  # nothing to learn from: not even weight decay

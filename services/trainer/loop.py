@@ -151,8 +151,7 @@ def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
     companion = run.learner.companion
     batch = companion.prepare(pack(chosen), step)
     adv_BT = algorithm.advantages(batch, step)
-    metrics = algorithm.diagnostics(batch, step) | run.learner.update(batch, adv_BT, algorithm, step)
-    metrics |= companion.update(batch, step)
+    metrics = run.learner.update(batch, adv_BT, algorithm, step) | companion.update(batch, step)
     prompts = [group for group in chosen if group.task.origin is None]
     write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from torch import Tensor
@@ -74,9 +75,11 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     completions = [c for group in done for c in group.scored.rollout.completions]
     lengths = [len(c.token_ids) for c in completions]
     accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts if not v.failed] for group in done]
+    rewards = [v.reward for v in verdicts]
     truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
     return {
-        "reward/mean": _mean([v.reward for v in verdicts]),
+        "reward/mean": _mean(rewards),
+        "reward/std": pstdev(rewards) if rewards else 0.0,
         "reward/format": _mean([v.format for v in verdicts]),
         "reward/penalty": _mean([v.penalty for v in verdicts]),
         "reward/functions": _mean([v.functions for v in verdicts]),
@@ -84,15 +87,21 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean(truncated),
+        "length/empty_fraction": _mean([length == 0 for length in lengths]),
         **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in everything]) for o in Outcome},
         "samples/failed": float(len(everything) - len(verdicts)),
         "groups/total": float(len(groups)),
         "groups/failed": float(len(groups) - len(answered)),
         "groups/all_correct": _mean([bool(row) and all(row) for row in accurate]),
         "groups/all_wrong": _mean([bool(row) and not any(row) for row in accurate]),
+        "groups/zero_spread": _mean([not group.scored.reward_spread for group in done]),
+        "groups/single": _mean([len(row) < 2 for row in accurate]),
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
         "tokens/generated": _sampled(answered),
         "tokens/continued": _sampled([group for group in answered if group.task.origin is not None]),
+        "tokens/measured": float(
+            sum(row.count("logps") for group in answered for evidence in group.evidence for row in evidence.rows)
+        ),
         "time/teacher_seconds": sum(group.seconds for group in answered),
         **hint_metrics(done),
     }

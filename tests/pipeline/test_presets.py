@@ -53,6 +53,7 @@ SIZES = (
     'data.answer="answer"',
     "data.where=[]",
 )
+SPLITS = ("_correct", "_wrong", "_raised", "_lowered")
 PARTICULAR = {
     "dapo": ("reward.overlong_buffer=8",),
     "dapo17k_cepo": ("reward.overlong_buffer=8",),
@@ -140,7 +141,7 @@ def ready(address: str) -> bool:
 
 def documented(key: str) -> bool:
     """Whether docs/metrics.md names a key, by itself or with a star for its end."""
-    plain = key.removesuffix("_correct").removesuffix("_wrong")
+    plain = next((key.removesuffix(end) for end in SPLITS if key.endswith(end)), key)
     names = (ROOT / "docs" / "metrics.md").read_text().split("`")[1::2]
     return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
 

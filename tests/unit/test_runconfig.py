@@ -22,12 +22,12 @@ POLICY_GRADIENT = (
     "tau_neg tau_pos"
 )
 CREDIT = (
-    "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.ema_rate teacher.source "
-    "teacher.sync_every warmup_steps"
+    "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.actor_share "
+    "teacher.ema_rate teacher.source teacher.sync_every warmup_steps"
 )
 DISTILLATION = (
-    "aggregation apply_to beta importance_cap name pick positive ratio_cap remainder support teacher.ema_rate "
-    "teacher.source teacher.sync_every top weight"
+    "aggregation apply_to beta importance_cap name pick positive ratio_cap remainder support teacher.actor_share "
+    "teacher.ema_rate teacher.source teacher.sync_every top weight"
 )
 KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
@@ -37,11 +37,11 @@ KEYS = {
     "algorithm.clipo": f"{POLICY_GRADIENT} bonus_constant bonus_minimum bonus_weight contrast fixed_head head "
     "head_bias head_lr head_size head_warmup level logarithms similarity temperature",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
-    "algorithm.hdpo": f"{POLICY_GRADIENT} positive privileged_samples rest_factor teacher.ema_rate teacher.source "
-    "teacher.sync_every top weight",
+    "algorithm.hdpo": f"{POLICY_GRADIENT} positive privileged_samples rest_factor teacher.actor_share "
+    "teacher.ema_rate teacher.source teacher.sync_every top weight",
     "algorithm.opsd": DISTILLATION,
     "algorithm.ppo": f"{POLICY_GRADIENT} critic_lr critic_warmup gae_lambda value_clip",
-    "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp",
+    "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp thought_end",
     "algorithm.sdpo": DISTILLATION,
     "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
     "algorithm.spo-chain": f"{POLICY_GRADIENT} confident continuations interval max_states",
@@ -177,7 +177,7 @@ def test_the_keys_are_these() -> None:
         ),
         (
             "algorithm.teacher.every=5",
-            "config key algorithm.teacher.every is unknown; known here: ema_rate, source, sync_every",
+            "config key algorithm.teacher.every is unknown; known here: actor_share, ema_rate, source, sync_every",
         ),
         ("algorithm.teacher.source=me", "config key algorithm.teacher.source='me': Input should be 'actor', "),
         ("algorithm.teacher.source=sync", 'config key algorithm.teacher.sync_every is missing: source = "sync" needs'),

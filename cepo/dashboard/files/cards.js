@@ -6,6 +6,7 @@ const CARDS = [
   { title: "Tokens with δ > 0", share: true, lines: [{ key: "credit/delta_pos_fraction_correct", label: "correct" }, { key: "credit/delta_pos_fraction_wrong", label: "wrong" }] },
   { title: "Tokens with δ < 0", share: true, lines: [{ key: "credit/delta_neg_fraction_correct", label: "correct" }, { key: "credit/delta_neg_fraction_wrong", label: "wrong" }] },
   { title: "Mean δ", lines: [{ key: "credit/delta_mean_correct", label: "correct" }, { key: "credit/delta_mean_wrong", label: "wrong" }], zero: true },
+  { title: "Quantiles of δ", lines: [{ key: "credit/delta_p05", label: "5 %" }, { key: "credit/delta_p50", label: "50 %" }, { key: "credit/delta_p95", label: "95 %" }], zero: true },
   { title: "λ, share of the evidence", lines: [{ key: "credit/lambda", label: "λ" }], zero: true },
   { title: "Clip rates", share: true, lines: [{ key: "credit/clip_fraction", label: "credit" }, { key: "clip/ppo_low", label: "ratio low" }, { key: "clip/ppo_high", label: "ratio high" }] },
   { title: "Response length", unit: "tokens", lines: [{ key: "length/mean", label: "mean" }, { key: "length/max", label: "longest" }], zero: true },

@@ -313,33 +313,3 @@ def test_without_modulate_all_wrong_a_group_of_wrong_answers_keeps_its_advantage
     assert not torch.equal(Cepo().advantages(wrong, 0), grpo_BT)
     some = Cepo(modulate_all_wrong=False).advantages(sample, 0)
     assert torch.equal(some[sample.group_B == 3], Cepo().advantages(sample, 0)[sample.group_B == 3])
-
-
-def test_negative_only_weighs_what_has_a_negative_advantage() -> None:
-    batch = random_sample(2).batch
-    grpo_BT, both_BT, found_BT = (method.advantages(batch, 0) for method in (Grpo(), Rlsd(), Rlsd(negative_only=True)))
-    assert torch.equal(found_BT, torch.where(grpo_BT < 0, both_BT, grpo_BT))
-    assert (found_BT != both_BT).any()
-
-
-def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
-    sample = random_sample(4)
-    old, current = Rlsd(), Rlsd(student_logp="current")
-    batch = sample.batch
-    plain_BT = batch.evidence[old.asks[1]].logp_BT
-    options = (plain_BT, batch)
-    expected = old.loss(Scored(plain_BT), *options, old.advantages(batch, 0), batch)
-    found = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0), batch)
-    torch.testing.assert_close(found.loss, expected.loss)
-    assert torch.equal(current.advantages(batch, 0), Grpo().advantages(batch, 0))
-
-
-def test_the_current_student_carries_no_gradient_through_its_weight() -> None:
-    sample = random_sample(5)
-    algorithm = Rlsd(student_logp="current")
-    logp_BT = sample.logp_old_BT.clone().requires_grad_()
-    adv_BT = algorithm.advantages(sample.batch, 0)
-    algorithm.loss(Scored(logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch).loss.backward()
-    weighed_BT = reweight(adv_BT, both(sample.batch)[0], sample.logp_old_BT, algorithm.lam, algorithm.eps_w)
-    # At a ratio of 1 the surrogate's gradient is -A over the tokens: a gradient through the weight would show.
-    torch.testing.assert_close(logp_BT.grad, -weighed_BT / sample.batch.mask_BT.sum(), rtol=1e-5, atol=1e-8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import pstdev
 from typing import Any
 
 import pytest
@@ -27,17 +28,24 @@ KEYS = {
         "delta_std",
         "delta_pos_fraction",
         "delta_neg_fraction",
+        "delta_zero_fraction",
         "delta_pos_fraction_correct",
         "delta_pos_fraction_wrong",
         "delta_neg_fraction_correct",
         "delta_neg_fraction_wrong",
         "delta_mean_correct",
         "delta_mean_wrong",
+        *(f"delta_{moment}_{sign}" for moment in ("mean", "std") for sign in ("raised", "lowered")),
+        *(f"delta_p{percent}" for percent in ("05", "25", "50", "75", "95")),
+        *(f"delta_histogram_{bin:02d}" for bin in range(12)),
         "wrong_direction_fraction",
+        "wrong_direction_fraction_raised",
+        "wrong_direction_fraction_lowered",
         "clip_fraction",
         "clip_low_fraction",
         "clip_high_fraction",
         "weight_mean",
+        "weight_mean_unclipped",
         "multiplier_mean",
         "sequences_fraction",
         "advantage_before",
@@ -107,6 +115,9 @@ def test_rlsd_measures_the_plain_context_only_where_the_old_student_counts() -> 
         ({"teacher": {"source": "ema"}}, 'teacher.ema_rate is missing: source = "ema" needs it'),
         ({"teacher": {"sync_every": 5}}, 'teacher.sync_every is for source = "sync", not "actor"'),
         ({"teacher": {"source": "sync", "sync_every": 5, "ema_rate": 0.1}}, 'ema_rate is for source = "ema"'),
+        ({"teacher": {"source": "trust_region"}}, 'teacher.actor_share is missing: source = "trust_region" needs it'),
+        ({"teacher": {"actor_share": 0.05}}, 'teacher.actor_share is for source = "trust_region", not "actor"'),
+        ({"teacher": {"source": "trust_region", "actor_share": 1.0}}, "Input should be less than 1"),
     ],
 )
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
@@ -238,7 +249,25 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "delta_neg_fraction_wrong": 2 / 3,
         "delta_mean_correct": (1.0 - 0.1 + 0.0 + 0.2) / 4,
         "delta_mean_wrong": (2.0 - 2.0 - 0.3) / 3,
+        "delta_zero_fraction": 1 / 7,
+        "delta_mean_raised": (1.0 - 0.1 + 0.0 + 0.2) / 4,
+        "delta_mean_lowered": (2.0 - 2.0 - 0.3) / 3,
+        "delta_std_raised": pstdev([1.0, -0.1, 0.0, 0.2]),
+        "delta_std_lowered": pstdev([2.0, -2.0, -0.3]),
+        "delta_p05": -2.0 + 0.3 * 1.7,  # in order: -2.0 -0.3 -0.1 0.0 0.2 1.0 2.0
+        "delta_p25": -0.2,
+        "delta_p50": 0.0,
+        "delta_p75": 0.6,
+        "delta_p95": 1.7,
+        **dict.fromkeys([f"delta_histogram_{bin:02d}" for bin in range(12)], 0.0),
+        "delta_histogram_03": 1 / 7,  # -2 up to -1
+        "delta_histogram_05": 2 / 7,  # -0.5 up to 0
+        "delta_histogram_06": 2 / 7,  # 0 up to 0.5
+        "delta_histogram_08": 1 / 7,
+        "delta_histogram_09": 1 / 7,
         "wrong_direction_fraction": 2 / 7,  # -0.1 on a correct response, 2.0 on a wrong one
+        "wrong_direction_fraction_raised": 1 / 4,
+        "wrong_direction_fraction_lowered": 1 / 3,
         "clip_fraction": 3 / 7,
         "clip_low_fraction": 1 / 7,
         "clip_high_fraction": 2 / 7,
@@ -248,6 +277,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "sharper_correct": 1.0,  # the policy sampled with log-prob 0, the rejected context has -3
         "sharper_wrong": 0.0,
         "weight_mean": sum(weights) / 7,
+        "weight_mean_unclipped": sum(map(math.exp, [1.0, -0.1, 0.0, 0.2, -2.0, 2.0, 0.3])) / 7,
         "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
         "nonfinite_tokens": 0.0,
     }

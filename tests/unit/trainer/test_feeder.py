@@ -127,6 +127,12 @@ def test_evidence_that_cannot_matter_is_not_asked_for(overrides: list[str], step
         assert task.teach_when is TeachWhen.REWARD_SPREAD
 
 
+def test_the_base_models_share_of_the_teacher_travels_with_training_tasks_alone() -> None:
+    feeder = make_feeder('algorithm.teacher={source="trust_region", actor_share=0.25}')
+    assert {task.base_share for task in feeder.tasks(0, POLICY, POLICY)} == {0.75}
+    assert {task.base_share for task in feeder.eval_tasks(0, POLICY)} == {0.0}
+
+
 def test_evaluation_is_the_same_every_time_and_skips_the_teacher() -> None:
     feeder = make_feeder("eval.samples=2", "eval.temperature=0.5", "sampling.top_p=0.9")
     before, after = feeder.eval_tasks(0, BASE_POLICY), feeder.eval_tasks(3, POLICY)

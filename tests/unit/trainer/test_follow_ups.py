@@ -41,6 +41,7 @@ from tests.factories import make_config, make_verdict
 torch.set_num_threads(1)
 HDPO = 'algorithm={name="hdpo", positive="answer", privileged_samples=4, top=6, weight=1.0}'
 SDPO = 'algorithm={name="sdpo", positive="answer", apply_to="all", top=6}'
+NEAR = SDPO.replace("}", ', teacher={source="trust_region", actor_share=0.25}}')
 OPSD = 'algorithm={name="opsd", positive="answer", support="full"}'
 SMALL = ("sampling.prompts=4", "sampling.samples=2", "sampling.max_tokens=12", "data.eval=''", "data.limit=8")
 HINT = "Here is a sample answer: "
@@ -207,7 +208,7 @@ async def test_distillation_learns_from_every_response_and_says_how_far_it_is(tm
         assert row["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("algorithm", [HDPO, SDPO, OPSD], ids=["hdpo", "sdpo", "opsd"])
+@pytest.mark.parametrize("algorithm", [HDPO, SDPO, NEAR, OPSD], ids=["hdpo", "sdpo", "near", "opsd"])
 async def test_the_real_teacher_and_learner_agree_on_every_policy_of_a_run(tmp_path: Path, algorithm: str) -> None:
     _, rows = await trained(tmp_path / "run", algorithm, "loop.steps=2", "optim.lr=1e-2", real=True)
     for row in rows:

@@ -5,6 +5,7 @@ Shapes: B sequences, T response tokens (padded), N tokens, D hidden units, V voc
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,26 @@ def test_the_gap_to_the_engine_is_a_mean_over_the_trained_tokens(temperature: fl
         own_BT = response_logps(model_of(make_learner()), batch.prompt_ids, batch.response_ids, temperature)
     assert updated(replace(batch, rollout_logp_BT=own_BT), adv_BT, sampling)[1]["rollout/logp_gap"] < 1e-5
     shifted = replace(batch, rollout_logp_BT=(own_BT + 0.25) * batch.mask_BT)
-    assert updated(shifted, adv_BT, sampling)[1]["rollout/logp_gap"] == pytest.approx(0.25, abs=1e-5)
+    found = updated(shifted, adv_BT, sampling)[1]
+    assert found["rollout/logp_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert [found[f"rollout/ratio_{p}"] for p in ("p01", "p50", "p99")] == pytest.approx([math.exp(-0.25)] * 3, 1e-4)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(updates: int) -> None:
+    common = ('algorithm={name="rlsd", student_logp="current", clip_high=9.0}', f"optim.minibatches={updates}")
+    common = (*common, "sampling.prompts=3", "optim.lr=1e-1", "optim.schedule=constant")
+    algorithm = make_config(*common).algorithm
+    batch = pack(make_ragged(LENGTHS, asks=algorithm.asks))
+    adv_BT = algorithm.advantages(batch, 0)
+    with torch.no_grad():
+        first_BT = response_logps(model_of(make_learner(*common)), batch.prompt_ids, batch.response_ids, 1.0)
+    found = updated(batch, adv_BT, *common)[1]
+    expected = algorithm.diagnostics(replace(batch, logp_BT=first_BT), 0)
+    assert found["credit/tokens"] == expected["credit/tokens"] == found["tokens/trained"]
+    same = [found[key] == pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in expected.items()]
+    assert all(same) is (updates == 1)  # later updates see another student
+    assert found["credit/delta_std"] > 0
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import pstdev
 
 import pytest
 import torch
@@ -74,7 +75,9 @@ def test_group_metrics_count_what_came() -> None:
     assert outcomes["unparsed"] == pytest.approx(1 / 6)
     assert sum(outcomes.values()) == pytest.approx(1.0)
     assert (found["groups/total"], found["groups/failed"]) == (4.0, 1.0)
-    for key, share in (("all_correct", 1), ("all_wrong", 1), ("evidenced", 2)):
+    assert found["reward/std"] == pytest.approx(pstdev([1.0, 1.0, 0.0, 0.0, 1.0, -0.5]))
+    assert (found["length/empty_fraction"], found["tokens/measured"]) == (0.0, 2 * 2 * 7.0)
+    for key, share in (("all_correct", 1), ("all_wrong", 1), ("evidenced", 2), ("zero_spread", 2), ("single", 0)):
         assert found[f"groups/{key}"] == pytest.approx(share / 3)
     assert found["time/teacher_seconds"] == 1.0
 
@@ -87,12 +90,17 @@ def test_what_has_no_verdict_is_counted_and_in_no_mean() -> None:
     assert (found["samples/failed"], found["outcome/timeout"]) == (1.0, 0.5)
     assert (found["reward/mean"], found["accuracy/train"], found["groups/all_correct"]) == (1.25, 1.0, 1.0)
     assert (found["reward/format"], found["reward/penalty"], found["reward/functions"]) == (1.0, -0.25, 0.5)
+    assert (found["groups/single"], found["groups/zero_spread"], found["reward/std"]) == (1.0, 1.0, 0.0)
     assert judged(groups) == [paid]
     nothing = EvidencedGroup(scored=make_scored(verdicts=[timeout, timeout]))
     mixed = group_metrics([*groups, nothing])
     assert (mixed["groups/all_correct"], mixed["groups/all_wrong"], mixed["samples/failed"]) == (0.5, 0.0, 3.0)
     with pytest.raises(UserError, match="judged none of 2 responses, the first because: comparing took longer"):
         group_metrics([nothing])
+
+
+def test_responses_without_a_token_are_counted() -> None:
+    assert group_metrics(make_ragged([(3, 0), (2, 5)]))["length/empty_fraction"] == 0.25
 
 
 def test_hint_metrics_say_why_each_rejected_answer_is_what_it_is() -> None:

@@ -58,12 +58,19 @@ SOURCES = {
     "reference": TeacherSource(source="reference"),
     "sync": TeacherSource(source="sync", sync_every=2),
     "ema": TeacherSource(source="ema", ema_rate=0.05),
+    "trust_region": TeacherSource(source="trust_region", actor_share=0.05),
 }
 
 
 @pytest.mark.parametrize(
     ("source", "versions"),
-    [("actor", [0, 1, 2, 3, 4, 5]), ("reference", [0] * 6), ("sync", [0, 0, 2, 2, 4, 4]), ("ema", [0, 1, 2, 3, 4, 5])],
+    [
+        ("actor", [0, 1, 2, 3, 4, 5]),
+        ("reference", [0] * 6),
+        ("sync", [0, 0, 2, 2, 4, 4]),
+        ("ema", [0, 1, 2, 3, 4, 5]),
+        ("trust_region", [0, 1, 2, 3, 4, 5]),
+    ],
 )
 async def test_the_teacher_of_every_version(tmp_path: Path, source: str, versions: list[int]) -> None:
     seen = await Process(tmp_path, SOURCES[source]).steps(START, 5)
@@ -76,6 +83,7 @@ async def test_the_teacher_of_every_version(tmp_path: Path, source: str, version
             "reference": [True] + [False] * 5,
             "sync": [True, False] * 3,  # at 2 and 4 only after those updates, by content
             "ema": [True] + [False] * 5,
+            "trust_region": [True] * 6,
         }[source]
     )
 

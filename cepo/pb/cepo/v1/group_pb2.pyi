@@ -56,7 +56,7 @@ EVIDENCE_REASON_NO_SOLUTION: EvidenceReason
 EVIDENCE_REASON_TOO_FEW: EvidenceReason
 
 class PromptTask(_message.Message):
-    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward", "step_delimiter")
+    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward", "step_delimiter", "base_share")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class PromptTask(_message.Message):
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     STEP_DELIMITER_FIELD_NUMBER: _ClassVar[int]
+    BASE_SHARE_FIELD_NUMBER: _ClassVar[int]
     run: str
     step: int
     index: int
@@ -103,7 +104,8 @@ class PromptTask(_message.Message):
     origin: Origin
     reward: _policy_pb2.Reward
     step_delimiter: str
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ...) -> None: ...
+    base_share: float
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ..., base_share: _Optional[float] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("index", "sample")
