@@ -23,6 +23,7 @@ from cepo import runfile, tiny
 from cepo.bus import RedisBus
 from cepo.local import Stack, running
 from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.tiny import demos, task
@@ -146,14 +147,13 @@ def documented(key: str) -> bool:
     return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
-    preset: str, services: Services, tmp_path: Path
-) -> None:
+async def trained(
+    preset: str, services: Services, folder: RunDir, *overrides: str
+) -> tuple[RunConfig, list[dict[str, float]]]:
+    """Trains a preset through the services, in this process; its config and its metrics."""
     torch.set_num_threads(1)
-    overrides = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
-    config = runfile.load(RUNS / f"{preset}.toml", [*overrides, *PARTICULAR.get(preset, ())])
-    folder = RunDir(tmp_path / preset)
+    common = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
+    config = runfile.load(RUNS / f"{preset}.toml", [*common, *PARTICULAR.get(preset, ()), *overrides])
     folder.create(config, resume=False, excluded={})
     bus = await RedisBus.connect(services.settings)
     run = assemble(folder, bus, services.settings)
@@ -175,6 +175,30 @@ async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     assert all(math.isfinite(value) for row in found for value in row.values())
     assert not {key for row in found for key in row if not documented(key)}
     assert sum(row["groups/failed"] for row in found) == 0
+    return config, found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
+    preset: str, services: Services, tmp_path: Path
+) -> None:
+    folder = RunDir(tmp_path / preset)
+    config, found = await trained(preset, services, folder)
     whole = config.sampling.top_k == 0 and config.sampling.top_p == 1.0  # else the engine's log-probs are of the rest
     assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
     assert len(list(folder.adapters.glob("v*"))) == STEPS
+
+
+async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_student_in_its_thoughts(
+    services: Services, tmp_path: Path
+) -> None:
+    """What no preset sets: the trust region, and a thought that ends at the first space."""
+    present = ('algorithm.teacher={source="trust_region", actor_share=0.5}', 'algorithm.student_logp="current"')
+    runs = [
+        await trained("rlsd-paper", services, RunDir(tmp_path / f"near{i}"), *present, *more)
+        for i, more in enumerate([(), ('algorithm.thought_end=" "',)])
+    ]
+    first = [found[0] for _, found in runs]  # later steps have other policies
+    assert all(row["credit/delta_std"] > 0 for row in first)
+    assert all(row["version/teacher"] == 0 for _, found in runs for row in found)  # the base is proven too
+    assert 0 < first[1]["credit/tokens"] < first[0]["credit/tokens"]
