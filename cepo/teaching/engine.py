@@ -19,10 +19,10 @@ from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_s
 from cepo.image_cache import ReadImage, no_images
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.teaching import measures
+from cepo.teaching.handler import Likeliest, Logps, Pair
 from cepo.telemetry import loading
 from cepo.tree import passes
-from services.teacher import measures
-from services.teacher.handler import Likeliest, Logps, Pair
 
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
