@@ -158,6 +158,8 @@ class Engine(Section):
     max_num_seqs: int = Field(default=128, ge=1)
     max_lora_rank: int = Field(default=16, ge=1)
     """The rollout engine's limit on the adapter rank."""
+    teacher: Literal["service", "colocated"] = "service"
+    """A process of its own, or the trainer's: one copy of the base less, and scoring and learning take turns."""
 
 
 class RunConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from cepo import adapters
 from cepo.bus import Bus
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
-from cepo.errors import WireError
+from cepo.errors import PolicyError, WireError
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.wire import from_proto
 from services.trainer.learner import Learner
@@ -50,7 +51,7 @@ class Publisher:
 
     async def publish(self, version: int) -> PolicyRef:
         """Makes the learner's present weights version `version`."""
-        policy = self._write(version, f"v{version:06d}")
+        policy = await asyncio.to_thread(self._write, version, f"v{version:06d}")
         await self._bus.announce(policy)
         return policy
 
@@ -59,8 +60,12 @@ class Publisher:
 
         It is not announced: engines that sample never need it, and the teacher fetches it for its first task.
         """
-        with self._learner.wearing(average):
-            return self._write(version, f"ema-v{version:06d}")
+
+        def written() -> PolicyRef:
+            with self._learner.wearing(average):
+                return self._write(version, f"ema-v{version:06d}")
+
+        return await asyncio.to_thread(written)
 
     def _write(self, version: int, folder: str) -> PolicyRef:
         files = self._learner.adapter_files()
@@ -120,3 +125,13 @@ class Publisher:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
         for chunk in adapters.chunks(self.folder(policy)):
             yield chunk
+
+    async def files(self, policy: PolicyRef) -> dict[str, bytes]:
+        """The same for an engine in this process.
+
+        Raises:
+            PolicyError: this run did not publish it.
+        """
+        if policy not in self._expected:
+            raise PolicyError(f"{policy.name} was not published by this run")
+        return adapters.read(self.folder(policy))
