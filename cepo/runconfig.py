@@ -143,6 +143,8 @@ class Evaluation(Section):
 class Checkpoint(Section):
     every: int = Field(default=1, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_policies: int = Field(default=50, ge=0)
+    """Newest versions that stay in adapters/, beside those a task or a checkpoint names; 0: all."""
 
 
 class Telemetry(Section):

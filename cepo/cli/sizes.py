@@ -59,10 +59,10 @@ class Sizes:
 
     @property
     def disk_bytes(self) -> int:
-        """An adapter a step, or two with an average as the teacher; the checkpoints that are kept; what is spared."""
-        adapters = 2 if self.config.algorithm.teacher_source.source == "ema" else 1
+        """The adapters that are kept, two a version with an average as the teacher; checkpoints; what is spared."""
+        adapters, steps = 2 if self.config.algorithm.teacher_source.source == "ema" else 1, self.config.loop.steps
         checkpoints = self.config.checkpoint.keep * (adapters * ADAPTER_BYTES + OPTIMISER_BYTES)
-        kept = checkpoints + adapters * self.config.loop.steps * ADAPTER_BYTES
+        kept = checkpoints + adapters * min(steps, self.config.checkpoint.keep_policies or steps) * ADAPTER_BYTES
         return self.adapter_parameters * kept + SPARE_BYTES
 
 

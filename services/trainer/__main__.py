@@ -122,7 +122,13 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
         publisher=publisher,
         teacher=teacher,
         checkpoints=Checkpoints(
-            folder.checkpoints, learner, publisher, teacher, config.checkpoint.every, config.checkpoint.keep
+            folder.checkpoints,
+            learner,
+            publisher,
+            teacher,
+            config.checkpoint.every,
+            config.checkpoint.keep,
+            config.checkpoint.keep_policies,
         ),
         trackers=Trackers(config, folder),
         status=Status(folder, config.loop.steps),

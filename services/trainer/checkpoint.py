@@ -38,7 +38,14 @@ class Checkpoints:
     """Folders checkpoints/step-N, each whole or not there; the newest are kept."""
 
     def __init__(
-        self, folder: Path, learner: Learner, publisher: Publisher, teacher: Teacher, every: int, keep: int
+        self,
+        folder: Path,
+        learner: Learner,
+        publisher: Publisher,
+        teacher: Teacher,
+        every: int,
+        keep: int,
+        keep_policies: int = 0,
     ) -> None:
         self._folder = folder
         self._learner = learner
@@ -46,11 +53,18 @@ class Checkpoints:
         self._teacher = teacher
         self._every = every
         self._keep = keep
+        self._keep_policies = keep_policies
+        self._named: set[str] = set()
+        """Folders of the adapters that the kept checkpoints name."""
 
     def maybe_save(self, progress: Progress, *, last: bool) -> None:
-        """Saves every `every` steps and at the end."""
+        """Saves every `every` steps and at the end, then drops the adapters that nothing names any more."""
         if last or progress.next_step % self._every == 0:
             self.save(progress)
+        if self._keep_policies:
+            in_use = {self._publisher.expected(policy).folder for policy in (*progress.policies, *progress.teachers)}
+            oldest = progress.policies[-1].version - self._keep_policies + 1
+            self._publisher.drop_before(oldest, in_use | self._named)
 
     def save(self, progress: Progress) -> None:
         with self._learner.base.turn:  # loading an adapter moves it for a while
@@ -77,6 +91,7 @@ class Checkpoints:
         scratch.rename(folder)
         for old in self._saved()[: -self._keep]:
             shutil.rmtree(old)
+        self._named = set().union(*map(_named, self._saved()))
 
     def restore(self) -> Progress | None:
         """Puts the newest checkpoint into the learner; None when there is none.
@@ -87,6 +102,7 @@ class Checkpoints:
         saved = self._saved()
         if not saved:
             return None
+        self._named = set().union(*map(_named, saved))
         state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
         try:
             self._learner.put_on(state["adapter"])
@@ -111,3 +127,9 @@ class Checkpoints:
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
+
+
+def _named(saved: Path) -> set[str]:
+    """Folders of the adapters that a run which goes on from a checkpoint asks for."""
+    state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
+    return {row["folder"] for key in ("policies", "teachers") for row in state[key]}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,17 @@ class Publisher:
         self._expected[policy] = Expected(self._learner.bound_modules, canary_logp, folder)
         self._published_at[policy] = time.time()
         return policy
+
+    def drop_before(self, version: int, needed: Set[str]) -> None:
+        """Deletes the folders of older versions, but for those that are needed; they can be had no more."""
+        for folder in [*self._folder.glob("v*"), *self._folder.glob("ema-v*")]:
+            if folder.name not in needed and int(folder.name.rpartition("v")[2]) < version:
+                gone = folder.rename(folder.with_name(f".{folder.name}"))  # whole or not there, for whoever looks
+                shutil.rmtree(gone)
+        kept = {p: e for p, e in self._expected.items() if p.version >= version or e.folder in needed}
+        self._expected = {BASE_POLICY: self._expected[BASE_POLICY]} | kept
+        self._published_at = {policy: at for policy, at in self._published_at.items() if policy in kept}
+        self._reload_seconds = {policy: seconds for policy, seconds in self._reload_seconds.items() if policy in kept}
 
     def folder(self, policy: PolicyRef) -> Path:
         """The folder of a version, which stock PEFT and vLLM load."""

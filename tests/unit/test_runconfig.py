@@ -48,7 +48,7 @@ KEYS = {
     "algorithm.spo-tree": f"{POLICY_GRADIENT} branching confident edge_scale segment_tokens",
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "algorithm.dpo": "beta label_smoothing name",
-    "checkpoint": "every keep",
+    "checkpoint": "every keep keep_policies",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher",
