@@ -182,6 +182,13 @@ class RunConfig(Section):
     engine: Engine = Engine()
 
     @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        """What one section decides for another; the run folder's config.toml shows it."""
+        if self.loop.lag:
+            object.__setattr__(self, "algorithm", self.algorithm.for_lagging_rollouts())
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.sampling.max_tokens >= self.model.max_length:
             raise ValueError(
