@@ -7,7 +7,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,8 @@ from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.tiny import demos, task
 from services.trainer.__main__ import assemble
-from services.trainer.loop import train
+from services.trainer.loop import Run, train
+from services.trainer.report import finished
 from tests.factories import RUNS
 from tests.pipeline.support import ROOT, rows
 
@@ -71,6 +73,7 @@ class Services:
 
     settings: Settings
     overrides: tuple[str, ...]
+    http: dict[str, str]
 
 
 class Scorer(BaseHTTPRequestHandler):
@@ -117,7 +120,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[
         settings = Settings.from_environment().model_copy(
             update={"redis_url": stack.redis_url, "host": host, "grpc_port": int(port), "threads": 1}
         )
-        yield Services(settings, (*overrides, f"reward.scorer={scorer}"))
+        yield Services(settings, (*overrides, f"reward.scorer={scorer}"), stack.http)
 
 
 def examples() -> Iterator[dict[str, str]]:
@@ -135,6 +138,37 @@ def ready(address: str) -> bool:
         return False
 
 
+@asynccontextmanager
+async def trainer(preset: str, services: Services, folder: Path) -> AsyncIterator[Run]:
+    """The parts of a run, with its adapters at hand for the engines."""
+    torch.set_num_threads(1)
+    overrides = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
+    config = runfile.load(RUNS / f"{preset}.toml", [*overrides, *PARTICULAR.get(preset, ())])
+    run_dir = RunDir(folder / preset)
+    run_dir.create(config, resume=False, excluded={})
+    bus = await RedisBus.connect(services.settings)
+    run = assemble(run_dir, bus, services.settings)
+
+    class Servicer(services_pb2_grpc.TrainerServiceServicer):
+        FetchPolicy = staticmethod(run.publisher.stream)
+
+    server = grpc.aio.server()
+    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
+    server.add_insecure_port(f"{services.settings.host}:{services.settings.grpc_port}")
+    await server.start()
+    try:
+        yield run
+    finally:
+        await server.stop(0)
+        await bus.close()
+
+
+def measured(services: Services, metric: str) -> dict[str, float]:
+    """A metric of both engines."""
+    pages = {name: httpx.get(f"{services.http[name]}/metrics").text for name in ("rollout", "teacher")}
+    return {name: float(page.split(f"\n{metric} ")[1].split("\n")[0]) for name, page in pages.items()}
+
+
 def documented(key: str) -> bool:
     """Whether docs/metrics.md names a key, by itself or with a star for its end."""
     plain = key.removesuffix("_correct").removesuffix("_wrong")
@@ -146,27 +180,9 @@ def documented(key: str) -> bool:
 async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     preset: str, services: Services, tmp_path: Path
 ) -> None:
-    torch.set_num_threads(1)
-    overrides = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
-    config = runfile.load(RUNS / f"{preset}.toml", [*overrides, *PARTICULAR.get(preset, ())])
-    folder = RunDir(tmp_path / preset)
-    folder.create(config, resume=False, excluded={})
-    bus = await RedisBus.connect(services.settings)
-    run = assemble(folder, bus, services.settings)
-
-    class Servicer(services_pb2_grpc.TrainerServiceServicer):
-        FetchPolicy = staticmethod(run.publisher.stream)
-
-    server = grpc.aio.server()
-    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
-    server.add_insecure_port(f"{services.settings.host}:{services.settings.grpc_port}")
-    await server.start()
-    try:
+    async with trainer(preset, services, tmp_path) as run:
         await asyncio.wait_for(train(run, asyncio.Event()), 120)
-    finally:
-        await server.stop(0)
-        await bus.close()
-    found = rows(folder.path)
+    found, folder, config = rows(run.folder.path), run.folder, run.config
     assert [row["step"] for row in found] == list(range(STEPS))
     assert all(math.isfinite(value) for row in found for value in row.values())
     assert not {key for row in found for key in row if not documented(key)}
@@ -174,3 +190,28 @@ async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     whole = config.sampling.top_k == 0 and config.sampling.top_p == 1.0  # else the engine's log-probs are of the rest
     assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
     assert len(list(folder.adapters.glob("v*"))) == STEPS
+
+
+async def test_engines_have_what_was_announced_before_a_task_names_it_and_finish_what_older_ones_began(
+    services: Services, tmp_path: Path
+) -> None:
+    async with trainer("tiny_cepo", services, tmp_path) as run:
+        policies = []
+        for version in (901, 902):
+            with torch.no_grad():
+                for parameter in run.learner.parameters:
+                    parameter.add_(0.01)
+            policies.append(await run.publisher.publish(version))
+            async with asyncio.timeout(20):
+                while set(measured(services, "cepo_engine_policy_version").values()) != {version}:
+                    await asyncio.sleep(0.1)
+        loads = measured(services, "cepo_engine_load_seconds_count")
+        old, new = policies
+        tasks = [*run.feeder.tasks(0, new, new), *run.feeder.tasks(1, old, old), *run.feeder.tasks(2, new, old)]
+        run.collector.expect(tasks)
+        await run.feeder.publish(tasks)
+        groups = finished(await asyncio.wait_for(run.collector.take(tasks), 60))
+        assert measured(services, "cepo_engine_load_seconds_count") == loads
+    assert [group.task for group in groups] == tasks  # none failed, and each was proven to have its policies
+    assert [group.scored.rollout.proof.policy for group in groups] == [task.policy for task in tasks]
+    assert {proof.policy for group in groups for proof in group.proofs} == {old, new}
