@@ -1,7 +1,7 @@
 """Memory of a run's processes with the teacher as a service and with it in the trainer, on the shipped tiny model.
 
-Proportional set sizes, which count what processes share once; the tiny model itself is 2 MB. On a GPU the difference
-also holds a copy of the base's weights there.
+Proportional set sizes, which count once what processes share. The tiny model itself is 2 MB: what is saved here is a
+process; with a larger one its weights come on top.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def measure(layout: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         command = [sys.executable, "-m", "cepo", "train", str(RUN), "--run-dir", str(run_dir), *words]
-        launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             deadline, metrics = time.monotonic() + START_SECONDS, run_dir / "metrics.jsonl"
             while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
