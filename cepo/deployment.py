@@ -70,6 +70,11 @@ SPECS = {
 """In the order of starting: engines take longest, and the trainer waits for them."""
 
 
+def processes(config: RunConfig) -> list[Spec]:
+    """Those of a run: a colocated teacher has none."""
+    return [spec for spec in SPECS.values() if (spec.name, config.engine.teacher) != ("teacher", "colocated")]
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """The variables of a service's process: its settings, and what quietens and binds its libraries."""
     quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cepo.connections import shown
-from cepo.deployment import REDIS_OPTIONS, SPECS, environment
+from cepo.deployment import REDIS_OPTIONS, SPECS, environment, processes
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -132,12 +132,13 @@ class Stack:
             services: those to start; the address of one that is left out is the caller's to serve.
             own_ports: free ports, so that runs stand beside each other; else those of the table.
         """
-        specs = [SPECS[name] for name in SPECS if name in services]
+        planned = processes(config)
+        specs = [spec for spec in planned if spec.name in services]
         ports = iter(_free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
-        self.grpc = {s.name: f"127.0.0.1:{next(ports) if own_ports else s.grpc_port}" for s in SPECS.values()}
+        self.grpc = {s.name: f"127.0.0.1:{next(ports) if own_ports else s.grpc_port}" for s in planned}
         scheme = "https" if Settings.from_environment().certificates else "http"
         self.http = {s.name: f"{scheme}://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
         self.children: dict[str, Child] = {}

@@ -143,6 +143,8 @@ class Evaluation(Section):
 class Checkpoint(Section):
     every: int = Field(default=1, ge=1)
     keep: int = Field(default=2, ge=1)
+    keep_policies: int = Field(default=50, ge=0)
+    """Newest versions that stay in adapters/, beside those a task or a checkpoint names; 0: all."""
 
 
 class Telemetry(Section):
@@ -158,6 +160,8 @@ class Engine(Section):
     max_num_seqs: int = Field(default=128, ge=1)
     max_lora_rank: int = Field(default=16, ge=1)
     """The rollout engine's limit on the adapter rank."""
+    teacher: Literal["service", "colocated"] = "service"
+    """A process of its own, or the trainer's: one copy of the base less, and scoring and learning take turns."""
 
 
 class RunConfig(Section):
@@ -176,6 +180,13 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     telemetry: Telemetry = Telemetry()
     engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        """What one section decides for another; the run folder's config.toml shows it."""
+        if self.loop.lag:
+            object.__setattr__(self, "algorithm", self.algorithm.for_lagging_rollouts())
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,10 +16,10 @@ from cepo.contracts import Outcome, PolicyProof, PolicyRef, RolloutGroup, Scored
 from cepo.credit import CreditRequest
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Logps, Pair
 from services.teacher.credit import TokenCredit
-from services.teacher.engine import TransformersScorer
 from services.teacher.grading import Grader
-from services.teacher.handler import Logps, Pair
 from services.teacher.rest import application
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool

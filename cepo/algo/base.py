@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +20,8 @@ from cepo.algo.teacher import TeacherSource
 from cepo.contracts import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
 
 Metrics = dict[str, float]
+LAGGING_CAP = 2.0
+"""Of importance weights where rollouts lag and nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class Algorithm(BaseModel):
     def whole_groups(self) -> bool:
         """Whether the loss looks at the sequences of a group together, so that a micro-batch may not split it."""
         return self.offline
+
+    def for_lagging_rollouts(self) -> Self:
+        """The method where the policy that samples is steps behind: what it was not told is set to bear that."""
+        return self
 
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         """The evidence this step needs; none when it could not matter."""

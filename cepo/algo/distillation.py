@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cepo.algo.base import Algorithm, LossOutput, Metrics
+from cepo.algo.base import LAGGING_CAP, Algorithm, LossOutput, Metrics
 from cepo.algo.batch import Measured, Student, TrainBatch
 from cepo.algo.divergence import Remainder, generalized_jsd, importance_weight, sampled_token
 from cepo.algo.losses import Aggregation, Totals, aggregate, importance_ratio
@@ -49,8 +49,8 @@ class Distillation(Algorithm):
     aggregation: Aggregation = "token-mean"
     ratio_cap: float | None = Field(default=None, gt=0)
     """Weighs each token by min(exp(new - old), cap), without a gradient; None: off."""
-    importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance weights min(exp(old - rollout), cap); None: off."""
+    importance_cap: float | None = Field(default=None, ge=0)
+    """Truncated importance weights min(exp(old - rollout), cap); 0: off; None: 2 if `loop.lag` is not 0, else off."""
     positive: Shown = "answer"
     """What the teacher is shown: the reference answer or solution, or a correct response of the group, its answer or
     the whole. A response is never shown itself."""
@@ -72,6 +72,10 @@ class Distillation(Algorithm):
         if not self.shows_peers and self.apply_to == "demo":
             raise ValueError(f"apply_to='demo' needs responses to show, and positive={self.positive!r} shows none")
         return self
+
+    def for_lagging_rollouts(self) -> Self:
+        unsaid = self.importance_cap is None
+        return self.model_copy(update={"importance_cap": LAGGING_CAP}) if unsaid else self
 
     @property
     def shows_peers(self) -> bool:
@@ -123,7 +127,7 @@ class Distillation(Algorithm):
             loss_BT = loss_BT * importance_weight(logp_BT, logp_old_BT, cap=self.ratio_cap)
             over_BT = importance_ratio(logp_BT, logp_old_BT) > self.ratio_cap
             sums_BT["distill/ratio_clip_fraction"] = over_BT.float()
-        if self.importance_cap is not None:
+        if self.importance_cap:
             loss_BT = loss_BT * importance_weight(logp_old_BT, batch.rollout_logp_BT, cap=self.importance_cap)
         loss = self.weight * aggregate(loss_BT, mask_BT, self.aggregation, totals)
         return LossOutput(loss, {key: masked_sum(value_BT, mask_BT) for key, value_BT in sums_BT.items()})

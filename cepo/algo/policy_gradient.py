@@ -22,7 +22,7 @@ from cepo.algo.advantages import (
     rloo_advantage,
     terminal_reward,
 )
-from cepo.algo.base import Algorithm, LossOutput, Metrics
+from cepo.algo.base import LAGGING_CAP, Algorithm, LossOutput, Metrics
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import Scale, group_advantage
 from cepo.algo.diagnostics import credit_metrics
@@ -91,8 +91,8 @@ class PolicyGradient(Algorithm):
     """Weight of an entropy bonus, in nats."""
     old_logp: Literal["trainer", "rollout"] = "trainer"
     """Whose log-probs stand for the policy at the start of the step."""
-    importance_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance weights min(exp(old - rollout), cap); None: off."""
+    importance_cap: float | None = Field(default=None, ge=0)
+    """Truncated importance weights min(exp(old - rollout), cap); 0: off; None: 2 if `loop.lag` is not 0, else off."""
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
@@ -102,7 +102,7 @@ class PolicyGradient(Algorithm):
             raise ValueError(f"{idle[0]} has no effect with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
         if self.kl_coef == 0 and (idle := sorted(changed & {"kl_form", "kl_in"})):
             raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
-        if self.old_logp == "rollout" and self.importance_cap is not None:
+        if self.old_logp == "rollout" and self.importance_cap:
             raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")
         if self.ratio_min >= self.ratio_max:
             raise ValueError(f"ratio_min={self.ratio_min} must be below ratio_max={self.ratio_max}")
@@ -117,6 +117,10 @@ class PolicyGradient(Algorithm):
         """A group of equal rewards has zero advantage, unless it is whitened with others or a divergence counts too."""
         spread_alone = self.kl_coef == 0 and not self.estimator.startswith("reinforce++")
         return TeachWhen.REWARD_SPREAD if spread_alone else TeachWhen.ALWAYS
+
+    def for_lagging_rollouts(self) -> Self:
+        unsaid = self.importance_cap is None and self.old_logp == "trainer"
+        return self.model_copy(update={"importance_cap": LAGGING_CAP}) if unsaid else self
 
     def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
         """The tokens of the policy loss."""
@@ -166,7 +170,7 @@ class PolicyGradient(Algorithm):
         logp_BT, mask_BT = student.logp_BT, self.loss_mask_BT(batch)
         totals = Totals.of(self.loss_mask_BT(whole), whole.max_tokens)
         loss_BT = self._terms(logp_BT, logp_old_BT, adv_BT, mask_BT)
-        if self.importance_cap is not None:
+        if self.importance_cap:
             weight_BT = importance_ratio(logp_old_BT, batch.rollout_logp_BT).detach()
             loss_BT = loss_BT * weight_BT.clamp(max=self.importance_cap)
         sums_BT = self._reports(logp_BT.detach(), logp_old_BT, adv_BT, mask_BT)

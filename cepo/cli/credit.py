@@ -104,8 +104,8 @@ async def _scored(
     from transformers.utils import logging
 
     from cepo.rendering import Renderer
+    from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
-    from services.teacher.engine import TransformersScorer
     from services.verifier.handler import Verifier
     from services.verifier.pool import GraderPool
 

@@ -150,7 +150,10 @@ def _policy(name: str, folder: RunDir | None) -> tuple[PolicyRef, Path]:
         raise UserError(f"{folder.path} holds no adapter yet; measure --policy base, or train it first")
     version = max(versions) if name == LATEST else int(name) if name.isdecimal() else -1
     if version not in versions:
-        raise UserError(f"--policy {name}: this run has base and {min(versions)} to {max(versions)} ({LATEST})")
+        raise UserError(
+            f"--policy {name}: this run has base and {min(versions)} to {max(versions)} ({LATEST}); "
+            "checkpoint.keep_policies says how many are kept"
+        )
     return PolicyRef(version=version, sha256=adapters.digest(adapters.read(versions[version]))), versions[version]
 
 

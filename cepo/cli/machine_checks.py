@@ -101,7 +101,7 @@ def memory(run: Preflight) -> Found:
     share = f", within {engine.gpu_memory_utilization:.0%} of the GPU with its weights" * (engine.device == "cuda")
     yield (
         "ok",
-        f"estimate: weights {sizes.ENGINES} x {sizes.shown(found.weights_bytes)} (rollout, teacher, trainer), LoRA and "
-        f"optimiser {sizes.shown(found.training_bytes)}, KV cache up to {sizes.shown(found.cache_bytes)} for "
+        f"estimate: weights {len(found.holders)} x {sizes.shown(found.weights_bytes)} ({', '.join(found.holders)}), "
+        f"LoRA and optimiser {sizes.shown(found.training_bytes)}, KV cache up to {sizes.shown(found.cache_bytes)} for "
         f"{engine.max_num_seqs} full sequences{share}; activations come on top",
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from cepo import runfile
 from cepo.cli.preflight import Preflight
-from cepo.deployment import SPECS, environment
+from cepo.deployment import SPECS, environment, processes
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
@@ -31,7 +31,9 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the service."""
     config, surroundings = runfile.load(options.file, options.set), Settings.from_environment(options.service)
-    arguments = []
+    arguments, spec = [], SPECS[options.service]
+    if spec not in processes(config):
+        raise UserError('engine.teacher = "colocated": the trainer does the teacher\'s work; start no teacher')
     if options.service == "trainer":
         if options.run_dir is None:
             raise UserError("cepo serve trainer needs --run-dir, a folder that outlives the container")
@@ -40,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
             begin(config, folder, surroundings.redis_url)
         config = runfile.load(folder.config)
         arguments = [str(folder.path)]
-    spec = SPECS[options.service]
     variables = child_environment(environment(spec.settings(config, surroundings)))
     os.execve(sys.executable, [sys.executable, *spec.command(*arguments)], variables)
 

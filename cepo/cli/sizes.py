@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cepo.deployment import processes
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 
@@ -13,8 +14,6 @@ ADAPTER_BYTES = 4
 """An adapter's weights are float32 in training and on disk."""
 OPTIMISER_BYTES = 12
 """AdamW's two moments and the gradient of a weight, in float32."""
-ENGINES = 3
-"""Copies of the weights: rollout, teacher and trainer are processes of their own."""
 _NOT_LINEAR = {"lm_head", "embed_tokens", "wte", "wpe"}
 SPARE_BYTES = 256 * 2**20
 """Logs, rollouts and Redis in the run folder."""
@@ -39,6 +38,11 @@ class Sizes:
     config: RunConfig
 
     @property
+    def holders(self) -> list[str]:
+        """Processes with a copy of the weights each: those that follow the run."""
+        return [spec.name for spec in processes(self.config) if spec.follows_run]
+
+    @property
     def weights_bytes(self) -> int:
         return self.parameters * BYTES[self.config.model.dtype]
 
@@ -55,10 +59,10 @@ class Sizes:
 
     @property
     def disk_bytes(self) -> int:
-        """An adapter a step, or two with an average as the teacher; the checkpoints that are kept; what is spared."""
-        adapters = 2 if self.config.algorithm.teacher_source.source == "ema" else 1
+        """The adapters that are kept, two a version with an average as the teacher; checkpoints; what is spared."""
+        adapters, steps = 2 if self.config.algorithm.teacher_source.source == "ema" else 1, self.config.loop.steps
         checkpoints = self.config.checkpoint.keep * (adapters * ADAPTER_BYTES + OPTIMISER_BYTES)
-        kept = checkpoints + adapters * self.config.loop.steps * ADAPTER_BYTES
+        kept = checkpoints + adapters * min(steps, self.config.checkpoint.keep_policies or steps) * ADAPTER_BYTES
         return self.adapter_parameters * kept + SPARE_BYTES
 
 

@@ -13,15 +13,15 @@ from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching.handler import make_handler
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import remote_verifier
-from services.teacher.handler import make_handler
 from services.teacher.rest import application
 
 
 async def build(settings: Settings) -> Service:
     """The service around a transformers model."""
-    from services.teacher.engine import TransformersScorer  # torch loads only in a process that scores
+    from cepo.teaching.engine import TransformersScorer  # torch loads only in a process that scores
 
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)

@@ -15,8 +15,8 @@ from cepo.credit import CreditReply, CreditRequest, Method
 from cepo.errors import UserError
 from cepo.rendering import Renderer
 from cepo.spans import Span, response_text, spans
+from cepo.teaching.handler import Logps, Pair, Scorer
 from services.teacher.grading import Grader, completion, graded, needs_grading, negatives
-from services.teacher.handler import Logps, Pair, Scorer
 from services.teacher.prompts import Prompt, prompt_of, require_vocabulary, token_ids
 from services.teacher.weighing import Evidence, Standing, standings, weighed
 

@@ -15,7 +15,7 @@ from cepo.contexts import ACCEPTED, Hint
 from cepo.contracts import ContextName, ScoredGroup
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
 from cepo.spans import Span
-from services.teacher.handler import Logps
+from cepo.teaching.handler import Logps
 
 
 @dataclass(frozen=True)

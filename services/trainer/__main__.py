@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cepo.spans import pieces
 from cepo.wire import to_proto
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
+from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
 from services.trainer.learner import Learner
 from services.trainer.loop import Run, train
@@ -74,7 +76,8 @@ async def build(settings: Settings) -> chassis.Service:
         service.ready.set()
         beside = [asyncio.create_task(forward()), asyncio.create_task(run.status.beat(bus))]
         try:
-            await train(run, drain)
+            async with run.beside:
+                await train(run, drain)
         finally:
             for task in beside:
                 task.cancel()
@@ -107,6 +110,9 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     learner = Learner(config, lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image))))
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
+    beside: AbstractAsyncContextManager[None] = nullcontext()
+    if config.engine.teacher == "colocated":
+        beside = teaching(config, settings, bus, renderer, store, learner, publisher)
     return Run(
         config=config,
         folder=folder,
@@ -116,11 +122,18 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
         publisher=publisher,
         teacher=teacher,
         checkpoints=Checkpoints(
-            folder.checkpoints, learner, publisher, teacher, config.checkpoint.every, config.checkpoint.keep
+            folder.checkpoints,
+            learner,
+            publisher,
+            teacher,
+            config.checkpoint.every,
+            config.checkpoint.keep,
+            config.checkpoint.keep_policies,
         ),
         trackers=Trackers(config, folder),
         status=Status(folder, config.loop.steps),
         pieces=partial(pieces, renderer.tokenizer),
+        beside=beside,
     )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from cepo.contracts import PolicyRef
 from cepo.errors import UserError
@@ -39,7 +38,14 @@ class Checkpoints:
     """Folders checkpoints/step-N, each whole or not there; the newest are kept."""
 
     def __init__(
-        self, folder: Path, learner: Learner, publisher: Publisher, teacher: Teacher, every: int, keep: int
+        self,
+        folder: Path,
+        learner: Learner,
+        publisher: Publisher,
+        teacher: Teacher,
+        every: int,
+        keep: int,
+        keep_policies: int = 0,
     ) -> None:
         self._folder = folder
         self._learner = learner
@@ -47,22 +53,31 @@ class Checkpoints:
         self._teacher = teacher
         self._every = every
         self._keep = keep
+        self._keep_policies = keep_policies
+        self._named: set[str] = set()
+        """Folders of the adapters that the kept checkpoints name."""
 
     def maybe_save(self, progress: Progress, *, last: bool) -> None:
-        """Saves every `every` steps and at the end."""
+        """Saves every `every` steps and at the end, then drops the adapters that nothing names any more."""
         if last or progress.next_step % self._every == 0:
             self.save(progress)
+        if self._keep_policies:
+            in_use = {self._publisher.expected(policy).folder for policy in (*progress.policies, *progress.teachers)}
+            oldest = progress.policies[-1].version - self._keep_policies + 1
+            self._publisher.drop_before(oldest, in_use | self._named)
 
     def save(self, progress: Progress) -> None:
+        with self._learner.base.turn:  # loading an adapter moves it for a while
+            rng = torch.get_rng_state()
         state = {
             "next_step": progress.next_step,
             "policies": [self._proven(policy) for policy in progress.policies],
             "teachers": [self._proven(policy) for policy in progress.teachers],
             "average": self._teacher.average,
-            "adapter": get_peft_model_state_dict(self._learner.peft),
+            "adapter": self._learner.adapter(),
             "optimizer": self._learner.optimizer.state_dict(),
             "companion": self._learner.companion.state_dict(),
-            "rng": torch.get_rng_state(),
+            "rng": rng,
         }
         folder = self._folder / f"step-{progress.next_step:06d}"
         scratch = folder.with_name(f".{folder.name}")
@@ -76,6 +91,7 @@ class Checkpoints:
         scratch.rename(folder)
         for old in self._saved()[: -self._keep]:
             shutil.rmtree(old)
+        self._named = set().union(*map(_named, self._saved()))
 
     def restore(self) -> Progress | None:
         """Puts the newest checkpoint into the learner; None when there is none.
@@ -86,15 +102,17 @@ class Checkpoints:
         saved = self._saved()
         if not saved:
             return None
+        self._named = set().union(*map(_named, saved))
         state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
         try:
-            set_peft_model_state_dict(self._learner.peft, state["adapter"])
+            self._learner.put_on(state["adapter"])
             self._learner.optimizer.load_state_dict(state["optimizer"])
             self._learner.companion.load_state_dict(state["companion"])
         except (KeyError, RuntimeError, ValueError) as error:
             sections = "lora and algorithm sections"
             raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
-        torch.set_rng_state(state["rng"])
+        with self._learner.base.turn:
+            torch.set_rng_state(state["rng"])
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
         return Progress(state["next_step"], policies, teachers)
@@ -109,3 +127,9 @@ class Checkpoints:
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))
+
+
+def _named(saved: Path) -> set[str]:
+    """Folders of the adapters that a run which goes on from a checkpoint asks for."""
+    state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
+    return {row["folder"] for key in ("policies", "teachers") for row in state[key]}

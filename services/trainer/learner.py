@@ -1,6 +1,7 @@
 """The model being trained: a frozen base with a LoRA adapter, its optimiser, and one update per step.
 
-A companion is made once the policy's adapter is there, and may put another beside it; that one is never published.
+A companion is made once the policy's adapter is there, and may put another beside it; that one is never published. So
+may a scorer, which is lent the base between what the learner does.
 
 Sequences whose advantage is zero everywhere have no gradient; they count in the denominators and skip the model. The
 old log-probs are the trainer's own, with the weights at the start of the step.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,8 @@ from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
 from cepo.runconfig import RunConfig
-from services.trainer.host import Host, ReadPatches, no_images
+from cepo.teaching.base import Base
+from services.trainer.host import POLICY, Host, ReadPatches, no_images
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Learner:
         except ValueError as error:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
         self._model: Any = self.peft.get_base_model()
+        self.base = Base(self._model, self.peft, own=POLICY)
         if config.optim.gradient_checkpointing:
             checkpoint_layers(self._model)
         bound = (name for name, module in self.peft.named_modules() if isinstance(module, LoraLayer))
@@ -121,27 +124,36 @@ class Learner:
     @property
     def bound_modules(self) -> int:
         """Modules the adapter changes."""
-        return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
+        with self.base.turn:
+            return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
 
     def adapter(self) -> dict[str, Tensor]:
         """A copy of the adapter's weights by their names in PEFT's format."""
-        return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
+        with self.base.turn:
+            return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
+
+    def put_on(self, adapter: Mapping[str, Tensor]) -> None:
+        """Gives the adapter other weights.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: they are those of another adapter.
+        """
+        with self.base.turn:
+            set_peft_model_state_dict(self.peft, dict(adapter))
 
     @contextmanager
     def wearing(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
         """The model with another adapter's weights for a while."""
         own = self.adapter()
-        set_peft_model_state_dict(self.peft, dict(adapter))
+        self.put_on(adapter)
         try:
             yield
         finally:
-            set_peft_model_state_dict(self.peft, own)
+            self.put_on(own)
 
     def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
         """Log-prob of the canary sequence under the adapter, or under the base alone."""
-        if not base:
-            return canary_logp(self._model, canary_ids)
-        with self.peft.disable_adapter():
+        with self.base.turn, self.peft.disable_adapter() if base else nullcontext():
             return canary_logp(self._model, canary_ids)
 
     def adapter_files(self) -> dict[str, bytes]:
@@ -150,7 +162,7 @@ class Learner:
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         plain["inference_mode"] = True
         text = json.dumps(plain, indent=2, sort_keys=True, default=str)
-        weights = {k: v.detach().cpu().contiguous() for k, v in sorted(get_peft_model_state_dict(self.peft).items())}
+        weights = {name: value.cpu().contiguous() for name, value in sorted(self.adapter().items())}
         return dict(zip(FILES, (text.encode(), save(weights, metadata={"format": "pt"})), strict=True))
 
     def learning_rate(self, step: int) -> float:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from cepo.algo.base import Metrics, Supply
@@ -52,6 +53,8 @@ class Run:
     trackers: Trackers
     status: Status
     pieces: Pieces
+    beside: AbstractAsyncContextManager[None]
+    """What this process does besides, for as long as the run goes on: the teacher's stage, where it is colocated."""
 
 
 async def train(run: Run, stop: asyncio.Event) -> None:
@@ -82,7 +85,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         publishing = time.perf_counter()
         policies = [*policies, await run.publisher.publish(step + 1)][-lag - 1 :]
         teachers = [*teachers, await run.teacher.of(policies[-1], teachers[-1])][-lag - 1 :]
-        row |= run.teacher.metrics(tasks[0])
+        row |= await asyncio.to_thread(run.teacher.metrics, tasks[0])
         run.status.policy = policies[-1]
         in_flight.append(await _publish(run, step + 1 + lag, policies[-1], teachers[-1]))
         row["time/publish_seconds"] = time.perf_counter() - publishing
@@ -98,7 +101,9 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         run.trackers.step(row)
         run.status.row = row
         last = stop.is_set() or step + 1 == run.config.loop.steps
-        run.checkpoints.maybe_save(Progress(step + 1, tuple(policies), tuple(teachers)), last=last)
+        await asyncio.to_thread(
+            run.checkpoints.maybe_save, Progress(step + 1, tuple(policies), tuple(teachers)), last=last
+        )
         if last:
             break
     run.status.enter("drained" if stop.is_set() else "done")
@@ -148,10 +153,11 @@ def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
         raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
     algorithm = run.config.algorithm
     chosen = algorithm.select(done, supply)
-    companion = run.learner.companion
-    batch = companion.prepare(pack(chosen), step)
-    adv_BT = algorithm.advantages(batch, step)
-    metrics = run.learner.update(batch, adv_BT, algorithm, step) | companion.update(batch, step)
+    learner, companion = run.learner, run.learner.companion
+    with learner.base.turn:
+        batch = companion.prepare(pack(chosen), step)
+        adv_BT = algorithm.advantages(batch, step)
+        metrics = learner.update(batch, adv_BT, algorithm, step) | companion.update(batch, step)
     prompts = [group for group in chosen if group.task.origin is None]
     write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics

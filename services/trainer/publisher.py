@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from cepo import adapters
 from cepo.bus import Bus
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
-from cepo.errors import WireError
+from cepo.errors import PolicyError, WireError
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.wire import from_proto
 from services.trainer.learner import Learner
@@ -50,7 +52,7 @@ class Publisher:
 
     async def publish(self, version: int) -> PolicyRef:
         """Makes the learner's present weights version `version`."""
-        policy = self._write(version, f"v{version:06d}")
+        policy = await asyncio.to_thread(self._write, version, f"v{version:06d}")
         await self._bus.announce(policy)
         return policy
 
@@ -59,8 +61,12 @@ class Publisher:
 
         It is not announced: engines that sample never need it, and the teacher fetches it for its first task.
         """
-        with self._learner.wearing(average):
-            return self._write(version, f"ema-v{version:06d}")
+
+        def written() -> PolicyRef:
+            with self._learner.wearing(average):
+                return self._write(version, f"ema-v{version:06d}")
+
+        return await asyncio.to_thread(written)
 
     def _write(self, version: int, folder: str) -> PolicyRef:
         files = self._learner.adapter_files()
@@ -70,6 +76,17 @@ class Publisher:
         self._expected[policy] = Expected(self._learner.bound_modules, canary_logp, folder)
         self._published_at[policy] = time.time()
         return policy
+
+    def drop_before(self, version: int, needed: Set[str]) -> None:
+        """Deletes the folders of older versions, but for those that are needed; they can be had no more."""
+        for folder in [*self._folder.glob("v*"), *self._folder.glob("ema-v*")]:
+            if folder.name not in needed and int(folder.name.rpartition("v")[2]) < version:
+                gone = folder.rename(folder.with_name(f".{folder.name}"))  # whole or not there, for whoever looks
+                shutil.rmtree(gone)
+        kept = {p: e for p, e in self._expected.items() if p.version >= version or e.folder in needed}
+        self._expected = {BASE_POLICY: self._expected[BASE_POLICY]} | kept
+        self._published_at = {policy: at for policy, at in self._published_at.items() if policy in kept}
+        self._reload_seconds = {policy: seconds for policy, seconds in self._reload_seconds.items() if policy in kept}
 
     def folder(self, policy: PolicyRef) -> Path:
         """The folder of a version, which stock PEFT and vLLM load."""
@@ -120,3 +137,13 @@ class Publisher:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
         for chunk in adapters.chunks(self.folder(policy)):
             yield chunk
+
+    async def files(self, policy: PolicyRef) -> dict[str, bytes]:
+        """The same for an engine in this process.
+
+        Raises:
+            PolicyError: this run did not publish it.
+        """
+        if policy not in self._expected:
+            raise PolicyError(f"{policy.name} was not published by this run")
+        return adapters.read(self.folder(policy))

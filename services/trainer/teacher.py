@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from torch import Tensor
@@ -40,7 +41,8 @@ class Teacher:
                 return policy if policy.version % self._source.sync_every == 0 else before
             case "ema":
                 assert self._source.ema_rate is not None
-                self.average = ema(self.average, self._learner.adapter(), self._source.ema_rate)
+                adapter = await asyncio.to_thread(self._learner.adapter)
+                self.average = ema(self.average, adapter, self._source.ema_rate)
                 return await self._publisher.publish_average(policy.version, self.average)
         return policy
 

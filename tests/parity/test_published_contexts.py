@@ -28,7 +28,7 @@ from cepo.contracts import (
 from cepo.published import boxed
 from cepo.rendering import Renderer
 from cepo.runfile import load
-from services.teacher.handler import Logps, Pair, make_handler
+from cepo.teaching.handler import Logps, Pair, make_handler
 from tests.factories import RUNS, make_proof, make_task
 from tests.parity.support import golden
 

@@ -7,7 +7,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,15 +21,16 @@ import pytest
 import torch
 
 from cepo import runfile, tiny
+from cepo.algo.base import Metrics
 from cepo.bus import RedisBus
 from cepo.local import Stack, running
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.tiny import demos, task
 from services.trainer.__main__ import assemble
-from services.trainer.loop import train
+from services.trainer.loop import Run, train
+from services.trainer.report import finished
 from tests.factories import RUNS
 from tests.pipeline.support import ROOT, rows
 
@@ -76,6 +78,7 @@ class Services:
 
     settings: Settings
     overrides: tuple[str, ...]
+    http: dict[str, str]
 
 
 class Scorer(BaseHTTPRequestHandler):
@@ -122,7 +125,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[
         settings = Settings.from_environment().model_copy(
             update={"redis_url": stack.redis_url, "host": host, "grpc_port": int(port), "threads": 1}
         )
-        yield Services(settings, (*overrides, f"reward.scorer={scorer}"))
+        yield Services(settings, (*overrides, f"reward.scorer={scorer}"), stack.http)
 
 
 def examples() -> Iterator[dict[str, str]]:
@@ -140,23 +143,16 @@ def ready(address: str) -> bool:
         return False
 
 
-def documented(key: str) -> bool:
-    """Whether docs/metrics.md names a key, by itself or with a star for its end."""
-    plain = next((key.removesuffix(end) for end in SPLITS if key.endswith(end)), key)
-    names = (ROOT / "docs" / "metrics.md").read_text().split("`")[1::2]
-    return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
-
-
-async def trained(
-    preset: str, services: Services, folder: RunDir, *overrides: str
-) -> tuple[RunConfig, list[dict[str, float]]]:
-    """Trains a preset through the services, in this process; its config and its metrics."""
+@asynccontextmanager
+async def trainer(preset: str, services: Services, folder: Path, *overrides: str) -> AsyncIterator[Run]:
+    """The parts of a run, with its adapters at hand for the engines."""
     torch.set_num_threads(1)
     common = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
     config = runfile.load(RUNS / f"{preset}.toml", [*common, *PARTICULAR.get(preset, ()), *overrides])
-    folder.create(config, resume=False, excluded={})
+    run_dir = RunDir(folder)
+    run_dir.create(config, resume=False, excluded={})
     bus = await RedisBus.connect(services.settings)
-    run = assemble(folder, bus, services.settings)
+    run = assemble(run_dir, bus, services.settings)
 
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         FetchPolicy = staticmethod(run.publisher.stream)
@@ -166,27 +162,46 @@ async def trained(
     server.add_insecure_port(f"{services.settings.host}:{services.settings.grpc_port}")
     await server.start()
     try:
-        await asyncio.wait_for(train(run, asyncio.Event()), 120)
+        yield run
     finally:
         await server.stop(0)
         await bus.close()
-    found = rows(folder.path)
+
+
+def measured(services: Services, metric: str) -> dict[str, float]:
+    """A metric of both engines."""
+    pages = {name: httpx.get(f"{services.http[name]}/metrics").text for name in ("rollout", "teacher")}
+    return {name: float(page.split(f"\n{metric} ")[1].split("\n")[0]) for name, page in pages.items()}
+
+
+def documented(key: str) -> bool:
+    """Whether docs/metrics.md names a key, by itself or with a star for its end."""
+    plain = next((key.removesuffix(end) for end in SPLITS if key.endswith(end)), key)
+    names = (ROOT / "docs" / "metrics.md").read_text().split("`")[1::2]
+    return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
+
+
+async def trained(preset: str, services: Services, folder: Path, *overrides: str) -> tuple[Run, list[Metrics]]:
+    """A preset trained through the services, in this process, and its metrics."""
+    async with trainer(preset, services, folder, *overrides) as run:
+        await asyncio.wait_for(train(run, asyncio.Event()), 120)
+    found = rows(folder)
     assert [row["step"] for row in found] == list(range(STEPS))
     assert all(math.isfinite(value) for row in found for value in row.values())
     assert not {key for row in found for key in row if not documented(key)}
     assert sum(row["groups/failed"] for row in found) == 0
-    return config, found
+    return run, found
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     preset: str, services: Services, tmp_path: Path
 ) -> None:
-    folder = RunDir(tmp_path / preset)
-    config, found = await trained(preset, services, folder)
-    whole = config.sampling.top_k == 0 and config.sampling.top_p == 1.0  # else the engine's log-probs are of the rest
+    run, found = await trained(preset, services, tmp_path / preset)
+    sampling = run.config.sampling
+    whole = sampling.top_k == 0 and sampling.top_p == 1.0  # else the engine's log-probs are of the rest
     assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
-    assert len(list(folder.adapters.glob("v*"))) == STEPS
+    assert len(list(run.folder.adapters.glob("v*"))) == STEPS
 
 
 async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_student_in_its_thoughts(
@@ -195,10 +210,35 @@ async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_stud
     """What no preset sets: the trust region, and a thought that ends at the first space."""
     present = ('algorithm.teacher={source="trust_region", actor_share=0.5}', 'algorithm.student_logp="current"')
     runs = [
-        await trained("rlsd-paper", services, RunDir(tmp_path / f"near{i}"), *present, *more)
+        await trained("rlsd-paper", services, tmp_path / f"near{i}", *present, *more)
         for i, more in enumerate([(), ('algorithm.thought_end=" "',)])
     ]
     first = [found[0] for _, found in runs]  # later steps have other policies
     assert all(row["credit/delta_std"] > 0 for row in first)
     assert all(row["version/teacher"] == 0 for _, found in runs for row in found)  # the base is proven too
     assert 0 < first[1]["credit/tokens"] < first[0]["credit/tokens"]
+
+
+async def test_engines_have_what_was_announced_before_a_task_names_it_and_finish_what_older_ones_began(
+    services: Services, tmp_path: Path
+) -> None:
+    async with trainer("tiny_cepo", services, tmp_path / "announced") as run:
+        policies = []
+        for version in (901, 902):
+            with torch.no_grad():
+                for parameter in run.learner.parameters:
+                    parameter.add_(0.01)
+            policies.append(await run.publisher.publish(version))
+            async with asyncio.timeout(20):
+                while set(measured(services, "cepo_engine_policy_version").values()) != {version}:
+                    await asyncio.sleep(0.1)
+        loads = measured(services, "cepo_engine_load_seconds_count")
+        old, new = policies
+        tasks = [*run.feeder.tasks(0, new, new), *run.feeder.tasks(1, old, old), *run.feeder.tasks(2, new, old)]
+        run.collector.expect(tasks)
+        await run.feeder.publish(tasks)
+        groups = finished(await asyncio.wait_for(run.collector.take(tasks), 60))
+        assert measured(services, "cepo_engine_load_seconds_count") == loads
+    assert [group.task for group in groups] == tasks  # none failed, and each was proven to have its policies
+    assert [group.scored.rollout.proof.policy for group in groups] == [task.policy for task in tasks]
+    assert {proof.policy for group in groups for proof in group.proofs} == {old, new}

@@ -57,6 +57,19 @@ def test_a_good_run_passes_every_check_and_shows_three_prompts(capsys: pytest.Ca
     assert wrong["hint"] != right["hint"]
 
 
+def test_a_colocated_teacher_needs_no_weights_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {
+        layout: next(
+            f["text"] for f in checked(capsys, f"engine.teacher={layout}")["findings"] if f["check"] == "memory"
+        )
+        for layout in ("service", "colocated")
+    }
+    assert "weights 3 x" in texts["service"]
+    assert "(rollout, teacher, trainer)" in texts["service"]
+    assert "weights 2 x" in texts["colocated"]
+    assert "(rollout, trainer)" in texts["colocated"]
+
+
 def test_the_text_marks_the_hint_and_says_how_to_train(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", TINY, "--set", "data.eval=''"]) == 0
     said = capsys.readouterr().out
@@ -72,7 +85,7 @@ def test_the_text_marks_the_hint_and_says_how_to_train(capsys: pytest.CaptureFix
         ("model.path=/no/model", "model", "model.path=/no/model: no config.json there"),
         ("model.max_length=2048", "model", "model.max_length=2048 is above the 1024 positions of "),
         ('lora.targets=["q_proj", "qkv"]', "adapter", "has no module qkv; choose from down_proj, gate_proj, k_proj"),
-        ("loop.steps=1000000000", "disk", "free space or give another --run-dir"),
+        ("checkpoint.keep=1000000000", "disk", "free space or give another --run-dir"),
         ("data.train=/no/such.jsonl", "data", "data.train=/no/such.jsonl: no such file"),
         ("data.question=text", "data", "row 0: no column 'text'; the columns are question, answer; name the right one"),
         ("loop.stepz=1", "config", "config key loop.stepz is unknown"),

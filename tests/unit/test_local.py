@@ -95,6 +95,12 @@ def test_services_get_the_users_token_and_addresses_of_their_own(
     assert {e["CEPO_TRAINER_ADDRESS"] for e in environments} == {stack.grpc["trainer"]}
 
 
+def test_a_colocated_teacher_is_no_process(tmp_path: Path) -> None:
+    stack = Stack(make_config("engine.teacher=colocated"), RunDir(tmp_path))
+    assert set(stack.children) == {"redis", "rollout", "verifier", "trainer"}
+    assert set(stack.grpc) == set(stack.http) == {"rollout", "verifier", "trainer"}
+
+
 def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -> None:
     config = make_config('reward.functions=["mine:brief", "pkg.more:kind"]')
     stack = Stack(config, RunDir(tmp_path / "run"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,10 +50,10 @@ KEYS = {
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "algorithm.dpo": "beta label_smoothing name",
     "algorithm.ctdpo": "beta estimator_lr estimator_steps label_smoothing name only_rejected strength",
-    "checkpoint": "every keep",
+    "checkpoint": "every keep keep_policies",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system train where",
-    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
+    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
     "loop": "deterministic lag seed steps",
@@ -95,6 +96,34 @@ def test_every_shipped_run_loads(path: Path) -> None:
 
 def test_the_shipped_runs_cover_every_algorithm() -> None:
     assert {load(path).algorithm.name for path in RUNS.glob("*.toml")} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cap"),
+    [
+        ((), None),
+        (("loop.lag=1",), 2.0),
+        (("loop.lag=2", "algorithm.name=dapo"), 2.0),
+        (("loop.lag=1", "algorithm.name=sdpo"), 2.0),
+        (("loop.lag=1", "algorithm.importance_cap=1.5"), 1.5),
+        (("loop.lag=1", "algorithm.importance_cap=0.0"), 0.0),
+        (("algorithm.importance_cap=3.0",), 3.0),
+        (("loop.lag=1", "algorithm.old_logp=rollout"), None),  # the weights would all be 1
+    ],
+)
+def test_importance_weights_are_truncated_where_rollouts_lag_unless_told_otherwise(
+    tmp_path: Path, settings: Sequence[str], cap: float | None
+) -> None:
+    config = load(written(tmp_path, MINIMAL), settings)
+    assert config.algorithm.model_dump()["importance_cap"] == cap
+    run = RunDir(tmp_path / "run")
+    run.create(config, resume=False)
+    assert load(run.config) == config
+    assert tomllib.loads(run.config.read_text())["algorithm"].get("importance_cap") == cap
+
+
+def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None:
+    assert load(written(tmp_path, MINIMAL), ["algorithm.name=dpo", "loop.lag=1"]).algorithm.name == "dpo"
 
 
 def test_the_keys_are_these() -> None:

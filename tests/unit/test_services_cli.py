@@ -77,6 +77,11 @@ def test_the_trainer_of_a_container_needs_a_folder_that_stays(capsys: pytest.Cap
     assert "--run-dir" in capsys.readouterr().err
 
 
+def test_a_teacher_of_a_run_that_has_it_in_the_trainer_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "teacher", TINY, "--set", "engine.teacher=colocated"]) == 2
+    assert "the trainer does the teacher's work; start no teacher" in capsys.readouterr().err
+
+
 def test_serve_becomes_the_service_with_the_runs_settings(free_port: Callable[[], int]) -> None:
     """Without a Redis the teacher ends before it loads anything, and says so in its own name."""
     variables = {"CEPO_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "PATH": "/usr/bin:/bin"}

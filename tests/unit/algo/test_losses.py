@@ -145,7 +145,9 @@ def test_the_loss_reports_sums_over_valid_tokens() -> None:
     assert sums == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("cap", "weights"), [(None, [1, 1, 1]), (2.0, [0.5, 2, 1]), (0.8, [0.5, 0.8, 0.8])])
+@pytest.mark.parametrize(
+    ("cap", "weights"), [(None, [1, 1, 1]), (0.0, [1, 1, 1]), (2.0, [0.5, 2, 1]), (0.8, [0.5, 0.8, 0.8])]
+)
 def test_importance_weights_are_truncated_at_the_cap(cap: float | None, weights: list[float]) -> None:
     old_BT = torch.full((1, 3), -1.0)
     rollout_BT = old_BT - torch.tensor([[0.5, 30.0, 1.0]]).log()

@@ -190,7 +190,7 @@ def test_an_option_of_another_method_is_refused() -> None:
         ("clip_low", 1.0),
         ("clip_high", 0.0),
         ("dual_clip", 1.0),
-        ("importance_cap", 0.0),
+        ("importance_cap", -1.0),
         ("advantage_eps", -1.0),
         ("aggregation", "mean"),
         ("advantage_scale", "group"),

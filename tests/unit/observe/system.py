@@ -16,10 +16,10 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair, make_handler as teacher
 from cepo.testing import MemoryBus
 from services.rollout.handler import Prompt, Sample, make_handler as rollout
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Pair, make_handler as teacher
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from services.verifier.handler import Verifier

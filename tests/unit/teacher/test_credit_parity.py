@@ -12,7 +12,7 @@ from cepo.algo.variants import Cepo, Grpo, Rlsd
 from cepo.contracts import Completion, FinishReason, Message, RolloutGroup
 from cepo.credit import CreditReply
 from cepo.rendering import HINT
-from services.teacher.handler import make_handler
+from cepo.teaching.handler import make_handler
 from services.trainer.batch import pack
 from tests.credit_support import (
     CONTEXT_LENGTH,

@@ -17,8 +17,8 @@ from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyProof, PolicyRef, Want, Weights
 from cepo.rendering import Renderer, with_hint
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Likeliest, Logps, Pair, make_handler
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
 from tests.factories import POLICY, make_proof, make_scored, make_task
 
 torch.set_num_threads(1)

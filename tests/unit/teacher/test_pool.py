@@ -17,8 +17,8 @@ from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef, Want, Weights
 from cepo.rendering import Renderer
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Logps, Pair, make_handler
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Logps, Pair, make_handler
 from services.trainer.batch import pack
 from tests.factories import POLICY, make_proof, make_scored, make_task
 

@@ -32,8 +32,8 @@ from cepo.contracts import (
 from cepo.errors import PolicyError, UserError
 from cepo.rendering import Renderer, with_hint
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Logps, Pair, make_handler
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Logps, Pair, make_handler
 from tests.factories import POLICY, make_proof, make_scored, make_task, make_verdict
 
 torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from cepo.errors import UserError
 from cepo.forward import response_logps
 from cepo.rendering import HINT, with_hint
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Pair, make_handler
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair, make_handler
 from tests.factories import make_completion, make_proof, make_task, make_verdict
 from tests.vision_support import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 

@@ -19,8 +19,8 @@ from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyRef, Want, Weights
 from cepo.rendering import Renderer
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Pair, make_handler
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair, make_handler
 from tests.factories import make_scored, make_task
 
 torch.set_num_threads(1)

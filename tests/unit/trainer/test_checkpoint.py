@@ -28,14 +28,16 @@ START = Progress(0, (BASE_POLICY,), (BASE_POLICY,))
 class Process:
     """The parts of a trainer that a checkpoint concerns, as one process builds them."""
 
-    def __init__(self, folder: Path, *overrides: str, every: int = 1, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *overrides: str, every: int = 1, keep: int = 2, keep_policies: int = 0) -> None:
         self.config = make_config(*RUN, *overrides)
         self.learner = Learner(self.config)
         self.publisher = Publisher(
             folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, "float32"
         )
         self.teacher = Teacher(self.config.algorithm.teacher_source, self.learner, self.publisher)
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, self.teacher, every, keep)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", self.learner, self.publisher, self.teacher, every, keep, keep_policies
+        )
 
     def train(self, step: int) -> dict[str, float]:
         batch = pack(make_ragged([(4, 6, 2), (3, 5, 0)], seed=step))

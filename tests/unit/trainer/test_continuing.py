@@ -19,9 +19,9 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching import handler as teacher
 from cepo.testing import MemoryBus
 from services.rollout import handler as rollout
-from services.teacher import handler as teacher
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from tests.factories import make_config

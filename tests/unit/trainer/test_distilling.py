@@ -19,8 +19,8 @@ from cepo.contracts import BASE_POLICY, Ask, Evidence, EvidencedGroup, Message, 
 from cepo.errors import UserError
 from cepo.rendering import Renderer
 from cepo.settings import Settings
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Pair
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
 from tests.factories import make_config, make_ragged, make_row, make_top

@@ -31,9 +31,9 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Likeliest, Logps, Pair, Scorer, make_handler
 from cepo.testing import MemoryBus
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Likeliest, Logps, Pair, Scorer, make_handler
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from tests.factories import make_config, make_verdict

@@ -27,9 +27,9 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import make_handler
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from tests.factories import make_config, make_verdict
@@ -57,6 +57,7 @@ class Stages:
         )
         self.teach = make_handler(self.engine, RENDERER, 400)
         self.taught: list[EvidencedGroup] = []
+        self.graded = 0
 
     async def sample(self, task: PromptTask) -> RolloutGroup:
         """One right answer and two wrong ones, in words that depend on the seed."""
@@ -71,6 +72,7 @@ class Stages:
         return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
 
     async def grade(self, group: RolloutGroup) -> ScoredGroup:
+        self.graded += 1
         wrong = [make_verdict(0.0, answer) for answer in ("1000", "2000")]
         return ScoredGroup(rollout=group, verdicts=(make_verdict(1.0, group.task.reference_answer), *wrong))
 
@@ -80,23 +82,26 @@ class Stages:
 
 
 async def went_on(folder: Path, *overrides: str, drain_after: int | None = None) -> list[EvidencedGroup]:
-    """Starts a run or goes on with it; `drain_after` that many measured groups it is asked to stop."""
+    """Starts a run or goes on with it; `drain_after` that many graded groups it is asked to stop."""
     run_dir, bus = RunDir(folder), MemoryBus()
     run_dir.create(make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
-    run: Any = assemble(run_dir, bus, Settings())  # type: ignore[arg-type]
+    run: Any = assemble(run_dir, bus, Settings(threads=1, adapter_cache=folder / "own"))  # type: ignore[arg-type]
     stages, drain, stop = Stages(run, folder / "cache"), asyncio.Event(), asyncio.Event()
 
-    async def measure(group: ScoredGroup) -> EvidencedGroup:
-        found = await stages.measure(group)
-        if drain_after is not None and len(stages.taught) >= drain_after:
+    async def grade(group: RolloutGroup) -> ScoredGroup:
+        found = await stages.grade(group)
+        if drain_after is not None and stages.graded >= drain_after:
             drain.set()
         return found
 
-    handlers: dict[Stage, Any] = {Stage.ROLLOUT: stages.sample, Stage.VERIFY: stages.grade, Stage.TEACH: measure}
+    handlers: dict[Stage, Any] = {Stage.ROLLOUT: stages.sample, Stage.VERIFY: grade}
+    if run.config.engine.teacher == "service":
+        handlers[Stage.TEACH] = stages.measure
     async with asyncio.TaskGroup() as group:
         for stage, handler in handlers.items():
             group.create_task(StageLoop(bus, stage, handler).run(stop))
-        await train(run, drain)
+        async with run.beside:
+            await train(run, drain)
         stop.set()
     stages.engine.close()
     return stages.taught
@@ -137,3 +142,16 @@ async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_n
     assert averages == ([f"ema-v{version:06d}" for version in range(1, 5)] if source == "ema" else [])
     assert all(row["groups/failed"] == 0 for row in metrics(unbroken))
     assert sum(row["credit/tokens"] for row in metrics(unbroken)) > 0
+
+
+@pytest.mark.parametrize("source", ["ema", "behind"])
+async def test_a_teacher_on_the_learners_own_base_gives_the_run_of_one_with_a_base_of_its_own(
+    tmp_path: Path, source: str
+) -> None:
+    apart, colocated = tmp_path / "apart" / "run", tmp_path / "colocated" / "run"
+    assert await went_on(apart, *SOURCES[source])
+    for drain_after in (3, None):
+        assert not await went_on(colocated, *SOURCES[source], "engine.teacher=colocated", drain_after=drain_after)
+    assert written(colocated) == written(apart)
+    assert metrics(colocated) == metrics(apart)
+    assert sum(row["credit/tokens"] for row in metrics(colocated)) > 0

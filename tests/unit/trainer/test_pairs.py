@@ -18,8 +18,8 @@ from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.stage import StageLoop
+from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
-from services.teacher.handler import make_handler
 from services.trainer.__main__ import assemble
 from services.trainer.batch import pack
 from services.trainer.learner import Learner

@@ -13,9 +13,9 @@ from cepo.algo.teacher import TeacherSource
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair
 from cepo.testing import MemoryBus
-from services.teacher.engine import TransformersScorer
-from services.teacher.handler import Pair
 from services.trainer.batch import pack
 from services.trainer.checkpoint import Checkpoints, Progress
 from services.trainer.learner import Learner

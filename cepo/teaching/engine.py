@@ -21,10 +21,11 @@ from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_s
 from cepo.image_cache import ReadImage, no_images
 from cepo.rendering import Renderer
 from cepo.settings import Settings
+from cepo.teaching import measures
+from cepo.teaching.base import Base
+from cepo.teaching.handler import Likeliest, Logps, Pair
 from cepo.telemetry import loading
 from cepo.tree import passes
-from services.teacher import measures
-from services.teacher.handler import Likeliest, Logps, Pair
 
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
@@ -37,16 +38,21 @@ class TransformersScorer:
     """Scores on one thread, so that a pass never meets a half-switched adapter."""
 
     def __init__(
-        self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
+        self,
+        settings: Settings,
+        renderer: Renderer,
+        adapters: AdapterCache,
+        read_image: ReadImage = no_images,
+        base: Base | None = None,
     ) -> None:
+        """Scores on a base of its own, loaded here, or on one that a learner lends."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._renderer = renderer
         self._adapters = adapters
         self._read_image = read_image
         self._keep = settings.max_loras
-        self._base = load_causal_lm(settings.model, settings.dtype, settings.device)
-        self._peft: PeftModel | None = None
+        self._base = base or Base(load_causal_lm(settings.model, settings.dtype, settings.device))
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -94,43 +100,47 @@ class TransformersScorer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _bind(self, policy: PolicyRef, folder: Path | None) -> PolicyProof:
-        bound = 0
-        if folder is not None:
-            if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self._base, folder, adapter_name=policy.name)
-            else:
-                self._peft.load_adapter(folder, adapter_name=policy.name)
-            layers = (module for module in self._peft.modules() if isinstance(module, LoraLayer))
-            bound = sum(policy.name in layer.lora_A for layer in layers)
-            if bound == 0:
-                raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
-        self._activate(policy)
-        self._drop_unused(policy)
-        return PolicyProof(
-            policy=policy,
-            bound_modules=bound,
-            canary_logp=canary_logp(self._base, self._renderer.canary_ids),
-            tokenizer_sha256=self._renderer.sha256,
-            engine="transformers",
-        )
+        with self._base.lent():
+            bound = 0 if folder is None else self._attach(policy, folder)
+            self._activate(policy)
+            self._drop_unused(policy)
+            return PolicyProof(
+                policy=policy,
+                bound_modules=bound,
+                canary_logp=canary_logp(self._base.model, self._renderer.canary_ids),
+                tokenizer_sha256=self._renderer.sha256,
+                engine="transformers",
+            )
+
+    def _attach(self, policy: PolicyRef, folder: Path) -> int:
+        """Puts an adapter beside the others; returns the modules that took it."""
+        base, name = self._base, policy.name
+        if base.peft is None:
+            base.peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
+        else:
+            base.peft.load_adapter(folder, adapter_name=name)
+        bound = sum(name in layer.lora_A for layer in base.peft.modules() if isinstance(layer, LoraLayer))
+        if bound == 0:
+            raise PolicyError(f"adapter {name} loaded but bound to no module")
+        return bound
 
     def _drop_unused(self, newest: PolicyRef) -> None:
         """Drops the least recently used beyond what is kept: a teacher may be older than what was announced since."""
-        if self._peft is None:
+        if self._base.peft is None:
             return
-        resident = [name for name in (*self._proofs, newest.name) if name in self._peft.peft_config]
+        resident = [name for name in (*self._proofs, newest.name) if name in self._base.peft.peft_config]
         for name in resident[: -self._keep]:
-            self._peft.delete_adapter(name)
+            self._base.peft.delete_adapter(name)
             del self._proofs[name]
 
     def _activate(self, policy: PolicyRef) -> None:
-        if self._peft is None:
+        if self._base.peft is None:
             return
         if policy == BASE_POLICY:
-            self._peft.base_model.disable_adapter_layers()
+            self._base.peft.base_model.disable_adapter_layers()
         else:
-            self._peft.base_model.enable_adapter_layers()
-            self._peft.set_adapter(policy.name)
+            self._base.peft.base_model.enable_adapter_layers()
+            self._base.peft.set_adapter(policy.name)
 
     @torch.no_grad()
     def _passed(
@@ -141,21 +151,21 @@ class TransformersScorer:
         policy: PolicyRef,
         take: Take,
     ) -> list[Any]:
-        self._activate(policy)
         patches = {image: self._renderer.pixels.patches(image, each) for image, each in data.items()}
         found: list[Any] = [None] * len(pairs)
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
             images = [[patches[image] for image in pairs[i].images] for i in rows]
-            states = response_states(self._base, contexts, responses, temperature, images)
-            share_B = torch.tensor([pairs[i].base_share for i in rows], device=states.valid_BT.device)
-            if share_B.any():
-                self._activate(BASE_POLICY)
-                base = response_states(self._base, contexts, responses, temperature, images)
-                states = nearer(states, base, share_B)
+            with self._base.lent():
                 self._activate(policy)
-            for i, item in zip(rows, take(states, rows), strict=True):
-                found[i] = item
+                states = response_states(self._base.model, contexts, responses, temperature, images)
+                share_B = torch.tensor([pairs[i].base_share for i in rows], device=states.valid_BT.device)
+                if share_B.any():
+                    self._activate(BASE_POLICY)
+                    base = response_states(self._base.model, contexts, responses, temperature, images)
+                    states = nearer(states, base, share_B)
+                for i, item in zip(rows, take(states, rows), strict=True):
+                    found[i] = item
         return found
 
 

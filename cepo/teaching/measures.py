@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cepo.forward import ResponseStates
-from services.teacher.handler import Likeliest, Logps
+from cepo.teaching.handler import Likeliest, Logps
 
 
 def logps(states: ResponseStates) -> list[Logps]:

@@ -1,0 +1,1 @@
+"""The teacher's stage: its handler and the scorer that the handler asks."""

@@ -1,0 +1,51 @@
+"""The teacher's stage inside the trainer: it scores on the learner's own base, between what the learner does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cepo.adapters import AdapterCache, resident
+from cepo.bus import Bus
+from cepo.contracts import ImageRef, Stage
+from cepo.deployment import SPECS
+from cepo.images import ImageStore
+from cepo.rendering import Renderer
+from cepo.runconfig import RunConfig
+from cepo.settings import Settings
+from cepo.stage import StageLoop
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import make_handler
+from services.trainer.learner import Learner
+from services.trainer.publisher import Publisher
+
+
+@asynccontextmanager
+async def teaching(
+    config: RunConfig,
+    settings: Settings,
+    bus: Bus,
+    renderer: Renderer,
+    store: ImageStore,
+    learner: Learner,
+    publisher: Publisher,
+) -> AsyncIterator[None]:
+    """Works on the teacher's stream, with the teacher's settings, for as long as the run goes on."""
+    settings = SPECS["teacher"].settings(config, settings)
+
+    async def read(image: ImageRef) -> bytes:
+        return store.read(image)
+
+    root = settings.adapter_cache / f"teacher-{os.getpid()}"
+    adapters = AdapterCache(root, publisher.files, keep=settings.max_loras + 2)
+    scorer = TransformersScorer(settings, renderer, adapters, read, learner.base)
+    loop = StageLoop.of(settings, bus, Stage.TEACH, make_handler(scorer, renderer, settings.max_model_len))
+    ended = asyncio.Event()
+    async with resident(scorer, bus, adapters), asyncio.TaskGroup() as group:
+        group.create_task(loop.run(ended))
+        try:
+            yield
+        finally:
+            ended.set()

@@ -1,0 +1,43 @@
+"""Policies that are announced are at hand before a task names them, and those before them are still."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from cepo.adapters import AdapterCache, resident
+from cepo.contracts import PolicyRef
+from cepo.settings import Settings
+from cepo.teaching.engine import TransformersScorer
+from cepo.testing import MemoryBus
+from tests.unit.teacher.test_teacher import MODEL, RENDERER, make_pairs, random_adapter
+
+torch.set_num_threads(1)
+
+
+async def test_what_is_announced_is_loaded_while_a_pass_of_the_version_before_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    published = dict(random_adapter(tmp_path_factory.mktemp("peft"), seed) for seed in (1, 2))
+    fetched: list[PolicyRef] = []
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        fetched.append(policy)
+        return published[policy]
+
+    bus, cache = MemoryBus(), AdapterCache(tmp_path, fetch, keep=4)
+    scorer = TransformersScorer(Settings(model=MODEL, dtype="float32", max_loras=2), RENDERER, cache)
+    old, new = published
+    async with asyncio.timeout(20), resident(scorer, bus, cache):
+        before = await scorer.score(make_pairs(), 1.0, old)
+        scoring = asyncio.create_task(scorer.score(make_pairs(), 1.0, old))
+        while fetched != [old, new]:
+            await bus.announce(new)
+            await asyncio.sleep(0.01)
+        assert await scoring == before
+        assert await scorer.score(make_pairs(), 1.0, new) != before
+        assert await scorer.score(make_pairs(), 1.0, old) == before
+        assert fetched == [old, new]
