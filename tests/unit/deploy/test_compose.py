@@ -128,3 +128,14 @@ def test_prometheus_with_tls_is_the_same_and_checks_names() -> None:
             {"target_label": "job", "replacement": one["job_name"]},
             *one["relabel_configs"],
         ]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="the alerts' own tests read the same rules")
+@pytest.mark.parametrize(
+    "check", ["rules alerts.yml", "config --syntax-only prometheus.yml", "config --syntax-only tls.yml"]
+)
+def test_prometheus_takes_its_files(check: str) -> None:
+    command = ["promtool", "check", *check.split()]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "deploy" / "prometheus")
+    assert printed.returncode == 0, printed.stderr
+    assert "SUCCESS" in printed.stdout

@@ -113,6 +113,18 @@ def test_every_name_that_is_used_is_there(overlay: tuple[str, list[Object]]) -> 
             assert ("Deployment", target["name"]) in names
 
 
+def test_a_pod_reaches_the_runs_when_no_trainer_does() -> None:
+    (files,) = yaml.safe_load_all((K8S / "files.yaml").read_text())
+    validate(files)
+    pod, trainer = files["spec"], pods(render(K8S / "base"))["trainer"]
+    for key in ("securityContext", "automountServiceAccountToken"):
+        assert pod[key] == trainer[key]
+    (container,), (training,) = pod["containers"], trainer["containers"]
+    assert container["securityContext"] == training["securityContext"]
+    assert pod["volumes"] == [volume for volume in trainer["volumes"] if volume["name"] == "runs"]
+    assert container["image"] == pods(render(K8S / "base"))["verifier"]["containers"][0]["image"]
+
+
 def test_secrets_are_named_and_never_written(overlay: tuple[str, list[Object]]) -> None:
     assert not [o for o in overlay[1] if o["kind"] == "Secret"]
     for pod in pods(overlay[1]).values():
