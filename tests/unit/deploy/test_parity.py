@@ -113,6 +113,15 @@ def test_prometheus_scrapes_every_service() -> None:
     assert ports == {spec.name: spec.http_port for spec in SPECS.values()}
 
 
+def test_a_trainer_is_started_again_as_often_and_has_as_long_to_save(compose: dict[str, Any]) -> None:
+    job = named(render(K8S / "base"), "Job", "trainer")["spec"]
+    for profile in PROFILES:
+        service = started(compose, "trainer", profile)
+        assert service["restart"] == f"on-failure:{job['backoffLimit']}"
+        minutes = int(service["stop_grace_period"].removesuffix("m"))
+        assert minutes * 60 == job["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
 def test_every_redis_has_the_tables_options(compose: dict[str, Any], tmp_path: Path) -> None:
     (container,) = named(render(K8S / "base"), "StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
     launched = Stack(make_config(), RunDir(tmp_path)).children["redis"].command
