@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -35,8 +36,8 @@ METHODS = {
     "teacher": "/cepo.v1.TeacherService/Score",
     "trainer": "/cepo.v1.TrainerService/Status",
 }
-STEPS = 2
-SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval.every=2", "engine.max_num_seqs=32")
+STEPS = 3
+SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval.every=3", "engine.max_num_seqs=32")
 
 
 def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int | None:
@@ -80,13 +81,13 @@ def test_a_run_over_mutual_tls_with_tokens(
         )
         try:
             wait_until(lambda: listening(run_dir), process, 120)
-            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
-            check_redis(front.port, certificates, strangers)
             for name, value in secure.items():
                 monkeypatch.setenv(name, value)
             capsys.readouterr()
             assert main(["status", str(run_dir)]) == 0
             status = capsys.readouterr().out
+            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
+            check_redis(front.port, certificates, strangers)
             printed, _ = process.communicate(timeout=120)
         finally:
             process.kill()
@@ -119,25 +120,26 @@ def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strange
     expire(certificates)
     ca, ours = certificates / "client" / "ca.crt", certificates / "client"
     assert set(found["http"]) == set(found["grpc"]) == set(SPECS)
-    for folder in (None, strangers / "client", certificates / "expired", ours):
-        rest, rpc = ssl.create_default_context(cafile=ca), grpc.ssl_channel_credentials(ca.read_bytes())
-        if folder:
-            chain = folder / "tls.crt", folder / "tls.key"
-            rest.load_cert_chain(*chain)
-            rpc = grpc.ssl_channel_credentials(ca.read_bytes(), chain[1].read_bytes(), chain[0].read_bytes())
-        for name in SPECS:
-            asked = refusal(found["http"][name], {"Authorization": f"Bearer {TOKEN}"}, rest)
-            called = grpc_answer(found["grpc"][name], METHODS[name], rpc, TOKEN)
-            if folder == ours:
-                assert asked == 200
-                assert called not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
-                assert refusal(found["http"][name], {}, rest) == 401
-                assert refusal(found["http"][name], {"Authorization": "Bearer wrong"}, rest) == 401
-                wrong = grpc_answer(found["grpc"][name], METHODS[name], rpc, "wrong")
-                assert wrong is grpc.StatusCode.UNAUTHENTICATED
-            else:
-                assert asked is None, (name, folder)
-                assert called is grpc.StatusCode.UNAVAILABLE, (name, folder)
+
+    def check(name: str) -> None:
+        address, target, method = found["http"][name], found["grpc"][name], METHODS[name]
+        for folder in (None, strangers / "client", certificates / "expired", ours):
+            rest, rpc = ssl.create_default_context(cafile=ca), grpc.ssl_channel_credentials(ca.read_bytes())
+            if folder:
+                chain = folder / "tls.crt", folder / "tls.key"
+                rest.load_cert_chain(*chain)
+                rpc = grpc.ssl_channel_credentials(ca.read_bytes(), chain[1].read_bytes(), chain[0].read_bytes())
+            asked = refusal(address, {"Authorization": f"Bearer {TOKEN}"}, rest)
+            called = grpc_answer(target, method, rpc, TOKEN)
+            if folder != ours:
+                assert (asked, called) == (None, grpc.StatusCode.UNAVAILABLE), (name, folder)
+        assert asked == 200
+        assert called not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
+        assert refusal(address, {}, rest) == refusal(address, {"Authorization": "Bearer wrong"}, rest) == 401
+        assert grpc_answer(target, method, rpc, "wrong") is grpc.StatusCode.UNAUTHENTICATED
+
+    with ThreadPoolExecutor() as pool:  # before the run is over
+        list(pool.map(check, SPECS))
 
 
 def expire(certificates: Path) -> None:
