@@ -15,12 +15,11 @@ import grpc
 
 from benchmarks import _report
 from benchmarks._simulation import Cost, Shape, Workers, collect, redis_server, running
-from cepo.adapters import FILES, fetch_from_trainer
+from cepo.adapters import CHUNK_BYTES, FILES, fetch_from_trainer
 from cepo.connections import GRPC_OPTIONS
 from cepo.contracts import PolicyRef, Stage
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.settings import Settings
-from services.trainer.publisher import CHUNK_BYTES
 
 AIM = 0.9
 SLOTS, SECONDS = 4, 2.0

@@ -5,8 +5,10 @@ ENV PATH=/opt/cepo/bin:$PATH
 COPY deploy/requirements/cpu.txt pyproject.toml README.md /build/
 COPY cepo /build/cepo
 COPY services /build/services
-# The lock pins what this image needs; what it does not need is not installed.
-RUN pip install --no-cache-dir --constraint /build/cpu.txt torch==2.13.0 "/build[teacher,trainer]"
+# The lock pins what this image needs; what it does not need is not installed. PyTorch's CUDA build asks for a triton of
+# its own.
+RUN sed -i '/^triton==/d' /build/cpu.txt \
+    && pip install --no-cache-dir --constraint /build/cpu.txt torch==2.13.0 "/build[teacher,trainer]"
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/cepo /opt/cepo

@@ -99,6 +99,8 @@ def main() -> None:
     found = list(conflicts(versions))
     if found:
         sys.exit("\n".join(found))
+    said = f"{len(versions)} pins: the bill lists them, the environment is them, and each finds what it asks for; "
+    sys.stdout.write(f"{said}vulnerabilities were not looked up\n")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import socket
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from redis import Redis
+from redis.exceptions import AuthenticationError, ConnectionError as RedisConnectionError
 
+from cepo.certificates import Authority
 from cepo.cli import main
 from cepo.deployment import SPECS
 from cepo.settings import child_environment
@@ -23,8 +30,14 @@ from tests.tls_front import TlsFront
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 TOKEN, PASSWORD = "token-9f3a51c7", "password-b2e8d604"
-STEPS = 2
-SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval.every=2", "engine.max_num_seqs=32")
+METHODS = {
+    "rollout": "/cepo.v1.RolloutService/Generate",
+    "verifier": "/cepo.v1.VerifierService/Verify",
+    "teacher": "/cepo.v1.TeacherService/Score",
+    "trainer": "/cepo.v1.TrainerService/Status",
+}
+STEPS = 3
+SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval.every=3", "engine.max_num_seqs=32")
 
 
 def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int | None:
@@ -35,10 +48,12 @@ def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int |
         return None
 
 
-def grpc_health(address: str, credentials: grpc.ChannelCredentials) -> grpc.StatusCode:
-    with grpc.secure_channel(address, credentials) as channel:
+def grpc_answer(address: str, method: str, tls: grpc.ChannelCredentials, token: str) -> grpc.StatusCode:
+    """What a call is told, a good one that its message says nothing."""
+    with grpc.secure_channel(address, tls) as channel:
+        call = channel.unary_unary(method).with_call
         try:
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=10)
         except grpc.RpcError as error:
             return error.code()
         return grpc.StatusCode.OK
@@ -66,12 +81,13 @@ def test_a_run_over_mutual_tls_with_tokens(
         )
         try:
             wait_until(lambda: listening(run_dir), process, 120)
-            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
             for name, value in secure.items():
                 monkeypatch.setenv(name, value)
             capsys.readouterr()
             assert main(["status", str(run_dir)]) == 0
             status = capsys.readouterr().out
+            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
+            check_redis(front.port, certificates, strangers)
             printed, _ = process.communicate(timeout=120)
         finally:
             process.kill()
@@ -100,21 +116,53 @@ def listening(run_dir: Path) -> bool:
 
 
 def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strangers: Path) -> None:
-    """Every service refuses whoever lacks a certificate, has another authority's, or a wrong token."""
-    ca = certificates / "client" / "ca.crt"
-    nobody = ssl.create_default_context(cafile=ca)
-    stranger, ours = ssl.create_default_context(cafile=ca), ssl.create_default_context(cafile=ca)
-    stranger.load_cert_chain(strangers / "client" / "tls.crt", strangers / "client" / "tls.key")
-    ours.load_cert_chain(certificates / "client" / "tls.crt", certificates / "client" / "tls.key")
-    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    """Every service refuses whoever lacks a certificate, has another authority's or an old one, or a wrong token."""
+    expire(certificates)
+    ca, ours = certificates / "client" / "ca.crt", certificates / "client"
     assert set(found["http"]) == set(found["grpc"]) == set(SPECS)
-    for address in found["http"].values():
-        assert refusal(address, bearer, nobody) is None
-        assert refusal(address, bearer, stranger) is None
-        assert refusal(address, {}, ours) == refusal(address, {"Authorization": "Bearer wrong"}, ours) == 401
-        assert refusal(address, bearer, ours) == 200
-    key, certificate = ((certificates / "client" / name).read_bytes() for name in ("tls.key", "tls.crt"))
-    for address in found["grpc"].values():
-        root = ca.read_bytes()
-        assert grpc_health(address, grpc.ssl_channel_credentials(root)) is grpc.StatusCode.UNAVAILABLE
-        assert grpc_health(address, grpc.ssl_channel_credentials(root, key, certificate)) is grpc.StatusCode.OK
+
+    def check(name: str) -> None:
+        address, target, method = found["http"][name], found["grpc"][name], METHODS[name]
+        for folder in (None, strangers / "client", certificates / "expired", ours):
+            rest, rpc = ssl.create_default_context(cafile=ca), grpc.ssl_channel_credentials(ca.read_bytes())
+            if folder:
+                chain = folder / "tls.crt", folder / "tls.key"
+                rest.load_cert_chain(*chain)
+                rpc = grpc.ssl_channel_credentials(ca.read_bytes(), chain[1].read_bytes(), chain[0].read_bytes())
+            asked = refusal(address, {"Authorization": f"Bearer {TOKEN}"}, rest)
+            called = grpc_answer(target, method, rpc, TOKEN)
+            if folder != ours:
+                assert (asked, called) == (None, grpc.StatusCode.UNAVAILABLE), (name, folder)
+        assert asked == 200
+        assert called not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
+        assert refusal(address, {}, rest) == refusal(address, {"Authorization": "Bearer wrong"}, rest) == 401
+        assert grpc_answer(target, method, rpc, "wrong") is grpc.StatusCode.UNAUTHENTICATED
+
+    with ThreadPoolExecutor() as pool:  # before the run is over
+        list(pool.map(check, SPECS))
+
+
+def expire(certificates: Path) -> None:
+    """Has the authority of `cepo certs` sign a certificate that ended yesterday."""
+    key = serialization.load_pem_private_key((certificates / "ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    authority = Authority(x509.load_pem_x509_certificate((certificates / "client" / "ca.crt").read_bytes()), key)
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    authority.issue(certificates / "expired", "expired", ["127.0.0.1"], now - 2 * day, now - day)
+
+
+def check_redis(port: int, certificates: Path, strangers: Path) -> None:
+    """Redis refuses the same callers, and a wrong password."""
+
+    def ping(folder: Path | None, password: str) -> bool:
+        chain = {"ssl_certfile": str(folder / "tls.crt"), "ssl_keyfile": str(folder / "tls.key")} if folder else {}
+        ca = str(certificates / "client" / "ca.crt")
+        with Redis("127.0.0.1", port, password=password, ssl=True, ssl_ca_certs=ca, **chain) as redis:
+            return bool(redis.ping())
+
+    assert ping(certificates / "client", PASSWORD)
+    with pytest.raises(AuthenticationError):
+        ping(certificates / "client", "wrong")
+    for folder in (None, strangers / "client", certificates / "expired"):
+        with pytest.raises(RedisConnectionError):
+            ping(folder, PASSWORD)

@@ -15,6 +15,8 @@ KEYS = {
     *("patches", "images"),
 }
 CLUSTER_WIDE = {"Namespace"}
+CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PrometheusRule"}
+"""Of operators that not every overlay asks for."""
 
 
 def render(folder: Path) -> list[Object]:
@@ -76,7 +78,7 @@ def _patch(objects: list[Object], target: Object, operations: list[Object]) -> N
         if re.fullmatch(target["kind"], item["kind"])
         and re.fullmatch(target.get("name", ".*"), item["metadata"]["name"])
     ]
-    assert matching, f"no object for the patch of {target}"
+    assert matching or target["kind"] in CUSTOM, f"no object for the patch of {target}"
     for item in matching:
         for operation in operations:
             _apply(item, operation)

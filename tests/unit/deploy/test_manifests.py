@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,16 +18,34 @@ from cepo.bus import stream_of
 from cepo.contracts import Stage
 from cepo.deployment import SPECS
 from cepo.runfile import load
-from tests.unit.deploy.kustomize import K8S, Object, named, render
+from tests.unit.deploy.kustomize import CUSTOM, K8S, Object, named, render
 
 OVERLAYS = ("cpu", "single-gpu", "multi-node")
 KUBERNETES = "1.34"
-CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PrometheusRule"}
+CRDS = Path(__file__).parent / "crds"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def overlay(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
     return request.param, render(K8S / "overlays" / request.param)
+
+
+def validate(item: Object) -> None:
+    """Holds an object to the schema of its kind; a field that the schema does not know is refused."""
+    if item["kind"] in CUSTOM:
+        jsonschema.validate(item, closed(json.loads((CRDS / f"{item['kind']}.json").read_text())))
+    else:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def closed(schema: Any) -> Any:
+    """A structural schema, as Kubernetes reads it with strict field validation: only what is described is allowed."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inside = {key: closed(part) for key, part in schema.items()}
+    return inside | ({"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {})
 
 
 def pods(objects: list[Object]) -> dict[str, Any]:
@@ -34,17 +54,18 @@ def pods(objects: list[Object]) -> dict[str, Any]:
 
 
 def test_every_object_fits_its_schema(overlay: tuple[str, list[Object]]) -> None:
-    builtin = [o for o in overlay[1] if o["kind"] not in CUSTOM]
-    assert len(builtin) >= 20
-    for item in builtin:
-        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    assert len(overlay[1]) >= 20
+    for item in overlay[1]:
+        validate(item)
 
 
-def test_a_misspelt_field_would_be_found() -> None:
-    broken = named(render(K8S / "overlays" / "cpu"), "Deployment", "rollout")
-    broken["spec"]["replica"] = 2
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+@pytest.mark.parametrize(("kind", "field"), [("Deployment", "replica"), ("ScaledObject", "minReplicas")])
+def test_a_misspelt_field_would_be_found(kind: str, field: str) -> None:
+    broken = named(render(K8S / "overlays" / "multi-node"), kind, "rollout")
+    validate(broken)
+    broken["spec"][field] = 2
+    with pytest.raises(jsonschema.ValidationError, match=field):
+        validate(broken)
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the same; it is not needed to test")
@@ -92,6 +113,18 @@ def test_every_name_that_is_used_is_there(overlay: tuple[str, list[Object]]) -> 
             assert ("Deployment", target["name"]) in names
 
 
+def test_a_pod_reaches_the_runs_when_no_trainer_does() -> None:
+    (files,) = yaml.safe_load_all((K8S / "files.yaml").read_text())
+    validate(files)
+    pod, trainer = files["spec"], pods(render(K8S / "base"))["trainer"]
+    for key in ("securityContext", "automountServiceAccountToken"):
+        assert pod[key] == trainer[key]
+    (container,), (training,) = pod["containers"], trainer["containers"]
+    assert container["securityContext"] == training["securityContext"]
+    assert pod["volumes"] == [volume for volume in trainer["volumes"] if volume["name"] == "runs"]
+    assert container["image"] == pods(render(K8S / "base"))["verifier"]["containers"][0]["image"]
+
+
 def test_secrets_are_named_and_never_written(overlay: tuple[str, list[Object]]) -> None:
     assert not [o for o in overlay[1] if o["kind"] == "Secret"]
     for pod in pods(overlay[1]).values():
@@ -101,12 +134,34 @@ def test_secrets_are_named_and_never_written(overlay: tuple[str, list[Object]]) 
 
 
 def test_selectors_find_their_pods(overlay: tuple[str, list[Object]]) -> None:
-    labels = [o["spec"]["template"]["metadata"]["labels"] for o in overlay[1] if "template" in o.get("spec", {})]
+    made = [o for o in overlay[1] if "template" in o.get("spec", {})]
+    labels = [o["spec"]["template"]["metadata"]["labels"] | numbered(o) for o in made]
     for item in overlay[1]:
         selector = item.get("spec", {}).get("selector") if item["kind"] in ("Service", "PodDisruptionBudget") else None
         if selector:
             wanted = selector.get("matchLabels", selector)
             assert any(wanted.items() <= found.items() for found in labels), item["metadata"]["name"]
+
+
+def numbered(item: Object) -> dict[str, str]:
+    """What an Indexed Job itself puts on its first pod."""
+    indexed = item["spec"].get("completionMode") == "Indexed"
+    return {"batch.kubernetes.io/job-completion-index": "0"} if indexed else {}
+
+
+def test_trainer_pods_meet_where_torchrun_looks() -> None:
+    objects = render(K8S / "overlays" / "multi-node")
+    job, nodes = named(objects, "Job", "trainer")["spec"], named(objects, "Service", "trainer-nodes")
+    pod = job["template"]["spec"]
+    variables = {entry["name"]: entry for entry in pod["containers"][0]["env"] if entry["name"].startswith("PET_")}
+    assert int(variables["PET_NNODES"]["value"]) == job["completions"] == job["parallelism"]
+    rank = variables["PET_NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert rank == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert variables["PET_MASTER_ADDR"]["value"] == f"trainer-0.{nodes['metadata']['name']}"
+    assert pod["subdomain"] == nodes["metadata"]["name"]
+    assert (nodes["spec"]["clusterIP"], nodes["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert [str(port["port"]) for port in nodes["spec"]["ports"]] == [variables["PET_MASTER_PORT"]["value"]]
+    assert named(objects, "Service", "trainer")["spec"]["selector"].items() >= numbered({"spec": job}).items()
 
 
 def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None:

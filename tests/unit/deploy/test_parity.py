@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -18,44 +14,20 @@ from cepo.cli.services import ENGINES
 from cepo.deployment import REDIS_OPTIONS, SPECS, Spec, environment
 from cepo.local import Stack
 from cepo.rundir import RunDir
-from cepo.settings import PREFIX, Settings
 from tests.factories import make_config
+from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, read, started
 from tests.unit.deploy.kustomize import K8S, named, render
+from tests.unit.deploy.surroundings import SECRET, surroundings
 
-ROOT = K8S.parents[1]
-PASSWORD = "hunter2"
-PROFILES = ("gpu", "multi-gpu", "cpu")
 ADDRESSES = {"CEPO_REDIS_URL", "CEPO_HOST", "CEPO_EXPOSURE", "CEPO_GRPC_PORT", "CEPO_HTTP_PORT"} | {
     "CEPO_TRAINER_ADDRESS",
     "CEPO_VERIFIER_ADDRESS",
 }
 
 
-def interpolated(node: Any) -> Any:
-    """A compose tree with the defaults of its variables in place."""
-    if isinstance(node, dict):
-        return {key: interpolated(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [interpolated(value) for value in node]
-    if isinstance(node, str):
-        node = re.sub(r"\$\{\w+:\?[^}]*\}", PASSWORD, node)
-        return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", node)
-    return node
-
-
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    return interpolated(yaml.safe_load((ROOT / "docker-compose.yml").read_text()))
-
-
-def in_compose(compose: dict[str, Any], name: str, profile: str) -> dict[str, Any]:
-    """The one service of this name that a profile starts."""
-    (found,) = [
-        service
-        for key, service in compose["services"].items()
-        if key.split("-")[0] == name and profile in service.get("profiles", [profile])
-    ]
-    return found
+    return read(CLEAR)
 
 
 def in_kubernetes(name: str, overlay: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -65,18 +37,8 @@ def in_kubernetes(name: str, overlay: str) -> tuple[dict[str, Any], dict[str, st
     (container,) = item["spec"]["template"]["spec"]["containers"]
     variables = dict(named(objects, "ConfigMap", "cepo-environment")["data"])
     assert container["envFrom"] == [{"configMapRef": {"name": "cepo-environment"}}]
-    variables |= {entry["name"]: entry.get("value", PASSWORD) for entry in container["env"]}
-    return container, {key: value.replace("$(REDIS_PASSWORD)", PASSWORD) for key, value in variables.items()}
-
-
-def surroundings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What the service makes of its variables; one that it does not know is an error."""
-    ours = {key: value for key, value in variables.items() if key.startswith(PREFIX)}
-    assert {key.removeprefix(PREFIX).lower() for key in ours} <= set(Settings.model_fields)
-    with monkeypatch.context() as patch:
-        for key, value in ours.items():
-            patch.setenv(key, value)
-        return Settings.from_environment()
+    variables |= {entry["name"]: entry.get("value", SECRET) for entry in container["env"]}
+    return container, {key: value.replace("$(REDIS_PASSWORD)", SECRET) for key, value in variables.items()}
 
 
 def without_addresses(variables: dict[str, str]) -> dict[str, str]:
@@ -84,25 +46,12 @@ def without_addresses(variables: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in variables.items() if key not in ADDRESSES | machine}
 
 
-def test_the_compose_file_fits_its_schema() -> None:
-    package = find_spec("check_jsonschema")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    folder = Path(package.submodule_search_locations[0]) / "builtin_schemas" / "vendor"
-    schema = json.loads((folder / "compose-spec.json").read_text())
-    file = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    jsonschema.validate(file, schema)
-    file["services"]["redis"]["restrat"] = "always"
-    with pytest.raises(jsonschema.ValidationError, match="restrat"):
-        jsonschema.validate(file, schema)
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
 def test_compose_starts_what_the_table_says(
     spec: Spec, profile: str, compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = in_compose(compose, spec.name, profile)
+    service = started(compose, spec.name, profile)
     run_file = "deploy/runs/tiny_cepo.toml" if profile == "cpu" else "deploy/runs/gsm8k_cepo.toml"
     folder = ["--run-dir", "/runs/run"] if spec.name == "trainer" else []
     assert service["command"] == spec.container_command(run_file, *folder)
@@ -110,7 +59,7 @@ def test_compose_starts_what_the_table_says(
     found = surroundings(service["environment"], monkeypatch)
     assert (found.grpc_port, found.http_port) == (spec.grpc_port, spec.http_port)
     assert found.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
-    assert found.redis_url == f"redis://:{PASSWORD}@redis:6379/0"
+    assert found.redis_url == f"redis://:{SECRET}@redis:6379/0"
     assert ("deploy" in service) == (profile != "cpu" and spec.name != "verifier")
     assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
 
@@ -130,7 +79,7 @@ def test_kubernetes_starts_what_the_table_says(spec: Spec, overlay: str, monkeyp
     found = surroundings(variables, monkeypatch)
     assert (found.grpc_port, found.http_port) == (spec.grpc_port, spec.http_port)
     assert found.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
-    assert found.redis_url == f"redis://:{PASSWORD}@redis:6379/0"
+    assert found.redis_url == f"redis://:{SECRET}@redis:6379/0"
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
@@ -142,7 +91,7 @@ def test_the_processes_are_those_of_the_launcher(
     child = Stack(config, RunDir(tmp_path), "redis://127.0.0.1:1/0").children[spec.name]
     folder = [str(tmp_path)] if spec.name == "trainer" else []
     assert child.command == [sys.executable, *spec.command(*folder)]
-    for variables in (in_compose(compose, spec.name, "cpu")["environment"], in_kubernetes(spec.name, "cpu")[1]):
+    for variables in (started(compose, spec.name, "cpu")["environment"], in_kubernetes(spec.name, "cpu")[1]):
         settings = surroundings(variables, monkeypatch)
         if spec.follows_run:
             settings = spec.settings(config, settings)
@@ -164,9 +113,18 @@ def test_prometheus_scrapes_every_service() -> None:
     assert ports == {spec.name: spec.http_port for spec in SPECS.values()}
 
 
+def test_a_trainer_is_started_again_as_often_and_has_as_long_to_save(compose: dict[str, Any]) -> None:
+    job = named(render(K8S / "base"), "Job", "trainer")["spec"]
+    for profile in PROFILES:
+        service = started(compose, "trainer", profile)
+        assert service["restart"] == f"on-failure:{job['backoffLimit']}"
+        minutes = int(service["stop_grace_period"].removesuffix("m"))
+        assert minutes * 60 == job["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
 def test_every_redis_has_the_tables_options(compose: dict[str, Any], tmp_path: Path) -> None:
     (container,) = named(render(K8S / "base"), "StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
     launched = Stack(make_config(), RunDir(tmp_path)).children["redis"].command
     assert launched[-len(REDIS_OPTIONS) :] == list(REDIS_OPTIONS)
-    for command in (compose["services"]["redis"]["command"], container["command"]):
+    for command in (compose["redis"]["command"], container["command"]):
         assert set(REDIS_OPTIONS) <= set(shlex.split(command[-1]))

@@ -8,13 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from cepo.deployment import REDIS_OPTIONS, SPECS
 from tests.unit.deploy.kustomize import K8S, Object, named, render
-from tests.unit.deploy.test_manifests import CUSTOM, KUBERNETES
+from tests.unit.deploy.test_manifests import validate
 
 FOLDER = "/etc/cepo/certificates"
 
@@ -24,7 +23,7 @@ def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """An overlay with the component, as a user would write it."""
     folder = tmp_path_factory.mktemp("own") / "deploy"
     shutil.copytree(K8S.parent, folder)  # the monitoring component takes files from beside k8s
-    own = folder / K8S.name / "overlays" / "own"
+    own = folder / K8S.name / "overlays" / f"own-{request.param}"
     own.mkdir()
     lines = {"resources": [f"../{request.param}"], "components": ["../../components/tls"]}
     kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
@@ -70,7 +69,27 @@ def test_redis_listens_with_tls_alone(overlay: tuple[Path, list[Object]]) -> Non
 
 
 def test_the_objects_fit_their_schema(overlay: tuple[Path, list[Object]]) -> None:
-    builtin = [item for item in overlay[1] if item["kind"] not in CUSTOM]
-    assert len(builtin) >= 20
-    for item in builtin:
-        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    assert len(overlay[1]) >= 20
+    for item in overlay[1]:
+        validate(item)
+
+
+def test_prometheus_and_keda_come_with_the_clients_certificate(overlay: tuple[Path, list[Object]]) -> None:
+    client = "cepo-certificates-client"
+    monitors = [item for item in overlay[1] if item["kind"] == "ServiceMonitor"]
+    assert len(monitors) == (0 if overlay[0].name == "own-cpu" else len(SPECS))
+    for item in monitors:
+        (endpoint,) = item["spec"]["endpoints"]
+        assert endpoint["scheme"] == "https"
+        assert endpoint["tlsConfig"] == {
+            "ca": {"secret": {"name": client, "key": "ca.crt"}},
+            "cert": {"secret": {"name": client, "key": "tls.crt"}},
+            "keySecret": {"name": client, "key": "tls.key"},
+            "serverName": item["metadata"]["name"],  # which `cepo certs` writes into the certificate
+        }
+    scaled = [item for item in overlay[1] if item["kind"] == "ScaledObject"]
+    assert all(item["spec"]["triggers"][0]["metadata"]["enableTLS"] == "true" for item in scaled)
+    for item in (item for item in overlay[1] if item["kind"] == "TriggerAuthentication"):
+        found = {entry["parameter"]: (entry["name"], entry["key"]) for entry in item["spec"]["secretTargetRef"]}
+        assert found.pop("password") == ("cepo-redis", "password")
+        assert found == {"ca": (client, "ca.crt"), "cert": (client, "tls.crt"), "key": (client, "tls.key")}
