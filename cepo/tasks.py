@@ -69,6 +69,8 @@ class Ask(Contract):
     """Distribution: whose likeliest tokens; another's than `weights` are found under the plain context."""
     as_published: bool = False
     """Rejected: any rejected rollout may be shown, with the answer the reference code finds in it."""
+    without_images: bool = False
+    """Padding stands in the places of the task's images, as in the reference code."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:

@@ -17,6 +17,7 @@ from cepo.pixels import Patches
 from cepo.rendering import INSTRUCTION, Renderer
 from cepo.tiny import vision
 from cepo.tiny.figures import HEIGHT, QUESTION, WIDTH, Figure, figures
+from cepo.vision import Features, image_features
 
 MODEL = str(vision.path())
 RENDERER = Renderer(MODEL)
@@ -33,6 +34,10 @@ class Picture:
     @property
     def patches(self) -> Patches:
         return RENDERER.pixels.patches(self.ref, self.data)
+
+    @property
+    def features(self) -> Features:
+        return image_features(model(), self.patches)
 
 
 def picture_of(data: bytes) -> Picture:

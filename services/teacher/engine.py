@@ -17,10 +17,12 @@ from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.image_cache import ReadImage, no_images
+from cepo.pixels import Patches
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.telemetry import loading
 from cepo.tree import passes
+from cepo.vision import FeatureCache
 from services.teacher import measures
 from services.teacher.handler import Likeliest, Logps, Pair
 
@@ -44,6 +46,7 @@ class TransformersScorer:
         self._read_image = read_image
         self._keep = settings.max_loras
         self._base = load_causal_lm(settings.model, settings.dtype, settings.device)
+        self._features = FeatureCache(self._base)
         self._peft: PeftModel | None = None
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
@@ -140,11 +143,14 @@ class TransformersScorer:
         take: Take,
     ) -> list[Any]:
         self._activate(policy)
-        patches = {image: self._renderer.pixels.patches(image, each) for image, each in data.items()}
+
+        def patches(image: ImageRef) -> Patches:
+            return self._renderer.pixels.patches(image, data[image])
+
         found: list[Any] = [None] * len(pairs)
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            images = [[patches[image] for image in pairs[i].images] for i in rows]
+            images = [[self._features.of(image, patches) for image in pairs[i].images] for i in rows]
             states = response_states(self._base, contexts, responses, temperature, images)
             for i, item in zip(rows, take(states, rows), strict=True):
                 found[i] = item

@@ -14,6 +14,7 @@ from cepo.contracts import ImageRef
 from cepo.forward import ResponseStates, response_states
 from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
+from cepo.vision import FeatureCache
 from services.trainer.splits import microbatches, minibatches
 
 POLICY = "default"
@@ -36,6 +37,7 @@ class Host:
         self._model: Any = peft.get_base_model()
         self._config = config
         self._patches = patches
+        self._features = FeatureCache(self._model)
         self._weights: dict[str, list[nn.Parameter]] = {}
 
     @property
@@ -62,7 +64,7 @@ class Host:
 
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
         """The response tokens of a batch under the active adapter."""
-        images = [[self._patches(image) for image in row] for row in batch.images]
+        images = [[self._features.of(image, self._patches) for image in row] for row in batch.images]
         return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
 
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:
