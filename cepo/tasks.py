@@ -159,7 +159,8 @@ class PromptTask(Contract):
             raise ValueError(
                 f"a prefix of {len(self.prefix)} tokens leaves none of max_tokens={self.sampling.max_tokens}"
             )
-        if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
+        marks = sum(message.content.count("<image>") for message in self.messages if message.role != "system")
+        if self.images and marks != len(self.images):
             raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
         return self
 

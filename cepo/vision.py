@@ -50,9 +50,8 @@ def image_features(model: Any, image: Patches) -> Features:
     with FastLinear():
         found = model.base_model.get_image_features(image.values_PF.to(device), grid_13, return_dict=True)
     (embedding_MD,) = found.pooler_output
-    return Features(
-        image.sha256, image.grid, embedding_MD, torch.stack([layer for (layer,) in found.deepstack_features])
-    )
+    deep_LMD = torch.stack([layer for (layer,) in found.deepstack_features])
+    return Features(image.sha256, image.grid, embedding_MD, deep_LMD)
 
 
 class FeatureCache:

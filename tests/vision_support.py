@@ -44,11 +44,16 @@ def picture_of(data: bytes) -> Picture:
     return Picture(data, checked(data))
 
 
-def drawn(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> Picture:
-    """An image of one colour."""
+def one_colour(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> bytes:
+    """A PNG file."""
     file = BytesIO()
     Image.new("RGB" if len(colour) == 3 else "RGBA", (width, height), colour).save(file, format="PNG")
-    return picture_of(file.getvalue())
+    return file.getvalue()
+
+
+def drawn(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> Picture:
+    """An image of one colour."""
+    return picture_of(one_colour(width, height, colour))
 
 
 BLANK = drawn(WIDTH, HEIGHT)

@@ -124,3 +124,7 @@ def test_the_papers_runs_are_their_table() -> None:
     assert (small.lora.rank, small.lora.alpha, small.algorithm.name) == (16, 32, "cepo")
     assert large.model.path == "Qwen/Qwen3-VL-4B-Instruct"
     assert large.model_copy(update={"name": small.name, "model": small.model}) == small
+    published, larger = (load(RUNS / f"{name}.toml") for name in ("cepo-repo", "geo3k_cepo_4b_repo"))
+    assert larger.model == large.model
+    assert larger.model_copy(update={"name": published.name, "model": published.model}) == published
+    assert (published.data.train, published.model) == (small.data.train, small.model)
