@@ -230,7 +230,7 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
         and question
         and all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in question)
     ):
-        turns = [Message(role=str(turn["role"]), content=_content(turn["content"], path)) for turn in question]
+        turns = [Message(role=str(turn["role"]), content=_content(turn, path)) for turn in question]
     else:
         raise UserError(f"column {path!r} holds neither a text nor chat messages")
     if not turns[-1].content.strip() or turns[-1].role != "user":
@@ -242,8 +242,9 @@ def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _content(content: Any, path: str) -> str:
+def _content(turn: Row, path: str) -> str:
     """A turn's text, or the texts of its parts with a mark for each image, as chat templates have them."""
+    content = turn["content"]
     if not isinstance(content, list):
         return str(content)
     found = []
@@ -251,6 +252,8 @@ def _content(content: Any, path: str) -> str:
         match part:
             case {"type": "text", "text": str() as text}:
                 found.append(text)
+            case {"type": "image"} if turn["role"] == "system":
+                raise UserError(f"column {path!r} has an image in its system message; put it in a user's turn")
             case {"type": "image"}:
                 found.append(MARK)
             case _:

@@ -22,10 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cepo import attention
 from cepo.errors import UserError
 from cepo.head import target_logps
-from cepo.pixels import Patches
 from cepo.products import FastLinear
 from cepo.tree import token_tree
-from cepo.vision import keyed, language_inputs
+from cepo.vision import Features, keyed, language_inputs
 
 CHUNK_BYTES = 64 * 2**20
 """Of float32 logits that a rule sees at once."""
@@ -102,7 +101,7 @@ def response_states(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     temperature: float,
-    images: Sequence[Sequence[Patches]] = (),
+    images: Sequence[Sequence[Features]] = (),
 ) -> ResponseStates:
     """The states of every response token of every sequence, in one forward pass.
 
@@ -138,7 +137,7 @@ def _tree_states(
     model: Any,
     rows: Sequence[list[int]],
     starts: Sequence[int],
-    images: Sequence[Sequence[Patches]],
+    images: Sequence[Sequence[Features]],
     device: torch.device,
 ) -> Tensor:
     """Hidden states [N, D] of each row from its last prompt token on, row after row; shared beginnings run once."""
@@ -175,7 +174,7 @@ def response_logps(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     temperature: float,
-    images: Sequence[Sequence[Patches]] = (),
+    images: Sequence[Sequence[Features]] = (),
 ) -> Tensor:
     """log P(response token) for every sequence: [B, T] float32, T the longest response, 0 on padding."""
     return response_states(model, prompts, responses, temperature, images).logp_BT

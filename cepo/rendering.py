@@ -90,6 +90,11 @@ class Renderer:
             shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
         return (*self.prompt_ids(messages, images), *shown)
 
+    def blind_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """A context with padding in the places of its images, as the reference code shows it to the teacher."""
+        pad = self.tokenizer.pad_token_id
+        return tuple(pad if token == self.pixels.placeholder else token for token in token_ids)
+
     def response_ids(self, text: str) -> tuple[int, ...]:
         """A given response as the model would have sampled it, with the token that ends it."""
         return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)

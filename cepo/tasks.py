@@ -69,6 +69,8 @@ class Ask(Contract):
     """Distribution: whose likeliest tokens; another's than `weights` are found under the plain context."""
     as_published: bool = False
     """Rejected: any rejected rollout may be shown, with the answer the reference code finds in it."""
+    without_images: bool = False
+    """Padding stands in the places of the task's images, as in the reference code."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -159,7 +161,8 @@ class PromptTask(Contract):
             raise ValueError(
                 f"a prefix of {len(self.prefix)} tokens leaves none of max_tokens={self.sampling.max_tokens}"
             )
-        if self.images and (marks := sum(m.content.count("<image>") for m in self.messages)) != len(self.images):
+        marks = sum(message.content.count("<image>") for message in self.messages if message.role != "system")
+        if self.images and marks != len(self.images):
             raise ValueError(f"{len(self.images)} images for {marks} <image> marks in the messages")
         return self
 

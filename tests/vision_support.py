@@ -17,6 +17,7 @@ from cepo.pixels import Patches
 from cepo.rendering import INSTRUCTION, Renderer
 from cepo.tiny import vision
 from cepo.tiny.figures import HEIGHT, QUESTION, WIDTH, Figure, figures
+from cepo.vision import Features, image_features
 
 MODEL = str(vision.path())
 RENDERER = Renderer(MODEL)
@@ -34,16 +35,25 @@ class Picture:
     def patches(self) -> Patches:
         return RENDERER.pixels.patches(self.ref, self.data)
 
+    @property
+    def features(self) -> Features:
+        return image_features(model(), self.patches)
+
 
 def picture_of(data: bytes) -> Picture:
     return Picture(data, checked(data))
 
 
-def drawn(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> Picture:
-    """An image of one colour."""
+def one_colour(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> bytes:
+    """A PNG file."""
     file = BytesIO()
     Image.new("RGB" if len(colour) == 3 else "RGBA", (width, height), colour).save(file, format="PNG")
-    return picture_of(file.getvalue())
+    return file.getvalue()
+
+
+def drawn(width: int, height: int, colour: tuple[int, ...] = (255, 255, 255)) -> Picture:
+    """An image of one colour."""
+    return picture_of(one_colour(width, height, colour))
 
 
 BLANK = drawn(WIDTH, HEIGHT)

@@ -50,6 +50,9 @@ class EvidenceRatio(PolicyGradient):
     """Length of a peer's prefix or suffix."""
     pick: Literal["reward", "shortest", "most_common", "random"] = "reward"
     """Which peer is shown."""
+    images: Literal["keep", "drop"] = "keep"
+    """Whether the teacher sees the images; the reference code of CEPO drops them, with padding in their places. The
+    policy's own evidence has them either way."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -122,7 +125,8 @@ class EvidenceRatio(PolicyGradient):
     def _numerator(self, *, exclude_self: bool = True) -> Ask:
         """r+; without a correct peer to show, the reference answer."""
         if not self.positive.startswith("peer"):
-            return Ask(context=ContextName.ANSWER, feedback=Feedback[self.positive.upper()])
+            feedback = Feedback[self.positive.upper()]
+            return Ask(context=ContextName.ANSWER, feedback=feedback, without_images=self.images == "drop")
         instead = ContextName.ANSWER
         return self._peer(ContextName.ANSWER, self.positive, exclude_self=exclude_self, otherwise=instead)
 
@@ -130,7 +134,14 @@ class EvidenceRatio(PolicyGradient):
         own_answer = context is ContextName.REJECTED and source == "peer_answer"
         feedback = Feedback.ANSWER if own_answer else Feedback[source.upper()]
         tokens = self.feedback_tokens if source in CUT else None
-        return Ask(context=context, feedback=feedback, tokens=tokens or 0, pick=Pick[self.pick.upper()], **fields)
+        return Ask(
+            context=context,
+            feedback=feedback,
+            tokens=tokens or 0,
+            pick=Pick[self.pick.upper()],
+            without_images=self.images == "drop",
+            **fields,
+        )
 
     def _measured(self, batch: TrainBatch) -> list[Measured] | None:
         """What each ask found; None where the step measured nothing."""

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cepo import runfile
+from cepo.cli.pictures import drawing, page, pictures
 from cepo.cli.preflight import Finding, Preflight, Prompt
 from cepo.errors import Unreachable, UserError
 
@@ -32,7 +34,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
     parser.add_argument("--all", action="store_true", help="grade every reference answer, not a sample of a large set")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--html", type=Path, metavar="OUT", help="also write the report with its images as one page")
+    form.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.set_defaults(run=run)
 
 
@@ -43,14 +47,20 @@ def run(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     console = Console(highlight=False)
     preflight = _preflight(options)
+    findings = []
     try:
         for finding in preflight.run():
             show(console, finding)
+            findings.append(finding)
     except (UserError, Unreachable):
         console.print(_mark("fail"), f"{preflight.check}")
         raise
-    for prompt in preflight.prompts():
-        _show_prompt(console, prompt)
+    prompts, images = preflight.prompts(), pictures(preflight)
+    for prompt in prompts:
+        _show_prompt(console, prompt, images)
+    if options.html is not None:
+        _write(options.html, page(f"cepo check {options.file}", findings, prompts, images))
+        console.print(f"\npage written to {options.html}", markup=False, soft_wrap=True)
     words = shlex.join(
         ["cepo", "train", str(options.file), *(word for each in options.set for word in ("--set", each))]
     )
@@ -89,19 +99,24 @@ def _mark(state: str) -> Text:
     return Text(word, style=style)
 
 
-def _show_prompt(console: Console, prompt: Prompt) -> None:
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {path} cannot be written: {error.strerror}") from error
+
+
+def _show_prompt(console: Console, prompt: Prompt, images: Sequence[bytes]) -> None:
     """The plain prompt, its middle left out where it is long; of the others the end, the hint marked."""
     console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
     if not prompt.hint:
-        for number, image in enumerate(prompt.images, start=1):
-            console.print(f"image {number}: {image}", soft_wrap=True)
-    text = prompt.text.rstrip("\n")
-    at = text.rfind(prompt.hint) if prompt.hint else len(text)
+        for number, (what, data) in enumerate(zip(prompt.images, images, strict=True), start=1):
+            console.print(f"image {number}: {what}", soft_wrap=True)
+            if console.color_system is not None:
+                console.print(drawing(data, console.width))
     head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)
-    before = text[:at]
+    before, hint, after = prompt.parts
     if len(before) > head + tail:
         before = f"{before[:head]}[...]{before[-tail:]}"
-    hint = f">>{prompt.hint}<<" if prompt.hint else ""
-    console.print(
-        Text.assemble((before, "dim"), (hint, "bold cyan"), (text[at + len(prompt.hint) :], "dim")), soft_wrap=True
-    )
+    marked = f">>{hint}<<" if hint else ""
+    console.print(Text.assemble((before, "dim"), (marked, "bold cyan"), (after, "dim")), soft_wrap=True)

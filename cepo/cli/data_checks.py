@@ -28,6 +28,8 @@ def data(run: Preflight) -> Found:
         if images := [image for problem in found.problems for image in problem.images]:
             tokens = [run.renderer.pixels.tokens(image) for image in images]
             yield "ok", f"{found.source}: {len(images)} images of {min(tokens)} to {max(tokens)} tokens"
+    if run.blind and not any(problem.images for problem in run.train.problems):
+        yield "note", 'algorithm.images="drop" changes nothing: no row has an image'
     if run.held_out is None:
         yield "note", "data.eval is empty: nothing will say whether training helps"
 

@@ -40,13 +40,21 @@ class Prompt:
     tokens: int
     images: tuple[str, ...] = ()
     """What each image is and how many of the tokens it takes."""
+    blind: bool = False
+    """Whether padding stands in the places of its images."""
 
     @property
     def title(self) -> str:
         """The context in words."""
-        return {"r+": "r+, the right answer as hint", "r-": "r-, a made-up wrong answer as hint"}.get(
-            self.context, "plain"
-        )
+        words = {"r+": "r+, the right answer as hint", "r-": "r-, a made-up wrong answer as hint"}
+        return words.get(self.context, "plain") + (", without its images" if self.blind else "")
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """The text before the hint, the hint, and the text after it."""
+        text = self.text.rstrip("\n")
+        at = text.rfind(self.hint) if self.hint else len(text)
+        return text[:at], self.hint, text[at + len(self.hint) :]
 
 
 @dataclass
@@ -94,22 +102,32 @@ class Preflight:
         problem, data = self.train.problems[0], self.config.data
         right = problem.solution if self.config.algorithm.shows_solution else problem.answer
         images = problem.images
+        blind = bool(images) and self.blind
         found = [self._prompt("plain", self.renderer.prompt_ids(problem.messages, images), "", images)]
         if self.config.algorithm.offline:
             return found
         for context, answer in {"r+": right, "r-": gold.perturbed(problem.answer)}.items():
             placement = Placement[data.placement.upper()]
             ids = self.renderer.hinted_ids(problem.messages, data.hint, answer, placement, images)
-            found.append(self._prompt(context, ids, data.hint.replace("{answer}", answer), images))
+            found.append(self._prompt(context, ids, data.hint.replace("{answer}", answer), images, blind=blind))
         return found
 
-    def _prompt(self, context: str, ids: tuple[int, ...], hint: str, images: tuple[ImageRef, ...]) -> Prompt:
+    @property
+    def blind(self) -> bool:
+        """Whether the teacher is shown no image."""
+        return any(ask.without_images for ask in self.config.algorithm.asks)
+
+    def _prompt(
+        self, context: str, ids: tuple[int, ...], hint: str, images: tuple[ImageRef, ...], *, blind: bool = False
+    ) -> Prompt:
         compact = self.renderer.pixels.compact(ids, images) if images else ids
+        if blind:
+            compact = self.renderer.blind_ids(compact)
         shown = tuple(
             f"{image.media_type}, {image.width} x {image.height} pixels, {self.renderer.pixels.tokens(image)} tokens"
             for image in images
         )
-        return Prompt(context, str(self.renderer.tokenizer.decode(compact)), hint, len(ids), shown)
+        return Prompt(context, str(self.renderer.tokenizer.decode(compact)), hint, len(ids), shown, blind)
 
 
 CHECKS: dict[str, Callable[[Preflight], Found]] = {

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from cepo.vision import FeatureCache
+
 
 class Base:
     """One copy of the base: a scorer's alone, or that of a learner who lends it.
@@ -27,6 +29,7 @@ class Base:
         self.model = model
         self.peft = peft
         self.turn = threading.RLock()
+        self.features = FeatureCache(model)
         self._own = own
 
     @contextmanager

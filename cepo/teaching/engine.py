@@ -19,6 +19,7 @@ from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.image_cache import ReadImage, no_images
+from cepo.pixels import Patches
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.teaching import measures
@@ -151,13 +152,15 @@ class TransformersScorer:
         policy: PolicyRef,
         take: Take,
     ) -> list[Any]:
-        patches = {image: self._renderer.pixels.patches(image, each) for image, each in data.items()}
+        def patches(image: ImageRef) -> Patches:
+            return self._renderer.pixels.patches(image, data[image])
+
         found: list[Any] = [None] * len(pairs)
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            images = [[patches[image] for image in pairs[i].images] for i in rows]
             with self._base.lent():
                 self._activate(policy)
+                images = [[self._base.features.of(image, patches) for image in pairs[i].images] for i in rows]
                 states = response_states(self._base.model, contexts, responses, temperature, images)
                 share_B = torch.tensor([pairs[i].base_share for i in rows], device=states.valid_BT.device)
                 if share_B.any():

@@ -146,7 +146,8 @@ def _pairs(
 ) -> dict[tuple[int, int], Pair]:
     task, contexts = group.task, dict[str | tuple[int, ...], tuple[int, ...]]()
     pairs = {}
-    for a, row in enumerate(chosen):
+    for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
+        images = () if ask.without_images else task.images
         for i, hint in enumerate(row):
             if isinstance(hint, EvidenceReason):
                 continue
@@ -156,13 +157,15 @@ def _pairs(
                 if shown not in contexts:
                     contexts[shown] = renderer.hinted_ids(task.messages, task.hint, shown, task.placement, task.images)
                 context = contexts[shown]
+            if task.images and not images:
+                context = renderer.blind_ids(context)
             response = group.rollout.completions[i].token_ids
             if len(context) + len(response) > max_model_len:
                 raise UserError(
                     f"context {hint.context.name} of {len(context)} tokens and a response of {len(response)} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(context, response, task.images, _base_share(task.asks[a], task))
+            pairs[a, i] = Pair(context, response, images, _base_share(ask, task))
     return pairs
 
 

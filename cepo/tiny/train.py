@@ -10,11 +10,12 @@ import argparse
 import json
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +74,15 @@ def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration) -> tuple[lis
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Demonstration]) -> tuple[Tensor, Tensor]:
-    """Right-padded token ids and the mask of response tokens, both (B, T)."""
-    pairs = [tokens(tokenizer, demo) for demo in batch]
+    """Token ids and the mask of response tokens, both (B, T)."""
+    return padded([tokens(tokenizer, demo) for demo in batch])
+
+
+def padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
+    """Token ids of prompts and responses, padded on the right, and the mask of response tokens, both (B, T)."""
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
-    ids_BT = torch.full((len(batch), longest), PAD_ID)
-    mask_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
+    ids_BT = torch.full((len(pairs), longest), PAD_ID)
+    mask_BT = torch.zeros(len(pairs), longest, dtype=torch.bool)
     for row, (prompt, response) in enumerate(pairs):
         start, end = len(prompt), len(prompt) + len(response)
         ids_BT[row, :end] = torch.tensor(prompt + response)
@@ -107,7 +112,7 @@ def lr_scale(recipe: Recipe, step: int) -> float:
     return min(1.0, (step + 1) / recipe.warmup_steps) * max(0.02, 1.0 - step / recipe.num_steps)
 
 
-def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[Optimizer]:
+def optimizers(model: Any, recipe: Recipe) -> list[Optimizer]:
     """Muon for the matrices between layers, AdamW for the embedding and the norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -122,10 +127,15 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
     """Train from scratch."""
     torch.manual_seed(recipe.seed)
     model = new_model()
+    fit(model, recipe, (loss_of(model, *encode(tokenizer, batch)) for batch in batches(recipe)))
+    return model
+
+
+def fit(model: Any, recipe: Recipe, losses: Iterable[Tensor]) -> None:
+    """An update for each loss, which is computed when its turn comes."""
     pair = optimizers(model, recipe)
     schedules = [LambdaLR(each, partial(lr_scale, recipe)) for each in pair]
-    for step, batch in enumerate(batches(recipe)):
-        loss = loss_of(model, *encode(tokenizer, batch))
+    for step, loss in enumerate(losses):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(pair, schedules, strict=True):
@@ -134,10 +144,9 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
             optimizer.zero_grad()
         if step % 50 == 0:
             logger.info("step %d loss %.4f", step, loss.item())
-    return model
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the folder that `from_pretrained` and vLLM load, weights in bfloat16."""
     model.generation_config = GenerationConfig(
         do_sample=True,

@@ -3,21 +3,19 @@
 As in `cepo.tiny.train`, first mostly right solutions, then the full mixture of slips and hints. The model learns to
 read the numbers off the figure, since nothing else tells them.
 
-Legend: B sequences, T tokens of the longest one, P patches of all images.
+Legend: B sequences, T tokens of the longest one.
 """
 
 import argparse
 import logging
 import random
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl import Qwen3VLForConditionalGeneration
@@ -25,10 +23,8 @@ from transformers.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from cepo.tiny import vision
 from cepo.tiny.demos import Demonstration, Mixture, demonstration
 from cepo.tiny.figures import QUESTION, Figure, figures
-from cepo.tiny.tokenizer import END, PAD_ID
-from cepo.tiny.train import Recipe, lr_scale, optimizers, save
-
-logger = logging.getLogger(__name__)
+from cepo.tiny.tokenizer import END
+from cepo.tiny.train import Recipe, fit, padded, save
 
 RECIPE = Recipe(
     num_steps=1500,
@@ -64,23 +60,16 @@ def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration, image_tokens
 def encode(
     tokenizer: PreTrainedTokenizerFast, processor: Qwen2VLImageProcessorPil, batch: list[Pair]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs of the model, sequences padded on the right, and the (B, T) mask of response tokens."""
+    """The model's inputs, its images among them, and the (B, T) mask of response tokens."""
     images = processor(images=[figure.draw() for figure, _ in batch], return_tensors="pt")
     image_tokens = int(images["image_grid_thw"][0].prod()) // 4
-    pairs = [tokens(tokenizer, demo, image_tokens) for _, demo in batch]
-    longest = max(len(prompt) + len(response) for prompt, response in pairs)
-    ids_BT = torch.full((len(batch), longest), PAD_ID)
-    mask_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(pairs):
-        start, end = len(prompt), len(prompt) + len(response)
-        ids_BT[row, :end] = torch.tensor(prompt + response)
-        mask_BT[row, start:end] = True
+    ids_BT, mask_BT = padded([tokens(tokenizer, demo, image_tokens) for _, demo in batch])
     is_image_BT = (ids_BT == tokenizer.convert_tokens_to_ids(vision.VISION_TOKENS[2])).int()
     return {"input_ids": ids_BT, "mm_token_type_ids": is_image_BT, **images}, mask_BT
 
 
 def loss_of(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of the response tokens; padding is on the right, so causality alone keeps it out."""
+    """As in `cepo.tiny.train`."""
     hidden_BTD = model.model(**inputs, use_cache=False).last_hidden_state
     logits_NV = model.lm_head(hidden_BTD[:, :-1][mask_BT[:, 1:]])
     return F.cross_entropy(logits_NV, inputs["input_ids"][:, 1:][mask_BT[:, 1:]])
@@ -90,18 +79,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForCondi
     """Train from the text model's weights."""
     torch.manual_seed(recipe.seed)
     model, processor = vision.new_model(tokenizer), vision.image_processor()
-    pair = optimizers(model, recipe)
-    schedules = [LambdaLR(each, partial(lr_scale, recipe)) for each in pair]
-    for step, batch in enumerate(batches(recipe)):
-        loss = loss_of(model, *encode(tokenizer, processor, batch))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(pair, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        if step % 50 == 0:
-            logger.info("step %d loss %.4f", step, loss.item())
+    fit(model, recipe, (loss_of(model, *encode(tokenizer, processor, batch)) for batch in batches(recipe)))
     return model
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import AbstractAsyncContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.status import Status
 from services.trainer.teacher import Teacher
-
-KEPT_IMAGES = 64
-"""Whose pixels the trainer keeps at hand: siblings and follow-ups show the same ones."""
 
 
 async def build(settings: Settings) -> chassis.Service:
@@ -107,7 +104,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
-    learner = Learner(config, lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image))))
+    learner = Learner(config, lambda image: renderer.pixels.patches(image, store.read(image)))
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     beside: AbstractAsyncContextManager[None] = nullcontext()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from cepo.contracts import ImageRef
 from cepo.forward import ResponseStates, response_states
 from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
+from cepo.teaching.base import Base
 from services.trainer.splits import microbatches, minibatches
 
 POLICY = "default"
@@ -32,9 +32,8 @@ def no_images(image: ImageRef) -> Patches:
 class Host:
     """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
 
-    def __init__(self, peft: Any, config: RunConfig, patches: ReadPatches) -> None:
-        self._peft = peft
-        self._model: Any = peft.get_base_model()
+    def __init__(self, base: Base, config: RunConfig, patches: ReadPatches) -> None:
+        self._peft, self._model, self._features = base.peft, base.model, base.features
         self._config = config
         self._patches = patches
 
@@ -80,7 +79,7 @@ class Host:
 
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
         """The response tokens of a batch under the active adapter."""
-        images = [[self._patches(image) for image in row] for row in batch.images]
+        images = [[self._features.of(image, self._patches) for image in row] for row in batch.images]
         return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
 
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:

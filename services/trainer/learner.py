@@ -118,7 +118,7 @@ class Learner:
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.host = Host(self.peft, config, patches)
+        self.host = Host(self.base, config, patches)
         self.companion = config.algorithm.companion(self.host)
 
     @property

@@ -130,7 +130,7 @@ def test_the_preset_has_the_settings_of_the_published_script() -> None:
         25,
         "token-mean",
     )
-    assert (algorithm.no_negative, algorithm.unparsed) == ("grpo", "as_published")
+    assert (algorithm.no_negative, algorithm.unparsed, algorithm.images) == ("grpo", "as_published", "drop")
     assert (config.lora.rank, config.lora.alpha, config.optim.schedule, config.optim.minibatches) == (
         16,
         64,

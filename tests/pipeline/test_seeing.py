@@ -13,7 +13,7 @@ import pytest
 
 from cepo.tiny.figures import QUESTION, figures
 from tests.pipeline.support import ROOT, command, rows
-from tests.vision_support import BLANK
+from tests.vision_support import BLANK, one_colour
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,8 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
     train[4] = row(drawn[4].problem.answer, drawn[4].png(), BLANK.data, question="From <image> and not <image> find x.")
     train[5] = row(7, drawn[5].png()[:-30])
     train[6] = row(7, drawn[6].png(), question="Find x.<image><image>")
+    train[7] = row(7, one_colour(5000, 5000))
+    train[8] = {"question": QUESTION, "answer": "7", "images": ["absent.png"]}
     blank = [row(figure.problem.answer, BLANK.data) for figure in islice(figures(1, held_out=True), 32)]
     data = (
         f"data.train={written(tmp_path / 'train.jsonl', train)}",
@@ -49,9 +51,11 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
     words = command(run_dir, settings=(*SETTINGS, *data), file=RUN)
     ended = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
     assert ended.returncode == 0, ended.stdout
-    assert "18 problems, 32 held out" in ended.stdout
-    assert "row 5: column 'images' holds a damaged image" in ended.stdout
-    assert "row 6: column 'images' holds 1 image for 2 <image> marks" in ended.stdout
+    assert "16 problems, 32 held out" in ended.stdout
+    reasons = ("a damaged image", "1 image for 2 <image> marks", "an image of 5000 x 5000 pixels")
+    for number, reason in enumerate(reasons, start=5):
+        assert ended.stdout.count(f"row {number}: column 'images' holds {reason}") == 1
+    assert "and 1 more" in ended.stdout
     found = rows(run_dir)
     assert [each["groups/failed"] for each in found] == [0, 0, 0]
     assert 0 < max(each["rollout/logp_gap"] for each in found) < 1e-5
@@ -63,5 +67,5 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
         for sample in json.loads(line)["samples"]
         for evidence in sample["evidence"]
     ]
-    assert len(list((run_dir / "images").iterdir())) == 18
+    assert len(list((run_dir / "images").iterdir())) == 16
     assert {"ANSWER", "REJECTED"} <= set(contexts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 import cepo.tiny
@@ -19,10 +23,12 @@ from cepo.forward import load_causal_lm
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.tiny import vision
+from cepo.tiny.figures import figures
 from tests.conftest import RedisServer
 from tests.factories import RUNS, make_config
 
 TINY = str(RUNS / "tiny_cepo.toml")
+HALF_BLOCK = "\u2580"
 GOOD = [{"question": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(4)]
 UNGRADABLE = {"question": "What is a half?", "answer": "\\frac{1}{2"}
 
@@ -231,7 +237,75 @@ def test_images_are_shown_with_their_tokens_in_all_three_prompts(capsys: pytest.
         assert prompt["images"] == ["image/png, 96 x 64 pixels, 24 tokens"]
         assert prompt["text"].count("<|image_pad|>") == 1
         assert len(renderer.tokenizer.encode(prompt["text"])) + 23 == prompt["tokens"]
-    assert main(["check", run]) == 0
+    assert main(["check", run, "--set", "data.limit=8", "--set", "data.eval=''"]) == 0
     said = capsys.readouterr().out
     assert said.count("image 1: image/png, 96 x 64 pixels, 24 tokens") == 1
     assert "<|vision_start|><|image_pad|><|vision_end|>Find x." in said
+    assert HALF_BLOCK not in said
+
+
+@pytest.fixture
+def geo3k(tmp_path: Path) -> list[str]:
+    """The paper's run on a Parquet file with the columns of Geo3k, as a run on this machine with the tiny model."""
+    features = datasets.Features(
+        {
+            "images": datasets.Sequence(datasets.Image()),
+            "problem": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    drawn = islice(figures(0, held_out=False), 24)
+    rows = [
+        {"images": [{"bytes": f.png(), "path": None}], "problem": "<image>Find x.", "answer": str(f.problem.answer)}
+        for f in drawn
+    ]
+    datasets.Dataset.from_list(rows, features).to_parquet(tmp_path / "geo3k.parquet")
+    keys = {
+        "model.path": vision.path(),
+        "model.max_length": 160,
+        "sampling.max_tokens": 48,
+        "engine.device": "cpu",
+        "data.train": tmp_path / "geo3k.parquet",
+        "data.eval": "",
+    }
+    return [word for key, value in keys.items() for word in ("--set", f"{key}={value or repr('')}")]
+
+
+def test_the_papers_run_shows_its_first_figure_in_a_terminal_and_on_a_page(
+    geo3k: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    page = tmp_path / "page.html"
+    assert main(["check", str(RUNS / "geo3k_cepo_2b.toml"), *geo3k, "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "columns problem (text) and answer (text) (EasyR1's names), images in images" in said
+    lines = [line.count(HALF_BLOCK) for line in said.splitlines() if HALF_BLOCK in line]
+    assert (set(lines), len(lines)) == ({80}, 27)
+    figure = next(figures(0, held_out=False)).png()
+    text = page.read_text()
+    assert f'<img src="data:image/png;base64,{base64.b64encode(figure).decode()}"' in text
+    assert "image 1: image/png, 96 x 64 pixels, 24 tokens" in text
+    assert text.count("&lt;|image_pad|&gt;") == 3
+    assert re.findall("<mark>(.*)</mark>", text)[0].startswith("Here is a sample answer: ")
+    missing = tmp_path / "absent" / "page.html"
+    assert main(["check", str(RUNS / "geo3k_cepo_2b.toml"), *geo3k, "--html", str(missing)]) == 2
+    assert capsys.readouterr().err == f"cepo: --html {missing} cannot be written: No such file or directory\n"
+
+
+def test_the_published_run_shows_that_its_teacher_is_blind(
+    geo3k: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(RUNS / "cepo-repo.toml"), *geo3k, "--json"]) == 0
+    plain, *hinted = json.loads(capsys.readouterr().out)["prompts"]
+    assert "<|image_pad|>" in plain["text"]
+    assert [prompt["blind"] for prompt in (plain, *hinted)] == [False, True, True]
+    for prompt in hinted:
+        assert "<|vision_start|><|endoftext|><|vision_end|>Find x." in prompt["text"]
+        assert prompt["tokens"] > plain["tokens"]
+
+
+def test_a_blind_teacher_of_text_alone_is_worth_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--set", "data.limit=8", "--set", "data.eval=''"]
+    assert main(["check", TINY, "--set", "algorithm.images=drop", *few]) == 0
+    assert 'algorithm.images="drop" changes nothing: no row has an image' in capsys.readouterr().out

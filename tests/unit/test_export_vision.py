@@ -12,6 +12,7 @@ from cepo.contracts import ImageRef
 from cepo.forward import load_causal_lm, response_logps
 from cepo.pixels import Patches, Pixels
 from cepo.rundir import RunDir
+from cepo.vision import image_features
 from services.trainer.learner import Learner
 from tests.factories import make_config
 from tests.vision_support import MODEL, RENDERER, TURN, held_out, ids_of
@@ -36,11 +37,11 @@ def test_a_merged_model_scores_images_as_the_adapter_does(tmp_path: Path) -> Non
     out = str(tmp_path / "merged")
     assert main(["export", str(run.path), out, "--merge"]) == 0
     inputs = ([RENDERER.prompt_ids(TURN, [image.ref])], [ids_of("13+15=28")], 1.0)
+    whole = load_causal_lm(out, "float32", "cpu")
+    seen = image_features(whole, Pixels(out).patches(image.ref, image.data))
     with torch.no_grad():
-        adapted = response_logps(learner.peft.get_base_model(), *inputs, [[image.patches]])
-        merged = response_logps(
-            load_causal_lm(out, "float32", "cpu"), *inputs, [[Pixels(out).patches(image.ref, image.data)]]
-        )
-        base = response_logps(load_causal_lm(MODEL, "float32", "cpu"), *inputs, [[image.patches]])
+        adapted = response_logps(learner.peft.get_base_model(), *inputs, [[image.features]])
+        merged = response_logps(whole, *inputs, [[seen]])
+        base = response_logps(load_causal_lm(MODEL, "float32", "cpu"), *inputs, [[image.features]])
     assert merged[0].tolist() == pytest.approx(adapted[0].tolist(), abs=1e-4)
     assert merged[0].tolist() != pytest.approx(base[0].tolist(), abs=1e-2)

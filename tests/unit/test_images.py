@@ -24,7 +24,7 @@ from cepo.gold import repeated
 from cepo.images import MAX_IMAGES, ImageStore, cells, checked, read, with_marks
 from cepo.rendering import Renderer
 from cepo.tiny import vision
-from tests.factories import RUNS, make_config
+from tests.factories import RUNS, make_config, make_task
 
 QUESTION = "<image>How many? 3 + 4"
 
@@ -170,6 +170,20 @@ def test_chat_messages_with_image_parts_and_paths_beside_the_file(tmp_path: Path
     (problem,) = loaded(seeing, as_lines(tmp_path, rows), "data.images=pictures").problems
     assert problem.messages[0].content.startswith(QUESTION)
     assert problem.images == (checked(picture()),)
+
+
+def test_an_image_in_a_system_message_is_refused_and_the_word_is_text(tmp_path: Path, seeing: Renderer) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    user = {"role": "user", "content": QUESTION}
+    system = {"role": "system", "content": [{"type": "image"}]}
+    with pytest.raises(UserError, match="row 0: column 'question' has an image in its system message; put it in a us"):
+        loaded(seeing, as_lines(tmp_path, rows_of("a.png", question=[system, user])))
+    written = {"role": "system", "content": "Every <image> is a figure."}
+    (problem,) = loaded(seeing, as_lines(tmp_path, rows_of("a.png", question=[written, user]))).problems
+    task = make_task(messages=problem.messages, images=problem.images)
+    ids = seeing.prompt_ids(task.messages, task.images)
+    assert seeing.tokenizer.decode(ids).count("Every <image> is a figure.") == 1
+    assert ids.count(seeing.pixels.placeholder) == seeing.pixels.tokens(problem.images[0])
 
 
 def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Path, seeing: Renderer) -> None:

@@ -23,7 +23,7 @@ POLICY_GRADIENT = (
     "tau_neg tau_pos"
 )
 CREDIT = (
-    "decay_steps eps_w feedback_tokens lam offset pick positive schedule sign teacher.actor_share "
+    "decay_steps eps_w feedback_tokens images lam offset pick positive schedule sign teacher.actor_share "
     "teacher.ema_rate teacher.source teacher.sync_every warmup_steps"
 )
 DISTILLATION = (

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.contracts import Message, Placement
+from cepo.contracts import ImageRef, Message, Placement
 from cepo.errors import UserError
 from cepo.forward import response_logps
 from cepo.images import checked
-from cepo.pixels import Pixels, picture
+from cepo.pixels import Patches, Pixels, picture
 from cepo.rendering import HINT, with_hint
 from cepo.tiny import vision
 from cepo.tiny.demos import solution
 from cepo.tree import token_tree
-from cepo.vision import keyed
+from cepo.vision import FeatureCache, keyed
 from tests.vision_support import BLANK, MODEL, RENDERER, TURN, Picture, drawn, held_out, ids_of, model
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def prompt_of(text: str, images: Sequence[Picture]) -> tuple[int, ...]:
 def ours(rows: Sequence[tuple[Sequence[int], Sequence[int], Sequence[Picture]]]) -> Tensor:
     prompts, responses, images = zip(*rows, strict=True)
     with torch.no_grad():
-        return response_logps(model(), prompts, responses, 1.0, [[each.patches for each in row] for row in images])
+        return response_logps(model(), prompts, responses, 1.0, [[each.features for each in row] for row in images])
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def test_a_group_shares_its_question_and_image_and_no_other_image() -> None:
     for row, logp_T in zip(rows, ours(rows), strict=True):
         assert logp_T[: len(row[1])].tolist() == pytest.approx(stock(*row), abs=1e-5)
     lines = [[*prompt, *response] for prompt, response, _ in rows]
-    keys = keyed(model(), lines, [len(prompt) for prompt, _, _ in rows], [[i.patches for i in row[2]] for row in rows])
+    keys = keyed(model(), lines, [len(prompt) for prompt, _, _ in rows], [[i.features for i in row[2]] for row in rows])
     laid_out = len(token_tree(keys).ids_N)
     assert laid_out < 3 * len(rows[0][0])
     assert sum(key == PLACEHOLDER for line in keys for key in line) == 0
@@ -168,9 +168,34 @@ def test_a_placeholder_in_a_hint_after_the_images_is_a_token() -> None:
     peer = (*ids_of("1"), PLACEHOLDER)
     prompt = RENDERER.hinted_ids(TURN, HINT, peer, Placement.ASSISTANT, [FIRST.ref])
     line = [*prompt, *ids_of("5")]
-    (keys,) = keyed(model(), [line], [len(prompt)], [[FIRST.patches]])
+    (keys,) = keyed(model(), [line], [len(prompt)], [[FIRST.features]])
     assert sum(key < 0 for key in keys) == 24
     assert keys.count(PLACEHOLDER) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "read", "asked"),
+    [
+        (2, (FIRST, SECOND, FIRST, WIDE, FIRST, SECOND), (FIRST, SECOND, WIDE, SECOND)),
+        (0, (FIRST, FIRST, SECOND, FIRST), (FIRST, SECOND, FIRST)),
+    ],
+)
+def test_features_are_kept_while_there_is_room(
+    room: int, read: tuple[Picture, ...], asked: tuple[Picture, ...]
+) -> None:
+    """Room for so many; the least recently used goes first, and what comes back is the same."""
+    calls: list[ImageRef] = []
+
+    def patches(image: ImageRef) -> Patches:
+        calls.append(image)
+        return next(each.patches for each in read if each.ref == image)
+
+    cache = FeatureCache(model(), room * FIRST.features.size_bytes)
+    for image in read:
+        found = cache.of(image.ref, patches)
+        assert torch.equal(found.embedding_MD, image.features.embedding_MD)
+        assert torch.equal(found.deep_LMD, image.features.deep_LMD)
+    assert calls == [image.ref for image in asked]
 
 
 def test_what_is_transparent_is_white() -> None:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, ImageRef, PolicyRef, RolloutGroup, ScoredGroup
+from cepo.algo.variants import Cepo, Rlsd
+from cepo.contracts import BASE_POLICY, Ask, ImageRef, Message, PolicyRef, RolloutGroup, ScoredGroup, Weights
 from cepo.errors import UserError
 from cepo.forward import response_logps
 from cepo.rendering import HINT, with_hint
 from cepo.settings import Settings
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
-from tests.factories import make_completion, make_proof, make_task, make_verdict
+from tests.factories import ASKS, make_completion, make_proof, make_task, make_verdict
 from tests.vision_support import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 
 torch.set_num_threads(1)
@@ -37,10 +39,15 @@ def make_scorer(folder: Path, *images: Picture) -> TransformersScorer:
     )
 
 
-def scored(image: Picture, texts: tuple[str, ...]) -> ScoredGroup:
-    """A right and a wrong response to one figure."""
-    answer = str(FIGURE.problem.answer)
-    task = make_task(messages=TURN, images=(image.ref,), reference_answer=answer, hint=HINT, samples=len(texts))
+def scored(
+    image: Picture | None,
+    texts: tuple[str, ...],
+    asks: tuple[Ask, ...] = ASKS,
+    turn: tuple[Message, ...] = TURN,
+) -> ScoredGroup:
+    """A right and a wrong response to one figure, or to a question without any."""
+    answer, images = str(FIGURE.problem.answer), (image.ref,) if image else ()
+    task = make_task(messages=turn, images=images, reference_answer=answer, hint=HINT, samples=len(texts), asks=asks)
     ids = [tuple(ids_of(text)) for text in texts]
     completions = [
         make_completion(text).model_copy(update={"token_ids": row, "logps": (0.0,) * len(row)})
@@ -48,7 +55,7 @@ def scored(image: Picture, texts: tuple[str, ...]) -> ScoredGroup:
     ]
     rollout = RolloutGroup(
         task=task,
-        prompt_token_ids=RENDERER.prompt_ids(TURN, [image.ref]),
+        prompt_token_ids=RENDERER.prompt_ids(turn, images),
         completions=tuple(completions),
         proof=make_proof(BASE_POLICY),
     )
@@ -65,7 +72,7 @@ async def test_right_and_rejected_contexts_hold_the_figure(tmp_path: Path) -> No
             turn = TURN if not row.answer else with_hint(TURN, HINT, row.answer)
             prompt = RENDERER.prompt_ids(turn, [IMAGE.ref])
             with torch.no_grad():
-                wanted = response_logps(model(), [prompt], [ids_of(texts[at])], 1.0, [[IMAGE.patches]])[0]
+                wanted = response_logps(model(), [prompt], [ids_of(texts[at])], 1.0, [[IMAGE.features]])[0]
             assert row.logps == pytest.approx(wanted.tolist(), abs=1e-5)
             assert row.logps != pytest.approx(blind.logps, abs=1e-2)
 
@@ -85,3 +92,61 @@ async def test_a_missing_image_fails_its_group_in_one_line(tmp_path: Path) -> No
     handler = make_handler(make_scorer(tmp_path), RENDERER, 200)
     with pytest.raises(UserError, match=f"image {IMAGE.ref.sha256[:12]} is missing"):
         await handler(scored(IMAGE, ("\\boxed{1}", "\\boxed{12}")))
+
+
+async def evidence_of(folder: Path, image: Picture, asks: tuple[Ask, ...]) -> dict[tuple[Ask, int], tuple[float, ...]]:
+    """Log-probs by ask and response."""
+    handler = make_handler(make_scorer(folder, image), RENDERER, 200)
+    group = scored(image, (f"\\boxed{{{FIGURE.problem.answer}}}", "\\boxed{12}"), asks)
+    found = (await handler(group)).evidence
+    return {(each.ask, i): row.logps for each in found for i, row in enumerate(each.rows)}
+
+
+@pytest.mark.parametrize("algorithm", [Cepo, Rlsd])
+async def test_a_teacher_without_images_cannot_tell_them_apart(tmp_path: Path, algorithm: type[Cepo | Rlsd]) -> None:
+    for images in ("keep", "drop"):
+        asks = algorithm.model_validate({"images": images}).asks
+        shown, blank = [await evidence_of(tmp_path, image, asks) for image in (IMAGE, BLANK)]
+        for (ask, i), row in shown.items():
+            own = ask.weights is Weights.POLICY  # RLSD's plain evidence is the policy's, which sampled with the image
+            assert (row == blank[ask, i]) is (images == "drop" and not own)
+
+
+async def test_what_a_blind_teacher_reads_is_padding_at_sequential_positions(tmp_path: Path) -> None:
+    (ask, _) = asks = Cepo(images="drop").asks
+    answer = str(FIGURE.problem.answer)
+    row = (await evidence_of(tmp_path, IMAGE, asks))[ask, 0]
+    prompt = list(RENDERER.prompt_ids(with_hint(TURN, HINT, answer), [IMAGE.ref]))
+    pad, places = RENDERER.tokenizer.pad_token_id, [t for t in prompt if t == RENDERER.pixels.placeholder]
+    padded = [pad if token == RENDERER.pixels.placeholder else token for token in prompt]
+    assert (len(places), padded.count(pad)) == (24, 24)
+    response = ids_of(f"\\boxed{{{answer}}}")
+    ids_1S = torch.tensor([padded + response])
+    with torch.no_grad():
+        positions = torch.arange(ids_1S.shape[1]).expand(3, 1, -1)
+        logp_SV = model()(input_ids=ids_1S, position_ids=positions, use_cache=False).logits[0].log_softmax(-1)
+    wanted = [float(logp_SV[len(padded) - 1 + t, token]) for t, token in enumerate(response)]
+    assert row == pytest.approx(wanted, abs=1e-5)
+
+
+async def test_a_group_without_images_is_the_same_to_either_teacher(tmp_path: Path) -> None:
+    handler = make_handler(make_scorer(tmp_path), RENDERER, 200)
+    turn = (Message(role="user", content="12 + 13 - 5 = ?"),)
+    found = []
+    for images in ("keep", "drop"):
+        asks = Cepo.model_validate({"images": images}).asks
+        group = scored(None, ("\\boxed{20}", "\\boxed{12}"), asks, turn)
+        found.append([row.logps for evidence in (await handler(group)).evidence for row in evidence.rows])
+    assert found[0] == found[1]
+
+
+async def test_an_image_meets_the_vision_part_once_for_all_contexts_policies_and_groups(tmp_path: Path) -> None:
+    calls = []
+    handler = make_handler(make_scorer(tmp_path, IMAGE, BLANK), RENDERER, 200)
+    hook = register_module_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    try:
+        for image in (IMAGE, BLANK, IMAGE):
+            await handler(scored(image, ("\\boxed{1}", "\\boxed{12}")))
+    finally:
+        hook.remove()
+    assert calls.count("Qwen3VLVisionModel") == 2

@@ -71,6 +71,21 @@ def test_micro_batches_of_images_and_text_add_up() -> None:
     assert float((whole - apart).norm() / whole.norm()) < 1e-4
 
 
+def test_an_image_meets_the_vision_part_once_for_all_passes_of_all_steps() -> None:
+    asked = []
+
+    def patches(image: ImageRef) -> Patches:
+        asked.append(image)
+        return PATCHES[image]
+
+    overrides = ("optim.tokens_per_microbatch=1", "optim.minibatches=2", 'algorithm.name="grpo"')
+    learner, config = Learner(make_config(*RUN, *overrides), patches), make_config(*RUN, *overrides)
+    batch = make_batch([(IMAGES[0].ref,)] * 2 + [(IMAGES[1].ref,)] * 2)
+    for step in range(2):
+        learner.update(batch, batch.mask_BT, config.algorithm, step)
+    assert (len(asked), set(asked)) == (2, {image.ref for image in IMAGES})
+
+
 def test_a_critic_sees_the_images() -> None:
     learner = make_learner('algorithm.name="ppo"')
     head = torch.nn.Linear(learner.host.hidden_size, 1)
@@ -110,3 +125,7 @@ def test_the_papers_runs_are_their_table() -> None:
     assert (small.lora.rank, small.lora.alpha, small.algorithm.name) == (16, 32, "cepo")
     assert large.model.path == "Qwen/Qwen3-VL-4B-Instruct"
     assert large.model_copy(update={"name": small.name, "model": small.model}) == small
+    published, larger = (load(RUNS / f"{name}.toml") for name in ("cepo-repo", "geo3k_cepo_4b_repo"))
+    assert larger.model == large.model
+    assert larger.model_copy(update={"name": published.name, "model": published.model}) == published
+    assert (published.data.train, published.model) == (small.data.train, small.model)

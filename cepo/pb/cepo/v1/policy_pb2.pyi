@@ -119,7 +119,7 @@ class PolicyRef(_message.Message):
     def __init__(self, version: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("context", "want", "otherwise", "exclude_self", "weights", "feedback", "tokens", "pick", "rank", "top", "support", "as_published")
+    __slots__ = ("context", "want", "otherwise", "exclude_self", "weights", "feedback", "tokens", "pick", "rank", "top", "support", "as_published", "without_images")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     WANT_FIELD_NUMBER: _ClassVar[int]
     OTHERWISE_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Ask(_message.Message):
     TOP_FIELD_NUMBER: _ClassVar[int]
     SUPPORT_FIELD_NUMBER: _ClassVar[int]
     AS_PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_IMAGES_FIELD_NUMBER: _ClassVar[int]
     context: ContextName
     want: Want
     otherwise: ContextName
@@ -144,7 +145,8 @@ class Ask(_message.Message):
     top: int
     support: Weights
     as_published: bool
-    def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ..., weights: _Optional[_Union[Weights, str]] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., tokens: _Optional[int] = ..., pick: _Optional[_Union[Pick, str]] = ..., rank: _Optional[int] = ..., top: _Optional[int] = ..., support: _Optional[_Union[Weights, str]] = ..., as_published: _Optional[bool] = ...) -> None: ...
+    without_images: bool
+    def __init__(self, context: _Optional[_Union[ContextName, str]] = ..., want: _Optional[_Union[Want, str]] = ..., otherwise: _Optional[_Union[ContextName, str]] = ..., exclude_self: _Optional[bool] = ..., weights: _Optional[_Union[Weights, str]] = ..., feedback: _Optional[_Union[Feedback, str]] = ..., tokens: _Optional[int] = ..., pick: _Optional[_Union[Pick, str]] = ..., rank: _Optional[int] = ..., top: _Optional[int] = ..., support: _Optional[_Union[Weights, str]] = ..., as_published: _Optional[bool] = ..., without_images: _Optional[bool] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "presence_penalty")
