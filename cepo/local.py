@@ -61,7 +61,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which drains in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     @property
@@ -133,7 +133,7 @@ class Stack:
             own_ports: free ports, so that runs stand beside each other; else those of the table.
         """
         specs = [SPECS[name] for name in SPECS if name in services]
-        ports = iter(_free_ports(2 * len(SPECS) + 1))
+        ports = iter(free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
@@ -246,12 +246,14 @@ def running(stack: Stack) -> Iterator[Stack]:
         stack.stop(grace)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child before it begins: it is killed once the thread that made it ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

@@ -158,6 +158,10 @@ class Engine(Section):
     max_num_seqs: int = Field(default=128, ge=1)
     max_lora_rank: int = Field(default=16, ge=1)
     """The rollout engine's limit on the adapter rank."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that one rollout engine splits the model over."""
+    trainer_processes: int = Field(default=1, ge=1)
+    """Processes of the trainer, a GPU each: they split the base between them and share every step's groups."""
 
 
 class RunConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,3 +46,9 @@ class TableHost:
     def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
         for at in range(0, len(rows), self.rows_per_pass):
             yield list(rows[at : at + self.rows_per_pass])
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """It is the only process."""
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """It is the only process."""

@@ -54,7 +54,15 @@ class Host(Protocol):
         ...
 
     def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterable[list[int]]:
-        """Rows of every pass, of the chosen rows."""
+        """Rows of every pass of this process, of the chosen rows; several processes share them."""
+        ...
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Puts the sum over the processes in the place of each tensor; all have one type."""
+        ...
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The same for gradients."""
         ...
 
 

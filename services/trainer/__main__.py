@@ -1,13 +1,14 @@
 """`python -m services.trainer RUN_DIR`: the trainer of the run whose config.toml is in that folder.
 
-It always goes on from the newest checkpoint there is, so a trainer that died is simply started again.
+It always goes on from the newest checkpoint there is, so a trainer that died is simply started again. Where it is one
+of several processes (`torchrun -m services.trainer RUN_DIR`, or `engine.trainer_processes`), rank 0 is the service.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,19 @@ from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.runfile import load
-from cepo.settings import Settings
+from cepo.settings import Place, Settings
 from cepo.spans import pieces
 from cepo.wire import to_proto
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
-from services.trainer.learner import Learner
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
+from services.trainer.processes import follow, lead, make_learner
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.status import Status
 from services.trainer.teacher import Teacher
-
-KEPT_IMAGES = 64
-"""Whose pixels the trainer keeps at hand: siblings and follow-ups show the same ones."""
 
 
 async def build(settings: Settings) -> chassis.Service:
@@ -75,6 +73,7 @@ async def build(settings: Settings) -> chassis.Service:
         beside = [asyncio.create_task(forward()), asyncio.create_task(run.status.beat(bus))]
         try:
             await train(run, drain)
+            run.learner.ranks.close()
         finally:
             for task in beside:
                 task.cancel()
@@ -89,11 +88,8 @@ async def build(settings: Settings) -> chassis.Service:
 
 def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     """Builds the parts of a run from its folder."""
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     config = load(folder.config)
+    ranks = lead(folder, config)
     renderer = Renderer(config.model.path)
     excluded = folder.excluded_rows()
     store = ImageStore(folder.images)
@@ -104,7 +100,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
-    learner = Learner(config, lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image))))
+    learner = make_learner(config, folder, renderer, ranks, settings)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     return Run(
@@ -125,4 +121,8 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
 
 
 if __name__ == "__main__":
-    chassis.main("trainer", build)
+    place = Place.from_environment()
+    if place is not None and place.rank:
+        follow(RunDir(Path(sys.argv[1])), place)
+    else:
+        chassis.main("trainer", build)

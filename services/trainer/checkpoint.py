@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from cepo.contracts import PolicyRef
 from cepo.errors import UserError
@@ -59,10 +58,7 @@ class Checkpoints:
             "policies": [self._proven(policy) for policy in progress.policies],
             "teachers": [self._proven(policy) for policy in progress.teachers],
             "average": self._teacher.average,
-            "adapter": get_peft_model_state_dict(self._learner.peft),
-            "optimizer": self._learner.optimizer.state_dict(),
-            "companion": self._learner.companion.state_dict(),
-            "rng": torch.get_rng_state(),
+            **self._learner.state_dict(),
         }
         folder = self._folder / f"step-{progress.next_step:06d}"
         scratch = folder.with_name(f".{folder.name}")
@@ -88,13 +84,10 @@ class Checkpoints:
             return None
         state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
         try:
-            set_peft_model_state_dict(self._learner.peft, state["adapter"])
-            self._learner.optimizer.load_state_dict(state["optimizer"])
-            self._learner.companion.load_state_dict(state["companion"])
+            self._learner.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             sections = "lora and algorithm sections"
             raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
-        torch.set_rng_state(state["rng"])
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
         return Progress(state["next_step"], policies, teachers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,8 @@ from cepo.contracts import ImageRef
 from cepo.forward import ResponseStates, response_states
 from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
-from services.trainer.splits import microbatches, minibatches
+from services.trainer.ranks import Ranks
+from services.trainer.splits import microbatches, minibatches, share
 
 POLICY = "default"
 """The adapter that is published."""
@@ -31,11 +32,12 @@ def no_images(image: ImageRef) -> Patches:
 class Host:
     """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
 
-    def __init__(self, peft: Any, config: RunConfig, patches: ReadPatches) -> None:
+    def __init__(self, peft: Any, config: RunConfig, patches: ReadPatches, ranks: Ranks) -> None:
         self._peft = peft
         self._model: Any = peft.get_base_model()
         self._config = config
         self._patches = patches
+        self._ranks = ranks
         self._weights: dict[str, list[nn.Parameter]] = {}
 
     @property
@@ -71,7 +73,26 @@ class Host:
     def microbatches(
         self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False
     ) -> Iterator[list[int]]:
-        return microbatches(batch, rows, self._config.optim.tokens_per_microbatch, whole_groups=whole_groups)
+        """Rows of every pass of this rank; one that has fewer passes than another takes empty ones for them."""
+        tokens = self._config.optim.tokens_per_microbatch
+        own = share(batch, rows, self._ranks.rank, self._ranks.size)
+        parts = list(microbatches(batch, own, tokens, whole_groups=whole_groups))
+        most = self._ranks.most(len(parts))
+        yield from parts
+        for _ in range(len(parts), most):
+            self._pass_nothing()
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        self._ranks.add_up(tensors)
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._ranks.add_up_gradients(parameters)
+
+    def _pass_nothing(self) -> None:
+        """A pass for the other ranks' sake, which need this one's part of each layer: one token, no gradient."""
+        nothing = 0.0 * response_states(self._model, [[0]], [[0]], 1.0).hidden_ND.sum()
+        if nothing.requires_grad:
+            nothing.backward()
 
     @contextmanager
     def _active(self, adapter: str) -> Iterator[None]:

@@ -51,7 +51,7 @@ KEYS = {
     "checkpoint": "every keep",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system train where",
-    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs",
+    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs tensor_parallel trainer_processes",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
     "loop": "deterministic lag seed steps",

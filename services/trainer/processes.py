@@ -1,0 +1,104 @@
+"""A trainer of several processes: `engine.trainer_processes` on this machine, or those that torchrun started.
+
+Rank 0 is the service, and starts the others itself where torchrun did not. They end with it and it with them, so that
+whoever keeps the trainer alive starts all of them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import lru_cache, partial
+
+import torch
+
+from cepo.errors import UserError
+from cepo.images import ImageStore
+from cepo.local import die_with_parent, free_ports
+from cepo.rendering import Renderer
+from cepo.runconfig import RunConfig
+from cepo.rundir import RunDir
+from cepo.settings import Place, Settings, child_environment
+from cepo.telemetry import configure_logging
+from services.trainer.learner import Learner
+from services.trainer.ranks import ALONE, Peers, Ranks
+
+log = logging.getLogger(__name__)
+
+KEPT_IMAGES = 64
+"""Whose pixels a process keeps at hand: siblings and follow-ups show the same ones."""
+
+
+def lead(folder: RunDir, config: RunConfig) -> Ranks:
+    """Rank 0 of a run's processes, once all are there."""
+    size, place = config.engine.trainer_processes, Place.from_environment()
+    if place is None and size == 1:
+        return ALONE
+    meeting = "env://"
+    if place is None:
+        place, (port,) = Place(0, 0, size), free_ports(1)
+        meeting = f"tcp://127.0.0.1:{port}"
+        for rank in range(1, size):
+            _start(folder, Place(rank, rank, size), port)
+    ranks = Peers(place, meeting)
+    ranks.gathered(config)
+    return ranks
+
+
+def follow(folder: RunDir, place: Place) -> None:
+    """The whole life of a process of a higher rank. It hears from rank 0 alone, and reads the run's images."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 drains, then lets it end
+    settings = Settings.from_environment("trainer")
+    configure_logging("trainer", settings.log_level)
+    ranks = Peers(place)
+    config = ranks.gathered(None)[0]
+    assert isinstance(config, RunConfig)
+    try:
+        learner = make_learner(config, folder, Renderer(config.model.path), ranks, settings)
+    except UserError as error:
+        log.error("process %d of %d: %s", place.rank + 1, place.size, error)
+        sys.exit(2)
+    ranks.follow(learner)
+
+
+def make_learner(config: RunConfig, folder: RunDir, renderer: Renderer, ranks: Ranks, settings: Settings) -> Learner:
+    """The learner of one process; the threads of the service are shared out.
+
+    Raises:
+        UserError: as Learner's.
+    """
+    if settings.threads:
+        torch.set_num_threads(max(1, settings.threads // ranks.size))
+    store = ImageStore(folder.images)
+    patches = lru_cache(KEPT_IMAGES)(lambda image: renderer.pixels.patches(image, store.read(image)))
+    return Learner(config, patches, ranks)
+
+
+def _start(folder: RunDir, place: Place, port: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.trainer", str(folder.path)],
+        env=child_environment(place.to_environment(port)),
+        stdin=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+    threading.Thread(target=partial(_watch, process, place), daemon=True).start()
+
+
+def _watch(process: subprocess.Popen[bytes], place: Place) -> None:
+    """Ends this process when one of its own ends, which would leave it waiting for good."""
+    code = process.wait()
+    if code in (0, 2):  # 2: a mistake of the user's, which this process meets and reports as well
+        return
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    log.error(
+        "process %d of %d %s; the trainer ends, and goes on from its newest checkpoint when it is started again",
+        place.rank + 1,
+        place.size,
+        how,
+    )
+    os._exit(1)
