@@ -133,7 +133,7 @@ class Stack:
             own_ports: free ports, so that runs stand beside each other; else those of the table.
         """
         specs = [SPECS[name] for name in SPECS if name in services]
-        ports = iter(free_ports(2 * len(SPECS) + 1))
+        ports = iter(_free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
@@ -252,8 +252,7 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
+def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

@@ -124,13 +124,15 @@ class Place:
             return None
         return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
 
-    def to_environment(self, port: int) -> dict[str, str]:
-        """The variables of a process that meets the others at a port of this machine."""
+    def to_environment(self) -> dict[str, str]:
+        """The variables of a process that is to have this place."""
         place = {"RANK": self.rank, "LOCAL_RANK": self.local_rank, "WORLD_SIZE": self.size}
-        return {name: str(value) for name, value in place.items()} | {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        return {name: str(value) for name, value in place.items()}
+
+
+def stay_on_loopback() -> None:
+    """Has torch.distributed listen on loopback alone, here and in child processes."""
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
 
 
 def child_environment(extra: dict[str, str]) -> dict[str, str]:

@@ -123,6 +123,6 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
 if __name__ == "__main__":
     place = Place.from_environment()
     if place is not None and place.rank:
-        follow(RunDir(Path(sys.argv[1])), place)
+        follow(RunDir(Path(sys.argv[1])), place, *sys.argv[2:])
     else:
         chassis.main("trainer", build)

@@ -13,16 +13,17 @@ import subprocess
 import sys
 import threading
 from functools import lru_cache, partial
+from tempfile import mkdtemp
 
 import torch
 
 from cepo.errors import UserError
 from cepo.images import ImageStore
-from cepo.local import die_with_parent, free_ports
+from cepo.local import die_with_parent
 from cepo.rendering import Renderer
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
-from cepo.settings import Place, Settings, child_environment
+from cepo.settings import Place, Settings, child_environment, stay_on_loopback
 from cepo.telemetry import configure_logging
 from services.trainer.learner import Learner
 from services.trainer.ranks import ALONE, Peers, Ranks
@@ -38,24 +39,29 @@ def lead(folder: RunDir, config: RunConfig) -> Ranks:
     size, place = config.engine.trainer_processes, Place.from_environment()
     if place is None and size == 1:
         return ALONE
-    meeting = "env://"
-    if place is None:
-        place, (port,) = Place(0, 0, size), free_ports(1)
-        meeting = f"tcp://127.0.0.1:{port}"
+    if place is not None:
+        ranks = Peers(place)
+    else:
+        stay_on_loopback()
+        meeting = f"file://{mkdtemp()}/ranks"  # no port that others could speak to
         for rank in range(1, size):
-            _start(folder, Place(rank, rank, size), port)
-    ranks = Peers(place, meeting)
+            _start(folder, Place(rank, rank, size), meeting)
+        ranks = Peers(Place(0, 0, size), meeting)
     ranks.gathered(config)
     return ranks
 
 
-def follow(folder: RunDir, place: Place) -> None:
-    """The whole life of a process of a higher rank. It hears from rank 0 alone, and reads the run's images."""
+def follow(folder: RunDir, place: Place, meeting: str = "env://") -> None:
+    """The whole life of a process of a higher rank. It hears from rank 0 alone, and reads the run's images.
+
+    Args:
+        meeting: where the processes find each other, as torch.distributed has it.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # rank 0 drains, then lets it end
     settings = Settings.from_environment("trainer")
     configure_logging("trainer", settings.log_level)
-    ranks = Peers(place)
+    ranks = Peers(place, meeting)
     config = ranks.gathered(None)[0]
     assert isinstance(config, RunConfig)
     try:
@@ -79,10 +85,10 @@ def make_learner(config: RunConfig, folder: RunDir, renderer: Renderer, ranks: R
     return Learner(config, patches, ranks)
 
 
-def _start(folder: RunDir, place: Place, port: int) -> None:
+def _start(folder: RunDir, place: Place, meeting: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.trainer", str(folder.path)],
-        env=child_environment(place.to_environment(port)),
+        [sys.executable, "-m", "services.trainer", str(folder.path), meeting],
+        env=child_environment(place.to_environment()),
         stdin=subprocess.DEVNULL,
         preexec_fn=die_with_parent,
     )

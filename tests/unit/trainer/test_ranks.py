@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.local import free_ports
 from cepo.settings import Place, child_environment
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
 from services.trainer.ranks import ALONE, Peers, Ranks
+from services.trainer.splits import share
 from tests.factories import make_config, make_ragged
 
 SIZE, STEPS = 2, 2
@@ -73,7 +73,7 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     place = Place.from_environment()
     assert place is not None
-    ranks, found = Peers(place), {}
+    ranks, found = Peers(place, f"file://{out}.ranks"), {}
     for case, (_, overrides) in CASES.items():
         if place.rank:
             ranks.follow(Learner(make_config(*COMMON, *overrides), ranks=ranks))
@@ -87,11 +87,11 @@ def main(out: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes made of every case."""
-    out, (port,) = tmp_path_factory.mktemp("ranks") / "found", free_ports(1)
+    out = tmp_path_factory.mktemp("ranks") / "found"
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.unit.trainer.test_ranks", str(out)],
-            env=child_environment({**Place(rank, rank, SIZE).to_environment(port), "OMP_NUM_THREADS": "1"}),
+            env=child_environment({**Place(rank, rank, SIZE).to_environment(), "OMP_NUM_THREADS": "1"}),
         )
         for rank in range(SIZE)
     ]
@@ -119,6 +119,17 @@ def test_two_processes_make_the_adapter_of_one(shared: dict[str, Any], case: str
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
     assert two["canaries"] == pytest.approx(one["canaries"], abs=1e-3)
     assert one["canaries"][0] == one["canaries"][3] != one["canaries"][2]
+
+
+def test_ranks_share_whole_groups_by_tokens() -> None:
+    batch = pack(make_ragged(UNEVEN))
+    rows = [row for row in range(batch.size) if row != 5]
+    shares = [share(batch, rows, rank, 3) for rank in range(3)]
+    assert sorted(row for part in shares for row in part) == rows
+    assert shares[0] == [4, 6, 7]  # the long group
+    assert [len({int(batch.group_B[row]) for row in part}) for part in shares] == [1, 2, 1]
+    assert share(batch, rows, 0, 1) == rows
+    assert share(batch, [], 1, 3) == []
 
 
 if __name__ == "__main__":
