@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,39 +17,48 @@ from cepo.rundir import RunDir
 from cepo.runfile import load
 from tests.factories import make_config
 from tests.pipeline.support import kill
-from tests.unit.trainer.test_pairs import ROWS, trained
+from tests.unit.trainer.test_pairs import ROWS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-STEPS = 5
+STEPS = 4
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "services.trainer"]
 
 
 def run_of(tmp_path: Path, name: str, *overrides: str) -> RunDir:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    settings = ("data.eval=''", "data.instruction=''", 'algorithm={name="dpo"}', "sampling.prompts=3", "optim.lr=3e-4")
+    settings = ("data.eval=''", "data.instruction=''", 'algorithm={name="dpo"}', "sampling.prompts=3", "optim.lr=1e-4")
     folder = RunDir(tmp_path / name)
     folder.create(make_config(f"data.train={pairs}", *settings, f"loop.steps={STEPS}", *overrides), resume=False)
     return folder
+
+
+def finish(stack: Stack, meanwhile: Callable[[], None] = lambda: None) -> None:
+    with running(stack):
+        while not stack.check():
+            meanwhile()
+            time.sleep(0.05)
 
 
 def adapter(folder: RunDir) -> dict[str, Tensor]:
     return load_file(folder.adapters / f"v{STEPS:06d}" / "adapter_model.safetensors")
 
 
-async def test_two_processes_killed_and_started_again_by_torchrun_make_the_adapter_of_one(
+def test_two_processes_killed_and_started_again_by_torchrun_make_the_adapter_of_one(
     tmp_path: Path,
 ) -> None:
     folder = run_of(tmp_path, "shared", "engine.trainer_processes=2")
     stack = Stack(load(folder.config), folder, services=("teacher", "trainer"))
     killed_at = 0
-    with running(stack):
-        while not stack.check():
-            if not killed_at and len(folder.rows()) >= 2:
-                killed_at = len(folder.rows())
-                stack.children["trainer"].command = [sys.executable, *TORCHRUN, str(folder.path)]
-                kill("follower", folder.path)
-            time.sleep(0.05)
+
+    def interfere() -> None:
+        nonlocal killed_at
+        if not killed_at and len(folder.rows()) >= 2:
+            killed_at = len(folder.rows())
+            stack.children["trainer"].command = [sys.executable, *TORCHRUN, str(folder.path)]
+            kill("follower", folder.path)
+
+    finish(stack, interfere)
     assert 2 <= killed_at < STEPS
     said = [json.loads(line)["message"] for line in (folder.logs / "trainer.log").open() if "SIGKILL" in line]
     assert said == [
@@ -58,7 +68,7 @@ async def test_two_processes_killed_and_started_again_by_torchrun_make_the_adapt
     assert [row["step"] for row in folder.rows()] == list(range(STEPS))
 
     alone = run_of(tmp_path, "alone")
-    await trained(alone)
+    finish(Stack(load(alone.config), alone, services=("teacher", "trainer")))
     for name, value in adapter(alone).items():
         assert float((adapter(folder)[name] - value).abs().max()) < 1e-5, name
     assert max(float(value.abs().max()) for name, value in adapter(alone).items() if "lora_B" in name) > 1e-4
