@@ -6,8 +6,10 @@ whoever keeps the trainer alive starts all of them again.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +45,9 @@ def lead(folder: RunDir, config: RunConfig) -> Ranks:
         ranks = Peers(place)
     else:
         stay_on_loopback()
-        meeting = f"file://{mkdtemp()}/ranks"  # no port that others could speak to
+        scratch = mkdtemp()
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        meeting = f"file://{scratch}/ranks"  # no port that others could speak to
         for rank in range(1, size):
             _start(folder, Place(rank, rank, size), meeting)
         ranks = Peers(Place(0, 0, size), meeting)

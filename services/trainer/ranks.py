@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from cepo.errors import UserError
 from cepo.settings import Place
 
 P = ParamSpec("P")
@@ -91,10 +92,18 @@ class Peers(Ranks):
             getattr(learner, name)(*arguments, **options)
 
     def place(self, model: Any, device: str) -> None:
-        """Gives each rank its part of the decoder layers and moves the rest to the device."""
+        """Gives each rank its part of the decoder layers and moves the rest to the device.
+
+        Raises:
+            UserError: the model does not say which its layers are.
+        """
         if device == "cuda":
             torch.cuda.set_device(self._gpu)
         decoder = model.get_decoder()
+        if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            raise UserError(
+                f"engine.trainer_processes={self.size}: {type(decoder).__name__} has no `layers` to split; set it to 1"
+            )
         layers = {p for layer in decoder.layers for p in layer.parameters() if not p.requires_grad}
         whole = {p for p in model.parameters() if p not in layers}
         mesh = init_device_mesh(device, (self.size,))

@@ -22,6 +22,7 @@ from services.trainer.learner import Learner
 from services.trainer.ranks import ALONE, Peers, Ranks
 from services.trainer.splits import share
 from tests.factories import make_config, make_ragged
+from tests.vision_support import MODEL
 
 SIZE, STEPS = 2, 2
 UNEVEN = [(3, 9, 0, 5), (40, 31, 27, 22), (12, 1, 7, 2), (4, 4, 6, 8)]
@@ -36,6 +37,7 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Sequence[str]]] = {
     ),
     "sequences, two mini-batches": (UNEVEN, ["algorithm.aggregation=seq-mean-token-mean", TIGHT, *TWICE]),
     "constant, a rank with nothing to learn": (ONE_GROUP, ["algorithm.aggregation=dr-grpo"]),
+    "a model that sees": (UNEVEN, [f"model.path={MODEL}"]),
     "gspo": (UNEVEN, ['algorithm={name="gspo"}', TIGHT, *TWICE]),
     "rlsd": (UNEVEN, ['algorithm={name="rlsd"}']),
     "ppo": (UNEVEN, ['algorithm={name="ppo", critic_lr=1e-2}', TIGHT, *TWICE]),
