@@ -54,6 +54,7 @@ class Spec:
                 "lora_targets": ",".join(config.lora.targets),
                 "max_loras": config.max_loras,
                 "gpu_memory_utilization": config.engine.gpu_memory_utilization,
+                "tensor_parallel": config.engine.tensor_parallel,
             }
         )
 

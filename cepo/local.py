@@ -61,7 +61,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which drains in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     @property
@@ -247,7 +247,8 @@ def running(stack: Stack) -> Iterator[Stack]:
         stack.stop(grace)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child before it begins: it is killed once the thread that made it ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 

@@ -162,6 +162,10 @@ class Engine(Section):
     """The rollout engine's limit on the adapter rank."""
     teacher: Literal["service", "colocated"] = "service"
     """A process of its own, or the trainer's: one copy of the base less, and scoring and learning take turns."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that one rollout engine splits the model over."""
+    trainer_processes: int = Field(default=1, ge=1)
+    """Processes of the trainer, a GPU each: they split the base between them and share every step's groups."""
 
 
 class RunConfig(Section):
@@ -218,6 +222,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampling.prompts={self.sampling.prompts} cannot be split into "
                 f"optim.minibatches={self.optim.minibatches} equal parts"
+            )
+        if self.engine.teacher == "colocated" and self.engine.trainer_processes > 1:
+            raise ValueError(
+                f'engine.teacher="colocated" scores on the whole base, which engine.trainer_processes='
+                f'{self.engine.trainer_processes} split between them; set the one to "service" or the other to 1'
             )
         self._feedback_exists()
         return self

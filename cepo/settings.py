@@ -5,6 +5,7 @@ never a hyper-parameter.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -75,6 +76,8 @@ class Settings(BaseModel):
     max_loras: int = Field(default=2, ge=1)
     """Adapters resident at once; at least lag + 2."""
     gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that the rollout engine splits the model over."""
     adapter_cache: Path = (_TMPFS if _TMPFS.is_dir() else Path("/tmp")) / "cepo-adapters"
     """Fetched adapters; on tmpfs where there is one."""
 
@@ -103,6 +106,33 @@ class Settings(BaseModel):
     def to_environment(self) -> dict[str, str]:
         """The variables that give a child process these settings."""
         return {PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of several processes this one is, in the variables of torchrun."""
+
+    rank: int
+    local_rank: int
+    """Among those of its machine."""
+    size: int
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """None where nobody set them: a process by itself."""
+        if "RANK" not in os.environ:
+            return None
+        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables of a process that is to have this place."""
+        place = {"RANK": self.rank, "LOCAL_RANK": self.local_rank, "WORLD_SIZE": self.size}
+        return {name: str(value) for name, value in place.items()}
+
+
+def stay_on_loopback() -> None:
+    """Has torch.distributed listen on loopback alone, here and in child processes."""
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
 
 
 def child_environment(extra: dict[str, str]) -> dict[str, str]:

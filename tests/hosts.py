@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,6 +79,12 @@ class TableHost:
         groups = batch.group_B.unique().tensor_split(self.updates)
         return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in groups]
 
-    def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterator[list[int]]:
+    def microbatches(self, batch: TrainBatch, rows: Sequence[int], *, passes: int = 1) -> Iterator[list[int]]:
         for at in range(0, len(rows), self.rows_per_pass):
             yield list(rows[at : at + self.rows_per_pass])
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """It is the only process."""
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """It is the only process."""

@@ -70,17 +70,34 @@ class Host(Protocol):
         """Rows of every optimiser update of a step."""
         ...
 
-    def microbatches(self, batch: TrainBatch, rows: Sequence[int]) -> Iterable[list[int]]:
-        """Rows of every pass, of the chosen rows."""
+    def microbatches(self, batch: TrainBatch, rows: Sequence[int], *, passes: int = 1) -> Iterable[list[int]]:
+        """Parts of the chosen rows, those of this process; several processes share them, and pass in step.
+
+        Args:
+            passes: of the base over each part.
+        """
+        ...
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Puts the sum over the processes in the place of each tensor; all have one type."""
+        ...
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The same for gradients."""
         ...
 
 
-def in_parts(host: Host, batch: TrainBatch, found: Callable[[TrainBatch], Tensor]) -> Tensor:
-    """found(part) [rows, tokens] of every pass of a batch, as one [B, T] beside the batch; 0 on padding."""
+def in_parts(host: Host, batch: TrainBatch, found: Callable[[TrainBatch], Tensor], passes: int = 1) -> Tensor:
+    """found(part) [rows, tokens] of every part of a batch, as one [B, T] beside the batch; 0 on padding.
+
+    Args:
+        passes: how many `found` makes.
+    """
     found_BT = torch.zeros_like(batch.mask_BT)
-    for part in host.microbatches(batch, range(batch.size)):
+    for part in host.microbatches(batch, range(batch.size), passes=passes):
         part_BT = found(batch.rows(part))
         found_BT[part, : part_BT.shape[1]] = part_BT.cpu()
+    host.add_up([found_BT])
     return found_BT
 
 

@@ -76,9 +76,9 @@ class Estimators(TrainedCompanion):
         if not ctdpo.learns_at(step):
             return batch
         shares = {RIGHT: 1.0 + ctdpo.strength, WRONG: -ctdpo.strength}
-        prob_BT = in_parts(self._host, batch, lambda part: self._host.blended_logp(shares, part)).exp()
+        logp_BT = in_parts(self._host, batch, lambda part: self._host.blended_logp(shares, part), len(shares))
         chosen_B = batch.accuracy_B == 1
-        weight_BT = critical_weights(prob_BT, chosen_B, batch.mask_BT, only_rejected=ctdpo.only_rejected)
+        weight_BT = critical_weights(logp_BT.exp(), chosen_B, batch.mask_BT, only_rejected=ctdpo.only_rejected)
         return replace(batch, token_weight_BT=weight_BT)
 
     def update(self, batch: TrainBatch, step: int) -> Metrics:
@@ -97,7 +97,7 @@ class Estimators(TrainedCompanion):
     def _gradient(self, name: str, rows: list[int], batch: TrainBatch) -> tuple[float, float]:
         """Of one estimator: its mean loss over the tokens of its side, and the gradient's norm; 0 without a token."""
         side_BT = batch.mask_BT * (batch.accuracy_B == float(name == RIGHT))[:, None]
-        totals, loss = Totals.of(side_BT[rows]), 0.0
+        totals, loss = Totals.of(side_BT[rows]), torch.zeros(())
         if not totals.tokens:
             return 0.0, 0.0  # no gradient: the optimiser leaves it alone
         with self._host.wearing(name):
@@ -106,5 +106,7 @@ class Estimators(TrainedCompanion):
                 mask_BT: Tensor = side_BT[part, : logp_BT.shape[1]].to(logp_BT.device)
                 one = aggregate(-logp_BT, mask_BT, "token-mean", totals)
                 one.backward()
-                loss += float(one.detach())
-        return loss, float(nn.utils.clip_grad_norm_(self._adapters[name], self._host.max_grad_norm))
+                loss += one.detach().cpu()
+            self._host.add_up([loss])
+            self._host.add_up_gradients(self._adapters[name])
+        return float(loss), float(nn.utils.clip_grad_norm_(self._adapters[name], self._host.max_grad_norm))

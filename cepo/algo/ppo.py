@@ -138,6 +138,7 @@ class Critic(TrainedCompanion):
         if not totals.tokens:
             return  # nothing to learn from: not even weight decay
         self.optimizer.zero_grad(set_to_none=True)
+        found = torch.zeros(2, dtype=torch.float64)  # loss and clipped tokens
         for part in self._host.microbatches(batch, [row for row in rows if valued_BT[row].any()]):
             micro = batch.rows(part)
             value_BT = self._host.read(self._head, micro)
@@ -148,8 +149,12 @@ class Critic(TrainedCompanion):
             terms_BT = value_terms(*given, clip_range=self._ppo.value_clip)
             loss = aggregate(terms_BT, mask_BT, "token-mean", totals)
             loss.backward()
-            sums.loss += float(loss.detach())
-            sums.clipped += float((value_clipped(*given, clip_range=self._ppo.value_clip) * mask_BT).sum())
+            clipped_BT = value_clipped(*given, clip_range=self._ppo.value_clip) * mask_BT
+            found += torch.tensor([float(loss.detach()), float(clipped_BT.sum())])
+        self._host.add_up([found])
+        self._host.add_up_gradients(self.model.parameters())
+        sums.loss += float(found[0])
+        sums.clipped += float(found[1])
         sums.norm += float(nn.utils.clip_grad_norm_(self.model.parameters(), self._host.max_grad_norm))
         self.optimizer.step()
 

@@ -44,13 +44,17 @@ def redis(run: Preflight) -> Found:
 
 
 def device(run: Preflight) -> Found:
-    """There is a GPU if the run wants one."""
+    """There are as many GPUs as the run wants of one machine, if it wants any."""
     import torch
 
-    if run.config.engine.device == "cpu":
+    engine, found = run.config.engine, torch.cuda.device_count()
+    if engine.device == "cpu":
         yield "ok", "cpu"
     elif torch.cuda.is_available():
-        yield "ok", f"{torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
+        for key in ("tensor_parallel", "trainer_processes"):
+            if run.here and getattr(engine, key) > found:
+                raise UserError(f"engine.{key}={getattr(engine, key)}: PyTorch sees {found} GPU(s) here; lower it")
+        yield "ok", f"{found} x {torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
     elif run.here:
         raise UserError(
             'engine.device="cuda": PyTorch sees no GPU here; install its CUDA build, or set engine.device = "cpu"'

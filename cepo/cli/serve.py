@@ -14,7 +14,7 @@ from cepo.deployment import SPECS, environment, processes
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
-from cepo.settings import Settings, child_environment
+from cepo.settings import Place, Settings, child_environment
 
 
 def add_parser(commands: Any) -> None:
@@ -37,10 +37,11 @@ def run(options: argparse.Namespace) -> int:
     if options.service == "trainer":
         if options.run_dir is None:
             raise UserError("cepo serve trainer needs --run-dir, a folder that outlives the container")
-        folder = RunDir(options.run_dir)
-        if not folder.config.is_file():
-            begin(config, folder, surroundings.redis_url)
-        config = runfile.load(folder.config)
+        folder, place = RunDir(options.run_dir), Place.from_environment()
+        if place is None or place.rank == 0:  # the others learn the run from it
+            if not folder.config.is_file():
+                begin(config, folder, surroundings.redis_url)
+            config = runfile.load(folder.config)
         arguments = [str(folder.path)]
     variables = child_environment(environment(spec.settings(config, surroundings)))
     os.execve(sys.executable, [sys.executable, *spec.command(*arguments)], variables)

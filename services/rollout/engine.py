@@ -180,6 +180,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel,
         "enable_lora": True,
         "max_loras": settings.max_loras,
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),

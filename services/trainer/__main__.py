@@ -1,6 +1,7 @@
 """`python -m services.trainer RUN_DIR`: the trainer of the run whose config.toml is in that folder.
 
-It always goes on from the newest checkpoint there is, so a trainer that died is simply started again.
+It always goes on from the newest checkpoint there is, so a trainer that died is simply started again. Where it is one
+of several processes (`torchrun -m services.trainer RUN_DIR`, or `engine.trainer_processes`), rank 0 is the service.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.runfile import load
-from cepo.settings import Settings
+from cepo.settings import Place, Settings
 from cepo.spans import pieces
 from cepo.wire import to_proto
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
-from services.trainer.learner import Learner
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
+from services.trainer.processes import follow, lead, make_learner
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.status import Status
@@ -75,6 +76,7 @@ async def build(settings: Settings) -> chassis.Service:
         try:
             async with run.beside:
                 await train(run, drain)
+            run.learner.ranks.close()
         finally:
             for task in beside:
                 task.cancel()
@@ -89,11 +91,8 @@ async def build(settings: Settings) -> chassis.Service:
 
 def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     """Builds the parts of a run from its folder."""
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     config = load(folder.config)
+    ranks = lead(folder, config)
     renderer = Renderer(config.model.path)
     excluded = folder.excluded_rows()
     store = ImageStore(folder.images)
@@ -104,7 +103,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
-    learner = Learner(config, lambda image: renderer.pixels.patches(image, store.read(image)))
+    learner = make_learner(config, folder, renderer, ranks, settings)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     beside: AbstractAsyncContextManager[None] = nullcontext()
@@ -135,4 +134,8 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
 
 
 if __name__ == "__main__":
-    chassis.main("trainer", build)
+    place = Place.from_environment()
+    if place is not None and place.rank:
+        follow(RunDir(Path(sys.argv[1])), place, *sys.argv[2:])
+    else:
+        chassis.main("trainer", build)

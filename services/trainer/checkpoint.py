@@ -67,17 +67,12 @@ class Checkpoints:
             self._publisher.drop_before(oldest, in_use | self._named)
 
     def save(self, progress: Progress) -> None:
-        with self._learner.base.turn:  # loading an adapter moves it for a while
-            rng = torch.get_rng_state()
         state = {
             "next_step": progress.next_step,
             "policies": [self._proven(policy) for policy in progress.policies],
             "teachers": [self._proven(policy) for policy in progress.teachers],
             "average": self._teacher.average,
-            "adapter": self._learner.adapter(),
-            "optimizer": self._learner.optimizer.state_dict(),
-            "companion": self._learner.companion.state_dict(),
-            "rng": rng,
+            **self._learner.state_dict(),
         }
         folder = self._folder / f"step-{progress.next_step:06d}"
         scratch = folder.with_name(f".{folder.name}")
@@ -105,14 +100,10 @@ class Checkpoints:
         self._named = set().union(*map(_named, saved))
         state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
         try:
-            self._learner.put_on(state["adapter"])
-            self._learner.optimizer.load_state_dict(state["optimizer"])
-            self._learner.companion.load_state_dict(state["companion"])
+            self._learner.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             sections = "lora and algorithm sections"
             raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
-        with self._learner.base.turn:
-            torch.set_rng_state(state["rng"])
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
         return Progress(state["next_step"], policies, teachers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +15,8 @@ from cepo.forward import ResponseStates, response_states
 from cepo.pixels import Patches
 from cepo.runconfig import RunConfig
 from cepo.teaching.base import Base
-from services.trainer.splits import microbatches, minibatches
+from services.trainer.ranks import Ranks
+from services.trainer.splits import microbatches, minibatches, share
 
 POLICY = "default"
 """The adapter that is published."""
@@ -32,10 +33,11 @@ def no_images(image: ImageRef) -> Patches:
 class Host:
     """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
 
-    def __init__(self, base: Base, config: RunConfig, patches: ReadPatches) -> None:
+    def __init__(self, base: Base, config: RunConfig, patches: ReadPatches, ranks: Ranks) -> None:
         self._peft, self._model, self._features = base.peft, base.model, base.features
         self._config = config
         self._patches = patches
+        self._ranks = ranks
 
     @property
     def seed(self) -> int:
@@ -71,10 +73,10 @@ class Host:
     def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
         """The head is linear: the logits of a blend of states are that blend of logits, and it is met once."""
         blend_ND = torch.zeros(())
-        for adapter, share in shares.items():
+        for adapter, part in shares.items():
             with self.wearing(adapter):
                 states = self.states(batch, 1.0)
-            blend_ND = blend_ND + share * states.hidden_ND.float()
+            blend_ND = blend_ND + part * states.hidden_ND.float()
         return replace(states, hidden_ND=blend_ND.to(states.hidden_ND.dtype)).logp_BT
 
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
@@ -86,6 +88,25 @@ class Host:
         return minibatches(batch, self._config.optim.minibatches)
 
     def microbatches(
-        self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False
+        self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False, passes: int = 1
     ) -> Iterator[list[int]]:
-        return microbatches(batch, rows, self._config.optim.tokens_per_microbatch, whole_groups=whole_groups)
+        """Rows of every part of this rank; one that has fewer than another makes empty passes for them."""
+        tokens = self._config.optim.tokens_per_microbatch
+        own = share(batch, rows, self._ranks.rank, self._ranks.size)
+        parts = list(microbatches(batch, own, tokens, whole_groups=whole_groups))
+        most = self._ranks.most(len(parts))
+        yield from parts
+        for _ in range(passes * (most - len(parts))):
+            self._pass_nothing()
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        self._ranks.add_up(tensors)
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._ranks.add_up_gradients(parameters)
+
+    def _pass_nothing(self) -> None:
+        """A pass for the other ranks' sake, which need this one's part of each layer: one token, no gradient."""
+        nothing = 0.0 * response_states(self._model, [[0]], [[0]], 1.0).hidden_ND.sum()
+        if nothing.requires_grad:
+            nothing.backward()

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cepo.adapters import FILES
-from cepo.algo.base import Algorithm, LossOutput, Metrics
+from cepo.algo.base import Algorithm, Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.diagnostics import engine_metrics
 from cepo.algo.distillation import check_support
@@ -33,57 +33,19 @@ from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_ca
 from cepo.runconfig import RunConfig
 from cepo.teaching.base import Base
 from services.trainer.host import POLICY, Host, ReadPatches, no_images
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What an update saw of each token, [B, T] on the CPU; 0 where it did not come by."""
-
-    logp_BT: Tensor
-    """Log-probs as it was trained on."""
-    old_BT: Tensor
-    """Log-probs that stood for the policy at the start of the step."""
-    sampled_BT: Tensor
-    """1 on tokens the policy sampled for itself."""
-
-    def note(self, rows: Sequence[int], logp_BT: Tensor, old_BT: Tensor, sampled_BT: Tensor) -> None:
-        """Keeps a micro-batch."""
-        kept = ((self.logp_BT, logp_BT), (self.old_BT, old_BT), (self.sampled_BT, sampled_BT))
-        for all_BT, part_BT in kept:
-            all_BT[rows, : part_BT.shape[1]] = part_BT.detach().cpu()
-
-
-@dataclass
-class Sums:
-    """What an update adds up over its micro-batches."""
-
-    loss: float = 0.0
-    sampled: int = 0
-    """Tokens the policy sampled for itself."""
-    demonstrated: int = 0
-    """Tokens of demonstrations."""
-    token_sums: dict[str, float] = field(default_factory=dict)
-    demonstration_sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, output: LossOutput, sampled: int, demonstrated: int) -> None:
-        self.loss += float(output.loss.detach())
-        self.sampled += sampled
-        self.demonstrated += demonstrated
-        for sums, more in (
-            (self.token_sums, output.token_sums),
-            (self.demonstration_sums, output.demonstration_sums),
-        ):
-            sums.update({key: sums.get(key, 0.0) + value for key, value in more.items()})
+from services.trainer.ranks import ALONE, Ranks, together
+from services.trainer.sums import Seen, Sums
 
 
 class Learner:
     """Owns the weights and the optimiser."""
 
-    def __init__(self, config: RunConfig, patches: ReadPatches = no_images) -> None:
+    def __init__(self, config: RunConfig, patches: ReadPatches = no_images, ranks: Ranks = ALONE) -> None:
         """Loads the base and attaches the adapter.
 
         Args:
             patches: the pixels of an image of this run.
+            ranks: the processes that share the work; each has a learner.
 
         Raises:
             UserError: the model cannot be loaded, has no module of `lora.targets`, has one in its vision part, or too
@@ -92,7 +54,8 @@ class Learner:
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self._config = config
-        base = load_causal_lm(config.model.path, config.model.dtype, config.engine.device)
+        self.ranks = ranks
+        base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
         check_support(config.algorithm.asks, base.get_output_embeddings().weight.shape[0])
         lora = LoraConfig(
             r=config.lora.rank,
@@ -115,10 +78,11 @@ class Learner:
                 f"lora.targets: {seeing[0].rpartition('.')[2]} is in the model's vision part, which stays as it is; "
                 "name modules of the language part alone"
             )
+        ranks.place(self._model, config.engine.device)
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.host = Host(self.base, config, patches)
+        self.host = Host(self.base, config, patches, ranks)
         self.companion = config.algorithm.companion(self.host)
 
     @property
@@ -145,12 +109,41 @@ class Learner:
     def wearing(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
         """The model with another adapter's weights for a while."""
         own = self.adapter()
-        self.put_on(adapter)
+        self._wear(adapter)
         try:
             yield
         finally:
-            self.put_on(own)
+            self._wear(own)
 
+    @together
+    def _wear(self, adapter: Mapping[str, Tensor]) -> None:
+        self.put_on(adapter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it needs to go on bit for bit, the random numbers included."""
+        with self.base.turn:  # whoever else loads an adapter moves the random numbers for a while
+            rng = torch.get_rng_state()
+        return {
+            "adapter": self.adapter(),
+            "optimizer": self.optimizer.state_dict(),
+            "companion": self.companion.state_dict(),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a saved state.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: it is that of another learner.
+        """
+        self.put_on(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.companion.load_state_dict(state["companion"])
+        with self.base.turn:
+            torch.set_rng_state(state["rng"])
+        self.ranks.lead("load_state_dict", state)  # after it was found to fit
+
+    @together
     def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
         """Log-prob of the canary sequence under the adapter, or under the base alone."""
         with self.base.turn, self.peft.disable_adapter() if base else nullcontext():
@@ -171,6 +164,19 @@ class Learner:
         if optim.schedule == "constant":
             return optim.lr * constant(1.0, step)
         return optim.lr * cosine_with_warmup(optim.warmup_steps, self._config.loop.steps, step)
+
+    @together
+    def learn(self, batch: TrainBatch, step: int) -> tuple[Tensor, Metrics]:
+        """One step of the policy and its companion.
+
+        Returns:
+            adv_BT, and the step's metrics.
+        """
+        algorithm = self._config.algorithm
+        with self.base.turn:
+            batch = self.companion.prepare(batch, step)
+            adv_BT = algorithm.advantages(batch, step)
+            return adv_BT, self.update(batch, adv_BT, algorithm, step) | self.companion.update(batch, step)
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
         """The optimiser updates of one step.
@@ -193,6 +199,8 @@ class Learner:
         seen = Seen(*(torch.zeros_like(batch.mask_BT) for _ in range(3)))
         for rows in minibatches:
             norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums, seen))
+        sums = Sums.total(self.ranks.gathered(sums))
+        self.host.add_up([seen.logp_BT, seen.old_BT, seen.sampled_BT])
         sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
         return {
             "loss/policy": sums.loss / len(minibatches),
@@ -222,8 +230,9 @@ class Learner:
     ) -> float:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
-        trained = False
         chosen = [row for row in rows if learns_B[row]]
+        if not chosen:
+            return 0.0  # nothing to learn from: not even weight decay
         for part in self.host.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
@@ -233,11 +242,9 @@ class Learner:
             output.loss.backward()
             sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
             sampled = int(sampled_BT.sum())
-            sums.add(output, sampled, int(micro.mask_BT.sum()) - sampled)
+            sums.add(Sums.of(output, sampled, int(micro.mask_BT.sum()) - sampled))
             seen.note(part, student.logp_BT, old_BT, sampled_BT)
-            trained = True
-        if not trained:
-            return 0.0  # nothing to learn from: not even weight decay
+        self.host.add_up_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm)
         self.optimizer.step()
         return float(norm)
@@ -256,4 +263,5 @@ class Learner:
         for part in self.host.microbatches(batch, learns_B.nonzero().flatten().tolist()):
             logp_BT = self._student(batch.rows(part)).logp_BT
             old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
+        self.host.add_up([old_BT])
         return old_BT

@@ -151,13 +151,8 @@ def _update(run: Run, groups: Groups, step: int, supply: Supply) -> Metrics:
     done = finished(groups)
     if not done:
         raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
-    algorithm = run.config.algorithm
-    chosen = algorithm.select(done, supply)
-    learner, companion = run.learner, run.learner.companion
-    with learner.base.turn:
-        batch = companion.prepare(pack(chosen), step)
-        adv_BT = algorithm.advantages(batch, step)
-        metrics = learner.update(batch, adv_BT, algorithm, step) | companion.update(batch, step)
+    chosen = run.config.algorithm.select(done, supply)
+    adv_BT, metrics = run.learner.learn(pack(chosen), step)
     prompts = [group for group in chosen if group.task.origin is None]
     write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics

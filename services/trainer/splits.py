@@ -1,7 +1,10 @@
-"""The pieces a step is learned in: mini-batches of an optimiser update each, micro-batches of a pass each."""
+"""The pieces a step is learned in: mini-batches of an optimiser update each, a share of them for each rank, and
+micro-batches of a pass each.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,6 +19,24 @@ def minibatches(batch: TrainBatch, count: int) -> list[list[int]]:
     halves = [batch.group_B[rows_B].unique().tensor_split(count) for rows_B in (~shown_B, shown_B)]
     parts = [torch.cat(part) for part in zip(*halves, strict=True)]
     return [torch.isin(batch.group_B, part).nonzero().flatten().tolist() for part in parts if len(part)]
+
+
+def share(batch: TrainBatch, rows: Sequence[int], rank: int, size: int) -> list[int]:
+    """The rows of one rank of several, in order: whole groups, so that every rank has about as many tokens."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        members[int(batch.group_B[row])].append(row)
+    tokens = {
+        group: len(batch.prompt_ids[its[0]]) + sum(len(batch.response_ids[row]) for row in its)
+        for group, its in members.items()
+    }
+    loads, own = [0] * size, set()
+    for group in sorted(tokens, key=lambda group: (-tokens[group], group)):  # the longest first, to the idlest rank
+        least = loads.index(min(loads))
+        loads[least] += tokens[group]
+        if least == rank:
+            own.update(members[group])
+    return [row for row in rows if row in own]
 
 
 def microbatches(

@@ -53,9 +53,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 
 def pid_of(name: str, run_dir: Path) -> int:
-    """The process of a service of this run, found by what it was started for."""
-    marker = {"trainer": "services.trainer", "redis": "redis-server"}.get(name, f"services.{name}").encode()
-    port = None if name in ("trainer", "redis") else _grpc_port(name, run_dir)
+    """The process of a service of this run, or the second one of its trainer, found by what it was started for."""
+    marker = {"follower": "services.trainer", "redis": "redis-server"}.get(name, f"services.{name}").encode()
+    port = None if name in ("trainer", "follower", "redis") else _grpc_port(name, run_dir)
     redis = json.loads((run_dir / "services.json").read_text())["redis"].rpartition(":")[2].partition("/")[0]
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -67,7 +67,8 @@ def pid_of(name: str, run_dir: Path) -> int:
         if marker not in line:
             continue
         ours = {
-            "trainer": str(run_dir).encode() in line,
+            "trainer": str(run_dir).encode() in line and b"\0RANK=1\0" not in environment,
+            "follower": str(run_dir).encode() in line and b"\0RANK=1\0" in environment,
             "redis": f":{redis}".encode() in line or f"\0{redis}\0".encode() in line,
         }.get(name, f"CEPO_GRPC_PORT={port}\0".encode() in environment and b"-m\0services." in line)
         if ours:

@@ -53,7 +53,7 @@ KEYS = {
     "checkpoint": "every keep keep_policies",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system train where",
-    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher",
+    "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher tensor_parallel trainer_processes",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
     "loop": "deterministic lag seed steps",
@@ -221,6 +221,11 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message:
     with pytest.raises(UserError) as refusal:
         make_config(override)
     assert str(refusal.value).startswith(message)
+
+
+def test_a_colocated_teacher_needs_a_trainer_of_one_process() -> None:
+    with pytest.raises(UserError, match=r'engine.teacher="colocated" scores on the whole base, which engine.trainer_p'):
+        make_config("engine.teacher=colocated", "engine.trainer_processes=2")
 
 
 @pytest.mark.parametrize("section", ["name", "model", "data", "algorithm"])

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
+from cepo.deployment import SPECS
 from cepo.settings import Settings
 from services.rollout.engine import _engine_args
+from tests.factories import make_config
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -73,3 +75,8 @@ async def test_an_image_in_the_request_itself_is_read() -> None:
 
 def test_the_code_of_a_model_is_not_run() -> None:
     assert _engine_args(Settings(model="any", device="cpu")).trust_remote_code is False
+
+
+def test_an_engine_takes_the_gpus_that_the_run_gives_it() -> None:
+    settings = SPECS["rollout"].settings(make_config("engine.tensor_parallel=2"), Settings())
+    assert _engine_args(settings).tensor_parallel_size == 2
