@@ -200,9 +200,3 @@ class CreditReply(_Returned):
     engine: str
     prompt_token_ids: list[int]
     compared: list[CreditReply] = Field(default=[], description="one reply for each entry of `compare`, in order")
-
-
-class Refusal(_Returned):
-    """Why a request was not answered: the field and the fix."""
-
-    detail: str

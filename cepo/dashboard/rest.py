@@ -11,14 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
 from cepo.dashboard.folder import FINAL, Watched, by_name
 from cepo.dashboard.page import page
-from cepo.web import first_mistake
+from cepo.web import Refusal, surface
 
 MAX_ROWS = 1000
 MAX_GROUPS = 64
@@ -37,7 +35,7 @@ Name = Annotated[str, Query(max_length=300, description="one of /v1/runs; left o
 
 def application(watched: Sequence[Watched]) -> FastAPI:
     """The surface over a run, the first, and those to compare it with."""
-    app, runs, run = FastAPI(), by_name(watched), watched[0]
+    app, runs, run = surface(), by_name(watched), watched[0]
 
     @app.get("/", tags=["run"], response_class=HTMLResponse)
     async def dashboard() -> HTMLResponse:
@@ -54,13 +52,13 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """The run, and those it is compared with."""
         return [{"name": name, **each.summary()} for name, each in runs.items()]
 
-    @app.get("/v1/metrics", tags=["run"])
+    @app.get("/v1/metrics", tags=["run"], responses=_absent("no run of that name is shown here"))
     def metrics(since: Since = 0, limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS, run: Name = "") -> Any:
         """Rows of metrics from a step on; `next` is where to go on, None at the end."""
         rows = [row for row in _named(runs, run).steps() if row["step"] >= since]
         return {"rows": rows[:limit], "next": rows[limit]["step"] if len(rows) > limit else None}
 
-    @app.get("/v1/steps/{step}/groups", tags=["run"], responses={404: {"description": "the run has no such step"}})
+    @app.get("/v1/steps/{step}/groups", tags=["run"], responses=_absent("the run has no such step"))
     def groups(step: Step, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_GROUPS)] = 8) -> Any:
         """The groups of a step that the run wrote down, with every token's evidence and advantage."""
         found = run.groups(step)
@@ -81,11 +79,11 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """Server-sent events: `row` (from a step on), `status`, `failures` and `restart`; they end with the run."""
         return StreamingResponse(_events(run, since), media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": first_mistake([{**e, "loc": e["loc"][1:]} for e in error.errors()])}, 422)
-
     return app
+
+
+def _absent(why: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"model": Refusal, "description": why}}
 
 
 def _named(runs: dict[str, Watched], name: str) -> Watched:

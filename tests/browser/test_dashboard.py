@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.web import guard
+from tests import serving
 from tests.browser.chromium import Browser, executable
 from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
 
@@ -31,14 +30,8 @@ def served(*runs: RunDir, port: int = 0, token: str = "") -> Iterator[str]:
     """The address of a dashboard."""
     app = application([Watched(run) for run in runs])
     guard(app, Settings(token=token))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with serving.served(app, port) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture
