@@ -52,6 +52,9 @@ _GRPC_CODES = {
     PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
     Unreachable: grpc.StatusCode.UNAVAILABLE,
 }
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "it starts, ends, or lost its engine", "content": {"text/plain": {}}}
+}
 _HTTP_CODES = {UserError: 422, WireError: 422, PolicyError: 409, Unreachable: 503}
 
 

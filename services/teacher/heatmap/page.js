@@ -38,11 +38,17 @@ const responseOf = (panel) => replies().get(panel.policy).responses[state.respon
 function show() {
   const request = state.request;
   $("question").textContent = request.messages ? request.messages.map((m) => m.content).join("\n\n") : request.prompt ?? "(given as token ids)";
+  drawPictures($("images"), request.images ?? []);
   $("positive").textContent = state.reply.positive;
   drawTabs();
   drawResponse();
   const reply = state.reply;
   $("provenance").textContent = `Scored with policy ${[...replies().keys()].join(" and ")} (${reply.engine}), temperature ${reply.temperature}, tokenizer ${reply.tokenizer_sha256.slice(0, 12)}.`;
+}
+
+function drawPictures(place, uris) {
+  place.replaceChildren(...uris.map((src, at) => element("img", { src, alt: `Image ${at + 1} of the problem` })));
+  place.hidden = !uris.length;
 }
 
 function drawTabs() {
