@@ -116,27 +116,30 @@ class RateLimit:
 def guard(app: FastAPI, settings: Settings) -> None:
     """Puts the limits and the token check before an app, and the tokens into its OpenAPI."""
     app.add_middleware(BodyLimit)
-    app.add_middleware(RestAuth, tokens=Tokens.of(settings))
+    tokens = Tokens.of(settings)
+    app.add_middleware(RestAuth, tokens=tokens)
     app.add_middleware(RateLimit, per_second=settings.requests_per_second)
-    _describe(app)
+    _describe(app, tokens)
 
 
-def _describe(app: FastAPI) -> None:
-    """Adds to the app's OpenAPI what `guard` answers: a bearer token everywhere but on the open paths, and refusals."""
+def _describe(app: FastAPI, tokens: Tokens) -> None:
+    """Adds to the app's OpenAPI what `guard` asks and answers: a token everywhere but on the open paths, refusals."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = build()
         components = schema.setdefault("components", {})
-        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         components.setdefault("schemas", {})["Refusal"] = Refusal.model_json_schema()
-        schema["security"] = [{"token": []}]
+        if tokens.needed:
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"token": []}]
         for path, operations in schema["paths"].items():
+            is_open = not tokens.needed or path in OPEN_PATHS
             for operation in operations.values():
-                if path in OPEN_PATHS:
+                if tokens.needed and is_open:
                     operation["security"] = []
                 for code, (why, of_a_body) in _REFUSALS.items():
-                    if (not of_a_body or "requestBody" in operation) and (code != "401" or path not in OPEN_PATHS):
+                    if (not of_a_body or "requestBody" in operation) and not (code == "401" and is_open):
                         operation["responses"].setdefault(code, _refusal(why))
         return schema
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -21,6 +22,11 @@ START_SECONDS = 30.0
 def executable() -> str | None:
     """The browser on PATH, if there is one."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+needs_chromium = pytest.mark.skipif(
+    executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium"
+)
 
 
 class Browser:

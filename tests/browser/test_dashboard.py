@@ -16,10 +16,10 @@ from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.web import guard
 from tests import serving
-from tests.browser.chromium import Browser, executable
+from tests.browser.chromium import Browser, needs_chromium
 from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 SELECTED = "document.getElementById('step-value').value"
 DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').length"

@@ -17,12 +17,12 @@ from cepo.tiny.figures import QUESTION
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
 from services.teacher.page import standalone_page
-from tests.browser.chromium import Browser, executable
+from tests.browser.chromium import Browser, needs_chromium
 from tests.credit_support import make_seeing_credit, web_application
 from tests.serving import served
 from tests.vision_support import RENDERER, TURN, held_out
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>\\boxed{1}"
 TOKEN = '#panels article:nth-child(2) .token[data-at="{}"]'

@@ -49,13 +49,16 @@ def make_rollout(folder: Path) -> Made:
     return app, None
 
 
-@pytest.mark.parametrize("make", [make_trainer, make_teacher, make_verifier, make_rollout])
-def test_every_answer_is_one_that_the_schema_tells_of(make: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "token"),
+    [(make_trainer, TOKEN), (make_teacher, TOKEN), (make_verifier, TOKEN), (make_rollout, TOKEN), (make_verifier, "")],
+)
+def test_every_answer_is_one_that_the_schema_tells_of(make: Any, token: str, tmp_path: Path) -> None:
     async def work(stop: asyncio.Event) -> None: ...
 
     app, engine = make(tmp_path)
     service = Service(make.__name__, "", lambda server: None, work, app)
     service.ready.set()
-    with served(rest(service, Settings(token=TOKEN)), engine=engine) as url:
+    with served(rest(service, Settings(token=token)), engine=engine) as url:
         found = explore(url, TOKEN, tmp_path)
     assert not found, found
