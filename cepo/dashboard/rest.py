@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from cepo.dashboard.folder import FINAL, Watched, by_name
 from cepo.dashboard.page import page
+from cepo.images import MEDIA_TYPES, checked
 from cepo.web import Refusal, surface
 
 MAX_ROWS = 1000
@@ -26,11 +27,21 @@ MAX_STEP = 2**53
 POLL_SECONDS = 0.4
 KEEP_ALIVE_SECONDS = 15.0
 EVENTS = "text/event-stream"
+FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""What is named by its content does not change."""
 
 Step = Annotated[int, Path(ge=0, le=MAX_STEP)]
 Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step that is wanted")]
 Offset = Annotated[int, Query(ge=0, le=MAX_STEP)]
+Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="one of a group's `images`")]
 Name = Annotated[str, Query(max_length=300, description="one of /v1/runs; left out: the run itself")]
+
+
+def _absent(why: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"model": Refusal, "description": why}}
+
+
+_PICTURE = _absent("the run has no such image") | {200: {"content": {each: {} for each in MEDIA_TYPES.values()}}}
 
 
 def application(watched: Sequence[Watched]) -> FastAPI:
@@ -66,6 +77,14 @@ def application(watched: Sequence[Watched]) -> FastAPI:
             raise HTTPException(404, f"the run has no step {step}")
         return {"step": step, "total": len(found), "groups": found[offset : offset + limit]}
 
+    @app.get("/v1/images/{sha256}", tags=["run"], response_class=Response, responses=_PICTURE)
+    def image(sha256: Sha256) -> Response:
+        """An image of the run's problems, by its content."""
+        data = run.image(sha256)
+        if data is None:
+            raise HTTPException(404, "the run has no such image")
+        return Response(data, media_type=checked(data).media_type, headers=FOR_EVER)
+
     @app.get("/v1/failures", tags=["run"])
     def failures(
         since: Since = 0, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_FAILURES)] = 100
@@ -80,10 +99,6 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         return StreamingResponse(_events(run, since), media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
     return app
-
-
-def _absent(why: str) -> dict[int | str, dict[str, Any]]:
-    return {404: {"model": Refusal, "description": why}}
 
 
 def _named(runs: dict[str, Watched], name: str) -> Watched:

@@ -12,12 +12,14 @@ import pytest
 
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
+from cepo.images import ImageStore
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.web import guard
 from tests import serving
 from tests.browser.chromium import Browser, needs_chromium
 from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
+from tests.vision_support import BLANK
 
 pytestmark = needs_chromium
 
@@ -141,6 +143,22 @@ def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: 
         tab.run("document.activeElement.blur()")
         tab.press("ArrowLeft", "ArrowLeft")
         tab.until("document.getElementById('groups').innerText.includes('telemetry.rollouts_per_step')")
+
+
+def test_a_group_shows_the_images_of_its_problem(tab: Browser, run: RunDir) -> None:
+    ImageStore(run.images).put(BLANK.data)
+    write_groups(run, 5, images=[BLANK.ref.sha256])
+    with served(run, token="right") as url:
+        tab.open(url)
+        tab.until("!document.getElementById('token-field').hidden")
+        tab.type("[name=token]", "right")
+        tab.run("document.getElementById('token-field').requestSubmit()")
+        tab.until("document.querySelector('#groups .pictures img')?.naturalWidth > 0")
+        width, height = tab.run("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#groups img'))")
+        assert (width, height) == (BLANK.ref.width, BLANK.ref.height)
+        tab.press("ArrowLeft")
+        tab.until("document.getElementById('groups').innerText.includes('step 4')")
+        assert tab.run("document.querySelector('#groups .pictures').hidden") is True
 
 
 def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from cepo.contracts import Message
 from cepo.rendering import Renderer
 from cepo.tracing import trace_id
 from tests.browser.chromium import needs_chromium
+from tests.exploring import explore
 from tests.otlp import Collector, Span
 from tests.pipeline.following import Seen, followed
 from tests.pipeline.support import DOCUMENTED_KEYS, ROOT, kill, rows, start, wait_until
@@ -183,6 +184,18 @@ def test_the_dashboard_stays_open_while_its_trainer_is_killed_and_draws_every_st
     assert "log P given r⁺" in seen.tip
     assert "advantage" in seen.tip
     assert (seen.loads, seen.failures) == (1, ())
+
+
+def test_cepo_dashboard_answers_for_the_ended_run_as_its_schema_says(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "cepo", "dashboard", str(undisturbed[0]), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1].rstrip("/")
+        found = explore(address, "", tmp_path, examples=5)
+        process.terminate()
+    assert not found, found
 
 
 def test_every_adapter_loads_in_stock_peft_and_changes_the_model(undisturbed: tuple[Path, str]) -> None:

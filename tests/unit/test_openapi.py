@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from cepo.chassis import Service, rest
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application as dashboard
+from cepo.images import ImageStore
 from cepo.settings import Settings
 from services.rollout.models import Policies, add_models
 from services.teacher.rest import application as teacher
@@ -22,6 +23,7 @@ from tests.credit_support import make_credit, toy_grade
 from tests.exploring import explore
 from tests.run_support import make_run, make_status, write_groups
 from tests.serving import served
+from tests.vision_support import BLANK
 
 TOKEN = "secret"
 Made = tuple[FastAPI, AbstractAsyncContextManager[Any] | None]
@@ -30,6 +32,7 @@ Made = tuple[FastAPI, AbstractAsyncContextManager[Any] | None]
 def make_trainer(folder: Path) -> Made:
     run = make_run(folder / "sums", 3)
     write_groups(run, 1)
+    ImageStore(run.images).put(BLANK.data)
     run.write_status(make_status(run, "done", 3))  # events end with the run
     return dashboard([Watched(run)]), None
 
@@ -60,5 +63,5 @@ def test_every_answer_is_one_that_the_schema_tells_of(make: Any, token: str, tmp
     service = Service(make.__name__, "", lambda server: None, work, app)
     service.ready.set()
     with served(rest(service, Settings(token=token)), engine=engine) as url:
-        found = explore(url, TOKEN, tmp_path)
+        found = explore(url, token, tmp_path, examples=15)
     assert not found, found

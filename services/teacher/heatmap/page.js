@@ -46,11 +46,6 @@ function show() {
   $("provenance").textContent = `Scored with policy ${[...replies().keys()].join(" and ")} (${reply.engine}), temperature ${reply.temperature}, tokenizer ${reply.tokenizer_sha256.slice(0, 12)}.`;
 }
 
-function drawPictures(place, uris) {
-  place.replaceChildren(...uris.map((src, at) => element("img", { src, alt: `Image ${at + 1} of the problem` })));
-  place.hidden = !uris.length;
-}
-
 function drawTabs() {
   const tabs = state.reply.responses.map((response, at) => {
     const verdict = response.grade ? response.grade.outcome : response.reward === null ? "" : `reward ${number(response.reward, 2)}`;

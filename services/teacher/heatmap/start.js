@@ -38,15 +38,6 @@ function chooseImages(uris) {
   if (!uris.length) $("form").images.value = "";
 }
 
-function asText(file) {
-  return new Promise((done, failed) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.onerror = () => failed(reader.error);
-    reader.readAsDataURL(file);
-  });
-}
-
 function asked(form) {
   const texts = [...form.querySelectorAll("[name=response]")], rewards = [...form.querySelectorAll("[name=reward]")];
   const request = {
