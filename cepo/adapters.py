@@ -11,10 +11,10 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -161,15 +161,25 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
 
 
 @asynccontextmanager
-async def resident(engine: Engine, bus: Bus, adapters: AdapterCache) -> AsyncIterator[None]:
-    """An engine with the base loaded, that loads policies as they are announced, ahead of the first task."""
+async def resident(
+    engine: Engine, bus: Bus, adapters: AdapterCache, *watches: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
+    """An engine with the base loaded, that loads policies as they are announced, ahead of the first task.
+
+    Args:
+        watches: run beside the work; what one of them raises ends it.
+    """
     try:
         await engine.load(BASE_POLICY)
-        watching = asyncio.create_task(_prefetch(engine, bus))
+        prefetching = asyncio.create_task(_prefetch(engine, bus))
         try:
-            yield
+            async with asyncio.TaskGroup() as group:
+                watching = [group.create_task(watch()) for watch in watches]
+                yield
+                for task in watching:
+                    task.cancel()
         finally:
-            watching.cancel()
+            prefetching.cancel()
     finally:
         engine.close()
         adapters.clear()

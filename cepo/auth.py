@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
-from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -101,22 +100,6 @@ class RestAuth:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def document(app: FastAPI) -> None:
-    """Adds the scheme to the app's OpenAPI: a bearer token everywhere but on the open paths."""
-    build = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = build()
-        schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"token": []}]
-        for path in OPEN_PATHS & set(schema["paths"]):
-            for operation in schema["paths"][path].values():
-                operation["security"] = []
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):

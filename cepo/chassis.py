@@ -52,6 +52,9 @@ _GRPC_CODES = {
     PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
     Unreachable: grpc.StatusCode.UNAVAILABLE,
 }
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "it starts, ends, or lost its engine", "content": {"text/plain": {}}}
+}
 _HTTP_CODES = {UserError: 422, WireError: 422, PolicyError: 409, Unreachable: 503}
 
 
@@ -102,6 +105,10 @@ def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Cal
             raise
 
     return call
+
+
+class _Metrics(Response):
+    media_type = CONTENT_TYPE_LATEST
 
 
 class _Uvicorn(uvicorn.Server):
@@ -220,17 +227,21 @@ def rest(service: Service, settings: Settings) -> FastAPI:
     READY.set_function(lambda: float(service.ready.is_set()))
     BUILD.labels(version("cepo")).set(1)
 
-    @app.get("/healthz", tags=["operations"])
+    @app.get("/healthz", tags=["operations"], response_class=PlainTextResponse)
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok")
 
-    @app.get("/readyz", tags=["operations"])
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"description": "it starts, or ends", "content": {"text/plain": {}}}
+    }
+
+    @app.get("/readyz", tags=["operations"], response_class=PlainTextResponse, responses=not_ready)
     async def readyz() -> PlainTextResponse:
         return PlainTextResponse("ready") if service.ready.is_set() else PlainTextResponse("not ready", 503)
 
-    @app.get("/metrics", tags=["operations"])
+    @app.get("/metrics", tags=["operations"], response_class=_Metrics)
     async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return _Metrics(generate_latest())
 
     @app.exception_handler(CepoError)
     async def refuse(request: Request, error: CepoError) -> JSONResponse:

@@ -15,8 +15,9 @@ import httpx
 from pydantic import ValidationError
 
 from cepo.auth import call_metadata
-from cepo.credit import CreditReply, CreditRequest, Refusal
+from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError
+from cepo.web import Refusal
 
 PATH = "/v1/credit"
 TIMEOUT_SECONDS = 300.0

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from cepo.contracts import BASE_POLICY, Message, PolicyRef
+from cepo.images import MAX_IMAGES
 from cepo.rendering import HINT
 
 MAX_RESPONSES = 64
@@ -85,6 +86,12 @@ class CreditRequest(_Sent):
     messages: list[Message] | None = Field(default=None, min_length=1, description="a chat, rendered by its template")
     prompt: Text | None = Field(default=None, min_length=1, description="the prompt as the model reads it, templated")
     prompt_token_ids: TokenIds | None = Field(default=None, min_length=1)
+    images: list[str] = Field(
+        default=[],
+        max_length=MAX_IMAGES,
+        description="data URIs; each <image> in the messages stands for the next, without marks they come first in the "
+        "last turn; in a prompt the model's own placeholder stands for each",
+    )
     responses: list[Response] = Field(min_length=1, max_length=MAX_RESPONSES, description="siblings: one group")
     positive: Answer = Field(description="r+, the right answer")
     negative: Answer | None = Field(
@@ -200,9 +207,3 @@ class CreditReply(_Returned):
     engine: str
     prompt_token_ids: list[int]
     compared: list[CreditReply] = Field(default=[], description="one reply for each entry of `compare`, in order")
-
-
-class Refusal(_Returned):
-    """Why a request was not answered: the field and the fix."""
-
-    detail: str

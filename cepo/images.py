@@ -151,6 +151,15 @@ def checked(data: bytes) -> ImageRef:
     return ImageRef(sha256=hashlib.sha256(data).hexdigest(), media_type=media_type, width=width, height=height)
 
 
+def data_uri(data: bytes) -> str:
+    """An image as text, as requests take it.
+
+    Raises:
+        UserError: it is no image; says what to do.
+    """
+    return f"data:{checked(data).media_type};base64,{base64.b64encode(data).decode()}"
+
+
 def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
     """The messages with an `<image>` mark for each image: their own, or where they have none before the last turn.
 

@@ -1,4 +1,4 @@
-"""What REST surfaces share: tokens, bounds on body and rate, and one line that names the wrong field of a request."""
+"""What REST surfaces share: tokens, bounds on body and rate, and refusals of one line that name the wrong field."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cepo.auth import RestAuth, Tokens, document
+from cepo.auth import OPEN_PATHS, RestAuth, Tokens
 from cepo.settings import Settings
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -21,6 +24,36 @@ MAX_BODY_BYTES = 16 * 2**20
 BURST_SECONDS = 2.0
 MAX_ADDRESSES = 4096
 """Whose rates are kept; the one that was silent longest is forgotten first."""
+
+ONE_OR_MANY = Discriminator(lambda body: "many" if isinstance(body, list) else "one")
+"""Of a body that is an object, tagged `one`, or a list of them, `many`: a mistake is told of what was meant."""
+_OWN_WORDS = ("body", "query", "path", "header", "one", "many")
+_REFUSALS = {
+    "400": ("the body is no text", True),
+    "401": ("wrong or missing token", False),
+    "413": ("the body is too long", True),
+    "429": ("too many requests from one address", False),
+}
+"""What is answered before a route is asked, and whether only to a body."""
+
+
+class Refusal(BaseModel):
+    """Why a request was not answered: the field and the fix."""
+
+    model_config = ConfigDict(frozen=True)
+
+    detail: str
+
+
+def surface() -> FastAPI:
+    """An app of our own: a wrong request is refused in one line."""
+    app = FastAPI(responses={422: {"model": Refusal, "description": "the field that is wrong"}})
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"detail": first_mistake([_unwrapped(e) for e in error.errors()])}, 422)
+
+    return app
 
 
 class BodyLimit:
@@ -83,9 +116,39 @@ class RateLimit:
 def guard(app: FastAPI, settings: Settings) -> None:
     """Puts the limits and the token check before an app, and the tokens into its OpenAPI."""
     app.add_middleware(BodyLimit)
-    app.add_middleware(RestAuth, tokens=Tokens.of(settings))
+    tokens = Tokens.of(settings)
+    app.add_middleware(RestAuth, tokens=tokens)
     app.add_middleware(RateLimit, per_second=settings.requests_per_second)
-    document(app)
+    _describe(app, tokens)
+
+
+def _describe(app: FastAPI, tokens: Tokens) -> None:
+    """Adds to the app's OpenAPI what `guard` asks and answers: a token everywhere but on the open paths, refusals."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = build()
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {})["Refusal"] = Refusal.model_json_schema()
+        if tokens.needed:
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"token": []}]
+        for path, operations in schema["paths"].items():
+            is_open = not tokens.needed or path in OPEN_PATHS
+            for operation in operations.values():
+                if tokens.needed and is_open:
+                    operation["security"] = []
+                for code, (why, of_a_body) in _REFUSALS.items():
+                    if (not of_a_body or "requestBody" in operation) and not (code == "401" and is_open):
+                        operation["responses"].setdefault(code, _refusal(why))
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    return {"description": why, "content": content}
 
 
 def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
@@ -98,3 +161,9 @@ def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
     first = errors[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc'])) or unnamed}: {message}"
+
+
+def _unwrapped(error: dict[str, Any]) -> dict[str, Any]:
+    """A mistake with the place as the user wrote it: without FastAPI's and the union's own words."""
+    place = [part for part in error["loc"][:2] if part not in _OWN_WORDS]
+    return {**error, "loc": (*place, *error["loc"][2:])}

@@ -14,15 +14,18 @@ from cepo.answers import extract, normalise
 from cepo.chassis import Service, rest
 from cepo.contracts import Outcome, PolicyProof, PolicyRef, RolloutGroup, ScoredGroup, Verdict
 from cepo.credit import CreditRequest
+from cepo.image_cache import no_images
 from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Logps, Pair
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import Grader
+from services.teacher.images import GivenImages
 from services.teacher.rest import application
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
+from tests import vision_support
 from tests.factories import make_proof
 
 MODEL = str(cepo.tiny.path())
@@ -80,7 +83,18 @@ async def toy_grade(group: RolloutGroup) -> ScoredGroup:
 
 
 def make_credit(scorer: Any = None, grader: Grader | None = grade) -> TokenCredit:
-    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader)
+    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))
+
+
+def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
+    """The tiny model that sees, without a trainer that has images."""
+
+    async def absent(policy: PolicyRef) -> dict[str, bytes]:
+        raise AssertionError(policy)
+
+    settings = Settings(model=vision_support.MODEL, dtype="float32")
+    scorer = TransformersScorer(settings, vision_support.RENDERER, AdapterCache(folder, absent, keep=2), images.read)
+    return TokenCredit(scorer, vision_support.RENDERER, CONTEXT_LENGTH, grade, images)
 
 
 def make_body(**changes: Any) -> dict[str, Any]:

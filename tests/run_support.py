@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,11 @@ def make_sample(answer: str, outcome: str) -> dict[str, Any]:
     }
 
 
-def write_groups(run: RunDir, step: int, count: int = 2) -> None:
+def write_groups(run: RunDir, step: int, count: int = 2, images: Sequence[str] = ()) -> None:
     """The groups of a step."""
     samples = [make_sample("50", "correct"), make_sample("60", "wrong")]
     prompt = [{"role": "user", "content": f"20 + 30 = ? (step {step})"}]
-    group = {"prompt": prompt, "answer": "50", "samples": samples}
+    group = {"prompt": prompt, "images": list(images), "answer": "50", "samples": samples}
     lines = [json.dumps({"group": f"{run.name}/{step}/{index}", **group}) for index in range(count)]
     run.rollouts_of(step).write_text("\n".join(lines) + "\n")
 

@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import cepo.tiny
-from cepo import adapters
+from cepo import adapters, images
 from cepo.adapters import AdapterCache, Engine
 from cepo.contracts import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.credit import EPS_W, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
+from cepo.image_cache import no_images
 from cepo.settings import Settings
 from cepo.web import first_mistake
 
@@ -25,7 +26,7 @@ _REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("credit", help="the credit of every token of given responses")
-    parser.add_argument("file", type=Path, help="JSON: a request of POST /v1/credit, or a list of them")
+    parser.add_argument("file", type=Path, help="JSON: a request of POST /v1/credit, or a list; images may be files")
     parser.add_argument("--model", default=str(cepo.tiny.path()), help="Hugging Face name or folder; default: tiny")
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter's folder, as in RUN_DIR/adapters/v000020")
     parser.add_argument("--html", type=Path, metavar="OUT", help="also write the heat map as one HTML file")
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the reply, one line of JSON."""
     requests, many = _read(options.file)
     policy, files = _adapter(options.adapter)
-    asked = [_asked(request, policy, options.compare) for request in requests]
+    folder = options.file.absolute().parent
+    asked = [_asked(_pictured(request, folder), policy, options.compare) for request in requests]
     if options.html is not None and many:
         raise UserError(f"--html shows one request, and {options.file} holds a list; give one object")
     replies = asyncio.run(_scored(asked, options.model, policy, files))
@@ -65,6 +67,17 @@ def _read(file: Path) -> tuple[list[CreditRequest], bool]:
         return [CreditRequest.model_validate_json(text)], False
     except ValidationError as error:
         raise UserError(f"{file}: {first_mistake(error.errors(), unnamed='the file')}") from error
+
+
+def _pictured(request: CreditRequest, folder: Path) -> CreditRequest:
+    """The request with images that it names as files read; paths are relative to the request's."""
+    uris = []
+    for at, image in enumerate(request.images):
+        try:
+            uris.append(image if image.startswith("data:") else images.data_uri(images.read(image, folder)))
+        except UserError as error:
+            raise UserError(f"images.{at}: {error}") from error
+    return request.model_copy(update={"images": uris})
 
 
 def _adapter(folder: Path | None) -> tuple[PolicyRef, dict[str, bytes]]:
@@ -106,6 +119,7 @@ async def _scored(
     from cepo.rendering import Renderer
     from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
+    from services.teacher.images import GivenImages
     from services.verifier.handler import Verifier
     from services.verifier.pool import GraderPool
 
@@ -122,11 +136,13 @@ async def _scored(
         async with GraderPool(workers=1) as pool:
             return await Verifier(pool).verify(group)
 
+    given = GivenImages(no_images)
     with tempfile.TemporaryDirectory() as folder:
-        scorer = TransformersScorer(settings, renderer, AdapterCache(Path(folder), fetch, keep=2))
+        scorer = TransformersScorer(settings, renderer, AdapterCache(Path(folder), fetch, keep=2), given.read)
         try:
             await _load(scorer, policy)
-            credit = TokenCredit(scorer, renderer, AutoConfig.from_pretrained(model).max_position_embeddings, grade)
+            longest = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+            credit = TokenCredit(scorer, renderer, longest, grade, given)
             return [await credit(request) for request in requests]
         finally:
             scorer.close()

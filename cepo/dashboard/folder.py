@@ -50,6 +50,11 @@ class Watched:
         except FileNotFoundError:
             return []
 
+    def image(self, sha256: str) -> bytes | None:
+        """An image of the run's problems; None where it has none of that name."""
+        path = self.run.images / sha256
+        return path.read_bytes() if path.is_file() else None
+
     def status(self) -> Row:
         """What the trainer last said, and whether it still works; of a run without a status, where its rows end."""
         found = parsed(self.run.status.read_bytes()) if self.run.status.is_file() else []

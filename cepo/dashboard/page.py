@@ -12,4 +12,4 @@ _SCRIPTS = ("curves.js", "cards.js", "times.js", "groups.js", "runs.js", "start.
 
 def page() -> str:
     """One HTML document."""
-    return document(_FOLDER, _SCRIPTS, None)
+    return document("Run", _FOLDER, _SCRIPTS, None)

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
 from cepo.dashboard.folder import FINAL, Watched, by_name
 from cepo.dashboard.page import page
-from cepo.web import first_mistake
+from cepo.images import MEDIA_TYPES, checked
+from cepo.web import Refusal, surface
 
 MAX_ROWS = 1000
 MAX_GROUPS = 64
@@ -28,16 +27,26 @@ MAX_STEP = 2**53
 POLL_SECONDS = 0.4
 KEEP_ALIVE_SECONDS = 15.0
 EVENTS = "text/event-stream"
+FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""What is named by its content does not change."""
 
 Step = Annotated[int, Path(ge=0, le=MAX_STEP)]
 Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step that is wanted")]
 Offset = Annotated[int, Query(ge=0, le=MAX_STEP)]
+Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="one of a group's `images`")]
 Name = Annotated[str, Query(max_length=300, description="one of /v1/runs; left out: the run itself")]
+
+
+def _absent(why: str) -> dict[int | str, dict[str, Any]]:
+    return {404: {"model": Refusal, "description": why}}
+
+
+_PICTURE = _absent("the run has no such image") | {200: {"content": {each: {} for each in MEDIA_TYPES.values()}}}
 
 
 def application(watched: Sequence[Watched]) -> FastAPI:
     """The surface over a run, the first, and those to compare it with."""
-    app, runs, run = FastAPI(), by_name(watched), watched[0]
+    app, runs, run = surface(), by_name(watched), watched[0]
 
     @app.get("/", tags=["run"], response_class=HTMLResponse)
     async def dashboard() -> HTMLResponse:
@@ -54,19 +63,27 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """The run, and those it is compared with."""
         return [{"name": name, **each.summary()} for name, each in runs.items()]
 
-    @app.get("/v1/metrics", tags=["run"])
+    @app.get("/v1/metrics", tags=["run"], responses=_absent("no run of that name is shown here"))
     def metrics(since: Since = 0, limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS, run: Name = "") -> Any:
         """Rows of metrics from a step on; `next` is where to go on, None at the end."""
         rows = [row for row in _named(runs, run).steps() if row["step"] >= since]
         return {"rows": rows[:limit], "next": rows[limit]["step"] if len(rows) > limit else None}
 
-    @app.get("/v1/steps/{step}/groups", tags=["run"], responses={404: {"description": "the run has no such step"}})
+    @app.get("/v1/steps/{step}/groups", tags=["run"], responses=_absent("the run has no such step"))
     def groups(step: Step, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_GROUPS)] = 8) -> Any:
         """The groups of a step that the run wrote down, with every token's evidence and advantage."""
         found = run.groups(step)
         if not found and step not in {row["step"] for row in run.steps()}:
             raise HTTPException(404, f"the run has no step {step}")
         return {"step": step, "total": len(found), "groups": found[offset : offset + limit]}
+
+    @app.get("/v1/images/{sha256}", tags=["run"], response_class=Response, responses=_PICTURE)
+    def image(sha256: Sha256) -> Response:
+        """An image of the run's problems, by its content."""
+        data = run.image(sha256)
+        if data is None:
+            raise HTTPException(404, "the run has no such image")
+        return Response(data, media_type=checked(data).media_type, headers=FOR_EVER)
 
     @app.get("/v1/failures", tags=["run"])
     def failures(
@@ -80,10 +97,6 @@ def application(watched: Sequence[Watched]) -> FastAPI:
     async def events(since: Since = 0) -> StreamingResponse:
         """Server-sent events: `row` (from a step on), `status`, `failures` and `restart`; they end with the run."""
         return StreamingResponse(_events(run, since), media_type=EVENTS, headers={"Cache-Control": "no-store"})
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": first_mistake([{**e, "loc": e["loc"][1:]} for e in error.errors()])}, 422)
 
     return app
 

@@ -16,15 +16,16 @@ _STYLES = ("base.css", "tokens.css")
 _SCRIPTS = ("base.js", "tokens.js")
 
 
-def document(folder: Path, scripts: Sequence[str], data: Any) -> str:
-    """A page of page.html, page.css and scripts, in their order after the shared ones, with data as JSON."""
-    return _shell(folder, tuple(scripts)).replace("{data}", json.dumps(data).replace("<", "\\u003c"), 1)
+def document(title: str, folder: Path, scripts: Sequence[str], data: Any) -> str:
+    """A page of body.html, page.css and scripts, in their order after the shared ones, with data as JSON."""
+    return _shell(title, folder, tuple(scripts)).replace("{data}", json.dumps(data).replace("<", "\\u003c"), 1)
 
 
 @cache
-def _shell(folder: Path, scripts: tuple[str, ...]) -> str:
+def _shell(title: str, folder: Path, scripts: tuple[str, ...]) -> str:
     styles = [*(_SHARED / name for name in _STYLES), folder / "page.css"]
     code = [*(_SHARED / name for name in _SCRIPTS), *(folder / name for name in scripts)]
     style, script = ("\n".join(path.read_text("utf-8") for path in paths) for paths in (styles, code))
-    shell = (folder / "page.html").read_text("utf-8")
-    return shell.replace("{style}", style).replace("{script}", script)
+    body = (folder / "body.html").read_text("utf-8")
+    page = (_SHARED / "page.html").read_text("utf-8").replace("{title}", title).replace("{body}", body)
+    return page.replace("{style}", style).replace("{script}", script)

@@ -13,6 +13,22 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+// ---- images ----
+
+function drawPictures(place, uris) {
+  place.replaceChildren(...uris.map((src, at) => element("img", { src, alt: `Image ${at + 1} of the problem` })));
+  place.hidden = !uris.length;
+}
+
+function asText(file) {
+  return new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
 // ---- words ----
 
 const number = (value, digits = 3) => (value === null ? "–" : (Object.is(Math.round(value * 10 ** digits), -0) ? 0 : value).toFixed(digits));

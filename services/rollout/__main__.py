@@ -34,7 +34,7 @@ async def build(settings: Settings) -> Service:
         services_pb2_grpc.add_RolloutServiceServicer_to_server(Servicer(), server)
 
     loop = StageLoop.of(settings, bus, Stage.ROLLOUT, handler)
-    engine = resident(generator, bus, adapters)
+    engine = resident(generator, bus, adapters, generator.watch)
     app = await application(generator, settings)
     return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine, app)
 

@@ -34,6 +34,8 @@ from cepo.telemetry import loading
 from services.rollout.handler import Prompt, Sample
 from services.rollout.vision_plugin import GROUP, require_plugin
 
+GONE = "vLLM's engine process is gone"
+WATCH_SECONDS = 0.5
 NOWHERE = "nowhere.invalid"
 """The one host that media in a chat may come from: none, by RFC 6761. vLLM takes an empty list for every host."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -98,6 +100,12 @@ class VllmGenerator:
                 f"{len(prompt.ids)}; its image processor is not the one of this service"
             )
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+
+    async def watch(self) -> None:
+        """Raises EngineDown soon after the engine's process is gone, whether or not anybody asks it for something."""
+        while not self.engine.errored:
+            await asyncio.sleep(WATCH_SECONDS)
+        raise EngineDown(GONE)
 
     def close(self) -> None:
         self.engine.shutdown()
@@ -165,7 +173,7 @@ def _engine_alive() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise EngineDown("vLLM's engine process is gone") from error
+        raise EngineDown(GONE) from error
 
 
 def _sample(completion: Any) -> Sample:

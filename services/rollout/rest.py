@@ -17,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from cepo.contracts import BASE_POLICY
 from cepo.settings import Settings
-from services.rollout.engine import VllmGenerator
+from services.rollout.engine import GONE, VllmGenerator
 from services.rollout.models import NEWEST, Policies, add_models
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ async def application(generator: VllmGenerator, settings: Settings) -> FastAPI:
 
     @app.exception_handler(EngineDeadError)
     async def engine_down(request: Request, error: EngineDeadError) -> JSONResponse:
-        log.error("vLLM's engine process is gone")  # the next task ends this process, and another is started
+        log.error(GONE)  # this process ends with it, and another is started
         body = {"message": "the engine is gone and starts again; try later", "type": "ServiceUnavailable", "code": 503}
         return JSONResponse({"error": body}, 503)
 

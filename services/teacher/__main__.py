@@ -16,6 +16,7 @@ from cepo.stage import StageLoop
 from cepo.teaching.handler import make_handler
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import remote_verifier
+from services.teacher.images import GivenImages
 from services.teacher.rest import application
 
 
@@ -26,10 +27,11 @@ async def build(settings: Settings) -> Service:
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model)
     adapters = trainer_cache("teacher", settings)
-    scorer = TransformersScorer(settings, renderer, adapters, trainer_images(settings).read)
+    images = GivenImages(trainer_images(settings).read)
+    scorer = TransformersScorer(settings, renderer, adapters, images.read)
     handler = make_handler(scorer, renderer, settings.max_model_len)
     grader = remote_verifier(settings) if settings.verifier_address else None
-    app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader))
+    app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader, images))
 
     class Servicer(services_pb2_grpc.TeacherServiceServicer):
         Score = staticmethod(unary(ScoredGroup, handler))

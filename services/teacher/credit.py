@@ -6,17 +6,19 @@ One request is one group: its responses are graded and contrasted as siblings. T
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cepo.contexts import Hint
-from cepo.contracts import ContextName, PolicyProof, PolicyRef, ScoredGroup
+from cepo.contracts import ContextName, ImageRef, PolicyProof, PolicyRef, ScoredGroup
 from cepo.credit import CreditReply, CreditRequest, Method
 from cepo.errors import UserError
 from cepo.rendering import Renderer
 from cepo.spans import Span, response_text, spans
 from cepo.teaching.handler import Logps, Pair, Scorer
 from services.teacher.grading import Grader, completion, graded, needs_grading, negatives
+from services.teacher.images import GivenImages, pictures
 from services.teacher.prompts import Prompt, prompt_of, require_vocabulary, token_ids
 from services.teacher.weighing import Evidence, Standing, standings, weighed
 
@@ -57,12 +59,20 @@ class _Plan:
 class TokenCredit:
     """The function behind REST and the command line."""
 
-    def __init__(self, scorer: Scorer, renderer: Renderer, max_model_len: int, grader: Grader | None) -> None:
-        """A grader is asked only for what a request leaves out; None: such requests are refused."""
+    def __init__(
+        self, scorer: Scorer, renderer: Renderer, max_model_len: int, grader: Grader | None, images: GivenImages
+    ) -> None:
+        """Makes the function.
+
+        Args:
+            grader: asked only for what a request leaves out; None: such requests are refused.
+            images: where the scorer reads images; it is lent those of a request.
+        """
         self._scorer = scorer
         self._renderer = renderer
         self._max_model_len = max_model_len
         self._grader = grader
+        self._images = images
 
     async def __call__(self, request: CreditRequest) -> CreditReply:
         """Every token's credit.
@@ -72,7 +82,12 @@ class TokenCredit:
             PolicyError: the policy is not to be had.
             Unreachable: the verifier or the trainer does not answer.
         """
-        group = self._read(request)
+        found = await asyncio.to_thread(pictures, request.images)
+        with self._images.held(dict(found)):
+            return await self._credited(self._read(request, tuple(image for image, _ in found)))
+
+    async def _credited(self, group: _Group) -> CreditReply:
+        request = group.request
         scored = await self._graded(group)
         standing = standings(request, scored)
         variants = request.variants
@@ -88,8 +103,8 @@ class TokenCredit:
         )
         return first.model_copy(update={"compared": others})
 
-    def _read(self, request: CreditRequest) -> _Group:
-        prompt = prompt_of(request, self._renderer)
+    def _read(self, request: CreditRequest, images: tuple[ImageRef, ...]) -> _Group:
+        prompt = prompt_of(request, images, self._renderer)
         tokenizer = self._renderer.tokenizer
         ids = []
         for at, sent in enumerate(request.responses):
@@ -133,7 +148,7 @@ class TokenCredit:
                 contexts[context, answer] = group.prompt.hinted(answer)
             prompt = contexts[context, answer]
             self._require_room(at, group.ids[at], prompt, context)
-            return Pair(prompt, group.ids[at])
+            return Pair(prompt, group.ids[at], group.prompt.images)
 
         return [
             _Plan(

@@ -25,4 +25,4 @@ def standalone_page(request: CreditRequest, reply: CreditReply) -> str:
 
 
 def _page(data: dict[str, Any]) -> str:
-    return document(_FOLDER, _SCRIPTS, data)
+    return document("Token credit", _FOLDER, _SCRIPTS, data)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cepo.contracts import Message
+from cepo.contracts import ImageRef, Message
 from cepo.credit import CreditRequest
 from cepo.errors import UserError
+from cepo.images import with_marks
 from cepo.rendering import Renderer, with_hint
 
 
@@ -22,9 +23,11 @@ class Prompt:
     """(x, r): the prompt with an answer as the last line of its last user turn."""
     messages: tuple[Message, ...]
     """The prompt as the grader reads it."""
+    images: tuple[ImageRef, ...]
+    """Of every context, in the order of their placeholders."""
 
 
-def prompt_of(request: CreditRequest, renderer: Renderer) -> Prompt:
+def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
     """The prompt in whichever form it was sent.
 
     Text and ids are the plain context as they are. Where they end as the chat template ends a user's turn, the hint
@@ -32,31 +35,68 @@ def prompt_of(request: CreditRequest, renderer: Renderer) -> Prompt:
     last line.
 
     Raises:
-        UserError: messages without a user turn or that the template refuses, or ids outside the vocabulary.
+        UserError: messages without a user turn or that the template refuses, ids outside the vocabulary, or images
+            without a place or that the model does not take.
     """
+    _require_seen(images, renderer)
     if request.messages is not None:
-        messages = tuple(request.messages)
-        try:
-            plain = renderer.prompt_ids(messages)
-            with_hint(messages, request.template, request.positive)
-        except UserError as error:
-            raise UserError(f"messages: {error}") from error
-        return Prompt(
-            plain, lambda answer: renderer.prompt_ids(with_hint(messages, request.template, answer)), messages
-        )
+        return _of_messages(request, images, renderer)
     if request.prompt is not None:
         text = request.prompt
         plain = token_ids(text, renderer)
     else:
         plain = require_vocabulary(request.prompt_token_ids or (), renderer, "prompt_token_ids")
         text = str(renderer.tokenizer.decode(plain))
+    plain = _placed(plain, images, renderer)
     ending = _turn_ending(renderer)
     head, tail = (text.removesuffix(ending), ending) if text.endswith(ending) else (text, "\n")
 
     def hinted(answer: str) -> tuple[int, ...]:
-        return token_ids(f"{head}\n{request.template.replace('{answer}', answer)}{tail}", renderer)
+        line = request.template.replace("{answer}", answer)
+        return _placed(token_ids(f"{head}\n{line}{tail}", renderer), images, renderer)
 
-    return Prompt(plain, hinted, (Message(role="user", content=text),))
+    return Prompt(plain, hinted, (Message(role="user", content=text),), images)
+
+
+def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
+    try:
+        messages = tuple(request.messages or ())
+        if images or renderer.sees:
+            messages = with_marks(messages, len(images))
+        plain = renderer.prompt_ids(messages, images)
+        with_hint(messages, request.template, request.positive)
+    except UserError as error:
+        raise UserError(f"messages: {error}") from error
+
+    def hinted(answer: str) -> tuple[int, ...]:
+        return renderer.prompt_ids(with_hint(messages, request.template, answer), images)
+
+    return Prompt(plain, hinted, messages, images)
+
+
+def _require_seen(images: Sequence[ImageRef], renderer: Renderer) -> None:
+    for at, image in enumerate(images):
+        if not renderer.sees:
+            raise UserError("images: this teacher's model takes none; leave them out")
+        try:
+            renderer.pixels.tokens(image)
+        except UserError as error:
+            raise UserError(f"images.{at}: {error}") from error
+
+
+def _placed(ids: tuple[int, ...], images: tuple[ImageRef, ...], renderer: Renderer) -> tuple[int, ...]:
+    """Ids with as many placeholders as the images have tokens, which may be there already."""
+    if not images:
+        return ids
+    pixels = renderer.pixels
+    try:
+        if ids.count(pixels.placeholder) == sum(map(pixels.tokens, images)):
+            compact = pixels.compact(ids, images)
+            if pixels.expanded(compact, images) == ids:
+                return ids
+        return pixels.expanded(ids, images)
+    except UserError as error:
+        raise UserError(f"images: {error}") from error
 
 
 def token_ids(text: str, renderer: Renderer) -> tuple[int, ...]:

@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import Discriminator, Field, Tag, TypeAdapter
-from starlette.requests import Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from pydantic import Field, Tag, TypeAdapter
 
-from cepo.credit import MAX_BATCH, CreditReply, CreditRequest, Refusal
+from cepo.credit import MAX_BATCH, CreditReply, CreditRequest
 from cepo.errors import CepoError, UserError
-from cepo.web import first_mistake
+from cepo.web import ONE_OR_MANY, Refusal, surface
 from services.teacher.credit import TokenCredit
 from services.teacher.page import live_page, standalone_page
 
@@ -23,22 +21,20 @@ HTML = "text/html"
 Body = Annotated[
     Annotated[CreditRequest, Tag("one")]
     | Annotated[list[CreditRequest], Field(min_length=1, max_length=MAX_BATCH), Tag("many")],
-    Discriminator(lambda body: "many" if isinstance(body, list) else "one"),
+    ONE_OR_MANY,
 ]
 _REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply | list[CreditReply])
 _CONTENT = {JSON_LINES: {"schema": {"type": "string"}}, HTML: {"schema": {"type": "string"}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": _CONTENT, "description": "JSON lines hold a reply, or a refusal, for each request, in order"},
     409: {"model": Refusal, "description": "the policy is not to be had"},
-    413: {"model": Refusal, "description": "the body is too long"},
-    422: {"model": Refusal, "description": "the field that is wrong"},
     503: {"model": Refusal, "description": "the verifier or the trainer does not answer"},
 }
 
 
 def application(credit: TokenCredit) -> FastAPI:
     """The teacher's REST surface."""
-    app = FastAPI()
+    app = surface()
 
     @app.get("/", tags=["credit"], response_class=HTMLResponse)
     async def page() -> HTMLResponse:
@@ -57,17 +53,7 @@ def application(credit: TokenCredit) -> FastAPI:
         replies = [await credit(each) for each in body] if isinstance(body, list) else await credit(body)
         return Response(_REPLIES.dump_json(replies), media_type="application/json")
 
-    @app.exception_handler(RequestValidationError)
-    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": first_mistake([_unwrapped(e) for e in error.errors()])}, 422)
-
     return app
-
-
-def _unwrapped(error: dict[str, Any]) -> dict[str, Any]:
-    """A mistake with the place as the user wrote it: without FastAPI's and the union's own words."""
-    place = [part for part in error["loc"][:2] if part not in ("body", "one", "many")]
-    return {**error, "loc": (*place, *error["loc"][2:])}
 
 
 async def _lines(credit: TokenCredit, requests: Sequence[CreditRequest]) -> AsyncIterator[str]:

@@ -173,9 +173,10 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
                 }
             )
             row += 1
-        prompt = [message.model_dump() for message in group.task.messages]
-        answer = group.task.reference_answer
-        lines.append(json.dumps({"group": group.task.group_id, "prompt": prompt, "answer": answer, "samples": samples}))
+        task = group.task
+        asked = {"prompt": [m.model_dump() for m in task.messages], "images": [i.sha256 for i in task.images]}
+        about = {"group": task.group_id, **asked, "answer": task.reference_answer}
+        lines.append(json.dumps({**about, "samples": samples}))
     if lines:
         file.write_text("\n".join(lines) + "\n")
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import Field, Tag
 
+from cepo.web import ONE_OR_MANY, surface
 from services.verifier.pool import GraderPool
 from services.verifier.rows import Reply, Request
 
 MAX_ROWS = 4096
+Body = Annotated[
+    Annotated[Request, Tag("one")] | Annotated[list[Request], Field(max_length=MAX_ROWS), Tag("many")], ONE_OR_MANY
+]
 
 
 def application(pool: GraderPool) -> FastAPI:
     """The verifier's REST surface."""
-    app = FastAPI()
+    app = surface()
 
     @app.post("/v1/verify", tags=["verify"])
-    async def verify(body: Request | Annotated[list[Request], Field(max_length=MAX_ROWS)]) -> Reply | list[Reply]:
+    async def verify(body: Body) -> Reply | list[Reply]:
         """A verdict for each row, in order."""
         if isinstance(body, Request):
             return Reply.of((await pool.grade([body.item()]))[0])

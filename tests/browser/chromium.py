@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -21,6 +22,11 @@ START_SECONDS = 30.0
 def executable() -> str | None:
     """The browser on PATH, if there is one."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+needs_chromium = pytest.mark.skipif(
+    executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium"
+)
 
 
 class Browser:
@@ -126,6 +132,12 @@ class Browser:
         self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
         self.call("Input.insertText", text=text)
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Gives files to a field that takes them."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        field = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=field, files=[str(file) for file in files])
 
     def picture(self, file: Path) -> None:
         """The whole page as PNG."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 
 from cepo.contracts import RolloutGroup, ScoredGroup
 from services.teacher.credit import TokenCredit
@@ -14,6 +12,7 @@ from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.browser.chromium import Browser
 from tests.credit_support import make_credit, tiny_scorer, web_application
+from tests.serving import served
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,8 @@ def credit() -> TokenCredit:
 @pytest.fixture(scope="module")
 def teacher(credit: TokenCredit) -> Iterator[str]:
     """The address of its page."""
-    server = uvicorn.Server(uvicorn.Config(web_application(credit), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+    with served(web_application(credit)) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture(scope="module")

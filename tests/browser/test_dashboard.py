@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
+from cepo.images import ImageStore
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.web import guard
-from tests.browser.chromium import Browser, executable
+from tests import serving
+from tests.browser.chromium import Browser, needs_chromium
 from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
+from tests.vision_support import BLANK
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 SELECTED = "document.getElementById('step-value').value"
 DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').length"
@@ -31,14 +32,8 @@ def served(*runs: RunDir, port: int = 0, token: str = "") -> Iterator[str]:
     """The address of a dashboard."""
     app = application([Watched(run) for run in runs])
     guard(app, Settings(token=token))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    with serving.served(app, port) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture
@@ -148,6 +143,22 @@ def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: 
         tab.run("document.activeElement.blur()")
         tab.press("ArrowLeft", "ArrowLeft")
         tab.until("document.getElementById('groups').innerText.includes('telemetry.rollouts_per_step')")
+
+
+def test_a_group_shows_the_images_of_its_problem(tab: Browser, run: RunDir) -> None:
+    ImageStore(run.images).put(BLANK.data)
+    write_groups(run, 5, images=[BLANK.ref.sha256])
+    with served(run, token="right") as url:
+        tab.open(url)
+        tab.until("!document.getElementById('token-field').hidden")
+        tab.type("[name=token]", "right")
+        tab.run("document.getElementById('token-field').requestSubmit()")
+        tab.until("document.querySelector('#groups .pictures img')?.naturalWidth > 0")
+        width, height = tab.run("(i => [i.naturalWidth, i.naturalHeight])(document.querySelector('#groups img'))")
+        assert (width, height) == (BLANK.ref.width, BLANK.ref.height)
+        tab.press("ArrowLeft")
+        tab.until("document.getElementById('groups').innerText.includes('step 4')")
+        assert tab.run("document.querySelector('#groups .pictures').hidden") is True
 
 
 def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:

@@ -11,11 +11,18 @@ from pathlib import Path
 import pytest
 
 from cepo.credit import CreditRequest
+from cepo.image_cache import no_images
+from cepo.rendering import INSTRUCTION
+from cepo.tiny.figures import QUESTION
 from services.teacher.credit import TokenCredit
+from services.teacher.images import GivenImages
 from services.teacher.page import standalone_page
-from tests.browser.chromium import Browser, executable
+from tests.browser.chromium import Browser, needs_chromium
+from tests.credit_support import make_seeing_credit, web_application
+from tests.serving import served
+from tests.vision_support import RENDERER, TURN, held_out
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium on PATH; on Debian: apt-get install chromium")
+pytestmark = needs_chromium
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"><b>\\boxed{1}"
 TOKEN = '#panels article:nth-child(2) .token[data-at="{}"]'
@@ -146,6 +153,36 @@ def test_what_is_pasted_is_scored_and_a_mistake_is_shown(page: Browser) -> None:
     page.click("#score")
     page.until("document.getElementById('error').textContent !== ''")
     assert text(page, "#error").startswith("positive: ")
+
+
+def test_images_are_sent_with_the_problem_and_shown(page: Browser, tmp_path: Path) -> None:
+    ((figure, image),) = held_out(1)
+    file, saved = tmp_path / "figure.png", tmp_path / "page.html"
+    file.write_bytes(image.data)
+    shown = "document.querySelector('#images img')"
+    size = f"(i => i && i.complete && [i.naturalWidth, i.naturalHeight])({shown})"
+    with served(web_application(make_seeing_credit(tmp_path, GivenImages(no_images)))) as url:
+        page.open(url)
+        assert page.run(f"{shown}") is None
+        page.click("summary")
+        page.type("[name=question]", f"{QUESTION}\n{INSTRUCTION}")
+        page.type("[name=positive]", str(figure.problem.answer))
+        for at, answer in enumerate((figure.problem.answer, figure.problem.answer - 10), 1):
+            page.type(f".draft:nth-child({at}) textarea", f"\\boxed{{{answer}}}")
+        page.run("[...document.querySelectorAll('.draft')].slice(2).forEach(draft => draft.remove())")
+        page.choose("[name=images]", file)
+        page.until("document.querySelectorAll('#chosen img').length === 1")
+        page.click("#score")
+        page.until(f"{size}?.[0] > 0")
+        assert page.run(size) == [image.ref.width, image.ref.height]
+        assert page.run("state.reply.responses.map(r => r.grade.outcome)") == ["correct", "wrong"]
+        assert len(page.run("state.reply.prompt_token_ids")) > len(RENDERER.compact_ids(TURN, 1))
+        saved.write_text(page.run("pageWithData()"), "utf-8")
+        page.click("#no-images")
+        page.click("#score")
+        page.until(f"{shown} === null")
+    page.open(saved.as_uri())
+    page.until(f"{size}?.[0] > 0")
 
 
 def test_a_saved_page_shows_the_same_without_a_service(page: Browser, credit: TokenCredit, tmp_path: Path) -> None:

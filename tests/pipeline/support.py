@@ -17,6 +17,37 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
 SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
 """A run of seconds once the engines are up."""
+DOCUMENTED_KEYS = [
+    "step",
+    "policy_version",
+    "reward/mean",
+    "accuracy/train",
+    "length/mean",
+    "loss/policy",
+    "grad_norm",
+    "clip/ppo_low",
+    "clip/ppo_high",
+    "credit/lambda",
+    "credit/delta_pos_fraction",
+    "credit/delta_neg_fraction",
+    "credit/clip_fraction",
+    "credit/delta_mean_correct",
+    "credit/delta_mean_wrong",
+    "credit/wrong_direction_fraction",
+    "groups/all_correct",
+    "groups/all_wrong",
+    "groups/failed",
+    "rollout/logp_gap",
+    "time/step_seconds",
+    "time/rollout_seconds",
+    "time/teacher_seconds",
+    "time/teacher_exposed_seconds",
+    "time/train_seconds",
+    "time/publish_to_first_token_seconds",
+    "tokens/generated",
+    "tokens/trained",
+]
+"""Of every row of `metrics.jsonl`."""
 
 
 def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: Path = TINY) -> list[str]:

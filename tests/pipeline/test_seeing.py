@@ -61,11 +61,12 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
     assert 0 < max(each["rollout/logp_gap"] for each in found) < 1e-5
     assert sum(each["accuracy/train"] for each in found) / 3 > 0.3
     assert max(found[0]["accuracy/eval_before"], found[-1]["accuracy/eval"]) < 0.15  # on blank images
+    groups = [json.loads(line) for line in (run_dir / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
+    marks = [sum(message["content"].count("<image>") for message in group["prompt"]) for group in groups]
+    assert [len(group["images"]) for group in groups] == marks
+    assert all((run_dir / "images" / name).is_file() for group in groups for name in group["images"])
     contexts = [
-        evidence["context"]
-        for line in (run_dir / "rollouts" / "step-000000.jsonl").read_text().splitlines()
-        for sample in json.loads(line)["samples"]
-        for evidence in sample["evidence"]
+        evidence["context"] for group in groups for sample in group["samples"] for evidence in sample["evidence"]
     ]
     assert len(list((run_dir / "images").iterdir())) == 16
     assert {"ANSWER", "REJECTED"} <= set(contexts)

@@ -13,9 +13,10 @@ import pytest
 
 import cepo.tiny
 from cepo.client import AsyncClient, Client
-from cepo.credit import CreditReply, CreditRequest, Refusal
+from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
 from cepo.settings import Settings, child_environment
+from cepo.web import Refusal
 from tests.conftest import RedisServer, unused_port
 
 ROOT = Path(__file__).parents[2]

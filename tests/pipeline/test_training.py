@@ -23,43 +23,16 @@ from cepo import tiny
 from cepo.contracts import Message
 from cepo.rendering import Renderer
 from cepo.tracing import trace_id
+from tests.browser.chromium import needs_chromium
+from tests.exploring import explore
 from tests.otlp import Collector, Span
-from tests.pipeline.support import ROOT, kill, rows, start, wait_until
+from tests.pipeline.following import Seen, followed
+from tests.pipeline.support import DOCUMENTED_KEYS, ROOT, kill, rows, start, wait_until
 from tests.promql import Query, Scrapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
-DOCUMENTED_KEYS = [
-    "step",
-    "policy_version",
-    "reward/mean",
-    "accuracy/train",
-    "length/mean",
-    "loss/policy",
-    "grad_norm",
-    "clip/ppo_low",
-    "clip/ppo_high",
-    "credit/lambda",
-    "credit/delta_pos_fraction",
-    "credit/delta_neg_fraction",
-    "credit/clip_fraction",
-    "credit/delta_mean_correct",
-    "credit/delta_mean_wrong",
-    "credit/wrong_direction_fraction",
-    "groups/all_correct",
-    "groups/all_wrong",
-    "groups/failed",
-    "rollout/logp_gap",
-    "time/step_seconds",
-    "time/rollout_seconds",
-    "time/teacher_seconds",
-    "time/teacher_exposed_seconds",
-    "time/train_seconds",
-    "time/publish_to_first_token_seconds",
-    "tokens/generated",
-    "tokens/trained",
-]
 
 
 @dataclass(frozen=True)
@@ -155,31 +128,50 @@ def dashboard_of(run_dir: Path) -> dict[str, float]:
         return json.loads(next(lines).removeprefix("data: "))
 
 
-def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
-    undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
+@dataclass(frozen=True)
+class Disturbed:
+    """A run that was stopped and resumed, and whose processes were killed, all of them."""
+
+    run_dir: Path
+    stopped: str
+    """What the first part printed."""
+    done: int
+    """Steps when it was stopped."""
+    seen: Seen
+    """Of the second part."""
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    folder = tmp_path_factory.mktemp("disturbed")
+    run_dir = folder / "run"
     process = start(run_dir)
     wait_until(lambda: len(rows(run_dir)) >= 1, process, 240)
     assert dashboard_of(run_dir)["step"] == 0
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
-    assert "--resume" in printed
-    assert 1 <= len(rows(run_dir)) < STEPS
+    stopped, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, stopped
+    done = len(rows(run_dir))
 
     process = start(run_dir, "--resume")
-    done = len(rows(run_dir))
     wait_until(lambda: len(rows(run_dir)) > done, process, 240)
-    for name in ("verifier", "teacher", "redis", "rollout", "trainer"):
-        kill(name, run_dir)
+    with followed(run_dir, folder / "profile", STEPS) as seen:
+        for name in ("verifier", "teacher", "redis", "rollout", "trainer"):
+            kill(name, run_dir)
     printed, _ = process.communicate(timeout=400)
     assert process.returncode == 0, printed
+    return Disturbed(run_dir, stopped, done, seen)
 
-    found = rows(run_dir)
+
+def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
+    undisturbed: tuple[Path, str], disturbed: Disturbed
+) -> None:
+    assert "--resume" in disturbed.stopped
+    assert 1 <= disturbed.done < STEPS
+    found = rows(disturbed.run_dir)
     assert [row["step"] for row in found] == list(range(STEPS))
     assert {(row["groups/total"], row["groups/failed"]) for row in found} == {(6.0, 0.0)}
-    assert final_digest(run_dir) == final_digest(undisturbed[0])
+    assert final_digest(disturbed.run_dir) == final_digest(undisturbed[0])
     compared = ("reward/mean", "credit/delta_mean", "loss/policy", "tokens/trained", "accuracy/eval")
     for ours, theirs in zip(found, rows(undisturbed[0]), strict=True):
         assert [ours.get(key) for key in compared] == [theirs.get(key) for key in compared]
@@ -202,6 +194,27 @@ def test_a_teacher_in_the_trainers_process_gives_the_same_adapter_though_that_is
     assert [row["credit/delta_mean"] for row in rows(run_dir)] == [
         row["credit/delta_mean"] for row in rows(undisturbed[0])
     ]
+
+
+@needs_chromium
+def test_the_dashboard_stays_open_while_its_trainer_is_killed_and_draws_every_step(disturbed: Disturbed) -> None:
+    seen = disturbed.seen
+    assert disturbed.done < seen.begun < seen.ended == STEPS
+    assert "log P given r⁺" in seen.tip
+    assert "advantage" in seen.tip
+    assert (seen.loads, seen.failures) == (1, ())
+
+
+def test_cepo_dashboard_answers_for_the_ended_run_as_its_schema_says(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "cepo", "dashboard", str(undisturbed[0]), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1].rstrip("/")
+        found = explore(address, "", tmp_path, examples=5)
+        process.terminate()
+    assert not found, found
 
 
 def test_every_adapter_loads_in_stock_peft_and_changes_the_model(undisturbed: tuple[Path, str]) -> None:

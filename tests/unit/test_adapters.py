@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from cepo import adapters
-from cepo.adapters import FILES, AdapterCache, digest
-from cepo.contracts import PolicyRef
-from cepo.errors import PolicyError, Unreachable
+from cepo.adapters import FILES, AdapterCache, digest, resident
+from cepo.contracts import PolicyProof, PolicyRef
+from cepo.errors import EngineDown, PolicyError, Unreachable
+from cepo.testing import MemoryBus
+from tests.factories import make_proof
 
 CONFIG, WEIGHTS = FILES
 
@@ -146,3 +148,37 @@ async def test_what_was_cleared_is_fetched_again(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     assert adapters.read(await cache.folder(policy_of(1))) == make_files(1)
     assert trainer.fetched == [1, 1]
+
+
+class Held:
+    """An engine that loads anything."""
+
+    closed = False
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        return make_proof(policy)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_work_ends_when_a_watch_of_its_engine_does(tmp_path: Path) -> None:
+    engine, lost = Held(), asyncio.Event()
+
+    async def watch() -> None:
+        await lost.wait()
+        raise EngineDown("the engine is gone")
+
+    cache = AdapterCache(tmp_path, Trainer().fetch, keep=1)
+    async with resident(engine, MemoryBus(), cache, watch):
+        await asyncio.sleep(0)
+    assert engine.closed  # without an error while the engine lives
+
+    async def work() -> None:
+        async with resident(engine, MemoryBus(), cache, watch):
+            lost.set()
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await work()
+    assert ended.group_contains(EngineDown, match="the engine is gone")

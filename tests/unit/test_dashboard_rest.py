@@ -15,10 +15,12 @@ from cepo.cli import main
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
 from cepo.errors import UserError
+from cepo.images import ImageStore
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 from cepo.web import guard
 from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
+from tests.vision_support import BLANK
 
 
 def web(*runs: RunDir, token: str = "") -> httpx.AsyncClient:
@@ -47,6 +49,21 @@ async def test_rows_come_in_pages_and_a_torn_last_line_when_it_is_whole(tmp_path
         with run.metrics.open("a") as file:
             file.write(line[20:] + "\n")
         assert [row["step"] for row in (await get(client, "/v1/metrics"))["rows"]] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_the_images_of_its_problems_are_served_by_content_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    store = ImageStore(run.images)
+    store.put(BLANK.data)
+    async with web(run, token="secret") as client:
+        path = f"/v1/images/{BLANK.ref.sha256}"
+        assert (await client.get(path)).status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        reply = await client.get(path)
+        assert (reply.headers["content-type"], reply.content) == ("image/png", BLANK.data)
+        assert (await client.get(f"/v1/images/{'0' * 64}")).status_code == 404
+        for name in ("config.toml", "..%2fconfig.toml", BLANK.ref.sha256.upper()):
+            assert (await client.get(f"/v1/images/{name}")).status_code in (404, 422)
 
 
 async def test_what_is_no_row_and_no_number_of_json_does_no_harm(tmp_path: Path) -> None:

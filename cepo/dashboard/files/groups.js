@@ -62,14 +62,22 @@ function drawGroups() {
     return [element("span", {}, element("span", { className: `mark ${kind}`, ariaLabel: outcome }, mark), ` Response ${i + 1}`),
       element("small", {}, `reward ${reward === null ? "–" : number(reward, 2)}, A ${signed(median(samples[i].advantage), 2)}`)];
   };
+  const pictures = element("div", { className: "pictures", hidden: true });
+  fillPictures(pictures, group.images ?? []);
   const asked = group.prompt.map((message) => message.content).join("\n\n");
   const kept = total > groups.length ? ` (${groups.length} of ${total})` : "";
   $("groups").replaceChildren(
     radios("Group", groups.length, chosen.group, names, (at) => pick({ group: at, sample: 0 }, "Group")),
-    element("h3", {}, asked),
+    element("h3", {}, asked), pictures,
     element("p", { className: "chips" }, chip("answer", group.answer), ...hints(samples[chosen.sample]), kept),
     radios("Response", samples.length, chosen.sample, sampleName, (at) => pick({ sample: at }, "Response")),
     ...drawSample(samples[chosen.sample]));
+}
+
+async function fillPictures(place, names) {
+  const answers = await Promise.all(names.map((name) => fetch(`v1/images/${name}`, { headers: bearer() })));
+  const found = answers.filter((answer) => answer.ok);
+  drawPictures(place, await Promise.all(found.map(async (answer) => asText(await answer.blob()))));
 }
 
 const chip = (name, value, why = "") => element("span", { className: "chip" }, `${name} `, element("b", {}, value), element("small", {}, why && ` ${why}`));

@@ -38,6 +38,7 @@ const responseOf = (panel) => replies().get(panel.policy).responses[state.respon
 function show() {
   const request = state.request;
   $("question").textContent = request.messages ? request.messages.map((m) => m.content).join("\n\n") : request.prompt ?? "(given as token ids)";
+  drawPictures($("images"), request.images ?? []);
   $("positive").textContent = state.reply.positive;
   drawTabs();
   drawResponse();

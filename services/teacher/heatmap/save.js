@@ -11,7 +11,7 @@ function pageWithData() {
   const copy = document.documentElement.cloneNode(true);
   const find = (id) => copy.querySelector(`#${id}`);
   find("data").textContent = JSON.stringify({ request: state.request, reply: state.reply, live: false }).replaceAll("<", "\\u003c");
-  for (const id of ["panels", "responses", "drafts", "tip", "note", "error"]) find(id).replaceChildren();
+  for (const id of ["panels", "responses", "images", "chosen", "drafts", "tip", "note", "error"]) find(id).replaceChildren();
   find("tip").hidden = true;
   find("own").hidden = true;
   return `<!doctype html>\n${copy.outerHTML}\n`;

@@ -24,14 +24,25 @@ function fillForm(request) {
   form.question.value = request.messages.at(-1).content;
   form.positive.value = request.positive;
   form.negative.value = request.negative ?? "";
+  chooseImages(request.images ?? []);
   $("drafts").replaceChildren();
   for (const response of request.responses) addDraft(response.text, response.reward === undefined ? "" : String(response.reward));
+}
+
+let chosenImages = [];
+
+function chooseImages(uris) {
+  chosenImages = uris;
+  drawPictures($("chosen"), uris);
+  $("no-images").hidden = !uris.length;
+  if (!uris.length) $("form").images.value = "";
 }
 
 function asked(form) {
   const texts = [...form.querySelectorAll("[name=response]")], rewards = [...form.querySelectorAll("[name=reward]")];
   const request = {
     messages: [{ role: "user", content: form.question.value }],
+    ...(chosenImages.length && { images: chosenImages }),
     responses: texts.map((text, at) => ({ text: text.value, ...(rewards[at].value && { reward: Number(rewards[at].value) }) })),
     positive: form.positive.value,
     method: { name: "cepo", lam: state.lam, eps_w: state.eps },
@@ -73,6 +84,8 @@ $("responses").onkeydown = (event) => {
 $("save-page").onclick = savePage;
 $("save-picture").onclick = () => download("token-credit.png", picture());
 $("form").onsubmit = score;
+$("form").images.onchange = async (event) => chooseImages(await Promise.all([...event.target.files].map(asText)));
+$("no-images").onclick = () => chooseImages([]);
 $("add").onclick = () => addDraft();
 $("sample").onclick = () => { fillForm(bundled.request); open(bundled.request, bundled.reply); };
 if (bundled.live) {

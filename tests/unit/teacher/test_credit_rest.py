@@ -156,7 +156,7 @@ async def test_the_schema_tells_of_every_answer() -> None:
     async with web(make_credit()) as client:
         schema = (await client.get("/openapi.json")).json()
     answers = schema["paths"]["/v1/credit"]["post"]["responses"]
-    assert set(answers) == {"200", "409", "413", "422", "503"}
+    assert set(answers) == {"200", "400", "409", "413", "422", "429", "503"}
     assert set(answers["200"]["content"]) == {"application/json", "application/x-ndjson", "text/html"}
     names = schema["components"]["schemas"]["Method"]["properties"]["name"]["enum"]
     assert set(names) <= set(ALGORITHMS)

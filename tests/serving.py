@@ -1,0 +1,30 @@
+"""A REST surface on a loopback port, served from a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import Any
+
+import uvicorn
+
+
+@contextmanager
+def served(app: Any, port: int = 0, engine: AbstractAsyncContextManager[Any] | None = None) -> Iterator[str]:
+    """The address of an application, without a slash at its end; 0 picks a free port, the engine runs as long."""
+    config = uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        async with engine or nullcontext():
+            await server.serve()
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
