@@ -68,7 +68,7 @@ async def test_every_context_holds_the_image(credit: TokenCredit) -> None:
         for field, turn in turns.items():
             prompt = RENDERER.prompt_ids(turn, [IMAGE.ref])
             with torch.no_grad():
-                wanted = response_logps(model(), [prompt], [ids_of(text)], 1.0, [[IMAGE.patches]])[0]
+                wanted = response_logps(model(), [prompt], [ids_of(text)], 1.0, [[IMAGE.features]])[0]
             found = [getattr(token, field) for token in response.tokens]
             assert found == pytest.approx(wanted.tolist(), abs=1e-4)
             assert found != pytest.approx([getattr(token, field) for token in unseen.tokens], abs=1e-2)
