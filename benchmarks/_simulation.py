@@ -233,7 +233,7 @@ def _scored(shape: Shape) -> Callable[[ScoredGroup], EvidencedGroup]:
         for _ in range(shape.samples)
     )
     evidence = tuple(Evidence(ask=ask, rows=rows) for ask in ASKS)
-    return lambda group: EvidencedGroup(scored=group, evidence=evidence, proof=PROOF)
+    return lambda group: EvidencedGroup(scored=group, evidence=evidence, proofs=(PROOF,))
 
 
 def _logps(rng: random.Random, tokens: int) -> tuple[float, ...]:
