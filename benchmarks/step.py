@@ -42,7 +42,9 @@ def measure(rounds: int, steps: int) -> tuple[list[Row], list[Row]]:
 def main() -> None:
     """Prints the result and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="five steps of each; about a minute, half of it vLLM's start")
+    parser.add_argument(
+        "--quick", action="store_true", help="five steps of each; about a minute, half of it vLLM's start"
+    )
     options = parser.parse_args()
     rounds, steps = (1, 5) if options.quick else (4, 6)
     ours, alternative = measure(rounds, steps)
