@@ -1,9 +1,9 @@
 """TRL's GRPOTrainer on rows of a file, in TRL's own virtual environment; the last line printed is the result, as JSON.
 
-It imports nothing of the project. Generation is transformers', TRL's default: its vLLM modes need a GPU, since vLLM on the
-CPU packs its weights when it loads them and then refuses the new ones TRL sends (AttributeError: 'Parameter' object has
-no attribute 'weight_loader', with vLLM 0.32). No checkpointing of gradients, which TRL has on by default and which
-costs time; the batch is one micro-batch; the reward is TRL's own, on math-verify.
+It imports nothing of the project. Generation is transformers', TRL's default: its vLLM modes need a GPU, since vLLM on
+the CPU packs weights when it loads them and then cannot take TRL's new ones ("'Parameter' object has no attribute
+'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL has on by default and which costs time; the batch
+is one micro-batch; the reward is TRL's own, on math-verify.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from cepo.contracts import EvidencedGroup
 
 AIM_SECONDS = 0.25
 PUBLISHED_SECONDS = {
-    "TRL, rank 1 on 1.5 B, two replicas, p50": 8.5,
-    "TRL, the same, three replicas": 5.8,
-    "prime-rl, polls once in": 1.0,
+    "prime-rl, the interval it polls in": 1.0,
+    "TRL, rank 1 on 1.5 B, three replicas": 5.8,
+    "TRL, the same, two replicas": 8.5,
 }
 """Others' figures, on GPUs, from their weights being ready to the engine having them: TRL's blog of asynchronous GRPO
 with LoRA over a bucket (huggingface.co/blog), prime-rl's file watcher (github.com/PrimeIntellect-ai/prime-rl)."""
@@ -30,7 +30,7 @@ with LoRA over a bucket (huggingface.co/blog), prime-rl's file watcher (github.c
 
 async def measure(engines: Services, versions: int) -> dict[str, list[float]]:
     """Seconds of each version after one that warms up."""
-    found: dict[str, list[float]] = {"publish": [], "first_token": [], "first_group": []}
+    found: dict[str, list[float]] = {"first_token": [], "publish": [], "first_group": []}
     config = tiny("grpo", f"loop.steps={versions + 1}", "sampling.prompts=1")
     async with trainer(engines, config, "reload") as run:
         for step in range(versions + 1):

@@ -76,8 +76,7 @@ def main() -> None:
     samples = config.sampling.prompts * config.sampling.samples
     mine = medians(ours, PARTS)
     peer = {f"{part}_seconds": round(statistics.median(seconds), 4) for part, seconds in theirs.items()}
-    for figures in (mine, peer):
-        figures["samples_per_second"] = round(samples / figures["step_seconds"], 1)
+    mine, peer = ({"samples_per_second": round(samples / f["step_seconds"], 1), **f} for f in (mine, peer))
     _report.write(
         "train",
         ours=mine,
