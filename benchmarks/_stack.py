@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import shutil
 import statistics
 import tempfile
@@ -48,6 +49,18 @@ class Services:
     """What a trainer needs to find them, and to be found."""
     folder: Path
     """Of runs, which go when the services do."""
+    sessions: Mapping[str, int]
+    """Every process of a service belongs to one."""
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each service has used so far, with the processes it started, and this process as the trainer."""
+        names, used = {session: name for name, session in self.sessions.items()}, dict.fromkeys(self.sessions, 0.0)
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = file.read_text().rpartition(")")[2].split()
+                if name := names.get(int(fields[3])):
+                    used[name] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return used | {"trainer": time.process_time()}
 
 
 def tiny(method: str, *overrides: str) -> RunConfig:
@@ -73,7 +86,8 @@ def services(config: RunConfig) -> Iterator[Services]:
             host, _, port = stack.grpc["trainer"].rpartition(":")
             found = SPECS["trainer"].settings(config, Settings.from_environment())
             here = {"redis_url": stack.redis_url, "host": host, "grpc_port": int(port)}
-            yield Services(found.model_copy(update=here), folder)
+            sessions = {name: child.process.pid for name, child in stack.children.items() if child.process}
+            yield Services(found.model_copy(update=here), folder, sessions)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -103,12 +117,17 @@ async def trainer(engines: Services, config: RunConfig, name: str) -> AsyncItera
 
 
 def trained(engines: Services, config: RunConfig, name: str) -> list[Row]:
-    """Runs a method to its last step; the metrics of every step but the first, which warms up."""
+    """Runs a method to its last step; the metrics of every step but the first, which warms up.
+
+    `cpu/SERVICE` is the mean over all of its steps.
+    """
 
     async def whole() -> list[Row]:
         async with trainer(engines, config, name) as run:
+            before = engines.cpu_seconds()
             await train(run, asyncio.Event())
-            return run.folder.rows()[1:]
+            cpu = {f"cpu/{key}": (now - before[key]) / config.loop.steps for key, now in engines.cpu_seconds().items()}
+            return [row | cpu for row in run.folder.rows()[1:]]
 
     rows = asyncio.run(whole())
     if any(row["groups/failed"] for row in rows):

@@ -28,6 +28,7 @@ PARTS = {
     "teacher_exposed_seconds": "time/teacher_exposed_seconds",
     "generated_tokens": "tokens/generated",
     "lambda": "credit/lambda",
+    **{f"cpu_seconds_{name}": f"cpu/{name}" for name in ("rollout", "verifier", "teacher", "trainer", "redis")},
 }
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="five steps of each on policy; a minute, half of it start")
     quick = parser.parse_args().quick
-    found = measure((0,), 1, 5) if quick else measure((0, 1), 3, 6)
+    found = measure((0,), 1, 5) if quick else measure((0, 1), 2, 6)
     cases = {f"lag {lag}": compared(pairs) for lag, pairs in found.items()}
     on_policy = cases["lag 0"]
     _report.write(

@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="six steps of each; a minute, most of it starting")
     quick = parser.parse_args().quick
-    rounds, steps = (1, 6) if quick else (3, 8)
+    rounds, steps = (1, 6) if quick else (2, 8)
     _peer.install()
     ours, theirs = measure(rounds, steps)
     config = tiny("grpo")
