@@ -54,4 +54,4 @@ format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) benchmarks/.venv-trl runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
