@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))
+BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test check bench proto sbom format clean
@@ -14,7 +14,7 @@ help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make test    the CPU test suite"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
-	@echo "make bench   every benchmark, to benchmarks/results; ARGS=--quick for a minute each"
+	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
 
 $(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; set PYTHON=python3.11"; exit 2; }
@@ -41,6 +41,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	@$(BIN)/python -m benchmarks.report
 
 proto: $(INSTALLED)
 	@$(BIN)/python proto/generate.py
@@ -53,4 +54,4 @@ format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) benchmarks/.venv-trl runs .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import datetime
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +18,6 @@ THREADS = 2
 ROUNDS = 5
 PROMPT, HINT, RESPONSE, SAMPLES = 512, 16, 256, 8
 """Geo3k's shape: tokens of a question, a hint and a response; responses a question."""
-RESULTS = Path(__file__).parent / "results"
 
 Ids = list[int]
 
@@ -38,20 +34,26 @@ class Group:
         return [self.contexts[name] for name in contexts for _ in self.responses], self.responses * len(contexts)
 
 
-def random_qwen3(vocabulary: int) -> Any:
-    """Eight layers, 512 wide, frozen, float32."""
+SMALL = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "head_dim": 64,
+}
+"""What a CPU can do in seconds: 25.2 M weights in linear layers, before the vocabulary."""
+
+
+def random_qwen3(vocabulary: int, sizes: Mapping[str, int] | None = None, device: str = "cpu") -> Any:
+    """A frozen random model: float32 on the CPU, bfloat16 elsewhere."""
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=True,
+        **{"num_key_value_heads": 4, **(sizes or SMALL)}, vocab_size=vocabulary, tie_word_embeddings=True
     )
-    return Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with torch.device(device):
+        model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
+    return model.eval().requires_grad_(False)
 
 
 def random_group(vocabulary: int) -> Group:
@@ -67,7 +69,17 @@ def random_group(vocabulary: int) -> Group:
 
 
 def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What `work` returns, and resident memory in MiB at its highest meanwhile, above what it was before; Linux."""
+    """What `work` returns, and memory in MiB at its highest meanwhile, above what it was before.
+
+    Memory is the GPU's where there is one, else what is resident; Linux.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        taken = torch.cuda.memory_allocated()
+        result = work()
+        torch.cuda.synchronize()
+        return result, (torch.cuda.max_memory_allocated() - taken) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -92,19 +104,11 @@ def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tupl
         for name, work in works.items():
             begun = time.perf_counter()
             work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - begun)
     figures = {
         name: {"seconds": round(statistics.median(seconds[name]), 3), "peak_mib": round(peak)}
         for name, peak in zip(works, peaks, strict=True)
     }
     return figures, float((results[0] - results[1]).abs().max())
-
-
-def write(name: str, command: str, **figures: Any) -> None:
-    """Prints a result and writes it to benchmarks/results."""
-    machine = f"{platform.machine()}, {THREADS} threads, float32, torch {torch.__version__}"
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    text = json.dumps({"name": name, **figures, "command": command, "machine": machine, "date": now}, indent=2)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)  # noqa: T201 what it is for

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen3_vl import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from benchmarks._shapes import ROUNDS, THREADS, Group, random_group, side_by_side, write
+from benchmarks import _report
+from benchmarks._shapes import ROUNDS, THREADS, Group, random_group, side_by_side
 from cepo.contracts import ImageRef
 from cepo.forward import load_causal_lm, response_logps
 from cepo.images import checked
@@ -102,14 +103,13 @@ def main() -> None:
     tiny, rounds = load_causal_lm(str(vision.path()), "float32", "cpu"), 3 if quick else ROUNDS
     cases = [measure("tiny", tiny, tiny_image(), rounds), measure("random", random_vision(), random_image(), rounds)]
     larger = cases[-1]
-    write(
+    _report.write(
         "vision",
-        f"python -m benchmarks.vision{' --quick' * quick}",
         ours=larger["ours"],
         alternative=larger["alternative"],
         ratio=larger["ratio"],
         aim=AIM,
-        met=larger["ratio"] >= AIM,
+        command=f"python -m benchmarks.vision{' --quick' * quick}",
         cases=cases,
     )
 

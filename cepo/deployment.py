@@ -92,4 +92,4 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def _cpu_threads() -> int:
     """Threads of each process: rollout works while teacher and trainer do, and threads that wait for a core spin."""
-    return max(1, (os.cpu_count() or 2) // 2)
+    return max(1, len(os.sched_getaffinity(0)) // 2)

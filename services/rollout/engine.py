@@ -21,6 +21,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
@@ -202,6 +203,9 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len
         args["enforce_eager"] = True
+        # vLLM's worker processes poll each other without rest, and for a second after the last token; the class is
+        # named because vLLM changes the word "uni" to "mp", for thread settings that the launcher makes here
+        args["distributed_executor_backend"] = UniProcExecutor
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     return AsyncEngineArgs(**args)

@@ -1,0 +1,113 @@
+"""TRL's GRPOTrainer on rows of a file, in TRL's own virtual environment; the last line printed is the result, as JSON.
+
+It imports nothing of the project. Generation is transformers', TRL's default: its vLLM modes need a GPU, since vLLM on
+the CPU packs weights when it loads them and then cannot take TRL's new ones ("'Parameter' object has no attribute
+'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL has on by default and which costs time; the batch
+is one micro-batch; the reward is TRL's own, on math-verify.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import accuracy_reward
+
+
+class Clock(TrainerCallback):
+    """When each step ended, and what parts of it took since the one before."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.parts: dict[str, list[float]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+        for seconds in self.parts.values():
+            seconds.append(0.0)
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        seconds = self.parts.setdefault(name, [0.0])
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return work(*arguments, **named)
+            finally:
+                seconds[-1] += time.perf_counter() - begun
+
+        run.__name__ = name
+        return run
+
+
+def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
+    """The same run in TRL's words."""
+    return GRPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=options.samples * options.prompts,
+        num_generations=options.samples,
+        max_completion_length=options.max_tokens,
+        temperature=1.0,
+        beta=0.0,
+        loss_type="dapo",  # token-mean, as the run file's
+        epsilon=0.2,
+        epsilon_high=0.28,
+        learning_rate=options.lr,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_steps=options.steps,
+        shuffle_dataset=False,
+        seed=options.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def main() -> None:
+    """Trains and prints the seconds of every step but the first, which warms up."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", required=True, type=Path, help="JSON lines of prompt (messages) and solution")
+    for name in ("prompts", "samples", "max-tokens", "rank", "alpha", "steps", "seed", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--targets", nargs="+", required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=options.model,
+            reward_funcs=clock.timed("reward", accuracy_reward),
+            args=settings(options, folder),
+            train_dataset=Dataset.from_list([json.loads(line) for line in options.rows.read_text().splitlines()]),
+            peft_config=LoraConfig(
+                r=options.rank, lora_alpha=options.alpha, target_modules=options.targets, task_type="CAUSAL_LM"
+            ),
+            callbacks=[clock],
+        )
+        trainer._generate = clock.timed("rollout", trainer._generate)
+        trainer.train()
+    seconds = [end - begun for begun, end in zip(clock.ends, clock.ends[1:], strict=False)]
+    parts = {name: found[1:-1] for name, found in clock.parts.items()}
+    print(json.dumps({"step": seconds, **parts}))  # noqa: T201 read by the benchmark
+
+
+if __name__ == "__main__":
+    main()

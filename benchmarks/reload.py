@@ -1,0 +1,79 @@
+"""Publish to first token: from the trainer's decision to publish an adapter to vLLM's first token with it.
+
+The clock starts before the adapter is serialised, and stops when the rollout service's engine has sampled a token with
+it; in between are the file, the announcement, the transfer by gRPC, the digest, vLLM's load and the proof. Every
+version has new weights, and a group is asked of it at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+
+import torch
+
+from benchmarks import _report
+from benchmarks._stack import Services, services, tiny, trainer
+from cepo.contracts import EvidencedGroup
+
+AIM_SECONDS = 0.25
+PUBLISHED_SECONDS = {
+    "prime-rl, the interval it polls in": 1.0,
+    "TRL, rank 1 on 1.5 B, three replicas": 5.8,
+    "TRL, the same, two replicas": 8.5,
+}
+"""Others' figures, on GPUs, from their weights being ready to the engine having them: TRL's blog of asynchronous GRPO
+with LoRA over a bucket (huggingface.co/blog), prime-rl's file watcher (github.com/PrimeIntellect-ai/prime-rl)."""
+
+
+async def measure(engines: Services, versions: int) -> dict[str, list[float]]:
+    """Seconds of each version after one that warms up."""
+    found: dict[str, list[float]] = {"first_token": [], "publish": [], "first_group": []}
+    config = tiny("grpo", f"loop.steps={versions + 1}", "sampling.prompts=1")
+    async with trainer(engines, config, "reload") as run:
+        for step in range(versions + 1):
+            with torch.no_grad():
+                for parameter in run.learner.parameters:
+                    parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+            begun = time.time()
+            policy = await run.publisher.publish(step + 1)
+            published = time.time()
+            tasks = run.feeder.tasks(step, policy, policy)
+            run.collector.expect(tasks)
+            await run.feeder.publish(tasks)
+            (group,) = await run.collector.take(tasks)
+            done = time.time()
+            if not isinstance(group, EvidencedGroup):
+                raise SystemExit(f"no group of version {step + 1}: {group.error}")
+            first = group.scored.rollout.proof.first_token_at
+            for name, at in (("publish", published), ("first_token", first), ("first_group", done)):
+                found[name].append(at - begun)
+    return {name: seconds[1:] for name, seconds in found.items()}
+
+
+def main() -> None:
+    """Prints the result and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ten versions; half a minute, most of it vLLM's start")
+    options = parser.parse_args()
+    versions = 10 if options.quick else 40
+    with services(tiny("grpo")) as engines:
+        found = asyncio.run(measure(engines, versions))
+    ours = {f"{name}_seconds": round(statistics.median(seconds), 4) for name, seconds in found.items()}
+    fastest = min(PUBLISHED_SECONDS.values())
+    _report.write(
+        "reload",
+        ours=ours | {"first_token_slowest_seconds": round(max(found["first_token"]), 4)},
+        alternative=PUBLISHED_SECONDS,
+        ratio=fastest / ours["first_token_seconds"],
+        aim=fastest / AIM_SECONDS,
+        command=f"python -m benchmarks.reload{' --quick' * options.quick}",
+        aim_seconds=AIM_SECONDS,
+        versions=versions,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Writes the table of docs/benchmarks.md and its chart from the newest result of every benchmark.
+
+A benchmark's question is the first line of its docstring; the figures shown are the first of its result, or, where they
+belong to numbers of workers, the last.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks._report import RESULTS
+
+Result = dict[str, Any]
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+CHART = PAGE.with_suffix(".png")
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+WIDTH, ROW, LEFT, RIGHT, TOP = 1000, 44, 130, 90, 70
+MET, MISSED, INK, PALE = "#0072b2", "#d55e00", "#1a1a1a", "#dddddd"
+
+
+def results(folder: Path) -> list[Result]:
+    """Of every benchmark that has been run, by name."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def question(name: str) -> str:
+    """The first line of a benchmark's docstring; of its namesake before a dash where it has a GPU's profile."""
+    source = (Path(__file__).parent / f"{name.partition('-')[0]}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+
+
+def headline(figures: Any) -> str:
+    """One figure with its name."""
+    if not isinstance(figures, dict):
+        return "" if figures is None else str(figures)
+    names = list(figures)
+    if names[0].isdigit():
+        return f"{figures[names[-1]]:g} at {names[-1]}"
+    return f"{figures[names[0]]:g} {names[0].replace('_', ' ')}"
+
+
+def table(found: Sequence[Result]) -> str:
+    """A row for each result, then how each was taken."""
+    lines = ["| benchmark | ours | against | ratio | aim | |", "|---|---|---|---|---|---|"]
+    for result in found:
+        held = "met" if result["met"] else "**missed**"
+        cells = [
+            f"`{result['name']}`: {question(result['name'])}",
+            headline(result["ours"]),
+            headline(result["alternative"]),
+            f"{result['ratio']:g}",
+            f"{result['aim']:g}",
+            held,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| | command | machine | date |", "|---|---|---|---|"]
+    for result in found:
+        machine = ", ".join(str(result[key]) for key in ("machine", "device") if key in result)
+        lines.append(f"| `{result['name']}` | `{result['command']}` | {machine} | {result['date'][:16]} |")
+    return "\n".join(lines)
+
+
+def chart(found: Sequence[Result], file: Path) -> None:
+    """Each ratio as a share of its aim, as bars; the aim is the line."""
+    height = TOP + ROW * len(found) + 30
+    image = Image.new("RGB", (WIDTH, height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
+    shares = [result["ratio"] / result["aim"] for result in found]
+    scale = (WIDTH - LEFT - RIGHT) / max(1.0, *shares)
+    draw.text((20, 16), "Ratio to the alternative, as a multiple of the aim (line: the aim)", INK, font)
+    for row, (result, share) in enumerate(zip(found, shares, strict=True)):
+        y, end = TOP + row * ROW, LEFT + scale * share
+        draw.text((LEFT - 10, y + 14), result["name"], INK, font, anchor="rm")
+        draw.rectangle((LEFT, y, end, y + 28), MET if result["met"] else MISSED)
+        draw.text((end + 8, y + 14), f"{share:.2f}", INK, font, anchor="lm")
+    at = LEFT + scale
+    draw.line((at, TOP - 14, at, height - 20), INK, 2)
+    draw.line((LEFT, TOP - 14, LEFT, height - 20), PALE, 1)
+    image.save(file, optimize=True)
+
+
+def write(page: Path, text: str) -> None:
+    """Puts text between the page's two marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Reads every result and writes both files."""
+    found = results(RESULTS)
+    chart(found, CHART)
+    write(PAGE, table(found))
+
+
+if __name__ == "__main__":
+    main()
