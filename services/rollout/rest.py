@@ -6,10 +6,12 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.openai.chat_completion import api_router as chat
 from vllm.entrypoints.openai.completion import api_router as completion
+from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.entrypoints.serve.tokenize import api_router as tokenize
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -37,6 +39,7 @@ async def application(generator: VllmGenerator, settings: Settings) -> FastAPI:
     for routes in (completion, chat, tokenize):
         routes.attach_router(app)
     init_exception_handler(app)
+    app.add_exception_handler(HTTPException, http_exception_handler)  # Starlette's too, as the schema says
 
     @app.exception_handler(EngineDeadError)
     async def engine_down(request: Request, error: EngineDeadError) -> JSONResponse:

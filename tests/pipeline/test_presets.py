@@ -207,11 +207,11 @@ async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
 async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_student_in_its_thoughts(
     services: Services, tmp_path: Path
 ) -> None:
-    """What no preset sets: the trust region, and a thought that ends at the first space."""
+    """What no preset sets: the trust region, and a thought that is the first line."""
     present = ('algorithm.teacher={source="trust_region", actor_share=0.5}', 'algorithm.student_logp="current"')
     runs = [
         await trained("rlsd-paper", services, tmp_path / f"near{i}", *present, *more)
-        for i, more in enumerate([(), ('algorithm.thought_end=" "',)])
+        for i, more in enumerate([(), ('algorithm.thought_end="\\n"',)])
     ]
     first = [found[0] for _, found in runs]  # later steps have other policies
     assert all(row["credit/delta_std"] > 0 for row in first)

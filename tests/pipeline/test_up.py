@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from tests.exploring import LENIENT, explore
 from tests.pipeline.support import TINY
 
 pytestmark = pytest.mark.slow
@@ -17,6 +21,25 @@ pytestmark = pytest.mark.slow
 
 def cepo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "cepo", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def end_engine(rollout: str) -> None:
+    """Kills vLLM's own process behind a rollout service."""
+    port = int(rollout.rpartition(":")[2])
+    (listening,) = (c.pid for c in psutil.net_connections("tcp4") if c.laddr.port == port and c.status == "LISTEN")
+    (engine,) = (p for p in psutil.Process(listening).children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))
+    engine.kill()
+
+
+def answers_while_ending(rollout: str) -> list[str]:
+    """What `/readyz` says from two seconds on after nobody asked for anything, until the service is gone."""
+    time.sleep(2)
+    said = []
+    with contextlib.suppress(httpx.TransportError):
+        for _ in range(40):
+            said.append(httpx.get(f"{rollout}/readyz").text)
+            time.sleep(0.1)
+    return said
 
 
 def test_services_come_up_answer_and_go_down(tmp_path: Path) -> None:
@@ -28,9 +51,13 @@ def test_services_come_up_answer_and_go_down(tmp_path: Path) -> None:
         assert all(address in up.stdout for address in addresses.values())
         row = {"response": "so \\boxed{7}", "answer": "7"}
         assert httpx.post(f"{addresses['verifier']}/v1/verify", json=row).json()["outcome"] == "correct"
+        for name, address in addresses.items():
+            assert not explore(address, "", tmp_path, *(LENIENT if name == "rollout" else ()), examples=5)
         again = cepo(tmp_path, "up", str(TINY))
         assert again.returncode == 2
         assert "cepo down" in again.stderr
+        end_engine(addresses["rollout"])
+        assert "ready" not in answers_while_ending(addresses["rollout"])
     finally:
         down = cepo(tmp_path, "down")
     assert down.returncode == 0, down.stderr
