@@ -25,7 +25,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cepo.adapters import AdapterCache
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
-from cepo.errors import EngineDown, PolicyError, UserError
+from cepo.errors import EngineDown, PolicyError
 from cepo.image_cache import ReadImage, no_images
 from cepo.images import MAX_IMAGES
 from cepo.pixels import picture
@@ -95,11 +95,7 @@ class VllmGenerator:
         pictures = [await asyncio.to_thread(picture, await self._read_image(image)) for image in prompt.images]
         with _engine_alive():
             output = await self._run(prompt.compact_ids, params, self._adapter(policy), pictures)
-        if tuple(output.prompt_token_ids) != prompt.ids:
-            raise UserError(
-                f"vLLM reads {len(output.prompt_token_ids)} tokens where the prompt with its images has "
-                f"{len(prompt.ids)}; its image processor is not the one of this service"
-            )
+        prompt.require_read(output.prompt_token_ids)
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
 
     async def watch(self) -> None:

@@ -36,6 +36,18 @@ class Prompt:
     """With one placeholder for each image."""
     images: tuple[ImageRef, ...]
 
+    def require_read(self, ids: Sequence[int]) -> None:
+        """Compares what the engine says that it read.
+
+        Raises:
+            UserError: it is another prompt than the teacher and the trainer will read.
+        """
+        if tuple(ids) != self.ids:
+            raise UserError(
+                f"the engine reads {len(ids)} tokens where the prompt with its images has {len(self.ids)}; "
+                "its image processor is not the one of this service"
+            )
+
 
 class Generator(Engine, Protocol):
     """An engine that samples with any policy it is asked for."""

@@ -128,3 +128,12 @@ async def test_steps_are_told_only_where_they_are_wanted() -> None:
 def test_a_prefix_that_leaves_no_token_to_sample_is_no_task() -> None:
     with pytest.raises(ValueError, match="a prefix of 16 tokens leaves none of max_tokens=16"):
         make_task(prefix=(5,) * 16)
+
+
+def test_an_engine_that_reads_another_prompt_is_refused() -> None:
+    prompt = Prompt(ids=(1, 9, 9, 9, 9, 2), compact_ids=(1, 9, 2), images=())
+    prompt.require_read([1, 9, 9, 9, 9, 2])
+    with pytest.raises(UserError, match="the engine reads 4 tokens where the prompt with its images has 6"):
+        prompt.require_read([1, 9, 9, 2])
+    with pytest.raises(UserError, match="its image processor is not the one of this service"):
+        prompt.require_read([1, 9, 9, 9, 2, 9])
