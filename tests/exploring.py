@@ -20,6 +20,8 @@ Every service takes 200 requests a second from an address.
 """
 LENIENT = ("--exclude-checks", "positive_data_acceptance,negative_data_rejection")
 """For the routes that are vLLM's own, whose request models take "1" for 1."""
+BRIEF = ("--phases", "fuzzing")
+"""For what was explored at the bounds of every field already, on toys."""
 
 
 def explore(url: str, token: str, folder: Path, *more: str, examples: int = 25) -> str:

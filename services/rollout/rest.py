@@ -39,7 +39,12 @@ async def application(generator: VllmGenerator, settings: Settings) -> FastAPI:
     for routes in (completion, chat, tokenize):
         routes.attach_router(app)
     init_exception_handler(app)
-    app.add_exception_handler(HTTPException, http_exception_handler)  # Starlette's too, as the schema says
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> JSONResponse:
+        answer: JSONResponse = await http_exception_handler(request, error)  # vLLM's is not for Starlette's own errors
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(EngineDeadError)
     async def engine_down(request: Request, error: EngineDeadError) -> JSONResponse:

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.exploring import LENIENT, explore
+from tests.exploring import BRIEF, LENIENT, explore
 from tests.pipeline.support import TINY
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,9 @@ def test_services_come_up_answer_and_go_down(tmp_path: Path) -> None:
         row = {"response": "so \\boxed{7}", "answer": "7"}
         assert httpx.post(f"{addresses['verifier']}/v1/verify", json=row).json()["outcome"] == "correct"
         for name, address in addresses.items():
-            assert not explore(address, "", tmp_path, *(LENIENT if name == "rollout" else ()), examples=5)
+            more = LENIENT if name == "rollout" else BRIEF
+            found = explore(address, "", tmp_path, *more, examples=5)
+            assert not found, found
         again = cepo(tmp_path, "up", str(TINY))
         assert again.returncode == 2
         assert "cepo down" in again.stderr
