@@ -16,7 +16,7 @@ import pytest
 from tests.exploring import BRIEF, LENIENT, explore
 from tests.pipeline.support import TINY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def cepo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
