@@ -223,9 +223,24 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message:
     assert str(refusal.value).startswith(message)
 
 
-def test_a_colocated_teacher_needs_a_trainer_of_one_process() -> None:
-    with pytest.raises(UserError, match=r'engine.teacher="colocated" scores on the whole base, which engine.trainer_p'):
-        make_config("engine.teacher=colocated", "engine.trainer_processes=2")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("engine.teacher=colocated", "engine.trainer_processes=2"),
+            'config key engine.teacher="colocated" scores on the whole base, which engine.trainer_processes=2 split '
+            'between them; set the one to "service" or the other to 1',
+        ),
+        (
+            ("engine.device=cpu", "engine.tensor_parallel=2"),
+            'config key engine.tensor_parallel=2 needs engine.device="cuda"; set it to 1',
+        ),
+    ],
+)
+def test_settings_of_engines_that_do_not_go_together_are_refused(overrides: Sequence[str], message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        make_config(*overrides)
+    assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize("section", ["name", "model", "data", "algorithm"])
