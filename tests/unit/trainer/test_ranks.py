@@ -44,7 +44,15 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Sequence[str]]] = {
     "ctdpo, its models then the policy": (PAIRS, ['algorithm={name="ctdpo", estimator_steps=1}', TIGHT]),
     "ppo": (UNEVEN, ['algorithm={name="ppo", critic_lr=1e-2}', TIGHT, *TWICE]),
 }
-COUNTED = ("loss/policy", "grad_norm", "tokens/trained", "rollout/logp_gap", "entropy/sampled", "critic/loss", "estimator/loss_right")
+COUNTED = (
+    "loss/policy",
+    "grad_norm",
+    "tokens/trained",
+    "rollout/logp_gap",
+    "entropy/sampled",
+    "critic/loss",
+    "estimator/loss_right",
+)
 
 
 def make_batch(lengths: list[tuple[int, ...]], config: Any, step: int) -> TrainBatch:
