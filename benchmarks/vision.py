@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from benchmarks import _report
-from benchmarks._shapes import ROUNDS, THREADS, Group, random_group, side_by_side
+from benchmarks._shapes import ROUNDS, SMALL, THREADS, Group, random_group, side_by_side
 from cepo.contracts import ImageRef
 from cepo.forward import load_causal_lm, response_logps
 from cepo.images import checked
@@ -28,16 +28,11 @@ PATCH, SIDE, LAYERS, WIDTH = 16, 448, 12, 768
 
 
 def random_vision() -> Any:
-    """A language part of eight layers, 512 wide, behind a vision part of 12 layers, frozen, float32."""
+    """The other benchmarks' language part behind a vision part of 12 layers, frozen, float32."""
     torch.manual_seed(0)
-    language = {
+    language = SMALL | {
         "vocab_size": 32000,
-        "hidden_size": 512,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
         "num_key_value_heads": 4,
-        "head_dim": 64,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [12, 10, 10]},
     }
     seeing = {
@@ -46,7 +41,7 @@ def random_vision() -> Any:
         "intermediate_size": 4 * WIDTH,
         "num_heads": 12,
         "patch_size": PATCH,
-        "out_hidden_size": 512,
+        "out_hidden_size": SMALL["hidden_size"],
         "deepstack_visual_indexes": [3, 6, 9],
     }
     config = Qwen3VLConfig(text_config=language, vision_config=seeing, image_token_id=31999, tie_word_embeddings=True)

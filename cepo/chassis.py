@@ -147,8 +147,7 @@ async def run(service: Service, settings: Settings) -> None:
 
 
 def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
-    """Entry point of a service: settings, logs, serve; a user's mistake is one line and exit 2."""
-
+    """Entry point of a service: settings, logs, serve."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
     async def start() -> None:
@@ -162,8 +161,15 @@ def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
         finally:
             TRACER.stop()
 
-    try:
+    with mistakes_told(name):
         asyncio.run(start())
+
+
+@contextlib.contextmanager
+def mistakes_told(name: str) -> Iterator[None]:
+    """Ends a service's process with one line and exit 2 for what a user can mend."""
+    try:
+        yield
     except BaseExceptionGroup as group:
         mistake = group.subgroup((UserError, Unreachable))
         if mistake is None:

@@ -167,6 +167,17 @@ class Engine(Section):
     trainer_processes: int = Field(default=1, ge=1)
     """Processes of the trainer, a GPU each: they split the base between them and share every step's groups."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.teacher == "colocated" and self.trainer_processes > 1:
+            raise ValueError(
+                f'engine.teacher="colocated" scores on the whole base, which engine.trainer_processes='
+                f'{self.trainer_processes} split between them; set the one to "service" or the other to 1'
+            )
+        if self.device == "cpu" and self.tensor_parallel > 1:
+            raise ValueError(f'engine.tensor_parallel={self.tensor_parallel} needs engine.device="cuda"; set it to 1')
+        return self
+
 
 class RunConfig(Section):
     """Everything that defines a run."""
@@ -222,11 +233,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampling.prompts={self.sampling.prompts} cannot be split into "
                 f"optim.minibatches={self.optim.minibatches} equal parts"
-            )
-        if self.engine.teacher == "colocated" and self.engine.trainer_processes > 1:
-            raise ValueError(
-                f'engine.teacher="colocated" scores on the whole base, which engine.trainer_processes='
-                f'{self.engine.trainer_processes} split between them; set the one to "service" or the other to 1'
             )
         self._feedback_exists()
         return self

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cepo.errors import UserError
 
 PREFIX = "CEPO_"
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _TMPFS = Path("/dev/shm")
 
 
@@ -119,15 +120,24 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """None where nobody set them: a process by itself."""
-        if "RANK" not in os.environ:
+        """None where nobody set them: a process by itself.
+
+        Raises:
+            UserError: some are set and others not, or one is no number.
+        """
+        found = {name: os.environ.get(name, "") for name in _PLACE}
+        if not found["RANK"]:
             return None
-        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+        if wrong := [name for name, value in found.items() if not value.isdecimal()]:
+            raise UserError(
+                f"RANK is set, and {wrong[0]}={found[wrong[0]]!r} is no number; start the trainer with torchrun, which "
+                f"sets {', '.join(_PLACE)}, or unset RANK"
+            )
+        return cls(*map(int, found.values()))
 
     def to_environment(self) -> dict[str, str]:
         """The variables of a process that is to have this place."""
-        place = {"RANK": self.rank, "LOCAL_RANK": self.local_rank, "WORLD_SIZE": self.size}
-        return {name: str(value) for name, value in place.items()}
+        return dict(zip(_PLACE, map(str, (self.rank, self.local_rank, self.size)), strict=True))
 
 
 def stay_on_loopback() -> None:

@@ -44,12 +44,6 @@ def pass_at_k_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6)
     return adv_B
 
 
-def remax_advantage(reward_B: Tensor, greedy_reward_B: Tensor) -> Tensor:
-    """ReMax (arXiv:2310.10505): the reward minus that of the greedy response to the same prompt, adv_B."""
-    adv_B = reward_B.float() - greedy_reward_B.float()
-    return torch.where(adv_B.isfinite(), adv_B, 0.0)
-
-
 def terminal_reward(reward_B: Tensor, mask_BT: Tensor) -> Tensor:
     """token_reward_BT with each reward on its sequence's last token; an empty response has no place for one."""
     valid_BT = mask_BT.bool()

@@ -43,16 +43,6 @@ def kl_terms(logp_BT: Tensor, ref_logp_BT: Tensor, form: KlForm) -> Tensor:
     raise ValueError(f"unknown KL form {form!r}")
 
 
-def full_kl(logp_BTV: Tensor, ref_logp_BTV: Tensor) -> Tensor:
-    """KL(policy || reference) exactly, sum over V of pi (log pi - log pi_ref), [B, T], from two log-distributions.
-
-    A token of probability 0 under the policy adds 0, whatever the reference gives it.
-    """
-    possible_BTV = logp_BTV > -torch.inf
-    difference_BTV = torch.where(possible_BTV, logp_BTV - ref_logp_BTV, 0.0)
-    return (logp_BTV.exp() * difference_BTV).sum(dim=-1)
-
-
 @torch.no_grad()
 def apply_kl_penalty(
     token_reward_BT: Tensor, logp_BT: Tensor, ref_logp_BT: Tensor, mask_BT: Tensor, *, coef: float, form: KlForm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from cepo.deployment import SPECS
 from cepo.errors import UserError
 
 NAMES = (*SPECS, "redis", "client")
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f:]+")
+"""A name, for all below it with a star, or an address."""
 DAYS = 90
 NAMESPACE = "cepo"
 
@@ -34,6 +37,9 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.out} exists; give a new folder")
     if options.days < 1:
         raise UserError(f"--days {options.days}: give at least 1")
+    for host in options.host:
+        if not HOST.fullmatch(host):
+            raise UserError(f"--host {host!r} is neither a name nor an address; give one, without scheme and port")
     begins = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)  # clocks differ
     make(options.out, options.host, begins, begins + datetime.timedelta(days=options.days))
     print(f"{', '.join(NAMES)}: {options.out}/NAME/{{ca.crt,tls.crt,tls.key}}, valid for {options.days} days")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cepo import runfile
+from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.pictures import drawing, page, pictures
 from cepo.cli.preflight import Finding, Preflight, Prompt
 from cepo.errors import Unreachable, UserError
@@ -27,12 +28,9 @@ CONTEXT_CHARACTERS = 80
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("check", help="look at a run's model, data, prompts and machine before it starts")
-    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    add_run_file(parser)
     parser.add_argument("--run-dir", type=Path, default=Path("runs"), help="where the run would be written")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
-    )
-    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    add_redis(parser)
     parser.add_argument("--all", action="store_true", help="grade every reference answer, not a sample of a large set")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--html", type=Path, metavar="OUT", help="also write the report with its images as one page")

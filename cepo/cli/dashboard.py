@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cepo.errors import UserError
 from cepo.rundir import RunDir
 from cepo.settings import Settings
 
@@ -33,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
     from cepo.tls import uvicorn_options
     from cepo.web import guard
 
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: give one from 0 to 65535")
     settings = Settings.from_environment()
     check_exposure(settings)
     app = application([Watched(RunDir(path)) for path in (options.run_dir, *options.compare)])

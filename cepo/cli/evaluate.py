@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cepo import adapters, runfile
+from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.measuring import Plan, measure
 from cepo.cli.plot import Line, pass_at_k_svg
 from cepo.cli.preflight import CHECKS, Preflight
@@ -36,7 +37,7 @@ PAPER = ("eval.temperature=1.0", "eval.top_p=1.0", "eval.top_k=40", "eval.presen
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("eval", help="pass@k of the base or of a run's policies on the held-out problems")
-    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    add_run_file(parser)
     parser.add_argument("--run-dir", type=Path, help="folder of a run whose policies are measured")
     parser.add_argument(
         "--policy",
@@ -53,11 +54,8 @@ def add_parser(commands: Any) -> None:
         help="paper: temperature 1, top-p 1, top-k 40, presence penalty 2 (default); run: [eval] of the run file",
     )
     parser.add_argument("--limit", type=int, default=0, help="the first problems alone (default: all)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
-    )
     parser.add_argument("--out", type=Path, help="folder of the results (default: eval/TIME in the run folder)")
-    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    add_redis(parser)
     parser.set_defaults(run=run)
 
 

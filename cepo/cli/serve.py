@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cepo import runfile
+from cepo.cli.arguments import add_run_file
 from cepo.cli.preflight import Preflight
 from cepo.deployment import SPECS, environment, processes
 from cepo.errors import UserError
@@ -20,11 +21,8 @@ from cepo.settings import Place, Settings, child_environment
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run one service, for containers; the trainer goes on where it was")
     parser.add_argument("service", choices=[name for name, spec in SPECS.items() if spec.follows_run])
-    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    add_run_file(parser)
     parser.add_argument("--run-dir", type=Path, help="folder of the run; the trainer's alone")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
-    )
     parser.set_defaults(run=run)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 
 from cepo import runfile
+from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.preflight import Preflight
 from cepo.connections import web_client
 from cepo.errors import UserError
@@ -36,9 +37,8 @@ POLL_SECONDS = 0.25
 
 def add_parser(commands: Any) -> None:
     up = commands.add_parser("up", help="start rollout, teacher and verifier, and print their addresses")
-    up.add_argument("file", type=Path, metavar="RUN.toml")
-    up.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file")
-    up.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    add_run_file(up)
+    add_redis(up)
     up.add_argument("--supervise", action="store_true", help=argparse.SUPPRESS)
     up.set_defaults(run=lambda options: supervise(options) if options.supervise else start(options))
     down = commands.add_parser("down", help="stop what `cepo up` started here")

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         address = json.loads((options.run_dir / "services.json").read_text())["http"]["trainer"]
     except OSError as error:
-        raise UserError(f"{options.run_dir} holds no run that was started here") from error
+        raise UserError(f"{options.run_dir} holds no run that was started here; give the folder of one") from error
     try:
         with web_client(Settings.from_environment(), address) as web:
             reply = web.get("/v1/status")

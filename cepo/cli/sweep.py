@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cepo import runfile
 from cepo.cli import train
+from cepo.cli.arguments import add_redis, add_set
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 
@@ -46,8 +47,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("sweep", help="train several run files and compare them")
     parser.add_argument("file", type=Path, metavar="SWEEP.toml")
     parser.add_argument("--run-dir", type=Path, help="folder of the runs (default: runs/NAME)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of every run")
-    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    add_set(parser, "change a key of every run")
+    add_redis(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cepo import runfile
+from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.preflight import Preflight
 from cepo.cli.progress import Progress
 from cepo.connections import web_client
@@ -22,13 +23,10 @@ POLL_SECONDS = 0.25
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("train", help="train from a run file")
-    parser.add_argument("file", type=Path, metavar="RUN.toml")
+    add_run_file(parser)
     parser.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the run file"
-    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
-    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+    add_redis(parser)
     parser.set_defaults(run=run)
 
 

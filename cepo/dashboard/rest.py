@@ -103,7 +103,7 @@ def application(watched: Sequence[Watched]) -> FastAPI:
 
 def _named(runs: dict[str, Watched], name: str) -> Watched:
     if name and name not in runs:
-        raise HTTPException(404, f"no run {name!r} is shown here; there are {', '.join(runs)}")
+        raise HTTPException(404, f"no run {name!r} is shown here; give one of: {', '.join(runs)}")
     return runs[name] if name else next(iter(runs.values()))
 
 

@@ -60,6 +60,7 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
     """A randomly initialised vision part before the trained text model."""
     text = Qwen3ForCausalLM.from_pretrained(tiny.path(), dtype=torch.float32)
+    text.config._name_or_path = ""  # a folder of this machine, which would be written into the new model
     language: dict[str, Any] = text.config.to_dict() | {
         "model_type": "qwen3_vl_text",
         "vocab_size": len(tokenizer),

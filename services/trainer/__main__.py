@@ -20,6 +20,7 @@ from cepo.bus import Bus, RedisBus
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
 from cepo.data import load_problems
+from cepo.errors import UserError
 from cepo.image_cache import serve_images
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
@@ -133,9 +134,17 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     )
 
 
+def main() -> None:
+    """Entry point of every process of a trainer."""
+    with chassis.mistakes_told("trainer"):
+        place = Place.from_environment()
+        if len(sys.argv) < 2:
+            raise UserError("give the folder of a run: python -m services.trainer RUN_DIR")
+        if place is not None and place.rank:
+            follow(RunDir(Path(sys.argv[1])), place, *sys.argv[2:])
+        else:
+            chassis.main("trainer", build)
+
+
 if __name__ == "__main__":
-    place = Place.from_environment()
-    if place is not None and place.rank:
-        follow(RunDir(Path(sys.argv[1])), place, *sys.argv[2:])
-    else:
-        chassis.main("trainer", build)
+    main()

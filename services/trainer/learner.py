@@ -1,7 +1,7 @@
 """The model being trained: a frozen base with a LoRA adapter, its optimiser, and one update per step.
 
-A companion is made once the policy's adapter is there, and may put another beside it; that one is never published. So
-may a scorer, which is lent the base between what the learner does.
+A companion may put an adapter of its own beside the policy's; so may a scorer, to which the learner lends the base
+between what it does itself. Only the policy's is published.
 
 Sequences whose advantage is zero everywhere have no gradient; they count in the denominators and skip the model. The
 old log-probs are the trainer's own, with the weights at the start of the step.

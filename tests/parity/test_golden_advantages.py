@@ -13,7 +13,6 @@ from cepo.algo.advantages import (
     pass_at_k_advantage,
     reinforce_plus_plus_advantage,
     reinforce_plus_plus_baseline_advantage,
-    remax_advantage,
     return_to_go,
     rloo_advantage,
     terminal_reward,
@@ -84,13 +83,6 @@ def test_gae_reproduces_easyr1_on_the_one_row_it_can_do(kind: str) -> None:
     assert_close(return_BT, published(kind, "easyr1_gae_row0_only_g1_l1", "returns"))
 
 
-def test_remax_has_a_value_where_easyr1_raises() -> None:
-    assert "must match the size" in GOLDEN["outputs"]["outcome"]["remax"]["error"]
-    reward_B, greedy_B = token_reward("outcome").sum(dim=1), torch.linspace(0, 0.5, 12)
-    expected = [reward - greedy for reward, greedy in zip(reward_B.tolist(), greedy_B.tolist(), strict=True)]
-    assert remax_advantage(reward_B, greedy_B).tolist() == pytest.approx(expected)
-
-
 def test_the_outcome_reward_sits_on_the_last_valid_token() -> None:
     reward_BT = token_reward("outcome")
     assert torch.equal(terminal_reward(reward_BT.sum(dim=1), MASK_BT), reward_BT)
@@ -110,8 +102,9 @@ def test_the_published_whitening_is_whiten() -> None:
 
 
 def test_every_published_estimator_is_tested() -> None:
-    here = {"rloo", "grpo_passk", "remax", "reinforce_plus_plus_gamma1", "reinforce_plus_plus_gamma0.9"}
+    here = {"rloo", "grpo_passk", "reinforce_plus_plus_gamma1", "reinforce_plus_plus_gamma0.9"}
     here |= {"verl_gae_g1_l0.95", "verl_gae_g0.99_l1", "easyr1_gae_row0_only_g1_l1"}
     here |= {"verl_reinforce_plus_plus_baseline"}
     beside = {"grpo", "verl_grpo_std", "verl_dr_grpo_nostd"}  # in test_golden.py
-    assert all(set(outputs) == here | beside for outputs in GOLDEN["outputs"].values())
+    without_numbers = {"remax"}  # EasyR1's raises
+    assert all(set(outputs) == here | beside | without_numbers for outputs in GOLDEN["outputs"].values())

@@ -12,9 +12,9 @@ from torch import Tensor
 from cepo.algo.core import masked_mean
 from cepo.algo.kl import kl_terms
 from cepo.algo.losses import aggregate, clipped_terms, dual_clip_fraction, importance_ratio, ratio_clip_fractions
-from cepo.algo.shaping import overlong_penalty
 from cepo.algo.surrogates import cispo_terms, gspo_terms, gspo_token_terms, sapo_terms, sequence_ratio
 from cepo.algo.value import value_clipped, value_terms
+from services.verifier.rewards import overlong
 from tests.parity.support import golden, tensor
 
 EASYR1, VERL, KL = golden("policy_loss_easyr1"), golden("policy_loss_verl"), golden("kl_and_value")
@@ -100,4 +100,4 @@ def test_value_loss_reproduces_easyr1(average: str) -> None:
 
 @pytest.mark.parametrize("case", golden("segment_methods")["dapo_overlong"], ids=lambda case: f"length_{case['len']}")
 def test_overlong_penalty_reproduces_dapo(case: dict[str, Any]) -> None:
-    assert overlong_penalty(case["len"], case["max"], case["buffer"]) == pytest.approx(case["penalty"], abs=1e-12)
+    assert overlong(case["len"], case["max"], case["buffer"]) == pytest.approx(case["penalty"], abs=1e-12)

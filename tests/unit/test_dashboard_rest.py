@@ -121,7 +121,7 @@ async def test_groups_of_a_step_come_with_their_tokens(tmp_path: Path) -> None:
         ("/v1/steps/config/groups", 422, "step: "),
         ("/v1/metrics?limit=0", 422, "limit: "),
         ("/v1/metrics?limit=1001", 422, "limit: "),
-        ("/v1/metrics?run=../run", 404, "no run '../run' is shown here; there are run"),
+        ("/v1/metrics?run=../run", 404, "no run '../run' is shown here; give one of: run"),
         ("/v1/failures?limit=100000", 422, "limit: "),
         ("/v1/events?since=x", 422, "since: "),
     ],
@@ -229,6 +229,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert main(["dashboard", str(tmp_path / "absent")]) == 2
     said = f"cepo: {tmp_path / 'absent'} holds no run; give a folder with config.toml and metrics.jsonl\n"
     assert capsys.readouterr().err == said
+    assert main(["dashboard", str(tmp_path / "absent"), "--port", "99999"]) == 2
+    assert capsys.readouterr().err == "cepo: --port 99999: give one from 0 to 65535\n"
 
 
 def test_beyond_loopback_the_dashboard_asks_for_a_token(

@@ -113,4 +113,4 @@ def test_the_status_is_what_the_trainer_says(
 
 def test_a_folder_without_a_run_has_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"cepo: {tmp_path} holds no run that was started here\n"
+    assert capsys.readouterr().err == f"cepo: {tmp_path} holds no run that was started here; give the folder of one\n"

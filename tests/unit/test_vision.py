@@ -112,11 +112,11 @@ def test_a_blank_image_changes_every_context_and_a_far_worse_answer_follows() ->
 
 
 def test_accuracy_comes_from_the_image() -> None:
-    found = held_out(24)
+    found = held_out(12)
     right = [sum(read(image) == figure.problem.answer for figure, image in found), 0]
     right[1] = sum(figure.problem.answer == read(BLANK) for figure, _ in found)
-    assert right[0] >= 12
-    assert right[1] <= 2
+    assert right[0] >= 9
+    assert right[1] <= 1
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from cepo.algo.advantages import (
     pass_at_k_advantage,
     reinforce_plus_plus_advantage,
     reinforce_plus_plus_baseline_advantage,
-    remax_advantage,
     return_to_go,
     rloo_advantage,
     terminal_reward,
@@ -44,7 +43,6 @@ GROUPED: dict[str, Estimator] = {
 }
 ESTIMATORS: dict[str, Estimator] = {
     **GROUPED,
-    "remax": spread(lambda r, g: remax_advantage(r, torch.full_like(r, 0.25))),
     "reinforce++": lambda r, g, m: reinforce_plus_plus_advantage(terminal_reward(r, m), m, gamma=1.0),
     "reinforce++_baseline": reinforce_plus_plus_baseline_advantage,
     "gae": lambda r, g, m: gae(terminal_reward(r, m), torch.zeros_like(m), m, gamma=1.0, lam=0.9)[0],

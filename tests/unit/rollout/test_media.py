@@ -78,5 +78,5 @@ def test_the_code_of_a_model_is_not_run() -> None:
 
 
 def test_an_engine_takes_the_gpus_that_the_run_gives_it() -> None:
-    settings = SPECS["rollout"].settings(make_config("engine.tensor_parallel=2"), Settings())
+    settings = SPECS["rollout"].settings(make_config("engine.tensor_parallel=2", "engine.device=cuda"), Settings())
     assert _engine_args(settings).tensor_parallel_size == 2

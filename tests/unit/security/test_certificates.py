@@ -137,7 +137,9 @@ def test_certs_makes_a_folder_for_each_service(tmp_path: Path, capsys: pytest.Ca
         assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).days == 7
     assert main(["certs", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
-    assert main(["certs", str(tmp_path / "more"), "--days", "0"]) == 2
+    for wrong in (["--days", "0"], ["--host", "https://gpu-1:8051"], ["--host", "two names"]):
+        assert main(["certs", str(tmp_path / "more"), *wrong]) == 2
+        assert wrong[1] in capsys.readouterr().err
 
 
 def test_each_service_takes_its_own_folder(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,13 +47,6 @@ def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBa
     return replace(batch, evidence={**batch.evidence, POOLED: found})
 
 
-def train(learner: Learner, algorithm: Any, batch: TrainBatch, step: int) -> dict[str, float]:
-    """A step in the order of the loop."""
-    prepared = learner.companion.prepare(batch, step)
-    report = learner.update(prepared, algorithm.advantages(prepared, step), algorithm, step)
-    return report | learner.companion.update(prepared, step)
-
-
 def make_critic(*overrides: str) -> tuple[Learner, Critic]:
     """A learner whose policy and critic both differ from the base."""
     learner = Learner(make_config(PPO, "optim.max_grad_norm=1e9", *overrides))
@@ -103,7 +96,7 @@ def test_the_published_adapter_is_the_policys_alone_and_loads_in_stock_peft(tmp_
     config = make_config(PPO)
     learner = Learner(config)
     for step in range(2):
-        train(learner, config.algorithm, make_batch(config.algorithm, step), step)
+        learner.learn(make_batch(config.algorithm, step), step)
     files = learner.adapter_files()
     assert files[adapters.FILES[0]] == Learner(make_config(GRPO)).adapter_files()[adapters.FILES[0]]
     assert (
@@ -162,7 +155,7 @@ def test_while_it_warms_up_the_companion_learns_alone(algorithm: str) -> None:
     for step in range(3):
         files = learner.adapter_files()
         states = [parameter.detach().clone() for parameter in learner.companion.model.parameters()]
-        report = train(learner, config.algorithm, make_batch(config.algorithm, step), step)
+        _, report = learner.learn(make_batch(config.algorithm, step), step)
         after = learner.companion.model.parameters()
         assert any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((learner.adapter_files() != files, report["tokens/trained"] > 0))
@@ -173,8 +166,7 @@ class Trainer(Process):
     """A process whose algorithm has a companion."""
 
     def train(self, step: int) -> dict[str, float]:
-        algorithm = self.config.algorithm
-        return train(self.learner, algorithm, make_batch(algorithm, step), step)
+        return self.learner.learn(make_batch(self.config.algorithm, step), step)[1]
 
 
 @pytest.mark.parametrize("algorithm", [PPO, CLIPO], ids=["ppo", "clipo"])

@@ -23,7 +23,7 @@ from services.trainer.checkpoint import Progress
 from services.trainer.learner import Learner
 from tests.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
-from tests.unit.trainer.test_companion import CANARY, train
+from tests.unit.trainer.test_companion import CANARY
 
 torch.set_num_threads(1)
 LENGTHS = [(3, 9), (12, 1), (0, 7), (4, 4)]
@@ -96,7 +96,7 @@ def test_the_policy_learns_as_it_would_without_estimators() -> None:
     for step in range(4):
         batch = with_them.companion.prepare(make_pairs(ctdpo, step), step)
         if step < 2:
-            train(with_them, ctdpo, batch, step)
+            with_them.learn(batch, step)
         else:
             plain = replace(batch, token_weight_BT=None)
             adv_BT = ctdpo.advantages(plain, step)
@@ -118,7 +118,7 @@ def test_first_the_estimators_learn_alone_and_then_the_policy() -> None:
     for step in range(4):
         files = learner.adapter_files()
         states = [parameter.detach().clone() for parameter in learner.companion.model.parameters()]
-        report = train(learner, config.algorithm, make_pairs(config.algorithm, step), step)
+        _, report = learner.learn(make_pairs(config.algorithm, step), step)
         after = learner.companion.model.parameters()
         estimated = any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((estimated, learner.adapter_files() != files, report["tokens/trained"] > 0))
@@ -145,8 +145,7 @@ class Trainer(Process):
     """A process that trains on pairs."""
 
     def train(self, step: int) -> dict[str, float]:
-        algorithm = self.config.algorithm
-        return train(self.learner, algorithm, make_pairs(algorithm, step), step)
+        return self.learner.learn(make_pairs(self.config.algorithm, step), step)[1]
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 3], ids=["learning", "just frozen", "frozen"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from services.trainer.loop import Run, train
 from tests.factories import make_config, make_verdict
 
 torch.set_num_threads(1)
+Unbroken = Callable[[str], Awaitable[tuple[Path, list[EvidencedGroup]]]]
 SMALL = ("loop.steps=4", "sampling.prompts=2", "sampling.samples=3", "data.eval=", "lora.rank=2")
 RENDERER = Renderer(make_config().model.path)
 SOURCES = {
@@ -117,15 +119,31 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines]
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """A run with a teacher of its own that never stopped: its folder, and what was taught. Each is made once."""
+    made: dict[str, tuple[Path, list[EvidencedGroup]]] = {}
+
+    async def run(source: str) -> tuple[Path, list[EvidencedGroup]]:
+        if source not in made:
+            folder = tmp_path_factory.mktemp(source) / "run"
+            made[source] = folder, await went_on(folder, *SOURCES[source])
+        return made[source]
+
+    return run
+
+
 @pytest.mark.parametrize("source", SOURCES)
-async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_not(tmp_path: Path, source: str) -> None:
-    unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
-    taught = await went_on(unbroken, *SOURCES[source])
+async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_not(
+    unbroken: Unbroken, tmp_path: Path, source: str
+) -> None:
+    whole, taught = await unbroken(source)
+    broken = tmp_path / "run"
     first = await went_on(broken, *SOURCES[source], drain_after=3)
     assert 0 < len(metrics(broken)) < 4
     second = await went_on(broken, *SOURCES[source])
-    assert written(broken) == written(unbroken)
-    assert metrics(broken) == metrics(unbroken)
+    assert written(broken) == written(whole)
+    assert metrics(broken) == metrics(whole)
     teachers = {group.task.group_id: group.task.teacher for group in taught}
     assert {group.task.group_id: group.task.teacher for group in (*first, *second)} == teachers
 
@@ -138,18 +156,18 @@ async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_n
             "behind": {0: 0, 1: 0, 2: 0, 3: 2},
         }[source]
     )
-    averages = [name for name in written(unbroken) if name.startswith("ema-")]
+    averages = [name for name in written(whole) if name.startswith("ema-")]
     assert averages == ([f"ema-v{version:06d}" for version in range(1, 5)] if source == "ema" else [])
-    assert all(row["groups/failed"] == 0 for row in metrics(unbroken))
-    assert sum(row["credit/tokens"] for row in metrics(unbroken)) > 0
+    assert all(row["groups/failed"] == 0 for row in metrics(whole))
+    assert sum(row["credit/tokens"] for row in metrics(whole)) > 0
 
 
 @pytest.mark.parametrize("source", ["ema", "behind"])
 async def test_a_teacher_on_the_learners_own_base_gives_the_run_of_one_with_a_base_of_its_own(
-    tmp_path: Path, source: str
+    unbroken: Unbroken, tmp_path: Path, source: str
 ) -> None:
-    apart, colocated = tmp_path / "apart" / "run", tmp_path / "colocated" / "run"
-    assert await went_on(apart, *SOURCES[source])
+    (apart, taught), colocated = await unbroken(source), tmp_path / "run"
+    assert taught
     for drain_after in (3, None):
         assert not await went_on(colocated, *SOURCES[source], "engine.teacher=colocated", drain_after=drain_after)
     assert written(colocated) == written(apart)

@@ -44,7 +44,15 @@ CASES: dict[str, tuple[list[tuple[int, ...]], Sequence[str]]] = {
     "ctdpo, its models then the policy": (PAIRS, ['algorithm={name="ctdpo", estimator_steps=1}', TIGHT]),
     "ppo": (UNEVEN, ['algorithm={name="ppo", critic_lr=1e-2}', TIGHT, *TWICE]),
 }
-COUNTED = ("loss/policy", "grad_norm", "tokens/trained", "rollout/logp_gap", "entropy/sampled", "value/loss")
+COUNTED = (
+    "loss/policy",
+    "grad_norm",
+    "tokens/trained",
+    "rollout/logp_gap",
+    "entropy/sampled",
+    "critic/loss",
+    "estimator/loss_right",
+)
 
 
 def make_batch(lengths: list[tuple[int, ...]], config: Any, step: int) -> TrainBatch:
@@ -120,6 +128,9 @@ def test_two_processes_make_the_adapter_of_one(shared: dict[str, Any], case: str
         assert ours.keys() == theirs.keys()
         for key in set(COUNTED) & set(theirs):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
+    companions = [found["companion"].get("model", {}) for found in (two, one)]
+    for name, value in companions[1].items():
+        torch.testing.assert_close(companions[0][name], value, rtol=0, atol=1e-4)
     assert two["canaries"] == pytest.approx(one["canaries"], abs=1e-3)
     assert one["canaries"][0] == one["canaries"][3] != one["canaries"][2]
 
