@@ -14,7 +14,7 @@ from cepo.tiny.task import DATA
 from services.verifier.functions import Sample
 
 TINY = DATA.parent / "model"
-EXAMPLES = 16
+EXAMPLES = 14
 
 
 def digits(sample: Sample) -> float:
@@ -40,7 +40,7 @@ def overrides(folder: Path) -> list[str]:
             file.write(json.dumps(row | {"question": question}) + "\n")
     return [
         f'model.path="{model}"',
-        "model.max_length=800",
+        "model.max_length=896",
         f'data.train="{data}"',
         "sampling.prompts=12",
         "sampling.max_tokens=512",
