@@ -81,12 +81,12 @@ def main() -> None:
     mine = medians(ours, PARTS)
     names = {"length": "response_tokens"}
     peer = {names.get(part, f"{part}_seconds"): round(statistics.median(row), 4) for part, row in theirs.items()}
-    mine, peer = ({"samples_per_second": round(samples / f["step_seconds"], 1), **f} for f in (mine, peer))
+    mine, peer = ({"samples_per_second": round(samples / f["step_seconds"], 2), **f} for f in (mine, peer))
     _report.write(
         "train-wide" if asked.wide else "train",
         ours=mine,
         alternative=peer,
-        ratio=mine["samples_per_second"] / peer["samples_per_second"],
+        ratio=peer["step_seconds"] / mine["step_seconds"],
         aim=AIM,
         command=f"python -m benchmarks.train{' --wide' * asked.wide}{' --quick' * asked.quick}",
         peer=_peer.TRL,
