@@ -3,7 +3,7 @@
 It imports nothing of the project. Generation is transformers', TRL's default: its vLLM modes need a GPU, since vLLM on
 the CPU packs weights when it loads them and then cannot take TRL's new ones ("'Parameter' object has no attribute
 'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL has on by default and which costs time; the batch
-is one micro-batch; the reward is TRL's own, on math-verify.
+is one micro-batch; the reward is TRL's own, on math-verify, or the share of digits.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ class Clock(TrainerCallback):
         return run
 
 
+def digits(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """The share of digits in each."""
+    texts = [messages[0]["content"] for messages in completions]
+    return [sum(letter.isdigit() for letter in text) / max(1, len(text)) for text in texts]
+
+
+REWARDS: dict[str, Callable[..., Any]] = {"accuracy": accuracy_reward, "digits": digits}
+
+
 def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
     """The same run in TRL's words."""
     return GRPOConfig(
@@ -73,6 +82,7 @@ def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
         shuffle_dataset=False,
         seed=options.seed,
         save_strategy="no",
+        logging_steps=1,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -80,13 +90,14 @@ def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
 
 
 def main() -> None:
-    """Trains and prints the seconds of every step but the first, which warms up."""
+    """Trains and prints the seconds and the mean response of every step but the first, which warms up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", required=True, type=Path, help="JSON lines of prompt (messages) and solution")
     for name in ("prompts", "samples", "max-tokens", "rank", "alpha", "steps", "seed", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--reward", choices=REWARDS, required=True)
     parser.add_argument("--targets", nargs="+", required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -94,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=options.model,
-            reward_funcs=clock.timed("reward", accuracy_reward),
+            reward_funcs=clock.timed("reward", REWARDS[options.reward]),
             args=settings(options, folder),
             train_dataset=Dataset.from_list([json.loads(line) for line in options.rows.read_text().splitlines()]),
             peft_config=LoraConfig(
@@ -106,7 +117,8 @@ def main() -> None:
         trainer.train()
     seconds = [end - begun for begun, end in zip(clock.ends, clock.ends[1:], strict=False)]
     parts = {name: found[1:-1] for name, found in clock.parts.items()}
-    print(json.dumps({"step": seconds, **parts}))  # noqa: T201 read by the benchmark
+    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
+    print(json.dumps({"step": seconds, **parts, "length": lengths[1:]}))  # noqa: T201 read by the benchmark
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Spec:
                 "model": config.model.path,
                 "dtype": config.model.dtype,
                 "device": config.engine.device,
-                "threads": surroundings.threads or (_cpu_threads() if on_cpu else 0),
+                "threads": surroundings.threads or (self._cpu_threads(config) if on_cpu else 0),
                 "max_model_len": config.model.max_length + (config.hint_tokens if self.name == "teacher" else 0),
                 "max_num_seqs": config.engine.max_num_seqs,
                 "max_lora_rank": config.engine.max_lora_rank,
@@ -57,6 +57,15 @@ class Spec:
                 "tensor_parallel": config.engine.tensor_parallel,
             }
         )
+
+    def _cpu_threads(self, config: RunConfig) -> int:
+        """Half the cores, for rollout works while teacher and trainer do, and threads that wait for a core spin.
+
+        On policy a trainer that is nothing else has them all: while it updates the others wait for it.
+        """
+        cores = len(os.sched_getaffinity(0))
+        alone = self.name == "trainer" and not config.loop.lag and config.engine.teacher == "service"
+        return cores if alone else max(1, cores // 2)
 
 
 SPECS = {
@@ -88,8 +97,3 @@ def environment(settings: Settings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     }
-
-
-def _cpu_threads() -> int:
-    """Threads of each process: rollout works while teacher and trainer do, and threads that wait for a core spin."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)

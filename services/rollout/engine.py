@@ -199,6 +199,9 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len
         args["enforce_eager"] = True
+        # the samples of a prompt share its whole blocks alone, and vLLM's own are of 128 tokens here; its attention
+        # has its wider kernels for multiples of 32
+        args["block_size"] = 32
         # vLLM's worker processes poll each other without rest, and for a second after the last token; the class is
         # named because vLLM changes the word "uni" to "mp", for thread settings that the launcher makes here
         args["distributed_executor_backend"] = UniProcExecutor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -107,3 +108,13 @@ def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -
     given = {name: child.environment.get("CEPO_REWARD_FUNCTIONS") for name, child in stack.children.items()}
     assert given.pop("verifier") == "mine:brief,pkg.more:kind"
     assert set(given.values()) <= {"", None}
+
+
+def test_on_policy_the_trainer_has_every_core_and_the_others_half(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    half = str(max(1, cores // 2))
+    for override, wanted in (("loop.lag=0", str(cores)), ("loop.lag=1", half), ("engine.teacher=colocated", half)):
+        children = Stack(make_config("engine.device=cpu", override), RunDir(tmp_path)).children
+        threads = {name: c.environment["OMP_NUM_THREADS"] for name, c in children.items() if name != "redis"}
+        assert threads.pop("trainer") == wanted
+        assert set(threads.values()) == {half}

@@ -1,4 +1,4 @@
-"""The CPU kernels against the products they stand for, and against vLLM's own."""
+"""LoRA on the CPU against the products it stands for, and against vLLM's own kernels."""
 
 from __future__ import annotations
 
@@ -8,61 +8,50 @@ import sys
 import pytest
 import torch
 
-from services.rollout.cpu_lora import bgmv_expand, bgmv_expand_slice, bgmv_shrink, products
+from services.rollout.cpu_lora import add_linear, parts
 
-INDICES = [[0, 0, 0, 0, 0], [1, 0, 2, 1, 1], [-1, 0, -1, 2, 0], [-1, -1, -1, -1, -1]]
-
-
-def sample(indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(len(indices), 6), torch.randn(3, 1, 4, 6), torch.tensor(indices)
+INDICES = [[0, 0, 0, 0, 0], [1, 0, 2, 1, 1], [-1, 0, -1, 2, 0], [-1, -1, -1, -1, -1], []]
+WIDTHS = (4, 2)
 
 
 @pytest.mark.parametrize("indices", INDICES)
 def test_every_token_meets_its_own_adapter_and_none_meets_no_weights(indices: list[int]) -> None:
-    inputs, weights, index = sample(indices)
-    found = products(inputs, weights, index, torch.float32)
+    torch.manual_seed(0)
+    x, y = torch.randn(len(indices), 6), torch.randn(len(indices), sum(WIDTHS))
+    a, b = [torch.randn(3, 1, 2, 6) for _ in WIDTHS], [torch.randn(3, 1, width, 2) for width in WIDTHS]
+    wanted = y.clone()
     for row, adapter in enumerate(indices):
-        wanted = weights[adapter, 0] @ inputs[row] if adapter >= 0 else torch.zeros(4)
-        torch.testing.assert_close(found[row], wanted)
+        if adapter >= 0:
+            update = [up[adapter, 0] @ down[adapter, 0] @ x[row] for down, up in zip(a, b, strict=True)]
+            wanted[row] += 0.5 * torch.cat(update)
+    add_linear(y, x, a, b, 0.5, WIDTHS, parts(torch.tensor(indices, dtype=torch.long)))
+    torch.testing.assert_close(y, wanted)
 
 
-def test_shrink_scales_and_leaves_later_columns_alone() -> None:
-    inputs, weights, index = sample([0, 2, 1])
-    output = torch.full((3, 5), 7.0)
-    bgmv_shrink(inputs, weights, output, index, 0.5)
-    torch.testing.assert_close(output[:, :4], 0.5 * products(inputs, weights, index, torch.float32))
-    assert (output[:, 4] == 7).all()
+def test_a_batch_of_one_adapter_is_not_copied() -> None:
+    assert parts(torch.tensor([2, 2, 2])) == [(2, slice(None))]
 
 
-@pytest.mark.parametrize("add", [True, False])
-def test_expand_adds_to_its_slice_or_overwrites_it(add: bool) -> None:
-    inputs, weights, index = sample([0, 2, 1])
-    output = torch.ones(3, 9)
-    bgmv_expand_slice(inputs, weights, output, index, 2, 4, add)
-    torch.testing.assert_close(output[:, 2:6], products(inputs, weights, index, torch.float32) + (1.0 if add else 0.0))
-    assert (output[:, :2] == 1).all()
-    assert (output[:, 6:] == 1).all()
-    narrow = torch.zeros(3, 3)
-    bgmv_expand(inputs, weights, narrow, index, add)
-    torch.testing.assert_close(narrow, products(inputs, weights, index, torch.float32)[:, :3])
-
-
-def test_they_equal_the_kernels_they_replace() -> None:
-    script = """
+@pytest.mark.parametrize("prefill", [True, False])
+def test_it_equals_the_kernels_that_it_replaces(prefill: bool) -> None:
+    script = f"""
 import torch
-from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from services.rollout import cpu_lora
-theirs = {name: getattr(lora_ops, name) for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")}
+def ran(ids):
+    torch.manual_seed(0)
+    wrapper = PunicaWrapperCPU(64, 8, device="cpu")
+    wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill={prefill}), [5, 6, 7], 3, 32)
+    x, y = torch.randn(len(ids), 6), torch.randn(len(ids), 6)
+    a, b = [torch.randn(3, 1, 2, 6) for _ in range(2)], [torch.randn(3, 1, width, 2) for width in (4, 2)]
+    wrapper.add_lora_linear(y, x, tuple(a), tuple(b), 0.5, (4, 2))
+    return y
+cases = [(5, 5, 5), (7, 7, 6, 5, 5, 6)]
+theirs = [ran(ids) for ids in cases]
 cpu_lora.install()
-assert lora_ops.bgmv_shrink is cpu_lora.bgmv_shrink
-torch.manual_seed(0)
-inputs, weights, index = torch.randn(7, 6), torch.randn(3, 1, 4, 6), torch.tensor([0, 2, 1, 1, 0, 2, 2])
-for name, more in (("bgmv_shrink", (0.5,)), ("bgmv_expand", (True,)), ("bgmv_expand_slice", (1, 4, True))):
-    ours, wanted = torch.ones(7, 6), torch.ones(7, 6)
-    getattr(cpu_lora, name)(inputs, weights, ours, index, *more)
-    theirs[name](inputs, weights, wanted, index, *more)
-    torch.testing.assert_close(ours, wanted)
+for ids, wanted in zip(cases, theirs):
+    torch.testing.assert_close(ran(ids), wanted)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,49 @@
+"""What widens the comparison with TRL: prompts of some 256 tokens, and responses of any length up to 512.
+
+A random model of the tiny model's shape draws all of its 512 tokens alike, the end among them, so that responses end
+anywhere. Nothing it says is right; the share of digits is the reward, so that every group has a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from cepo.tiny.task import DATA
+from services.verifier.functions import Sample
+
+TINY = DATA.parent / "model"
+EXAMPLES = 14
+
+
+def digits(sample: Sample) -> float:
+    """The share of digits in the response, as `_trl.py` has it."""
+    return sum(letter.isdigit() for letter in sample.response) / max(1, len(sample.response))
+
+
+def overrides(folder: Path) -> list[str]:
+    """Writes the model and the prompts, each a question behind solved ones; what the run file takes to use them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model, data = folder / "model", folder / "prompts.jsonl"
+    shutil.copytree(TINY, model)
+    config = AutoConfig.from_pretrained(TINY)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(model)
+    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
+    solved = [f"{row['question'].removesuffix('?')}{row['answer']}" for row in rows]
+    with data.open("w") as file:
+        for at, row in enumerate(rows[EXAMPLES:]):
+            question = " ".join([*solved[at : at + EXAMPLES], row["question"]])
+            file.write(json.dumps(row | {"question": question}) + "\n")
+    return [
+        f'model.path="{model}"',
+        "model.max_length=896",
+        f'data.train="{data}"',
+        "sampling.prompts=12",
+        "sampling.max_tokens=512",
+        'reward.functions=["benchmarks._wide:digits"]',
+        "optim.lr=1e-12",
+    ]
