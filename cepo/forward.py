@@ -152,7 +152,7 @@ def _tree_states(
         **inputs,
         attention_mask=torch.empty(1, 1, 1, 1, device=device),  # four axes: a mask that transformers leaves alone
         use_cache=False,
-        tree=attention.plan(tree, device),
+        tree=attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1]),
     ).last_hidden_state[0]
     at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
     return hidden_SD.index_select(0, at_N.to(device))

@@ -201,11 +201,11 @@ def test_flex_attention_takes_the_same_tree(seed: int) -> None:
     tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)])
     size, device = len(tree.ids_N), torch.device("cpu")
     query, key, value = (torch.randn(1, heads, size, 16) for heads in (4, 2, 2))
-    by_node, by_mask = (
+    by_part, by_mask = (
         attention.attend(query, key, value, plan, 0.25)
-        for plan in (attention.plan(tree, device), attention.block_mask(tree, device))
+        for plan in (attention.plan(tree, device, 64), attention.block_mask(tree, device))
     )
-    torch.testing.assert_close(by_node, by_mask, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_part, by_mask, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
