@@ -94,6 +94,8 @@ def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
     """
     order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
     shared = _shared([torch.tensor(rows[i], dtype=torch.long) for i in order])
+    if order and sum(map(len, rows)) - sum(shared) <= budget:
+        return [order]  # a cut never saves
     best, cut = [0], [0]  # over the first j rows: tokens, and where the last pass begins
     for j in range(1, len(order) + 1):
         added, options = 0, []
