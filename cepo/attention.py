@@ -25,7 +25,7 @@ from cepo.tree import TokenTree
 
 NAME = "cepo_tree"
 
-CALL_WORK = 2**20
+CALL_WORK = 2**19
 """What one more call costs on the CPU: so many query-key pairs, times heads, times their size (docs/performance.md)."""
 
 
