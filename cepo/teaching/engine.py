@@ -37,6 +37,8 @@ from cepo.tree import passes
 
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
+TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
+"""Of groups that share a pass: on a CPU more of them leave the cache (docs/performance.md)."""
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +164,7 @@ class TransformersScorer:
         """Serves a request, unless another's turn did, and those that wait and go with it."""
         if own not in self._waiting:
             return
-        others = [request for request in list(self._waiting) if request is not own and request.goes_with(own)]
-        taken = [own, *others[: self._together - 1]]
+        taken = self._company(own)
         for request in taken:
             self._waiting.pop(request, None)
         try:
@@ -176,6 +177,17 @@ class TransformersScorer:
                 request.alone = True
             self._waiting.update(dict.fromkeys(taken[1:]))  # until their turns, which come
             self._passed([own])
+
+    def _company(self, own: Request) -> list[Request]:
+        """A request and what shares its pass, in the order of waiting."""
+        taken, room = [own], TOKENS_TOGETHER[self._base.model.device.type] - own.tokens
+        for request in list(self._waiting):
+            if len(taken) == self._together:
+                break
+            if request is not own and request.goes_with(own) and request.tokens <= room:
+                taken.append(request)
+                room -= request.tokens
+        return taken
 
     @torch.no_grad()
     def _passed(self, requests: Sequence[Request]) -> None:

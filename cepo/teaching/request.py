@@ -33,8 +33,9 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """Those of all its rows."""
-        return sum(len(pair.context_ids) + len(pair.response_ids) for pair in self.pairs)
+        """Of its responses in each context, and of its contexts once each."""
+        contexts = {pair.context_ids for pair in self.pairs}
+        return sum(map(len, contexts)) + sum(len(pair.response_ids) for pair in self.pairs)
 
     def goes_with(self, other: Request) -> bool:
         """Whether one pass can serve both."""

@@ -91,6 +91,13 @@ async def test_with_a_concurrency_of_one_a_group_is_always_alone(tmp_path: Path)
     assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
 
 
+async def test_groups_share_a_pass_as_long_as_they_are_small(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    large = [Pair(tuple(3 + (at * i) % 400 for i in range(1500)), (8, 9)) for at in range(1, 5)]
+    await at_once(base, *(scorer.score([pair], 1.0, BASE_POLICY) for pair in large))
+    assert 2 <= base.passes <= 3  # two of them fill a pass
+
+
 async def test_a_bad_group_fails_alone(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path)
     groups = [*GROUPS[:3], OUTSIDE, *GROUPS[3:]]
