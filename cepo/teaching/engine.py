@@ -38,7 +38,7 @@ from cepo.tree import passes
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
 TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
-"""Of groups that share a pass: on a CPU more of them leave the cache (docs/performance.md)."""
+"""Of groups that share a pass: on a CPU more gain nothing (docs/performance.md)."""
 
 log = logging.getLogger(__name__)
 
