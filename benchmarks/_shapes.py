@@ -56,16 +56,33 @@ def random_qwen3(vocabulary: int, sizes: Mapping[str, int] | None = None, device
     return model.eval().requires_grad_(False)
 
 
-def random_group(vocabulary: int) -> Group:
-    """Random tokens: nothing is shared but the question and the hints."""
-    generator = torch.Generator().manual_seed(0)
+TINY = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+TINY_WORDS, TINY_LENGTHS = 512, (35, 10, 27)
+"""The shipped tiny model and its groups."""
+
+
+def random_group(vocabulary: int, lengths: tuple[int, int, int] = (PROMPT, HINT, RESPONSE), seed: int = 0) -> Group:
+    """Random tokens: nothing is shared but the question and the hints.
+
+    Args:
+        lengths: tokens of the question, of a hint and of a response.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    prompt, hint, response = lengths
 
     def ids(size: int) -> Ids:
         return torch.randint(0, vocabulary, (size,), generator=generator).tolist()
 
-    question = ids(PROMPT)
-    contexts = {"plain": question, "r+": question + ids(HINT), "r-": question + ids(HINT)}
-    return Group(contexts, [ids(RESPONSE) for _ in range(SAMPLES)])
+    question = ids(prompt)
+    contexts = {"plain": question, "r+": question + ids(hint), "r-": question + ids(hint)}
+    return Group(contexts, [ids(response) for _ in range(SAMPLES)])
 
 
 def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:

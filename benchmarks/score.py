@@ -8,6 +8,7 @@ the temperature, cross-entropy on the response.
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,17 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
 from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, used
-from benchmarks._shapes import RESPONSE, ROUNDS, THREADS, Group, random_group, random_qwen3, side_by_side
+from benchmarks._shapes import (
+    ROUNDS,
+    THREADS,
+    TINY,
+    TINY_LENGTHS,
+    TINY_WORDS,
+    Group,
+    random_group,
+    random_qwen3,
+    side_by_side,
+)
 from cepo.forward import response_logps
 from cepo.products import FastLinear
 
@@ -24,6 +35,8 @@ TEMPERATURE = 1.0
 SPEED_AIM, MEMORY_AIM = 3.0, 0.25
 TOLERANCE = 1e-4
 CONTEXTS = {"r+ r-": ("r+", "r-"), "plain r+ r-": ("plain", "r+", "r-")}
+SMALL_GROUPS, ALIKE = 8, 15
+"""Groups of a pass, and the tokens that a small group's responses begin with alike."""
 CASES = [(32000, "r+ r-"), (32000, "plain r+ r-"), (152000, "r+ r-")]
 
 
@@ -36,9 +49,10 @@ def padded(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
         ids_BS = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)], device=model.device)
         logits_BSV = model(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), use_cache=False).logits
         logits_BSV.div_(TEMPERATURE)
-        logits_BTV = logits_BSV[:, -RESPONSE - 1 : -1]
+        length = len(responses[0])
+        logits_BTV = logits_BSV[:, -length - 1 : -1]
         logits_NV = logits_BTV.contiguous().view(-1, logits_BTV.shape[-1])
-        found.append(-cross_entropy(logits_NV, ids_BS[:, -RESPONSE:].flatten(), reduction="none").view(-1, RESPONSE))
+        found.append(-cross_entropy(logits_NV, ids_BS[:, -length:].flatten(), reduction="none").view(-1, length))
     return torch.cat(found)
 
 
@@ -72,6 +86,36 @@ def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
         "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
         "largest_difference": gap,
     }
+
+
+def small_group(seed: int) -> Group:
+    """A group of the tiny model, whose responses begin alike."""
+    group = random_group(TINY_WORDS, TINY_LENGTHS, seed)
+    return Group(group.contexts, [group.responses[0][:ALIKE] + response[ALIKE:] for response in group.responses])
+
+
+def small(rounds: int, threads: int) -> dict[str, Any]:
+    """Seconds for some groups of the tiny model: all in one pass, one by one, and padded one by one."""
+    torch.set_num_threads(threads)
+    model = random_qwen3(TINY_WORDS, TINY)
+    groups = [small_group(seed) for seed in range(SMALL_GROUPS)]
+    contexts = CONTEXTS["r+ r-"]
+
+    @torch.no_grad()
+    def in_one_pass() -> Tensor:
+        prompts, responses = zip(*(group.rows(*contexts) for group in groups), strict=True)
+        return response_logps(model, list(chain(*prompts)), list(chain(*responses)), TEMPERATURE)
+
+    works = {
+        "in_one_pass": in_one_pass,
+        "one_by_one": lambda: torch.cat([shared(model, group, contexts) for group in groups]),
+        "alternative": lambda: torch.cat([padded(model, group, contexts) for group in groups]),
+    }
+    figures, gap = side_by_side(works, rounds)
+    torch.set_num_threads(THREADS)
+    if gap > TOLERANCE:
+        raise SystemExit(f"log-probs differ by {gap}")
+    return {"groups": SMALL_GROUPS, "threads": threads} | {name: one["seconds"] for name, one in figures.items()}
 
 
 def on_gpu(shape: str) -> dict[str, Any]:
@@ -116,6 +160,7 @@ def main() -> None:
         besides=all(case["memory_ratio"] <= MEMORY_AIM for case in cases),
         memory_aim=MEMORY_AIM,
         cases=cases,
+        small=[small(10 * ROUNDS, threads) for threads in (1, THREADS)],
         device=described(),
     )
 

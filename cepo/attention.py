@@ -1,13 +1,16 @@
 """Attention over a token tree, as one of transformers' attention functions: each token sees its ancestors and itself.
 
 On the CPU every node attends causally to itself, and all descendants of a node, which lie together, attend to it in one
-call; the parts are merged by their log-sum-exp. The backward pass of a part is the kernel's own, given the merged
-output and log-sum-exp, as in ring attention (arXiv:2310.01889). On a GPU FlexAttention takes the same tree as a mask.
+call; the parts are merged by their log-sum-exp. Where that takes more calls than it is worth, a node and its
+descendants attend to each other in one call, under a mask. The backward pass of a part is the kernel's own, given the
+merged output and log-sum-exp, as in ring attention (arXiv:2310.01889). On a GPU FlexAttention takes the same tree as a
+mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,11 +21,35 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cepo.tree import Node, TokenTree
+from cepo.tree import TokenTree
 
 NAME = "cepo_tree"
 
-Plan = tuple[Node, ...] | BlockMask
+CALL_WORK = 2**19
+"""What one more call costs on the CPU: so many query-key pairs, times heads, times their size (docs/performance.md)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call: the tokens of `rows` attend to those of `columns`, causally where they are the same."""
+
+    rows: slice
+    columns: slice
+    hidden_NN: Tensor | None = None
+    """Added to the scores; 0 where a token sees another."""
+
+    @property
+    def own(self) -> bool:
+        """Whether the tokens attend to themselves: the first part of each token."""
+        return self.rows == self.columns
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the kernel."""
+        return {"is_causal": self.own and self.hidden_NN is None, "attn_mask": self.hidden_NN}
+
+
+Plan = tuple[Part, ...] | BlockMask
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,9 +60,50 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention)
 
 
-def plan(tree: TokenTree, device: torch.device) -> Plan:
-    """What attention needs to know of a tree, made once for all layers."""
-    return tree.nodes if device.type == "cpu" else block_mask(tree, device)
+def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
+    """What attention needs to know of a tree, made once for all layers.
+
+    Args:
+        width: heads times head size, or about that much.
+    """
+    return parts(tree, CALL_WORK // width) if device.type == "cpu" else block_mask(tree, device)
+
+
+def parts(tree: TokenTree, call: int) -> tuple[Part, ...]:
+    """The calls that cost least in all, one of them costing `call` query-key pairs more than it has.
+
+    Those of tokens with themselves come first.
+    """
+    nodes = tree.nodes
+    at = {node.start: i for i, node in enumerate(nodes)}
+    cost, whole = [0] * len(nodes), [False] * len(nodes)
+    for i in reversed(range(len(nodes))):
+        node, apart = nodes[i], 0
+        child = node.end
+        while child < node.stop:
+            apart += cost[at[child]]
+            child = nodes[at[child]].stop
+        size, below = node.end - node.start, node.stop - node.end
+        apart += call + size**2 + (call + size * below if below else 0)
+        together = call + (size + below) ** 2
+        cost[i], whole[i] = min(apart, together), bool(below) and together <= apart
+    own, above, done = [], [], 0
+    for node, masked in zip(nodes, whole, strict=True):
+        if node.start < done:
+            continue
+        rows = slice(node.start, node.stop if masked else node.end)
+        own.append(Part(rows, rows, _hidden(tree.stop_N[rows] - node.start) if masked else None))
+        if not masked and node.end < node.stop:
+            above.append(Part(slice(node.end, node.stop), rows))
+        done = rows.stop
+    return (*own, *above)
+
+
+def _hidden(stop_N: Tensor) -> Tensor:
+    """-inf where a token does not see another."""
+    at_N = torch.arange(len(stop_N))
+    seen_NN = (at_N <= at_N[:, None]) & (at_N[:, None] < stop_N)
+    return torch.zeros(seen_NN.shape).masked_fill_(~seen_NN, -torch.inf)
 
 
 def block_mask(tree: TokenTree, device: torch.device) -> BlockMask:
@@ -60,59 +128,37 @@ class _TreeAttention(torch.autograd.Function):
     """By parts, on the CPU."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, nodes: Sequence[Node], scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         out = torch.empty_like(query, dtype=torch.float32)
         total = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for rows, columns, causal in _parts(nodes):
-            part, part_total = _forward(query[rows], key[columns], value[columns], 0.0, causal, scale=scale)
-            if causal:
-                out[rows], total[rows] = part, part_total
+        for part in parts:
+            rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
+            own, own_total = _forward(query[rows], key[columns], value[columns], 0.0, scale=scale, **part.options)
+            if part.own:
+                out[rows], total[..., part.rows] = own, own_total
             else:
-                share = torch.sigmoid(part_total - total[rows]).unsqueeze(-1)
-                out[rows].lerp_(part.float(), share)
-                total[rows] = torch.logaddexp(total[rows], part_total)
+                before = total[..., part.rows]
+                out[rows].lerp_(own.float(), torch.sigmoid(own_total - before).unsqueeze(-1))
+                total[..., part.rows] = torch.logaddexp(before, own_total)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, total)
-        ctx.nodes, ctx.scale = nodes, scale
+        ctx.parts, ctx.scale = parts, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, total = ctx.saved_tensors
         grads = [torch.empty_like(tensor, dtype=torch.float32) for tensor in (query, key, value)]
-        for rows, columns, causal in _parts(ctx.nodes):
-            parts = _backward(
-                grad_out[rows],
-                query[rows],
-                key[columns],
-                value[columns],
-                out[rows],
-                total[rows],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-            for grad, part, place in zip(grads, parts, (rows, columns, columns), strict=True):
-                if causal:
-                    grad[place] = part
+        for part in ctx.parts:
+            rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
+            inputs = (grad_out[rows], query[rows], key[columns], value[columns], out[rows], total[..., part.rows])
+            found = _backward(*inputs, 0.0, part.options["is_causal"], attn_mask=part.hidden_NN, scale=ctx.scale)
+            for grad, more, place in zip(grads, found, (rows, columns, columns), strict=True):
+                if part.own:
+                    grad[place] = more
                 else:
-                    grad[place] += part
+                    grad[place] += more
         return (*(grad.to(query.dtype) for grad in grads), None, None)
-
-
-Place = tuple[slice, slice, slice]
-
-
-def _parts(nodes: Sequence[Node]) -> list[tuple[Place, Place, bool]]:
-    """(queries, keys, causal): every node with itself, then every node's descendants with it."""
-    every = slice(None)
-    own = [(every, every, slice(node.start, node.end)) for node in nodes]
-    below = [(every, every, slice(node.end, node.stop)) for node in nodes]
-    with_itself = [(place, place, True) for place in own]
-    with_ancestor = [
-        (rows, place, False) for place, rows in zip(own, below, strict=True) if rows[2].start < rows[2].stop
-    ]
-    return with_itself + with_ancestor
 
 
 def _attention_function(

@@ -24,7 +24,7 @@ class Spec:
     grpc_port: int
     http_port: int
     concurrency: int
-    """Groups its stage holds at once."""
+    """Groups its stage holds at once; the teacher scores those together, so with `loop.deterministic` it has one."""
     follows_run: bool = True
     """Whether the run file decides its settings; the verifier reads everything from its messages."""
 
@@ -41,9 +41,10 @@ class Spec:
     def settings(self, config: RunConfig, surroundings: Settings) -> Settings:
         """The surroundings with what the run decides: model, lengths and engine sizes."""
         on_cpu = config.engine.device == "cpu"
+        alone = self.name == "teacher" and config.loop.deterministic
         return surroundings.model_copy(
             update={
-                "concurrency": self.concurrency,
+                "concurrency": 1 if alone else self.concurrency,
                 "model": config.model.path,
                 "dtype": config.model.dtype,
                 "device": config.engine.device,
@@ -73,7 +74,7 @@ SPECS = {
     for spec in (
         Spec("rollout", grpc_port=7052, http_port=8052, concurrency=256),
         Spec("verifier", grpc_port=7054, http_port=8054, concurrency=16, follows_run=False),
-        Spec("teacher", grpc_port=7053, http_port=8053, concurrency=2),
+        Spec("teacher", grpc_port=7053, http_port=8053, concurrency=8),
         Spec("trainer", grpc_port=7051, http_port=8051, concurrency=256),
     )
 }

@@ -123,13 +123,12 @@ def response_states(
     # the last token of a row predicts nothing that is asked for
     filled = [(len(p), [*p, *r[:-1]]) for p, r in zip(prompts, responses, strict=True) if len(r)]
     starts, rows = zip(*filled, strict=True)
-    with FastLinear():
-        if attention.takes_trees(model):
-            shown = [row for row, r in zip(images or [()] * len(prompts), responses, strict=True) if len(r)]
-            hidden_ND = _tree_states(model, rows, starts, shown, device)
-        else:
-            assert not any(images), "a model that sees takes trees"
-            hidden_ND = _padded_states(model, rows, starts, device)
+    if attention.takes_trees(model):
+        shown = [row for row, r in zip(images or [()] * len(prompts), responses, strict=True) if len(r)]
+        hidden_ND = _tree_states(model, rows, starts, shown, device)
+    else:
+        assert not any(images), "a model that sees takes trees"
+        hidden_ND = _padded_states(model, rows, starts, device)
     return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature)
 
 
@@ -142,18 +141,16 @@ def _tree_states(
 ) -> Tensor:
     """Hidden states [N, D] of each row from its last prompt token on, row after row; shared beginnings run once."""
     if any(images):
-        tree = token_tree(keyed(model, rows, starts, images))
+        tree = token_tree(keyed(model, rows, starts, images)).filled()
         language, inputs = model.base_model.language_model, language_inputs(model, tree, images)
     else:
-        tree = token_tree(rows)
+        tree = token_tree(rows).filled()
         language = model.base_model
         inputs = {"input_ids": tree.ids_N[None].to(device), "position_ids": tree.depth_N[None].to(device)}
-    hidden_SD = language(
-        **inputs,
-        attention_mask=torch.empty(1, 1, 1, 1, device=device),  # four axes: a mask that transformers leaves alone
-        use_cache=False,
-        tree=attention.plan(tree, device),
-    ).last_hidden_state[0]
+    plan = attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1])
+    mask = torch.empty(1, 1, 1, 1, device=device)  # four axes: transformers leaves it alone
+    with FastLinear():
+        hidden_SD = language(**inputs, attention_mask=mask, use_cache=False, tree=plan).last_hidden_state[0]
     at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
     return hidden_SD.index_select(0, at_N.to(device))
 
@@ -161,11 +158,10 @@ def _tree_states(
 def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int], device: torch.device) -> Tensor:
     """The same by one right-padded forward pass, for models that do not take trees."""
     tensors = [torch.tensor(row, device=device) for row in rows]
-    hidden_BSD = model.base_model(
-        input_ids=pad_sequence(tensors, batch_first=True),
-        attention_mask=pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True),
-        use_cache=False,
-    ).last_hidden_state
+    ids_BS = pad_sequence(tensors, batch_first=True)
+    mask_BS = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    with FastLinear():
+        hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     return torch.cat([hidden_BSD[i, start - 1 : len(rows[i])] for i, start in enumerate(starts)])
 
 

@@ -28,7 +28,7 @@ class FastLinear(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.linear and not kwargs:
-            return _Linear.apply(*args)
+            return _Linear.apply(*args) if torch.is_grad_enabled() else product(*args)
         return func(*args, **(kwargs or {}))
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 MIN_SAVED = 8
 """Tokens that a branching point must save; each costs two more attention calls a layer."""
+STEP = 32
+"""Tokens of a pass are a multiple of it: a number of tokens that is new costs oneDNN as much as a small pass takes."""
 PASS_TOKENS = 64
 """What starting a pass costs, in tokens, where rows are cut into passes."""
 
@@ -41,6 +43,17 @@ class TokenTree:
     """End of each token's descendants."""
     paths: tuple[Tensor, ...]
     """Where the tokens of each row lie, in the order the rows came."""
+
+    def filled(self) -> TokenTree:
+        """With tokens of no row after the others, up to a multiple of `STEP`."""
+        size = len(self.ids_N)
+        more = torch.arange(-size % STEP)
+        return TokenTree(
+            torch.cat([self.ids_N, torch.zeros_like(more)]),
+            torch.cat([self.depth_N, more]),
+            torch.cat([self.stop_N, torch.full_like(more, size + len(more))]),
+            self.paths,
+        )
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -81,6 +94,8 @@ def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
     """
     order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
     shared = _shared([torch.tensor(rows[i], dtype=torch.long) for i in order])
+    if order and sum(map(len, rows)) - sum(shared) <= budget:
+        return [order]  # a cut never saves
     best, cut = [0], [0]  # over the first j rows: tokens, and where the last pass begins
     for j in range(1, len(order) + 1):
         added, options = 0, []

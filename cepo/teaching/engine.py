@@ -1,11 +1,17 @@
-"""A transformers model with PEFT adapters behind the Scorer protocol: one base, the recent policies beside it."""
+"""A transformers model with PEFT adapters behind the Scorer protocol: one base, the recent policies beside it.
+
+Groups that wait for the same policy are scored in one pass: a small group alone is mostly calls of small operators.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +30,17 @@ from cepo.rendering import Renderer
 from cepo.settings import Settings
 from cepo.teaching import measures
 from cepo.teaching.base import Base
-from cepo.teaching.handler import Likeliest, Logps, Pair
+from cepo.teaching.handler import Likeliest, Logps, Pair, scoring_seconds
+from cepo.teaching.request import Request, Take
 from cepo.telemetry import loading
 from cepo.tree import passes
 
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
+TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
+"""Of groups that share a pass: on a CPU more gain nothing (docs/performance.md)."""
 
-Take = Callable[[ResponseStates, Sequence[int]], list[Any]]
-"""What is wanted of the states of a pass, and which pairs they belong to: one item for each."""
+log = logging.getLogger(__name__)
 
 
 class TransformersScorer:
@@ -53,6 +61,8 @@ class TransformersScorer:
         self._adapters = adapters
         self._read_image = read_image
         self._keep = settings.max_loras
+        self._together = settings.concurrency
+        self._waiting: dict[Request, None] = {}
         self._base = base or Base(load_causal_lm(settings.model, settings.dtype, settings.device))
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
@@ -73,7 +83,7 @@ class TransformersScorer:
             return proof
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        return await self._measure(pairs, temperature, policy, lambda states, _: measures.logps(states))
+        return await self._measure(pairs, temperature, policy, _logps)
 
     async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
         return await self._measure(pairs, temperature, policy, lambda states, _: measures.likeliest(states, k))
@@ -95,7 +105,14 @@ class TransformersScorer:
         await self.load(policy)  # another group's load may have dropped it since
         images = dict.fromkeys(image for pair in pairs for image in pair.images)
         data = {image: await self._read_image(image) for image in images}
-        return await self._on_thread(self._passed, pairs, data, temperature, policy, take)
+        request = Request(pairs, data, temperature, policy, take)
+        self._waiting[request] = None
+        try:
+            await self._on_thread(self._serve, request)
+        finally:
+            self._waiting.pop(request, None)
+        scoring_seconds.set(scoring_seconds.get() + request.seconds)
+        return request.found
 
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -143,22 +160,51 @@ class TransformersScorer:
             self._base.peft.base_model.enable_adapter_layers()
             self._base.peft.set_adapter(policy.name)
 
+    def _serve(self, own: Request) -> None:
+        """Serves a request, unless another's turn did, and those that wait and go with it."""
+        if own not in self._waiting:
+            return
+        taken = self._company(own)
+        for request in taken:
+            self._waiting.pop(request, None)
+        try:
+            self._passed(taken)
+        except Exception:
+            if len(taken) == 1:
+                raise
+            log.exception("a pass of %d groups failed; each is scored alone", len(taken))
+            for request in taken:
+                request.alone = True
+            self._waiting.update(dict.fromkeys(taken[1:]))  # until their turns, which come
+            self._passed([own])
+
+    def _company(self, own: Request) -> list[Request]:
+        """A request and what shares its pass, in the order of waiting."""
+        taken, room = [own], TOKENS_TOGETHER[self._base.model.device.type] - own.tokens
+        for request in list(self._waiting):
+            if len(taken) == self._together:
+                break
+            if request is not own and request.goes_with(own) and request.tokens <= room:
+                taken.append(request)
+                room -= request.tokens
+        return taken
+
     @torch.no_grad()
-    def _passed(
-        self,
-        pairs: Sequence[Pair],
-        data: Mapping[ImageRef, bytes],
-        temperature: float,
-        policy: PolicyRef,
-        take: Take,
-    ) -> list[Any]:
+    def _passed(self, requests: Sequence[Request]) -> None:
+        """Requests that go together."""
+        data = {image: value for request in requests for image, value in request.data.items()}
+        pairs = [pair for request in requests for pair in request.pairs]
+        temperature, policy, take = requests[0].temperature, requests[0].policy, requests[0].take
+
         def patches(image: ImageRef) -> Patches:
             return self._renderer.pixels.patches(image, data[image])
 
         found: list[Any] = [None] * len(pairs)
+        seconds = 0.0
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
             with self._base.lent():
+                begun = time.perf_counter()
                 self._activate(policy)
                 images = [[self._base.features.of(image, patches) for image in pairs[i].images] for i in rows]
                 states = response_states(self._base.model, contexts, responses, temperature, images)
@@ -169,7 +215,15 @@ class TransformersScorer:
                     states = nearer(states, base, share_B)
                 for i, item in zip(rows, take(states, rows), strict=True):
                     found[i] = item
-        return found
+                seconds += time.perf_counter() - begun
+        items, tokens = iter(found), sum(request.tokens for request in requests)
+        for request in requests:
+            request.found = list(islice(items, len(request.pairs)))
+            request.seconds = seconds * request.tokens / max(1, tokens)
+
+
+def _logps(states: ResponseStates, rows: Sequence[int]) -> list[Logps]:
+    return measures.logps(states)
 
 
 def nearer(states: ResponseStates, base: ResponseStates, share_B: Tensor) -> ResponseStates:

@@ -21,7 +21,7 @@ from transformers import (
 import cepo.tiny
 from cepo import attention
 from cepo.forward import response_logps, response_states
-from cepo.tree import MIN_SAVED, Node, passes, token_tree
+from cepo.tree import MIN_SAVED, STEP, Node, passes, token_tree
 
 torch.set_num_threads(1)
 WORDS = 97
@@ -197,15 +197,40 @@ def test_decoders_with_windows_or_capped_scores_are_padded(config: PreTrainedCon
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_flex_attention_takes_the_same_tree(seed: int) -> None:
+def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
+    tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)]).filled()
+    device, size = torch.device("cpu"), len(tree.ids_N)
+    inputs = [torch.randn(1, heads, size, 16, requires_grad=True) for heads in (4, 2, 2)]
+    weight = torch.randn(1, 4, size, 16)
+    plans = [attention.parts(tree, call) for call in (0, 1000, 10**9)]
+    masked = [sum(part.hidden_NN is not None for part in plan) for plan in plans]
+    assert masked[0] == 0 < masked[2]
+    assert len(plans[0]) > len(plans[1]) >= len(plans[2])
+    wanted = attention.attend(*(each.detach() for each in inputs), attention.block_mask(tree, device), 0.25)
+    slopes = []
+    for plan in plans:
+        found = attention.attend(*inputs, plan, 0.25)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        slopes.append(torch.autograd.grad((found * weight).sum(), inputs))
+        for one, other in zip(slopes[-1], slopes[0], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed: int) -> None:
     tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)])
-    size, device = len(tree.ids_N), torch.device("cpu")
-    query, key, value = (torch.randn(1, heads, size, 16) for heads in (4, 2, 2))
-    by_node, by_mask = (
-        attention.attend(query, key, value, plan, 0.25)
-        for plan in (attention.plan(tree, device), attention.block_mask(tree, device))
-    )
-    torch.testing.assert_close(by_node, by_mask, rtol=0, atol=1e-5)
+    roots = [node for node in tree.nodes if tree.depth_N[node.start] == 0]
+    small, large = attention.parts(tree, 10**9), attention.parts(tree, 0)
+    assert [(part.rows.start, part.rows.stop) for part in small] == [(root.start, root.stop) for root in roots]
+    assert [(part.rows.start, part.rows.stop) for part in large if part.own] == [(n.start, n.end) for n in tree.nodes]
+
+
+@pytest.mark.parametrize("size", [1, STEP - 1, STEP, STEP + 1])
+def test_a_tree_is_filled_with_tokens_that_no_row_sees(size: int) -> None:
+    tree = token_tree([list(range(size))]).filled()
+    assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == -(-size // STEP) * STEP
+    assert tree.paths[0].tolist() == list(range(size))
+    assert set(tree.stop_N[:size].tolist()) == {size}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from cepo.cli.services import ENGINES
 from cepo.deployment import REDIS_OPTIONS, SPECS, Spec, environment
 from cepo.local import Stack
 from cepo.rundir import RunDir
+from cepo.settings import Settings
 from tests.factories import make_config
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, read, started
 from tests.unit.deploy.kustomize import K8S, named, render
@@ -98,6 +99,15 @@ def test_the_processes_are_those_of_the_launcher(
             assert without_addresses(environment(settings)) == without_addresses(child.environment)
         else:
             assert settings.concurrency == spec.concurrency == int(child.environment["CEPO_CONCURRENCY"])
+
+
+def test_a_deterministic_runs_teacher_scores_a_group_at_a_time() -> None:
+    for spec in SPECS.values():
+        held = [
+            spec.settings(make_config(f"loop.deterministic={value}"), Settings()).concurrency
+            for value in ("false", "true")
+        ]
+        assert held == [spec.concurrency, 1 if spec.name == "teacher" else spec.concurrency]
 
 
 def test_services_without_a_trainer_have_the_tables_ports(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ class Stages:
 
         model = run.config.model.path
         self.engine = TransformersScorer(
-            Settings(model=model, dtype="float32", max_loras=3), RENDERER, AdapterCache(folder, fetch, keep=5)
+            Settings(model=model, dtype="float32", max_loras=3, concurrency=1),
+            RENDERER,
+            AdapterCache(folder, fetch, keep=5),
         )
         self.teach = make_handler(self.engine, RENDERER, 400)
         self.taught: list[EvidencedGroup] = []

@@ -1,0 +1,119 @@
+"""Groups that wait for the scorer at the same time: one pass, each its own share of it, and each its own errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cepo.tiny
+from cepo.adapters import AdapterCache
+from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyRef
+from cepo.forward import load_causal_lm
+from cepo.rendering import Renderer
+from cepo.settings import Settings
+from cepo.teaching.base import Base
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Pair, make_handler
+from tests.factories import make_scored, make_task
+
+torch.set_num_threads(1)
+MODEL = str(cepo.tiny.path())
+RENDERER = Renderer(MODEL)
+GROUPS = [[Pair((5, 6, 7, at), (8, 9 + at)), Pair((5, 6, 7, at), (10,))] for at in range(6)]
+OUTSIDE = [Pair((5, 6), (10**6, 7))]
+"""A token that the model does not have."""
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class CountedBase(Base):
+    """A base that knows how often it was lent: once for every pass."""
+
+    passes = 0
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        with super().lent():
+            self.passes += 1
+            yield
+
+
+async def no_adapter(policy: PolicyRef) -> dict[str, bytes]:
+    raise AssertionError(f"nobody asks for {policy}")
+
+
+async def started(folder: Path, concurrency: int = 8) -> tuple[TransformersScorer, CountedBase]:
+    """A scorer with the base model resident, and its base."""
+    base = CountedBase(load_causal_lm(MODEL, "float32", "cpu"))
+    settings = Settings(model=MODEL, dtype="float32", concurrency=concurrency)
+    scorer = TransformersScorer(settings, RENDERER, AdapterCache(folder, no_adapter, keep=1), base=base)
+    await scorer.load(BASE_POLICY)
+    base.passes = 0
+    return scorer, base
+
+
+async def at_once(base: Base, *calls: Any) -> list[Any]:
+    """What calls give that all came before the first pass began; an error in its place."""
+    with base.turn:
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(0.05)
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_waits_is_scored_in_one_pass(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
+    assert base.passes <= 2  # the first may have been taken before the others came
+    for pairs, rows in zip(GROUPS, found, strict=True):
+        for row, wanted in zip(rows, await scorer.score(pairs, 1.0, BASE_POLICY), strict=True):
+            assert row == pytest.approx(wanted, abs=1e-5)
+
+
+async def test_only_what_is_measured_alike_goes_together(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    calls = [scorer.score(GROUPS[0], 1.0, BASE_POLICY), scorer.score(GROUPS[0], 0.5, BASE_POLICY)]
+    cold, warm, pooled = await at_once(base, *calls, scorer.pool(GROUPS[0], BASE_POLICY))
+    assert base.passes == 3
+    assert cold != warm
+    assert len(pooled[0]) == base.model.config.hidden_size
+
+
+async def test_with_a_concurrency_of_one_a_group_is_always_alone(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path, concurrency=1)
+    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
+    assert base.passes == len(GROUPS)
+    assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
+
+
+async def test_groups_share_a_pass_as_long_as_they_are_small(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    large = [Pair(tuple(3 + (at * i) % 400 for i in range(1500)), (8, 9)) for at in range(1, 5)]
+    await at_once(base, *(scorer.score([pair], 1.0, BASE_POLICY) for pair in large))
+    assert 2 <= base.passes <= 3  # two of them fill a pass
+
+
+async def test_a_bad_group_fails_alone(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    groups = [*GROUPS[:3], OUTSIDE, *GROUPS[3:]]
+    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in groups))
+    assert isinstance(found.pop(3), IndexError)
+    assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
+
+
+async def test_a_groups_seconds_are_those_of_its_scoring(tmp_path: Path) -> None:
+    scorer, base = await started(tmp_path)
+    handle = make_handler(scorer, RENDERER, 200)
+    groups = [make_scored([1.0, 0.0], make_task(asks=(Ask(context=ContextName.ANSWER),))) for _ in range(5)]
+    with base.turn:
+        tasks = [asyncio.ensure_future(handle(group)) for group in groups]
+        await asyncio.sleep(0.3)
+        begun = time.perf_counter()
+    found = [(await task).seconds for task in tasks]
+    assert all(seconds > 0 for seconds in found)
+    assert sum(found) < time.perf_counter() - begun
