@@ -1,9 +1,11 @@
-"""A moving average as the teacher and peers as hints, through the real services, with a trainer that is killed."""
+"""A moving average as the teacher, in the trainer's own process, and peers as hints; the trainer is killed."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 6
 RATE = 0.25
 SETTINGS = (
+    "engine.teacher=colocated",
     "algorithm.teacher.source=ema",
     f"algorithm.teacher.ema_rate={RATE}",
     "algorithm.positive=peer_full",
@@ -33,9 +36,13 @@ def test_an_average_teaches_through_a_killed_trainer(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start(run_dir, *(word for setting in SETTINGS for word in ("--set", setting)))
     wait_until(lambda: len(rows(run_dir)) > 1, process, 240)
+    addresses = json.loads((run_dir / "services.json").read_text())
+    assert set(addresses["http"]) == set(addresses["grpc"]) == {"trainer", "rollout", "verifier"}
+    assert 'cepo_groups_in_hand{stage="teach"}' in httpx.get(f"{addresses['http']['trainer']}/metrics").text
     kill("trainer", run_dir)
     printed, _ = process.communicate(timeout=400)
     assert process.returncode == 0, printed
+    assert not (run_dir / "logs" / "teacher.log").exists()
 
     found = rows(run_dir)
     assert [row["step"] for row in found] == list(range(STEPS))

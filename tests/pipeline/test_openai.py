@@ -175,6 +175,9 @@ def test_mistakes_are_openai_errors(served: Served) -> None:
         served.sdk().models.retrieve("gpt-4")
     with pytest.raises(openai.BadRequestError, match="maximum context length is 160 tokens"):
         served.sdk().completions.create(model="policy", prompt="1 " * 400, max_tokens=1)
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    unread = httpx.post(f"{served.url}/v1/completions", content=b"\xff", headers=headers)
+    assert (unread.status_code, list(unread.json())) == (400, ["error"])
     assert httpx.get(f"{served.url}/readyz").text == "ready"
 
 

@@ -219,6 +219,16 @@ async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_stud
     assert 0 < first[1]["credit/tokens"] < first[0]["credit/tokens"]
 
 
+async def test_responses_are_gone_on_from_and_their_steps_get_credit(services: Services, tmp_path: Path) -> None:
+    _, found = await trained("vineppo", services, tmp_path / "steps", "algorithm.continuations=3", "sampling.prompts=3")
+    for row in found:
+        assert row["groups/total"] > 3
+        assert row["tokens/continued"] > 0
+        assert row["value/states"] >= 3 * 2
+        assert 0 < row["value/mean"] < 1
+    assert any(row["grad_norm"] > 0 for row in found)
+
+
 async def test_engines_have_what_was_announced_before_a_task_names_it_and_finish_what_older_ones_began(
     services: Services, tmp_path: Path
 ) -> None:

@@ -177,25 +177,6 @@ def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_ada
         assert [ours.get(key) for key in compared] == [theirs.get(key) for key in compared]
 
 
-def test_a_teacher_in_the_trainers_process_gives_the_same_adapter_though_that_is_killed(
-    undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    process = start(run_dir, "--set", "engine.teacher=colocated")
-    wait_until(lambda: len(rows(run_dir)) >= 2, process, 240)
-    addresses = json.loads((run_dir / "services.json").read_text())
-    assert set(addresses["http"]) == set(addresses["grpc"]) == {"trainer", "rollout", "verifier"}
-    assert 'cepo_groups_in_hand{stage="teach"}' in httpx.get(f"{addresses['http']['trainer']}/metrics").text
-    kill("trainer", run_dir)
-    printed, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, printed
-    assert not (run_dir / "logs" / "teacher.log").exists()
-    assert final_digest(run_dir) == final_digest(undisturbed[0])
-    assert [row["credit/delta_mean"] for row in rows(run_dir)] == [
-        row["credit/delta_mean"] for row in rows(undisturbed[0])
-    ]
-
-
 @needs_chromium
 def test_the_dashboard_stays_open_while_its_trainer_is_killed_and_draws_every_step(disturbed: Disturbed) -> None:
     seen = disturbed.seen
