@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import _report
 from benchmarks._shapes import RESPONSE, random_qwen3
 from cepo.tree import token_tree
 
@@ -81,6 +82,20 @@ def used(
         "teraflops_per_second": round(flops / seconds / 1e12, 3),
         "mfu": round(flops / seconds / peak, 4) if peak else None,
     }
+
+
+def report(name: str, shape: str, found: dict[str, Any], aim: float) -> None:
+    """Writes the figures of both ways on a model of a real size."""
+    _report.write(
+        f"{name}-{shape}",
+        ours=found["ours"],
+        alternative=found["alternative"],
+        ratio=found["alternative"]["seconds"] / found["ours"]["seconds"],
+        aim=aim,
+        command=f"python -m benchmarks.{name} --gpu {shape}",
+        largest_difference=found["largest_difference"],
+        device=described(),
+    )
 
 
 def _forward_flops(model: Any, rows: Sequence[Sequence[int]], *, tree: bool) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, used
+from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, report, used
 from benchmarks._shapes import (
     RESPONSE,
     ROUNDS,
@@ -125,17 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:
-        found = on_gpu(options.gpu)
-        _report.write(
-            f"learner-{options.gpu}",
-            ours=found["ours"],
-            alternative=found["alternative"],
-            ratio=found["alternative"]["seconds"] / found["ours"]["seconds"],
-            aim=AIM,
-            command=f"python -m benchmarks.learner --gpu {options.gpu}",
-            largest_difference=found["largest_difference"],
-            device=described(),
-        )
+        report("learner", options.gpu, on_gpu(options.gpu), AIM)
         return
     sizes = SIZES[:1] if options.quick else SIZES
     cases = [measure(vocabulary, 3 if options.quick else ROUNDS) for vocabulary in sizes]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, used
+from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, report, used
 from benchmarks._shapes import (
     ROUNDS,
     THREADS,
@@ -136,17 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:
-        found = on_gpu(options.gpu)
-        _report.write(
-            f"score-{options.gpu}",
-            ours=found["ours"],
-            alternative=found["alternative"],
-            ratio=found["alternative"]["seconds"] / found["ours"]["seconds"],
-            aim=SPEED_AIM,
-            command=f"python -m benchmarks.score --gpu {options.gpu}",
-            largest_difference=found["largest_difference"],
-            device=described(),
-        )
+        report("score", options.gpu, on_gpu(options.gpu), SPEED_AIM)
         return
     cases = [measure(*case, 3 if options.quick else ROUNDS) for case in (CASES[:1] if options.quick else CASES)]
     worst = min(cases, key=lambda case: case["ratio"])
