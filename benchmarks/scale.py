@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer numbers of workers; under a minute")
     options = parser.parse_args()
-    counts, rounds = ((1, 8, 64), 2) if options.quick else ((1, 2, 4, 8, 16, 32, 64), 4)
+    counts, rounds = ((1, 8, 64), 2) if options.quick else ((1, 2, 4, 8, 16, 32, 64), 12)
     shape = Shape(tokens=1024)
     costs = {count: measure(count, rounds, shape) for count in counts}
     rates = {count: rounds * SLOTS * count / cost.seconds for count, cost in costs.items()}

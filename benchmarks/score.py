@@ -8,6 +8,7 @@ the temperature, cross-entropy on the response.
 from __future__ import annotations
 
 import argparse
+import statistics
 from itertools import chain
 from typing import Any
 
@@ -28,6 +29,7 @@ from benchmarks._shapes import (
     random_qwen3,
     side_by_side,
 )
+from benchmarks._vllm import prompt_logprobs
 from cepo.forward import response_logps
 from cepo.products import FastLinear
 
@@ -86,6 +88,18 @@ def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
         "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
         "largest_difference": gap,
     }
+
+
+def against_vllm(ours: float, rounds: int) -> dict[str, Any]:
+    """Seconds of the first case by vLLM's `prompt_logprobs`, beside ours, taken a few minutes before."""
+    vocabulary, names = CASES[0]
+    model, group, contexts = random_qwen3(vocabulary), random_group(vocabulary), CONTEXTS[names]
+    found = prompt_logprobs(model, *group.rows(*contexts), rounds)
+    gap = float((shared(model, group, contexts) - torch.tensor(found["logps"])).abs().max())
+    if gap > TOLERANCE:
+        raise SystemExit(f"vLLM's log-probs differ by {gap}")
+    seconds = statistics.median(found["seconds"])
+    return {"seconds": round(seconds, 3), "ratio": round(seconds / ours, 2), "largest_difference": gap}
 
 
 def small_group(seed: int) -> Group:
@@ -150,6 +164,7 @@ def main() -> None:
         besides=all(case["memory_ratio"] <= MEMORY_AIM for case in cases),
         memory_aim=MEMORY_AIM,
         cases=cases,
+        vllm_prompt_logprobs=None if options.quick else against_vllm(cases[0]["ours"]["seconds"], ROUNDS),
         small=[small(10 * ROUNDS, threads) for threads in (1, THREADS)],
         device=described(),
     )
