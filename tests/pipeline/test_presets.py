@@ -220,12 +220,14 @@ async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_stud
 
 
 async def test_responses_are_gone_on_from_and_their_steps_get_credit(services: Services, tmp_path: Path) -> None:
-    _, found = await trained("vineppo", services, tmp_path / "steps", "algorithm.continuations=3", "sampling.prompts=3")
+    settings = ("algorithm.continuations=3", "sampling.prompts=3", "sampling.samples=8")
+    _, found = await trained("vineppo", services, tmp_path / "steps", *settings)
     for row in found:
         assert row["groups/total"] > 3
         assert row["tokens/continued"] > 0
-        assert row["value/states"] >= 3 * 2
+        assert row["value/states"] >= 3 * 8
         assert 0 < row["value/mean"] < 1
+        assert row["rollout/logp_gap"] < 1e-3
     assert any(row["grad_norm"] > 0 for row in found)
 
 

@@ -66,7 +66,8 @@ def train(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     learner = Learner(config, ranks=ranks)
     reports = []
     for step in range(STEPS):
-        _, report = learner.learn(make_batch(lengths, config, step), step)
+        adv_BT, report = learner.learn(make_batch(lengths, config, step), step)
+        assert adv_BT.any() or config.algorithm.offline
         reports.append(report)
     canary_ids = list(range(10, 26))
     state = learner.state_dict()
