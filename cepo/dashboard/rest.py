@@ -113,6 +113,7 @@ async def _events(run: Watched, since: int) -> AsyncIterator[str]:
     generation, sent = run.metrics.generation, sum(row["step"] < since for row in rows)
     failed, said, quiet = -1, "", 0.0
     while True:
+        status = await asyncio.to_thread(run.status)  # before the rows: those of a run that has ended are all there
         rows = await asyncio.to_thread(run.steps)
         parts: list[str] = []
         if run.metrics.generation != generation:
@@ -122,7 +123,6 @@ async def _events(run: Watched, since: int) -> AsyncIterator[str]:
         sent = len(rows)
         if failed != (failed := len(await asyncio.to_thread(run.given_up))):
             parts.append(_event("failures", {"total": failed}))
-        status = await asyncio.to_thread(run.status)
         shown = {key: value for key, value in status.items() if key not in ("time", "metrics")}
         if said != (said := json.dumps(shown)):
             parts.append(_event("status", shown))

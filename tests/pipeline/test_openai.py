@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,19 @@ def test_chat_streams_what_it_answers_whole(served: Served) -> None:
     pieces = [
         piece.choices[0].delta.content or "" for piece in served.sdk().chat.completions.create(**asked, stream=True)
     ]
-    assert len([piece for piece in pieces if piece]) > 10
     assert "".join(pieces) == whole.choices[0].message.content
     assert "\\boxed{" in "".join(pieces)
     assert whole.choices[0].finish_reason == "stop"
+
+
+def test_what_is_streamed_comes_while_the_rest_is_generated(served: Served) -> None:
+    """A long answer: the engine hands over what it has whenever it is asked, so few pieces come of a short one."""
+    asked: dict[str, Any] = {"model": "base", "prompt": SUM, "max_tokens": 128, "temperature": 0}
+    with served.sdk().completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as pieces:
+        begun = time.perf_counter()
+        arrivals = [time.perf_counter() - begun for piece in pieces if piece.choices[0].text]
+    assert len(arrivals) > 10
+    assert arrivals[0] < arrivals[-1] / 2
 
 
 def test_text_goes_to_tokens_and_back_as_in_training(served: Served) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cepo.cli import main
 from cepo.dashboard.folder import Watched
+from cepo.dashboard.lines import Row
 from cepo.dashboard.rest import application
 from cepo.errors import UserError
 from cepo.images import ImageStore
@@ -181,9 +182,9 @@ async def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         assert len((await get(client, "/v1/metrics?run=run (2)"))["rows"]) == 2
 
 
-async def events_of(run: RunDir, since: int = 0) -> AsyncIterator[tuple[str, Any]]:
+async def events_of(run: Watched, since: int = 0) -> AsyncIterator[tuple[str, Any]]:
     """Events as a client reads them off the route."""
-    app = application([Watched(run)])
+    app = application([run])
     route = next(route for route in app.routes if getattr(route, "path", "") == "/v1/events")
     response = await route.endpoint(since)  # type: ignore[attr-defined]
     async for text in response.body_iterator:
@@ -195,7 +196,7 @@ async def events_of(run: RunDir, since: int = 0) -> AsyncIterator[tuple[str, Any
 async def test_events_tell_of_rows_phases_failures_and_of_going_back_and_end_with_the_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 3)
     run.write_status(make_status(run, "rollout", 3))
-    events = events_of(run, since=1)
+    events = events_of(Watched(run), since=1)
 
     async def until(wanted: str) -> list[tuple[str, Any]]:
         seen = []
@@ -221,6 +222,26 @@ async def test_events_tell_of_rows_phases_failures_and_of_going_back_and_end_wit
     rest = [(name, data) async for name, data in events]
     assert [data["step"] for name, data in rest if name == "row"] == [2]
     assert rest[-1][1]["phase"] == "done"
+
+
+class EndsMeanwhile(Watched):
+    """A run whose trainer writes its last row and ends while somebody who just read the rows goes on reading."""
+
+    def steps(self) -> list[Row]:
+        found = super().steps()
+        if found and len(found) < 4:
+            self.run.append(make_metrics(len(found)))
+            if len(found) == 3:
+                self.run.write_status(make_status(self.run, "done", 3))
+        return found
+
+
+async def test_the_last_row_is_told_however_soon_the_run_ends_after_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    run.write_status(make_status(run, "rollout", 1))
+    told = [(name, data) async for name, data in events_of(EndsMeanwhile(run))]
+    assert [data["step"] for name, data in told if name == "row"] == [0, 1, 2, 3]
+    assert told[-1][1]["phase"] == "done"
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

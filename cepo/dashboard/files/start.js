@@ -2,6 +2,7 @@
 
 const SILENT_SECONDS = 40; // the service says something every 15
 const POLL_ENDED_SECONDS = 5;
+const LONGEST_WAIT_SECONDS = 2; // a trainer that is started again may have only a few steps left to show
 class Locked extends Error {}
 
 async function ask(path) {
@@ -123,7 +124,7 @@ async function ended() {
 }
 
 async function watchRun() {
-  for (let wait = 0.5; ; wait = Math.min(10, 2 * wait)) {
+  for (let wait = 0.5; ; wait = Math.min(LONGEST_WAIT_SECONDS, 2 * wait)) {
     try {
       await load();
       $("token-field").hidden = true;
