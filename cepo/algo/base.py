@@ -6,6 +6,7 @@ adv_BT and, with the policy being trained, into a loss.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -139,8 +140,8 @@ class Algorithm(BaseModel):
         """Log-probs that stand for the policy at the start of the step; None: the trainer computes them."""
         return None
 
+    @abstractmethod
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
     ) -> LossOutput:
         """The loss of a micro-batch; `whole` is its mini-batch, whose counts are the denominators."""
-        raise NotImplementedError(f"{self.name} has no loss")

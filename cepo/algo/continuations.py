@@ -6,6 +6,7 @@ The continuations are graded and never trained on.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -35,9 +36,9 @@ class PartCredit(PolicyGradient):
             raise ValueError('kl_in="reward" has no effect: no value knows of the divergence; write kl_in = "loss"')
         return self
 
+    @abstractmethod
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
         """The advantages of one response's tokens; its reward is a number."""
-        raise NotImplementedError
 
     def base_advantages(self, batch: TrainBatch) -> Tensor:
         adv_BT = torch.zeros_like(batch.mask_BT)
@@ -54,9 +55,9 @@ class Continued(PartCredit):
     max_states: int = Field(default=32, ge=1)
     """States of a response whose value is estimated, the first ones; the rest of it is one part."""
 
+    @abstractmethod
     def states(self, completion: Completion) -> list[int]:
         """Lengths of the prefixes whose values are wanted, ascending, each shorter than the response."""
-        raise NotImplementedError
 
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
         """The continuations of every state; the prompt alone is a state that the responses of a group share."""

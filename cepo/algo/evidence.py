@@ -8,6 +8,7 @@ They differ in which two evidences are divided, and in nothing else:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -101,9 +102,9 @@ class EvidenceRatio(PolicyGradient):
         return warmup_decay(self.lam, self.warmup_steps, self.decay_steps, at)
 
     @property
+    @abstractmethod
     def contrast(self) -> tuple[Ask, ...]:
         """The evidence that is divided: of the numerator, then of the denominator."""
-        raise NotImplementedError
 
     @property
     def asks(self) -> tuple[Ask, ...]:
