@@ -27,7 +27,7 @@ class Prm(PolicyGradient):
     """What reasoning steps begin with."""
     form: Literal["score", "difference", "min", "progress"] = "score"
     """A step earns its score, what it adds to the score before, or nothing but the smallest score for the last step;
-    progress: the outcome and `outcome_share` times what it adds, for that step alone."""
+    progress: `outcome` times the reward and `progress` times what it adds, for that step alone."""
     outcome: float = Field(default=1.0, ge=0)
     """Weight of the reward at the last step; under "progress" of the reward of every step."""
     progress: float = Field(default=1.0, gt=0)
