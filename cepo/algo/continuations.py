@@ -35,6 +35,10 @@ class PartCredit(PolicyGradient):
             raise ValueError('kl_in="reward" has no effect: no value knows of the divergence; write kl_in = "loss"')
         return self
 
+    @property
+    def credits_tokens(self) -> bool:
+        return True
+
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
         """The advantages of one response's tokens; its reward is a number."""
         raise NotImplementedError

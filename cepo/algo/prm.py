@@ -44,6 +44,10 @@ class Prm(PolicyGradient):
         return self
 
     @property
+    def credits_tokens(self) -> bool:
+        return True
+
+    @property
     def steps_at(self) -> str:
         return self.step_delimiter
 
