@@ -353,3 +353,15 @@ def test_the_three_settings_of_rlsd(
     assert (rlsd.teacher.source, rlsd.teacher.sync_every) == ("sync", sync_every)
     assert rlsd.lam_at(0) == pytest.approx(first)
     assert "Reference solution" in config.data.hint
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_no_shipped_run_ends_within_its_warm_up(path: Path) -> None:
+    config = load(path)
+    assert config.optim.schedule == "constant" or config.optim.warmup_steps < config.loop.steps
+
+
+def test_dapos_run_has_the_settings_of_its_published_script() -> None:
+    config = load(RUNS / "dapo.toml")
+    assert (config.optim.warmup_steps, config.optim.weight_decay, config.sampling.samples) == (10, 0.1, 16)
+    assert config.algorithm.model_dump() | {"dual_clip": 10.0, "max_tries": 10} == config.algorithm.model_dump()
