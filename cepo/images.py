@@ -18,6 +18,7 @@ from typing import Any
 
 from cepo.contracts import ImageRef, Message
 from cepo.errors import UserError
+from cepo.pixels import upright
 from cepo.rendering import MARK
 
 MAX_IMAGES = 16
@@ -27,6 +28,8 @@ MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 2**24
 """Of one image; 4096 x 4096."""
 STORE_BYTES = 64 * 2**30
+PATH_CHARACTERS = 200
+"""Of a path that a message names: what was meant for an image may be one in base64."""
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 _BAD = (OSError, ValueError, SyntaxError, EOFError)
@@ -139,6 +142,7 @@ def checked(data: bytes) -> ImageRef:
                 if getattr(image, "n_frames", 1) > 1:
                     raise UserError("holds an animation; use one of its frames")
                 image.load()
+                width, height = upright(image).size
                 media_type = MEDIA_TYPES[str(image.format)]
     except UserError:
         raise
@@ -183,16 +187,19 @@ def _file(name: str, folder: Path | None) -> bytes:
         raise UserError(f"holds the address {name[:80]}; download the image and give its path")
     if folder is None:
         raise UserError(f"holds the path {name[:80]}, and only a data set on this machine may name files; give bytes")
-    path = folder / Path(name).expanduser()
+    where = str(folder / name)[:PATH_CHARACTERS]
     try:
+        path = folder / Path(name).expanduser()
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"holds {path}, which is larger than {MAX_BYTES} bytes; make it smaller")
+            raise UserError(f"holds {where}, which is larger than {MAX_BYTES} bytes; make it smaller")
+        if not path.is_file():  # a device may have no end
+            raise UserError(f"holds the path {where}, which is no file; paths are relative to the data file")
         return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"holds the path {path}: {reason}; paths are relative to the data file") from error
+        raise UserError(f"holds the path {where}: {reason}; paths are relative to the data file") from error
 
 
 def _data_uri(uri: str) -> bytes:
@@ -213,7 +220,7 @@ def _encoded(image: Any) -> bytes:
         raise UserError(_too_large(width, height))
     file = BytesIO()
     try:
-        image.save(file, format="PNG")
+        upright(image).save(file, format="PNG")
     except _BAD as error:
         raise UserError(f"holds an image that cannot be written as PNG: {error}; convert it to RGB") from error
     return file.getvalue()

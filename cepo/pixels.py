@@ -7,6 +7,7 @@ the image has tokens, which the model reads.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,10 +113,26 @@ def image_processor(model: str) -> Any:
 
 
 def picture(data: bytes) -> Any:
-    """An image that was checked, as a Pillow image in RGB; what is transparent is white."""
+    """An image that was checked, as a Pillow image in RGB, upright; what is transparent is white."""
     from PIL import Image
 
     with Image.open(BytesIO(data)) as image:
-        layered = image.convert("RGBA")
+        turned = upright(image)
+    if turned.mode == "I;16":  # of 65536 greys Pillow shows the first 256 and the rest as white
+        turned = turned.point(lambda grey: grey / 257).convert("L")
+    layered = turned.convert("RGBA")
     whole = Image.new("RGBA", layered.size, (255, 255, 255, 255))
     return Image.alpha_composite(whole, layered).convert("RGB")
+
+
+def upright(image: Any) -> Any:
+    """A Pillow image as its EXIF tag says that the camera was held, as `datasets`, transformers and vLLM show it.
+
+    One whose tags cannot be read stays as it is: its pixels can.
+    """
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, TypeError, struct.error):
+        return image

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cepo.algo.variants import AnyAlgorithm
 from cepo.contracts import Feedback, Reward
+from cepo.errors import UserError
 from cepo.kinds import parse_kind
 from cepo.rendering import HINT, INSTRUCTION
 
@@ -39,7 +40,7 @@ class Model(Section):
 class Lora(Section):
     rank: int = Field(default=16, ge=1, le=512)
     alpha: int = Field(default=32, ge=1)
-    targets: tuple[str, ...] = Field(default=LINEAR_LAYERS, strict=False)  # TOML has lists, not tuples
+    targets: tuple[str, ...] = Field(default=LINEAR_LAYERS, min_length=1, strict=False)  # TOML has lists, not tuples
 
     @model_validator(mode="after")
     def _no_head(self) -> Self:
@@ -85,7 +86,10 @@ class Data(Section):
     @field_validator("answer_kind")
     @classmethod
     def _known_kind(cls, kind: str) -> str:
-        parse_kind(kind)
+        try:
+            parse_kind(kind)
+        except UserError as error:
+            raise ValueError(f"data.answer_kind: {error}") from error
         return kind
 
     @model_validator(mode="after")

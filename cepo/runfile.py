@@ -22,12 +22,14 @@ Tree = dict[str, Any]
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a run file; `overrides` are `key=value` with the value in TOML, their paths relative to here.
 
+    As in a run file with a base, another `algorithm.name` takes none of the file's parameters of the algorithm.
+
     Raises:
         UserError: not there, not TOML, or a key or value does not fit; the message names the key and the fix.
     """
     tree = _read(path, ())
-    for override in overrides:
-        _set(tree, override)
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "algorithm.name"):
+        _set(tree, override)  # the name first, so that the other parameters are its own
     _resolve_paths(tree, Path.cwd())
     return parse(tree)
 
@@ -127,6 +129,8 @@ def _set(tree: Tree, override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override!r}: {parent} is not a section")
+    if [*parents, last] == ["algorithm", "name"] and _another_algorithm("algorithm", node, {last: value}):
+        node.clear()
     node[last] = value
 
 
@@ -134,4 +138,7 @@ def _resolve_paths(tree: Tree, folder: Path) -> None:
     for section, key in (("model", "path"), ("data", "train"), ("data", "eval")):
         node = tree.get(section)
         if isinstance(node, dict) and isinstance(node.get(key), str) and is_path(node[key]):
-            node[key] = str((folder / Path(node[key]).expanduser()).resolve())
+            try:
+                node[key] = str((folder / Path(node[key]).expanduser()).resolve())
+            except RuntimeError as error:
+                raise UserError(f"config key {section}.{key}={node[key]!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""Advantage estimators beside GRPO's: RLOO, PASS@k, ReMax, REINFORCE++ and its baseline variant, and GAE.
+"""Advantage estimators beside GRPO's: RLOO, PASS@k, REINFORCE++ and its baseline variant, and GAE.
 
 Every estimator follows the same rules. Groups are found by id. A reward that is not finite is a failed sample: it gets
 0 and stays out of all statistics; so does a sample without a peer where peers are compared. Padding is 0.

@@ -36,6 +36,10 @@ class PartCredit(PolicyGradient):
             raise ValueError('kl_in="reward" has no effect: no value knows of the divergence; write kl_in = "loss"')
         return self
 
+    @property
+    def credits_tokens(self) -> bool:
+        return True
+
     @abstractmethod
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
         """The advantages of one response's tokens; its reward is a number."""

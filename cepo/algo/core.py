@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -48,7 +48,12 @@ def group_advantage(
 
     Returns:
         adv_B, float32.
+
+    Raises:
+        ValueError: the scale has no such name.
     """
+    if scale not in get_args(Scale):
+        raise ValueError(f"unknown scale {scale!r}")
     reward_B = torch.as_tensor(reward_B, dtype=torch.float32)
     group_B = torch.as_tensor(group_B, device=reward_B.device)
     adv_B = torch.zeros_like(reward_B)

@@ -34,6 +34,8 @@ class Dapo(PolicyGradient):
 
 
 def teaches(group: EvidencedGroup) -> bool:
-    """Whether some responses of a group are correct and some are not, whatever their rewards."""
-    accuracies = [verdict.accuracy for verdict in group.scored.verdicts]
+    """Whether some responses of a group are correct and some are not, whatever their rewards; one without a verdict is
+    neither.
+    """
+    accuracies = [verdict.accuracy for verdict in group.scored.verdicts if not verdict.failed]
     return 0 < sum(accuracies) < len(accuracies)

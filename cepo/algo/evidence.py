@@ -74,6 +74,10 @@ class EvidenceRatio(PolicyGradient):
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
+    def credits_tokens(self) -> bool:
+        return True
+
+    @property
     def shown(self) -> tuple[str, ...]:
         """What the contexts show."""
         return (self.positive,)

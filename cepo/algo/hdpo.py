@@ -69,9 +69,10 @@ class Hdpo(PolicyGradient):
 
     def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
         correct_B, shown_B = batch.accuracy_B >= ACCEPTED, batch.demonstration_B
-        groups, solved = batch.group_B[~shown_B].unique(), batch.group_B[~shown_B & correct_B].unique()
+        judged_B = ~shown_B & batch.reward_B.isfinite()
+        groups, solved = batch.group_B[judged_B].unique(), batch.group_B[judged_B & correct_B].unique()
         return super().diagnostics(batch, step) | {
-            "hdpo/cliff_fraction": 1.0 - len(solved) / max(1, len(groups)),
+            "hdpo/cliff_fraction": (len(groups) - len(solved)) / max(1, len(groups)),
             "hdpo/privileged_success": masked_mean(correct_B, shown_B),
             "hdpo/kept_tokens": float(self._kept_BT(batch).sum()),
         }
@@ -122,5 +123,6 @@ class Hdpo(PolicyGradient):
 
 
 def is_cliff(group: EvidencedGroup) -> bool:
-    """Whether no response of a group is correct, whatever their rewards."""
-    return all(verdict.accuracy < ACCEPTED for verdict in group.scored.verdicts)
+    """Whether no response of a group is correct, whatever their rewards; a group without a verdict says nothing."""
+    judged = [verdict for verdict in group.scored.verdicts if not verdict.failed]
+    return bool(judged) and all(verdict.accuracy < ACCEPTED for verdict in judged)

@@ -1,9 +1,9 @@
-"""KL divergence from the reference policy: estimates at the sampled token, and the exact sum over the vocabulary.
+"""KL divergence from the reference policy, estimated at the sampled token.
 
 As a loss its terms are added to the policy's, times a coefficient, before `cepo.algo.losses.aggregate`; as a reward
 they are taken off each token's (`apply_kl_penalty`).
 
-Shapes: B sequences, T response tokens (padded), V vocabulary.
+Shapes: B sequences, T response tokens (padded).
 """
 
 from __future__ import annotations

@@ -107,9 +107,12 @@ def clipped_surrogate(
 ) -> Tensor:
     """The policy loss of a whole mini-batch: `clipped_terms`, aggregated. A scalar to minimise.
 
+    What stands on padding does not matter, and the gradient reaches logp_BT alone.
+
     Raises:
         ValueError: the aggregation has no such name.
     """
+    adv_BT = torch.where(mask_BT.bool(), adv_BT, 0.0).detach()  # 0 times a padding that is no number is none either
     loss_BT = clipped_terms(logp_BT, logp_old_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     return aggregate(loss_BT, mask_BT, aggregation)
 
@@ -137,5 +140,8 @@ def dual_clip_fraction(ratio_BT: Tensor, adv_BT: Tensor, *, dual_clip: float) ->
 
 
 def importance_ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
-    """r = exp(clamp(logp - old, +-20)) of each token; the bound keeps it finite, and beyond it there is no gradient."""
-    return (logp_BT - logp_old_BT).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    """r = exp(clamp(logp - old, +-20)) of each token; the bound keeps it finite, and beyond it there is no gradient.
+
+    The old log-probs carry none.
+    """
+    return (logp_BT - logp_old_BT.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()

@@ -104,9 +104,19 @@ class PolicyGradient(Algorithm):
             raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
         if self.old_logp == "rollout" and self.importance_cap:
             raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")
+        if self.surrogate == "gspo" and self.credits_tokens:
+            raise ValueError(
+                f"surrogate='gspo' spreads the credit of a token over its whole response, and {self.name} gives every "
+                'token its own; write surrogate = "gspo-token"'
+            )
         if self.ratio_min >= self.ratio_max:
             raise ValueError(f"ratio_min={self.ratio_min} must be below ratio_max={self.ratio_max}")
         return self
+
+    @property
+    def credits_tokens(self) -> bool:
+        """Whether the advantages of a response's tokens differ."""
+        return self.estimator in ("reinforce++", "gae")
 
     @property
     def asks(self) -> tuple[Ask, ...]:

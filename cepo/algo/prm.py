@@ -27,7 +27,7 @@ class Prm(PolicyGradient):
     """What reasoning steps begin with."""
     form: Literal["score", "difference", "min", "progress"] = "score"
     """A step earns its score, what it adds to the score before, or nothing but the smallest score for the last step;
-    progress: the outcome and `outcome_share` times what it adds, for that step alone."""
+    progress: `outcome` times the reward and `progress` times what it adds, for that step alone."""
     outcome: float = Field(default=1.0, ge=0)
     """Weight of the reward at the last step; under "progress" of the reward of every step."""
     progress: float = Field(default=1.0, gt=0)
@@ -42,6 +42,10 @@ class Prm(PolicyGradient):
         if self.form != "progress" and self.progress != type(self).model_fields["progress"].default:
             raise ValueError(f'progress has no effect with form={self.form!r}; write form = "progress"')
         return self
+
+    @property
+    def credits_tokens(self) -> bool:
+        return True
 
     @property
     def steps_at(self) -> str:

@@ -14,7 +14,13 @@ def constant(value: float, step: int) -> float:
 
 
 def linear_decay(lam0: float, decay_steps: int, step: int) -> float:
-    """lam0 at 0, falling linearly to 0 at `decay_steps` and after (arXiv:2605.19436, section 3)."""
+    """lam0 at 0, falling linearly to 0 at `decay_steps` and after (arXiv:2605.19436, section 3).
+
+    Raises:
+        ValueError: there is not a step to fall in.
+    """
+    if decay_steps < 1:
+        raise ValueError(f"decay_steps must be at least 1, got {decay_steps}")
     return lam0 * max(0.0, 1.0 - step / decay_steps)
 
 

@@ -88,7 +88,7 @@ def sapo_terms(logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, *, tau_pos:
 
 def _mean_log_ratio(logp_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Tensor:
     valid_BT = mask_BT.bool()
-    sum_B1 = torch.where(valid_BT, logp_BT - logp_old_BT, 0.0).sum(dim=1, keepdim=True)
+    sum_B1 = torch.where(valid_BT, logp_BT - logp_old_BT.detach(), 0.0).sum(dim=1, keepdim=True)
     return sum_B1 / valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
 

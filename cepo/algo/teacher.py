@@ -12,7 +12,7 @@ class TeacherSource(BaseModel):
     near the base model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     source: Literal["actor", "reference", "sync", "ema", "trust_region"] = "actor"
     sync_every: int | None = Field(default=None, ge=1)

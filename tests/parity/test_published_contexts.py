@@ -137,6 +137,8 @@ def test_the_preset_has_the_settings_of_the_published_script() -> None:
         "constant",
         2,
     )
+    assert (config.model.max_length, config.sampling.max_tokens) == (2816, 2048)
+    assert (config.reward.accuracy, config.reward.format, algorithm.dual_clip) == (0.9, 0.1, 3.0)
 
 
 async def test_answers_are_appended_as_published_with_the_word_none(renderer: Renderer) -> None:

@@ -14,7 +14,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cepo.cli import main
 from cepo.contracts import ImageRef, Message
@@ -100,6 +100,10 @@ def test_a_cell_may_hold_an_image_in_any_form(tmp_path: Path) -> None:
         (17, "holds int, which is no image; give bytes, a path or a data URI"),
         ("absent.png", "absent.png: No such file or directory; paths are relative to the data file"),
         ("a\x00b", "embedded null byte; paths are relative to the data file"),
+        ("~nobody-here/a.png", "nobody-here/a.png: Could not determine home directory"),
+        ("/dev/zero", "holds the path /dev/zero, which is no file; paths are relative to the data file"),
+        (".", ", which is no file; paths are relative to the data file"),
+        (base64.b64encode(png_of(9, 9) * 99).decode(), ": File name too long; paths are relative to the data"),
         ("https://example.org/a.png", "holds the address https://example.org/a.png; download the image"),
         ("data:image/png,abc", "which is no base64 data URI"),
         ("data:image/png;base64,@@", "holds a data URI that is not base64"),
@@ -119,6 +123,18 @@ def test_what_is_no_good_image_is_refused_in_one_line(tmp_path: Path, cell: Any,
         checked(read(cell, tmp_path))
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_image_is_as_wide_and_as_high_as_its_camera_was_held(tmp_path: Path, kind: str) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    data = picture(kind, exif=turned)
+    drawn = [checked(data), checked(read(Image.open(BytesIO(data)), tmp_path))]
+    assert [(image.width, image.height) for image in drawn] == [(3, 5)] * 2
+    unreadable = checked(picture(kind, exif=b"Exif\0\0no tags"))
+    assert (unreadable.width, unreadable.height) == (5, 3)
 
 
 def test_a_data_set_from_the_network_names_no_files(tmp_path: Path) -> None:

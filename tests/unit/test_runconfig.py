@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cepo.algo.variants import ALGORITHMS, Rlsd
+from cepo.algo.variants import ALGORITHMS, Grpo, Rlsd
 from cepo.errors import UserError
 from cepo.rundir import RunDir
 from cepo.runfile import load
@@ -91,6 +91,15 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
             "algorithm.ratio_max=3.0",
             "config key algorithm.ratio_max has no effect with estimator='grpo', surrogate='clip'",
         ),
+        (
+            "algorithm.surrogate=gspo",
+            "config key algorithm.surrogate='gspo' spreads the credit of a token over its whole response, and cepo ",
+        ),
+        ('algorithm={name="reinforce++", surrogate="gspo"}', "config key algorithm.surrogate='gspo' spreads "),
+        ('algorithm={name="vineppo", surrogate="gspo"}', "config key algorithm.surrogate='gspo' spreads "),
+        ("algorithm.kl_coef=inf", "config key algorithm.kl_coef=inf: Input should be a finite number"),
+        ("lora.targets=[]", "config key lora.targets=[]: Tuple should have at least 1 item"),
+        ("data.answer_kind=sums", "config key data.answer_kind: answer kind 'sums' is unknown; leave it empty or "),
         ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
         ("reward.scorer=http://127.0.0.1/", "config key reward.scorer has no effect: cepo uses no step rewards"),
         (
@@ -293,6 +302,20 @@ def test_another_algorithm_takes_no_parameter_of_the_base(tmp_path: Path) -> Non
     assert load(child).algorithm.name == "grpo"
 
 
+def test_an_override_of_the_algorithm_leaves_no_parameter_of_the_files(tmp_path: Path) -> None:
+    base = run_files(tmp_path, base=BASE + "lag = 1\n")
+    config = load(base, ["algorithm.clip_high=0.4", "algorithm.name=grpo", "loop.steps=8"])
+    assert config.algorithm == Grpo(clip_high=0.4, importance_cap=2.0)
+    assert (config.loop.steps, config.loop.seed) == (8, 3)
+    again = load(base, ["algorithm.name=cepo", "algorithm.lam=0.2"]).algorithm  # the same one: nothing is lost
+    assert again.model_dump() | {"lam": 0.2, "eps_w": 0.4} == again.model_dump()
+
+
+def test_the_home_of_a_user_who_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config key data.train='~nobody-here/rows.jsonl': Could not determine home"):
+        load(run_files(tmp_path, base=BASE), ["data.train=~nobody-here/rows.jsonl"])
+
+
 def test_a_file_that_is_its_own_base_or_names_none_is_refused(tmp_path: Path) -> None:
     one = run_files(tmp_path, two='base = "one.toml"\n', one='base = "two.toml"\n')
     with pytest.raises(UserError, match="is its own base"):
@@ -330,3 +353,15 @@ def test_the_three_settings_of_rlsd(
     assert (rlsd.teacher.source, rlsd.teacher.sync_every) == ("sync", sync_every)
     assert rlsd.lam_at(0) == pytest.approx(first)
     assert "Reference solution" in config.data.hint
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_no_shipped_run_ends_within_its_warm_up(path: Path) -> None:
+    config = load(path)
+    assert config.optim.schedule == "constant" or config.optim.warmup_steps < config.loop.steps
+
+
+def test_dapos_run_has_the_settings_of_its_published_script() -> None:
+    config = load(RUNS / "dapo.toml")
+    assert (config.optim.warmup_steps, config.optim.weight_decay, config.sampling.samples) == (10, 0.1, 16)
+    assert config.algorithm.model_dump() | {"dual_clip": 10.0, "max_tries": 10} == config.algorithm.model_dump()

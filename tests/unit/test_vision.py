@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from cepo.contracts import ImageRef, Message, Placement
@@ -200,6 +203,23 @@ def test_features_are_kept_while_there_is_room(
 
 def test_what_is_transparent_is_white() -> None:
     assert picture(drawn(3, 2, (0, 0, 0, 0)).data).tobytes() == b"\xff" * 18
+
+
+def test_a_photograph_is_seen_upright() -> None:
+    lying, turned = Image.new("RGB", (4, 2), (255, 0, 0)), Image.Exif()
+    lying.paste((0, 0, 255), (0, 0, 2, 2))
+    turned[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise makes it stand
+    file = BytesIO()
+    lying.save(file, format="PNG", exif=turned)
+    upright = picture(file.getvalue())
+    assert upright.size == (2, 4)
+    assert [upright.getpixel((0, y)) for y in range(4)] == [(0, 0, 255)] * 2 + [(255, 0, 0)] * 2
+
+
+def test_sixteen_bits_of_grey_are_not_all_white() -> None:
+    file = BytesIO()
+    Image.frombytes("I;16", (3, 1), struct.pack("<3H", 0, 0x8080, 0xFFFF)).save(file, format="PNG")
+    assert picture(file.getvalue()).tobytes() == bytes([0] * 3 + [128] * 3 + [255] * 3)
 
 
 def test_images_that_do_not_fit_are_refused_in_one_line() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from cepo.algo.dapo import Dapo, teaches
-from cepo.contracts import EvidencedGroup, PromptTask
+from cepo.contracts import EvidencedGroup, Outcome, PromptTask, Verdict
 from tests.factories import make_scored, make_task, make_verdict
 
 
@@ -37,6 +37,9 @@ def test_a_group_teaches_when_some_are_correct_and_some_are_not_whatever_the_rew
     assert [teaches(g) for g in (MIXED, RIGHT, WRONG)] == [True, False, False]
     formatted = [make_verdict(0.0).model_copy(update={"reward": reward}) for reward in (0.1, 0.0)]
     assert not teaches(EvidencedGroup(scored=make_scored(verdicts=formatted)))
+    for judged in (1.0, 0.0):
+        verdicts = [make_verdict(judged), make_verdict(judged), Verdict(outcome=Outcome.TIMEOUT, reward=0, accuracy=0)]
+        assert not teaches(EvidencedGroup(scored=make_scored(verdicts=verdicts)))  # the last one is no wrong answer
 
 
 def test_as_many_prompts_are_drawn_as_groups_are_missing() -> None:

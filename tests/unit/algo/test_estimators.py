@@ -101,6 +101,11 @@ def test_equal_rewards_give_exactly_zero(name: str, reward: float) -> None:
     assert torch.equal(adv_BT, torch.zeros(7, 3))
 
 
+def test_an_unknown_scale_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown scale 'batch'"):
+        group_advantage(torch.ones(2), torch.zeros(2), scale="batch")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", [*GROUPED, "reinforce++_baseline"])
 def test_a_singleton_gets_zero_and_the_others_are_as_if_it_were_not_there(name: str) -> None:
     reward_B, group_B, mask_BT = torch.tensor([1.0, 0.0, 0.1, 0.3]), torch.tensor([4, 4, 4, 9]), torch.ones(4, 3)

@@ -12,9 +12,21 @@ import torch
 from cepo.algo.base import LossOutput
 from cepo.algo.hdpo import Hdpo, is_cliff
 from cepo.algo.variants import Grpo, Rloo
-from cepo.contracts import Ask, ContextName, EvidencedGroup, Origin, PromptTask, Stage, TeachWhen, Want
+from cepo.contracts import (
+    Ask,
+    ContextName,
+    EvidencedGroup,
+    Origin,
+    Outcome,
+    PromptTask,
+    Stage,
+    TeachWhen,
+    Verdict,
+    Want,
+)
 from cepo.errors import UserError
 from cepo.rendering import with_hint
+from services.trainer.batch import pack
 from tests.factories import POLICY, make_evidenced, make_scored, make_task, make_verdict
 from tests.parity.distributions import Lesson, loop_topk_jsd, make_lesson, softmax, taught
 
@@ -40,6 +52,18 @@ def test_a_cliff_is_a_prompt_that_no_response_gets_right_whatever_the_rewards() 
     assert [is_cliff(g) for g in (group(0.0, 0.0), group(1.0, 0.0), group(1.0, 1.0))] == [True, False, False]
     formatted = [make_verdict(0.0).model_copy(update={"reward": reward}) for reward in (0.1, 0.0)]
     assert is_cliff(EvidencedGroup(scored=make_scored(verdicts=formatted)))
+
+
+def test_what_has_no_verdict_makes_no_cliff() -> None:
+    timeout = Verdict(outcome=Outcome.TIMEOUT, reward=0, accuracy=0)
+    unknown, cliff = ([timeout, other] for other in (timeout, make_verdict(0.0)))
+    groups = [
+        EvidencedGroup(scored=make_scored(verdicts=verdicts, task=make_task(samples=2, index=at)))
+        for at, verdicts in enumerate((unknown, cliff))
+    ]
+    assert [is_cliff(group) for group in groups] == [False, True]
+    assert Hdpo().diagnostics(pack(groups), 0)["hdpo/cliff_fraction"] == 1.0
+    assert Hdpo().diagnostics(pack(groups[:1]), 0)["hdpo/cliff_fraction"] == 0.0
 
 
 def test_every_cliff_is_asked_again_with_the_solution_in_its_prompt_by_the_same_policy() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from cepo.algo.base import Algorithm
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate, clipped_terms
-from cepo.algo.schedules import cosine_with_warmup
+from cepo.algo.schedules import cosine_with_warmup, linear_decay
 from cepo.algo.variants import Cepo, Grpo, Rlsd
 from tests.parity.support import (
     AGGREGATIONS,
@@ -84,6 +84,29 @@ def test_values_off_the_mask_cannot_matter(aggregation: Any) -> None:
     noisy_BT = torch.where(mask_BT.bool(), sample.logp_BT, torch.inf)
     clean, noisy = (aggregate(loss_BT, mask_BT, aggregation) for loss_BT in (sample.logp_BT, noisy_BT))
     assert torch.equal(clean, noisy)
+
+
+@pytest.mark.parametrize("padding", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_whatever_stands_on_padding_the_gradient_is_a_number_and_reaches_the_policy_alone(
+    padding: float, dual_clip: float | None
+) -> None:
+    sample = random_sample(8)
+    mask_BT, valid_BT = sample.batch.mask_BT, sample.batch.mask_BT.bool()
+    given = [torch.where(valid_BT, x_BT, 0.0) for x_BT in (sample.logp_BT, sample.logp_BT - 0.1, sample.logp_BT + 1)]
+    found = []
+    for fill in (0.0, padding):
+        inputs = [torch.where(valid_BT, x_BT, fill).requires_grad_() for x_BT in given]
+        clipped_surrogate(
+            *inputs, mask_BT, clip_low=0.2, clip_high=0.28, aggregation="token-mean", dual_clip=dual_clip
+        ).backward()
+        found.append([x_BT.grad for x_BT in inputs])
+    (clean_BT, *_), (noisy_BT, *others) = found
+    assert others == [None, None]
+    assert noisy_BT is not None
+    assert clean_BT is not None
+    assert noisy_BT.any()
+    assert torch.equal(noisy_BT, clean_BT)
 
 
 def test_an_empty_response_stays_out_of_every_denominator() -> None:
@@ -170,3 +193,9 @@ def test_the_learning_rate_factor_is_a_fraction_and_zero_after_the_end(warmup: i
         assert factor == pytest.approx(0, abs=1e-12)
     elif step >= warmup:
         assert cosine_with_warmup(warmup, warmup + rest, step + 1) < factor
+
+
+@pytest.mark.parametrize("decay_steps", [0, -1])
+def test_a_decay_over_no_steps_is_refused_with_its_value(decay_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"decay_steps must be at least 1, got {decay_steps}"):
+        linear_decay(0.5, decay_steps, 0)
