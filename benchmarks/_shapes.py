@@ -45,14 +45,16 @@ SMALL = {
 
 
 def random_qwen3(vocabulary: int, sizes: Mapping[str, int] | None = None, device: str = "cpu") -> Any:
-    """A frozen random model: float32 on the CPU, bfloat16 elsewhere."""
+    """A frozen random model."""
+    sizes = {"num_key_value_heads": 4, **(sizes or SMALL)}
+    return frozen(Qwen3ForCausalLM, Qwen3Config(**sizes, vocab_size=vocabulary, tie_word_embeddings=True), device)
+
+
+def frozen(kind: Any, config: Any, device: str) -> Any:
+    """A random model that is not trained: float32 on the CPU, bfloat16 elsewhere."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **{"num_key_value_heads": 4, **(sizes or SMALL)}, vocab_size=vocabulary, tie_word_embeddings=True
-    )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
-        model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
+        model = kind._from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     return model.eval().requires_grad_(False)
 
 

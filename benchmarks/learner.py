@@ -5,7 +5,6 @@ The loop is the usual one: logits of a padded micro-batch, log-probs of the resp
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, report, used
+from benchmarks._gpu import SHAPES, VOCABULARY, compared, described, random_model, report
 from benchmarks._shapes import (
     RESPONSE,
     ROUNDS,
@@ -108,21 +107,13 @@ def on_gpu(shape: str) -> dict[str, Any]:
     model, group = with_adapter(random_model(shape)), random_group(VOCABULARY[shape])
     weight_BT = torch.randn(SAMPLES, RESPONSE, device=model.device)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
-    figures, gap = side_by_side({name: partial(gradient, model, work) for name, work in works.items()}, ROUNDS)
-    rows = [p + r for p, r in zip(*group.rows("plain"), strict=True)]
-    base = model.get_base_model()
-    passes = {
-        name: used(base, rows, one["seconds"], tree=name == "ours", backward=True) for name, one in figures.items()
-    }
-    return {name: one | passes[name] for name, one in figures.items()} | {"largest_difference": gap}
+    gradients = {name: partial(gradient, model, work) for name, work in works.items()}
+    return compared(gradients, model.get_base_model().config, group, "plain", backward=True)
 
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one vocabulary, three rounds; under a minute")
-    parser.add_argument("--gpu", choices=SHAPES, help="random weights of this size on the GPU (the CPU without one)")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "one vocabulary, three rounds; under a minute", SHAPES).parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:
         report("learner", options.gpu, on_gpu(options.gpu), AIM)
@@ -136,7 +127,6 @@ def main() -> None:
         alternative=worst["alternative"],
         ratio=worst["ratio"],
         aim=AIM,
-        command=f"python -m benchmarks.learner{' --quick' * options.quick}",
         cases=cases,
         device=described(),
     )
