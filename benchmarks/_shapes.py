@@ -111,6 +111,24 @@ def _status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
+def case(works: Mapping[str, Callable[[], Tensor]], rounds: int, tolerance: float) -> dict[str, Any]:
+    """Figures of ours and the alternative side by side, with the ratios of their seconds and memory.
+
+    Raises:
+        SystemExit: their results differ by more than the tolerance.
+    """
+    figures, gap = side_by_side(works, rounds)
+    if gap > tolerance:
+        raise SystemExit(f"the results of {' and '.join(list(works)[:2])} differ by {gap}")
+    ours, alternative = figures["ours"], figures["alternative"]
+    return {
+        **figures,
+        "ratio": round(alternative["seconds"] / ours["seconds"], 2),
+        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
+        "largest_difference": gap,
+    }
+
+
 def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, dict[str, float]], float]:
     """Median seconds, a round of each in turn, and the peak memory of a first run, in which results are compared too.
 
