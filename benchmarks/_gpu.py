@@ -1,4 +1,4 @@
-"""Models of real sizes with random weights, from their sizes alone, and how much of a device a pass uses.
+"""Models of real sizes with random weights, from their sizes alone, and how much of a device they use.
 
 Sizes are those of the models' config.json on Hugging Face; of Qwen3-VL-2B the language part. Peak rates are NVIDIA's
 data sheets': dense bfloat16, no sparsity.
@@ -6,13 +6,25 @@ data sheets': dense bfloat16, no sparsity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
 
 from benchmarks import _report
-from benchmarks._shapes import RESPONSE, random_qwen3
+from benchmarks._shapes import HINT, RESPONSE, ROUNDS, Group, random_group, random_qwen3, side_by_side
+from benchmarks._wide import write_prompts
+from cepo import tiny
+from cepo.data import load_problems
+from cepo.rendering import Renderer
+from cepo.runconfig import RunConfig
 from cepo.tree import token_tree
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -46,17 +58,80 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": 32,
     },
 }
 """`tiny` tries the code out where there is no GPU."""
 VOCABULARY = dict.fromkeys(SHAPES, 151_936) | {"tiny": 512}
 PEAK_TERAFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A6000": 154.8}
+PRIME_RL = {
+    "qwen3-0.6b": {
+        "H100": {"tokens_per_second": 13342, "mfu": 0.109, "peak_gib": 5.1},
+        "A6000": {"tokens_per_second": 2414, "mfu": 0.063, "peak_gib": 5.1},
+    },
+    "qwen3-4b": {
+        "H100": {"tokens_per_second": 6229, "mfu": 0.217, "peak_gib": 23.3},
+        "A6000": {"tokens_per_second": 1233, "mfu": 0.136, "peak_gib": 23.3},
+    },
+}
+"""Its trainer alone with LoRA of rank 16 on sequences of 16k tokens, one GPU (github.com/PrimeIntellect-ai/prime-rl,
+benchmarks/baselines)."""
+EXAMPLES = 31
+"""Solved questions before the one that is asked: about Geo3k's 512 tokens, by the tiny tokenizer."""
+
+
+def device() -> str:
+    """The GPU, or the CPU where there is none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def random_model(shape: str) -> Any:
-    """On the GPU, or on the CPU where there is none."""
-    return random_qwen3(VOCABULARY[shape], SHAPES[shape], "cuda" if torch.cuda.is_available() else "cpu")
+    """A frozen one of this shape."""
+    return random_qwen3(VOCABULARY[shape], SHAPES[shape], device())
+
+
+def overrides(folder: Path, shape: str) -> list[str]:
+    """Writes a random model of this shape and prompts of Geo3k's length; what the tiny run files take to train it.
+
+    Its tokenizer is the tiny one, with words that no text holds up to the size of its vocabulary. Responses are as long
+    as they may be: one word of 151,936 ends them.
+    """
+    model, data = folder / "model", folder / "prompts.jsonl"
+    shutil.copytree(tiny.path(), model)
+    fill_vocabulary(model / "tokenizer.json", VOCABULARY[shape])
+    made = random_model(shape)
+    made.generation_config = GenerationConfig.from_pretrained(model)  # it names the token that ends a response
+    made.save_pretrained(model)
+    del made
+    torch.cuda.empty_cache()  # others need the room
+    write_prompts(data, EXAMPLES)
+    on_gpu = device() == "cuda"
+    return [
+        f'model.path="{model}"',
+        f'model.dtype="{"bfloat16" if on_gpu else "float32"}"',
+        "model.max_length=1024",
+        f'data.train="{data}"',
+        "lora.rank=16",
+        "lora.alpha=32",
+        f"sampling.prompts={32 if on_gpu else 4}",
+        f"sampling.max_tokens={RESPONSE}",
+        'reward.functions=["benchmarks._wide:digits"]',
+        "optim.lr=1e-12",
+        "optim.gradient_checkpointing=true",
+        "loop.deterministic=false",
+        f'engine.device="{device()}"',
+        "engine.gpu_memory_utilization=0.35",
+        f"engine.max_num_seqs={256 if on_gpu else 32}",
+        "engine.max_lora_rank=16",
+    ]
+
+
+def fill_vocabulary(file: Path, size: int) -> None:
+    """Adds words that no text holds to a tokenizer's file."""
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    words |= {f"w{number}": number for number in range(len(words), size)}
+    file.write_text(json.dumps(tokenizer))
 
 
 def described() -> str:
@@ -66,45 +141,19 @@ def described() -> str:
     return f"CPU, {torch.get_num_threads()} threads, float32, torch {torch.__version__}"
 
 
-def used(
-    model: Any, rows: Sequence[Sequence[int]], seconds: float, *, tree: bool, backward: bool = False
-) -> dict[str, float | None]:
-    """Rates of a pass over these rows, each of which ends in a response.
+def flops(config: Any, group: Group, *contexts: str, tree: bool) -> float:
+    """Of a forward pass over a group in these contexts, by a model of this configuration.
 
-    Tokens are counted row by row, as if nothing were shared, so that both ways do the same; FLOPs are those that the
-    way itself needs: a tree has each shared token once. The backward pass of a frozen base under LoRA costs as much as
-    the forward pass. MFU is the share of the GPU's peak; None where the peak is not known.
+    They are those that the way itself needs: a tree has each shared token once, and meets the vocabulary for the
+    responses alone.
     """
-    flops = _forward_flops(model, rows, tree=tree) * (2 if backward else 1)
-    peak = _peak_flops()
-    return {
-        "tokens_per_second": round(sum(map(len, rows)) / seconds, 1),
-        "teraflops_per_second": round(flops / seconds / 1e12, 3),
-        "mfu": round(flops / seconds / peak, 4) if peak else None,
-    }
-
-
-def report(name: str, shape: str, found: dict[str, Any], aim: float) -> None:
-    """Writes the figures of both ways on a model of a real size."""
-    _report.write(
-        f"{name}-{shape}",
-        ours=found["ours"],
-        alternative=found["alternative"],
-        ratio=found["alternative"]["seconds"] / found["ours"]["seconds"],
-        aim=aim,
-        command=f"python -m benchmarks.{name} --gpu {shape}",
-        largest_difference=found["largest_difference"],
-        device=described(),
-    )
-
-
-def _forward_flops(model: Any, rows: Sequence[Sequence[int]], *, tree: bool) -> float:
-    config = model.config
+    prompts, responses = group.rows(*contexts)
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     hidden, width = config.hidden_size, config.num_attention_heads * config.head_dim
     layer = hidden * (2 * width + 2 * config.num_key_value_heads * config.head_dim + 3 * config.intermediate_size)
     if tree:
-        depth_N = token_tree([list(row[:-1]) for row in rows]).depth_N
-        tokens, seen, predicted = len(depth_N), int((depth_N + 1).sum()), len(rows) * RESPONSE
+        depth_N = token_tree([row[:-1] for row in rows]).depth_N
+        tokens, seen, predicted = len(depth_N), int((depth_N + 1).sum()), sum(map(len, responses))
     else:
         tokens, seen = sum(map(len, rows)), sum(len(row) * (len(row) + 1) // 2 for row in rows)
         predicted = tokens
@@ -112,8 +161,66 @@ def _forward_flops(model: Any, rows: Sequence[Sequence[int]], *, tree: bool) -> 
     return layers + 2.0 * hidden * config.vocab_size * predicted
 
 
-def _peak_flops() -> float | None:
+def mfu(flops: float, seconds: float) -> float | None:
+    """The share of the GPU's peak; None where the peak is not known."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((1e12 * peak for gpu, peak in PEAK_TERAFLOPS.items() if gpu in name), None)
+    peak = next((1e12 * peak for gpu, peak in PEAK_TERAFLOPS.items() if gpu in name), None)
+    return round(flops / seconds / peak, 4) if peak else None
+
+
+def compared(
+    works: Mapping[str, Callable[[], Tensor]], config: Any, group: Group, *contexts: str, backward: bool = False
+) -> dict[str, Any]:
+    """Our way and the alternative's over a group, side by side, with how much of the device they use.
+
+    Tokens are counted row by row, as if nothing were shared, so that both do the same. The backward pass of a frozen
+    base under LoRA costs as much as the forward pass.
+    """
+    figures, gap = side_by_side(works, ROUNDS)
+    tokens = sum(map(len, chain(*group.rows(*contexts))))
+    found: dict[str, Any] = {"largest_difference": gap}
+    for name, one in figures.items():
+        seconds, work = one["seconds"], flops(config, group, *contexts, tree=name == "ours") * (2 if backward else 1)
+        found[name] = one | {
+            "tokens_per_second": round(tokens / seconds, 1),
+            "teraflops_per_second": round(work / seconds / 1e12, 3),
+            "mfu": mfu(work, seconds),
+        }
+    return found
+
+
+def rates(config: RunConfig, figures: Mapping[str, float]) -> dict[str, Any]:
+    """Tokens a second and MFU of a step whose seconds and mean response are these figures.
+
+    FLOPs are the least that the step needs, the same for whoever makes it: each prompt read once to sample, a tree
+    forward and backward to learn; and where a teacher measures, one of both hints.
+    """
+    model = AutoConfig.from_pretrained(config.model.path)
+    problems = load_problems(config, renderer := Renderer(config.model.path))
+    prompts = [len(renderer.prompt_ids(problems.at(at, config.loop.seed).messages)) for at in range(8)]
+    lengths = (round(statistics.mean(prompts)), HINT, round(figures["response_tokens"]))
+    group, groups = random_group(model.vocab_size, lengths), config.sampling.prompts
+    plain = groups * flops(model, group, "plain", tree=True)
+    teacher = groups * flops(model, group, "r+", "r-", tree=True) if config.algorithm.asks else 0.0
+    tokens = groups * config.sampling.samples * figures["response_tokens"]
+    return {
+        "tokens_per_second": round(tokens / figures["step_seconds"], 1),
+        "mfu": mfu(3 * plain + teacher, figures["step_seconds"]),
+        "generated_tokens_per_second": round(tokens / figures["rollout_seconds"], 1),
+        "generation_mfu": mfu(plain, figures["rollout_seconds"]),
+        "trained_tokens_per_second": round(tokens / figures["train_seconds"], 1),
+        "training_mfu": mfu(2 * plain, figures["train_seconds"]),
+    }
+
+
+def report(name: str, shape: str, found: dict[str, Any], aim: float) -> None:
+    """Writes the figures of both ways on a model of a real size."""
+    ratio = found["alternative"]["seconds"] / found["ours"]["seconds"]
+    _report.write(name, shape, **found, ratio=ratio, aim=aim, **about(shape))
+
+
+def about(shape: str | None) -> dict[str, Any]:
+    """What a result on a model of a real size says besides, where it is one."""
+    return {"device": described(), "prime_rl": PRIME_RL.get(shape)} if shape else {}

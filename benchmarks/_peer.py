@@ -1,4 +1,7 @@
-"""TRL in a virtual environment of its own, with the versions of PyTorch, transformers, PEFT and vLLM that we use."""
+"""Whom we are compared with, in a process of its own: TRL, or a plain loop of transformers and PEFT.
+
+TRL has a virtual environment of its own, with the versions of PyTorch, transformers, PEFT and vLLM that we use.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,18 @@ def install() -> None:
     done.touch()
 
 
-def trained(folder: Path, rows: Sequence[dict[str, Any]], *options: str) -> dict[str, list[float]]:
-    """One run of TRL's GRPOTrainer in a process of its own: what `_trl.py` prints."""
-    data, log = folder / "trl.jsonl", folder / "trl.log"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [FOLDER / "bin" / "python", HERE / "_trl.py", "--rows", data, *options]
+def trained(folder: Path, task: dict[str, Any], *, plain: bool) -> dict[str, list[float]]:
+    """What `_trl.py` prints of a run, or `_plain.py`.
+
+    Args:
+        task: as `train.task` has it.
+    """
+    file, log = folder / "task.json", folder / "peer.log"
+    file.write_text(json.dumps(task))
+    python = sys.executable if plain else FOLDER / "bin" / "python"
     with log.open("w") as errors:
         done = subprocess.run(
-            [str(word) for word in command],
+            [str(word) for word in (python, HERE / ("_plain.py" if plain else "_trl.py"), file)],
             cwd=folder,
             env=child_environment({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}),
             stdout=subprocess.PIPE,
@@ -48,5 +54,6 @@ def trained(folder: Path, rows: Sequence[dict[str, Any]], *options: str) -> dict
             check=False,
         )
     if done.returncode:
-        raise SystemExit(f"TRL ended with {done.returncode}:\n{log.read_text()[-2000:]}")
-    return json.loads(done.stdout.strip().rpartition("\n")[2])
+        raise SystemExit(f"the other's run ended with {done.returncode}:\n{log.read_text()[-2000:]}")
+    found: dict[str, list[float]] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    return found

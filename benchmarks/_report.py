@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +27,55 @@ def machine() -> str:
     return f"{model or platform.machine()}, {cores()} cores, Python {platform.python_version()}"
 
 
-def write(
-    name: str, *, ours: Any, alternative: Any, ratio: float, aim: float, command: str, besides: bool = True, **more: Any
-) -> None:
-    """Prints a result and writes benchmarks/results/NAME.json.
+def arguments(about: str | None, quick: str, shapes: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The options of a benchmark.
 
     Args:
+        quick: what `--quick` does.
+        shapes: real sizes that `--gpu` takes, where the benchmark has a profile for a GPU.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    if shapes:
+        about_gpu = "random weights of this size on the GPU (the CPU without one)"
+        parser.add_argument("--gpu", choices=shapes, help=about_gpu)
+    return parser
+
+
+def write(
+    name: str,
+    tried_on: str | None = None,
+    *,
+    ours: Any,
+    alternative: Any,
+    ratio: float,
+    aim: float,
+    besides: bool = True,
+    **more: Any,
+) -> None:
+    """Prints a result and writes benchmarks/results/NAME.json, with the command that this process was.
+
+    Args:
+        name: of the benchmark.
+        tried_on: a case of it that has a result of its own, NAME-CASE.json.
         ratio: what is compared with the aim; at least the aim is good.
         besides: what else the aim asks for.
         more: whatever else helps to read the figures.
     """
+    case = f"{name}-{tried_on}" if tried_on else name
     result = {
-        "name": name,
+        "name": case,
         "ours": ours,
         "alternative": alternative,
         "ratio": round(ratio, 3),
         "aim": aim,
         "met": ratio >= aim and besides,
-        "command": command,
+        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
         "machine": machine(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **more,
     }
     text = json.dumps(result, indent=2)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    (RESULTS / f"{case}.json").write_text(text + "\n")
     print(text)  # noqa: T201 what it is for

@@ -45,14 +45,16 @@ SMALL = {
 
 
 def random_qwen3(vocabulary: int, sizes: Mapping[str, int] | None = None, device: str = "cpu") -> Any:
-    """A frozen random model: float32 on the CPU, bfloat16 elsewhere."""
+    """A frozen random model."""
+    sizes = {"num_key_value_heads": 4, **(sizes or SMALL)}
+    return frozen(Qwen3ForCausalLM, Qwen3Config(**sizes, vocab_size=vocabulary, tie_word_embeddings=True), device)
+
+
+def frozen(kind: Any, config: Any, device: str) -> Any:
+    """A random model that is not trained: float32 on the CPU, bfloat16 elsewhere."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **{"num_key_value_heads": 4, **(sizes or SMALL)}, vocab_size=vocabulary, tie_word_embeddings=True
-    )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
-        model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
+        model = kind._from_config(config, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     return model.eval().requires_grad_(False)
 
 
@@ -107,6 +109,24 @@ def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
 def _status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def case(works: Mapping[str, Callable[[], Tensor]], rounds: int, tolerance: float) -> dict[str, Any]:
+    """Figures of ours and the alternative side by side, with the ratios of their seconds and memory.
+
+    Raises:
+        SystemExit: their results differ by more than the tolerance.
+    """
+    figures, gap = side_by_side(works, rounds)
+    if gap > tolerance:
+        raise SystemExit(f"the results of {' and '.join(list(works)[:2])} differ by {gap}")
+    ours, alternative = figures["ours"], figures["alternative"]
+    return {
+        **figures,
+        "ratio": round(alternative["seconds"] / ours["seconds"], 2),
+        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
+        "largest_difference": gap,
+    }
 
 
 def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, dict[str, float]], float]:

@@ -23,6 +23,7 @@ import grpc
 import httpx
 import torch
 
+from benchmarks._processes import SYSTEM_TICKS, USER_TICKS, members, memory
 from cepo import runfile
 from cepo.bus import RedisBus
 from cepo.chassis import GARBAGE_THRESHOLDS
@@ -37,8 +38,19 @@ from services.trainer.loop import Run, train
 
 RUNS = Path(__file__).parents[1] / "deploy" / "runs"
 ENGINES = ("rollout", "verifier", "teacher")
+PROCESSES = (*ENGINES, "trainer")
 READY_SECONDS = 300.0
 Row = dict[str, Any]
+TIMES = {
+    "step_seconds": "time/step_seconds",
+    "rollout_seconds": "time/rollout_seconds",
+    "train_seconds": "time/train_seconds",
+    "publish_seconds": "time/publish_seconds",
+    "reload_seconds": "time/publish_to_first_token_seconds",
+    "response_tokens": "length/mean",
+    **{f"mebibytes_{name}": f"memory/{name}" for name in PROCESSES},
+}
+"""What every comparison of whole steps tells, by the metrics that say it."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +63,20 @@ class Services:
     """Of runs, which go when the services do."""
     sessions: Mapping[str, int]
     """Every process of a service belongs to one."""
+    http: Mapping[str, str]
+    """Where each engine serves REST."""
 
     def cpu_seconds(self) -> dict[str, float]:
         """What each service has used so far, with the processes it started, and this process as the trainer."""
-        names, used = {session: name for name, session in self.sessions.items()}, dict.fromkeys(self.sessions, 0.0)
-        for file in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = file.read_text().rpartition(")")[2].split()
-                if name := names.get(int(fields[3])):
-                    used[name] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        used, second = dict.fromkeys(self.sessions, 0.0), os.sysconf("SC_CLK_TCK")
+        for name, _, fields in members(self.sessions):
+            used[name] += (int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])) / second
         return used | {"trainer": time.process_time()}
+
+    def mebibytes(self) -> dict[str, float]:
+        """What each of them holds now (`_processes.memory`)."""
+        processes = [("trainer", os.getpid()), *((name, pid) for name, pid, _ in members(self.sessions))]
+        return {name: size / 2**20 for name, size in memory(processes).items()}
 
 
 def tiny(method: str, *overrides: str) -> RunConfig:
@@ -90,16 +106,16 @@ def services(config: RunConfig) -> Iterator[Services]:
             found = SPECS["trainer"].settings(config, Settings.from_environment())
             here = {"redis_url": stack.redis_url, "host": host, "grpc_port": int(port)}
             sessions = {name: child.process.pid for name, child in stack.children.items() if child.process}
-            yield Services(found.model_copy(update=here), folder, sessions)
+            yield Services(found.model_copy(update=here), folder, sessions, stack.http)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
-async def trainer(engines: Services, config: RunConfig, name: str) -> AsyncIterator[Run]:
-    """A run's trainer, which serves its adapters to the engines."""
+async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIterator[Run]:
+    """A run's trainer, which serves its adapters to the engines; its folder is made at `path`."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
-    folder = RunDir(engines.folder / name)
+    folder = RunDir(path)
     folder.create(config, resume=False, excluded={})
     bus = await RedisBus.connect(engines.settings)
     run = assemble(folder, bus, engines.settings)
@@ -122,17 +138,20 @@ async def trainer(engines: Services, config: RunConfig, name: str) -> AsyncItera
 def trained(engines: Services, config: RunConfig, name: str) -> list[Row]:
     """Runs a method to its last step; the metrics of every step but the first, which warms up.
 
-    `cpu/SERVICE` is the mean over all of its steps.
+    `cpu/SERVICE` is the mean over all of its steps, `memory/SERVICE` MiB after the last.
     """
 
     async def whole() -> list[Row]:
-        async with trainer(engines, config, name) as run:
+        async with trainer(engines, config, engines.folder / name) as run:
             before = engines.cpu_seconds()
             await train(run, asyncio.Event())
             cpu = {f"cpu/{key}": (now - before[key]) / config.loop.steps for key, now in engines.cpu_seconds().items()}
-            return [row | cpu for row in run.folder.rows()[1:]]
+            held = {f"memory/{key}": size for key, size in engines.mebibytes().items()}
+            return [row | cpu | held for row in run.folder.rows()[1:]]
 
     rows = asyncio.run(whole())
+    gc.collect()  # the run, whose memory of the GPU others are to have
+    torch.cuda.empty_cache()
     if any(row["groups/failed"] for row in rows):
         raise SystemExit(f"groups of {name} failed")
     return rows

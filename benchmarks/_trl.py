@@ -1,19 +1,21 @@
-"""TRL's GRPOTrainer on rows of a file, in TRL's own virtual environment; the last line printed is the result, as JSON.
+"""TRL's GRPOTrainer, in TRL's own virtual environment: `python _trl.py TASK.json`, the task as `train.py` writes it.
 
-It imports nothing of the project. Generation is transformers', TRL's default: its vLLM modes need a GPU, since vLLM on
-the CPU packs weights when it loads them and then cannot take TRL's new ones ("'Parameter' object has no attribute
-'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL has on by default and which costs time; the batch
-is one micro-batch; the reward is TRL's own, on math-verify, or the share of digits.
+The last line printed is the result, as JSON. It imports nothing of the project. Generation is transformers', TRL's
+default: its vLLM modes need a GPU, since vLLM on the CPU packs weights when it loads them and then cannot take TRL's
+new ones ("'Parameter' object has no attribute 'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL
+has on by default and which costs time; the batch is one micro-batch; the reward is TRL's own, on math-verify, or the
+share of digits.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ def digits(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
 REWARDS: dict[str, Callable[..., Any]] = {"accuracy": accuracy_reward, "digits": digits}
 
 
-def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
+def settings(options: SimpleNamespace, folder: str) -> GRPOConfig:
     """The same run in TRL's words."""
     return GRPOConfig(
         output_dir=folder,
@@ -91,15 +93,7 @@ def settings(options: argparse.Namespace, folder: str) -> GRPOConfig:
 
 def main() -> None:
     """Trains and prints the seconds and the mean response of every step but the first, which warms up."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rows", required=True, type=Path, help="JSON lines of prompt (messages) and solution")
-    for name in ("prompts", "samples", "max-tokens", "rank", "alpha", "steps", "seed", "threads"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--reward", choices=REWARDS, required=True)
-    parser.add_argument("--targets", nargs="+", required=True)
-    options = parser.parse_args()
+    options = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text()))
     torch.set_num_threads(options.threads)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +101,7 @@ def main() -> None:
             model=options.model,
             reward_funcs=clock.timed("reward", REWARDS[options.reward]),
             args=settings(options, folder),
-            train_dataset=Dataset.from_list([json.loads(line) for line in options.rows.read_text().splitlines()]),
+            train_dataset=Dataset.from_list(options.rows),
             peft_config=LoraConfig(
                 r=options.rank, lora_alpha=options.alpha, target_modules=options.targets, task_type="CAUSAL_LM"
             ),
@@ -116,9 +110,9 @@ def main() -> None:
         trainer._generate = clock.timed("rollout", trainer._generate)
         trainer.train()
     seconds = [end - begun for begun, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    parts = {name: found[1:-1] for name, found in clock.parts.items()}
+    parts = {f"{name}_seconds": found[1:-1] for name, found in clock.parts.items()}
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
-    print(json.dumps({"step": seconds, **parts, "length": lengths[1:]}))  # noqa: T201 read by the benchmark
+    print(json.dumps({"step_seconds": seconds, **parts, "response_tokens": lengths[1:]}))  # noqa: T201 read by the benchmark
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ def digits(sample: Sample) -> float:
     return sum(letter.isdigit() for letter in sample.response) / max(1, len(sample.response))
 
 
+def write_prompts(file: Path, examples: int) -> None:
+    """The tiny task's problems, each behind so many solved ones."""
+    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
+    solved = [f"{row['question'].removesuffix('?')}{row['answer']}" for row in rows]
+    prompts = [" ".join([*solved[at : at + examples], row["question"]]) for at, row in enumerate(rows[examples:])]
+    asked = [row | {"question": prompt} for prompt, row in zip(prompts, rows[examples:], strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+
 def overrides(folder: Path) -> list[str]:
     """Writes the model and the prompts, each a question behind solved ones; what the run file takes to use them."""
     import torch
@@ -32,12 +41,7 @@ def overrides(folder: Path) -> list[str]:
     shutil.copytree(TINY, model)
     config = AutoConfig.from_pretrained(TINY)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(model)
-    rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
-    solved = [f"{row['question'].removesuffix('?')}{row['answer']}" for row in rows]
-    with data.open("w") as file:
-        for at, row in enumerate(rows[EXAMPLES:]):
-            question = " ".join([*solved[at : at + EXAMPLES], row["question"]])
-            file.write(json.dumps(row | {"question": question}) + "\n")
+    write_prompts(data, EXAMPLES)
     return [
         f'model.path="{model}"',
         "model.max_length=896",

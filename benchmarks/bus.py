@@ -6,7 +6,6 @@ is measured is the queue, the wire format and the checks of every message.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import statistics
@@ -29,9 +28,7 @@ def measure(shape: Shape, groups: int, rounds: int) -> list[Cost]:
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer groups; under a minute")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "fewer groups; under a minute").parse_args()
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     shape = Shape()
     groups, rounds = (200, 3) if options.quick else (600, 5)
@@ -48,7 +45,6 @@ def main() -> None:
         alternative=None,
         ratio=rate,
         aim=AIM,
-        command=f"python -m benchmarks.bus{' --quick' * options.quick}",
         samples=shape.samples,
         tokens=shape.tokens,
         bytes={type(hop).__name__: len(to_bytes(hop)) for hop in asyncio.run(_journey(shape))},

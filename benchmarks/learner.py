@@ -5,7 +5,6 @@ The loop is the usual one: logits of a padded micro-batch, log-probs of the resp
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,16 +15,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, report, used
+from benchmarks._gpu import SHAPES, VOCABULARY, compared, described, random_model, report
 from benchmarks._shapes import (
     RESPONSE,
     ROUNDS,
     SAMPLES,
     THREADS,
     Group,
+    case,
     random_group,
     random_qwen3,
-    side_by_side,
 )
 from cepo.forward import response_logps
 from cepo.products import FastLinear
@@ -88,19 +87,10 @@ def measure(vocabulary: int, rounds: int) -> dict[str, Any]:
     weight_BT = torch.randn(SAMPLES, RESPONSE)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
     works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
-    figures, gap = side_by_side({name: partial(gradient, model, work) for name, work in works.items()}, rounds)
-    for figure in figures.values():
-        figure["tokens_per_second"] = round(SAMPLES * RESPONSE / figure["seconds"], 1)
-    if gap > TOLERANCE:
-        raise SystemExit(f"gradients differ by {gap}")
-    ours, alternative = figures["ours"], figures["alternative"]
-    return {
-        "vocabulary": vocabulary,
-        **figures,
-        "ratio": round(ours["tokens_per_second"] / alternative["tokens_per_second"], 2),
-        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
-        "largest_difference": gap,
-    }
+    found = case({name: partial(gradient, model, work) for name, work in works.items()}, rounds, TOLERANCE)
+    for name in works:
+        found[name]["tokens_per_second"] = round(SAMPLES * RESPONSE / found[name]["seconds"], 1)
+    return {"vocabulary": vocabulary, **found}
 
 
 def on_gpu(shape: str) -> dict[str, Any]:
@@ -108,35 +98,26 @@ def on_gpu(shape: str) -> dict[str, Any]:
     model, group = with_adapter(random_model(shape)), random_group(VOCABULARY[shape])
     weight_BT = torch.randn(SAMPLES, RESPONSE, device=model.device)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
-    figures, gap = side_by_side({name: partial(gradient, model, work) for name, work in works.items()}, ROUNDS)
-    rows = [p + r for p, r in zip(*group.rows("plain"), strict=True)]
-    base = model.get_base_model()
-    passes = {
-        name: used(base, rows, one["seconds"], tree=name == "ours", backward=True) for name, one in figures.items()
-    }
-    return {name: one | passes[name] for name, one in figures.items()} | {"largest_difference": gap}
+    gradients = {name: partial(gradient, model, work) for name, work in works.items()}
+    return compared(gradients, model.get_base_model().config, group, "plain", backward=True)
 
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one vocabulary, three rounds; under a minute")
-    parser.add_argument("--gpu", choices=SHAPES, help="random weights of this size on the GPU (the CPU without one)")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "one vocabulary, three rounds; under a minute", SHAPES).parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:
         report("learner", options.gpu, on_gpu(options.gpu), AIM)
         return
     sizes = SIZES[:1] if options.quick else SIZES
     cases = [measure(vocabulary, 3 if options.quick else ROUNDS) for vocabulary in sizes]
-    worst = min(cases, key=lambda case: case["ratio"])
+    worst = min(cases, key=lambda one: one["ratio"])
     _report.write(
         "learner",
         ours=worst["ours"],
         alternative=worst["alternative"],
         ratio=worst["ratio"],
         aim=AIM,
-        command=f"python -m benchmarks.learner{' --quick' * options.quick}",
         cases=cases,
         device=described(),
     )

@@ -1,12 +1,11 @@
 """Memory of a run's processes with the teacher as a service and with it in the trainer, on the shipped tiny model.
 
 Proportional set sizes, which count once what processes share. The tiny model itself is 2 MB: what is saved here is a
-process; with a larger one its weights come on top.
+process; with a larger one its weights come on top. `--gpu` takes a random model of a real size, and a GPU's memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import statistics
@@ -17,7 +16,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks import _report
+from benchmarks import _gpu, _report
+from benchmarks._processes import PARENT, members, memory, stats
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
@@ -28,9 +28,9 @@ SAMPLE_SECONDS = 0.5
 START_SECONDS = 300.0
 
 
-def measure(layout: str) -> dict[str, int]:
+def measure(layout: str, *overrides: str) -> dict[str, int]:
     """Bytes of each service with its children, once steps go by: medians over some seconds."""
-    settings = (*SETTINGS, f"engine.teacher={layout}", "loop.steps=100000")
+    settings = (*SETTINGS, *overrides, f"engine.teacher={layout}", "loop.steps=100000")
     words = [word for setting in settings for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
@@ -57,57 +57,38 @@ def measure(layout: str) -> dict[str, int]:
 
 def _sizes(launcher: int) -> dict[str, int]:
     """Bytes by service; Redis and the launcher, which are in both layouts, are left out."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            services = [word.decode() for word in words if word.startswith(b"services.")]
-            names |= {int(entry.name): name.removeprefix("services.") for name in services}
-    sizes: dict[str, int] = defaultdict(int)
-    for pid in parents:
-        at, name = pid, ""
-        while at in parents and at != launcher:
-            name, at = names.get(at, name), parents[at]
-        if at == launcher and name:
-            sizes[name] += _proportional(pid)
-    return sizes
-
-
-def _proportional(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0  # it ended meanwhile
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    sessions: dict[str, int] = {}
+    for pid, fields in stats():
+        if int(fields[PARENT]) == launcher:  # each of its children leads a session
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            sessions |= {word.removeprefix("services."): pid for word in words if word.startswith("services.")}
+    return memory((name, pid) for name, pid, _ in members(sessions))
 
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round; under two minutes")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "one round; under two minutes", _gpu.SHAPES).parse_args()
     rounds = 1 if options.quick else 3
     found: dict[str, list[dict[str, int]]] = {layout: [] for layout in LAYOUTS}
-    for _ in range(rounds):
-        for layout in LAYOUTS:
-            found[layout].append(measure(layout))
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = _gpu.overrides(Path(folder), options.gpu) if options.gpu else []
+        for _ in range(rounds):
+            for layout in LAYOUTS:
+                found[layout].append(measure(layout, *overrides))
     apart, colocated = (
         {name: round(statistics.median(one[name] for one in found[layout]) / 1e6) for name in sorted(found[layout][0])}
         for layout in LAYOUTS
     )
     _report.write(
         "memory",
+        options.gpu,
         ours={"megabytes": sum(colocated.values()), "services": colocated},
         alternative={"megabytes": sum(apart.values()), "services": apart},
         ratio=sum(apart.values()) / sum(colocated.values()),
         aim=1.0,
-        command=f"python -m benchmarks.memory{' --quick' * options.quick}",
         rounds=rounds,
         load=os.getloadavg()[0],
+        **_gpu.about(options.gpu),
     )
 
 

@@ -2,19 +2,20 @@
 
 The clock starts before the adapter is serialised, and stops when the rollout service's engine has sampled a token with
 it; in between are the file, the announcement, the transfer by gRPC, the digest, vLLM's load and the proof. Every
-version has new weights, and a group is asked of it at once.
+version has new weights, and a group is asked of it at once. `--gpu` does so with a random model of a real size.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks import _report
+from benchmarks import _gpu, _report
 from benchmarks._stack import Services, services, tiny, trainer
 from cepo.contracts import EvidencedGroup
 
@@ -28,11 +29,11 @@ PUBLISHED_SECONDS = {
 with LoRA over a bucket (huggingface.co/blog), prime-rl's file watcher (github.com/PrimeIntellect-ai/prime-rl)."""
 
 
-async def measure(engines: Services, versions: int) -> dict[str, list[float]]:
+async def measure(engines: Services, versions: int, *overrides: str) -> dict[str, list[float]]:
     """Seconds of each version after one that warms up."""
     found: dict[str, list[float]] = {"first_token": [], "publish": [], "first_group": []}
-    config = tiny("grpo", f"loop.steps={versions + 1}", "sampling.prompts=1")
-    async with trainer(engines, config, "reload") as run:
+    config = tiny("grpo", *overrides, f"loop.steps={versions + 1}", "sampling.prompts=1")
+    async with trainer(engines, config, engines.folder / "reload") as run:
         for step in range(versions + 1):
             with torch.no_grad():
                 for parameter in run.learner.parameters:
@@ -55,23 +56,25 @@ async def measure(engines: Services, versions: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="ten versions; half a minute, most of it vLLM's start")
-    options = parser.parse_args()
+    about = "ten versions; half a minute, most of it vLLM's start"
+    options = _report.arguments(__doc__, about, _gpu.SHAPES).parse_args()
     versions = 10 if options.quick else 40
-    with services(tiny("grpo")) as engines:
-        found = asyncio.run(measure(engines, versions))
+    with TemporaryDirectory() as folder:
+        overrides = _gpu.overrides(Path(folder), options.gpu) if options.gpu else []
+        with services(tiny("grpo", *overrides)) as engines:
+            found = asyncio.run(measure(engines, versions, *overrides))
     ours = {f"{name}_seconds": round(statistics.median(seconds), 4) for name, seconds in found.items()}
     fastest = min(PUBLISHED_SECONDS.values())
     _report.write(
         "reload",
+        options.gpu,
         ours=ours | {"first_token_slowest_seconds": round(max(found["first_token"]), 4)},
         alternative=PUBLISHED_SECONDS,
         ratio=fastest / ours["first_token_seconds"],
         aim=fastest / AIM_SECONDS,
-        command=f"python -m benchmarks.reload{' --quick' * options.quick}",
         aim_seconds=AIM_SECONDS,
         versions=versions,
+        **_gpu.about(options.gpu),
     )
 
 

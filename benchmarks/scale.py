@@ -6,7 +6,6 @@ Redis and trainer are real but for their engines. The costs say where growth end
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from typing import Any
@@ -63,9 +62,7 @@ async def fan_out(engines: int) -> float:
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer numbers of workers; under a minute")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "fewer numbers of workers; under a minute").parse_args()
     counts, rounds = ((1, 8, 64), 2) if options.quick else ((1, 2, 4, 8, 16, 32, 64), 12)
     shape = Shape(tokens=1024)
     costs = {count: measure(count, rounds, shape) for count in counts}
@@ -79,7 +76,6 @@ def main() -> None:
         alternative={str(count): round(rates[1] * count, 2) for count in counts},
         ratio=rates[most] / (rates[1] * most),
         aim=AIM,
-        command=f"python -m benchmarks.scale{' --quick' * options.quick}",
         unit="groups per second by workers; the alternative is linear",
         samples=shape.samples,
         tokens=shape.tokens,

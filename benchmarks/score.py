@@ -7,7 +7,6 @@ the temperature, cross-entropy on the response.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from itertools import chain
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, described, random_model, report, used
+from benchmarks._gpu import SHAPES, VOCABULARY, compared, described, random_model, report
 from benchmarks._shapes import (
     ROUNDS,
     THREADS,
@@ -25,6 +24,7 @@ from benchmarks._shapes import (
     TINY_LENGTHS,
     TINY_WORDS,
     Group,
+    case,
     random_group,
     random_qwen3,
     side_by_side,
@@ -76,18 +76,7 @@ def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
     works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
     if (vocabulary, names) == CASES[0]:
         works["alternative_with_our_products"] = lambda: on_onednn(model, group, contexts)
-    figures, gap = side_by_side(works, rounds)
-    if gap > TOLERANCE:
-        raise SystemExit(f"log-probs differ by {gap}")
-    ours, alternative = figures["ours"], figures["alternative"]
-    return {
-        "vocabulary": vocabulary,
-        "contexts": names,
-        **figures,
-        "ratio": round(alternative["seconds"] / ours["seconds"], 2),
-        "memory_ratio": round(ours["peak_mib"] / alternative["peak_mib"], 3),
-        "largest_difference": gap,
-    }
+    return {"vocabulary": vocabulary, "contexts": names, **case(works, rounds, TOLERANCE)}
 
 
 def against_vllm(ours: float, rounds: int) -> dict[str, Any]:
@@ -136,32 +125,25 @@ def on_gpu(shape: str) -> dict[str, Any]:
     """Both ways on a model of a real size, with how much of the device they use."""
     model, group, contexts = random_model(shape), random_group(VOCABULARY[shape]), CONTEXTS["r+ r-"]
     works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
-    figures, gap = side_by_side(works, ROUNDS)
-    rows = [p + r for p, r in zip(*group.rows(*contexts), strict=True)]
-    found = {name: one | used(model, rows, one["seconds"], tree=name == "ours") for name, one in figures.items()}
-    return found | {"largest_difference": gap}
+    return compared(works, model.config, group, *contexts)
 
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one case, three rounds; under a minute")
-    parser.add_argument("--gpu", choices=SHAPES, help="random weights of this size on the GPU (the CPU without one)")
-    options = parser.parse_args()
+    options = _report.arguments(__doc__, "one case, three rounds; under a minute", SHAPES).parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:
         report("score", options.gpu, on_gpu(options.gpu), SPEED_AIM)
         return
-    cases = [measure(*case, 3 if options.quick else ROUNDS) for case in (CASES[:1] if options.quick else CASES)]
-    worst = min(cases, key=lambda case: case["ratio"])
+    cases = [measure(*of, 3 if options.quick else ROUNDS) for of in (CASES[:1] if options.quick else CASES)]
+    worst = min(cases, key=lambda one: one["ratio"])
     _report.write(
         "score",
         ours=worst["ours"],
         alternative=worst["alternative"],
         ratio=worst["ratio"],
         aim=SPEED_AIM,
-        command=f"python -m benchmarks.score{' --quick' * options.quick}",
-        besides=all(case["memory_ratio"] <= MEMORY_AIM for case in cases),
+        besides=all(one["memory_ratio"] <= MEMORY_AIM for one in cases),
         memory_aim=MEMORY_AIM,
         cases=cases,
         vllm_prompt_logprobs=None if options.quick else against_vllm(cases[0]["ours"]["seconds"], ROUNDS),

@@ -2,43 +2,40 @@
 
 Runs of both take turns, on policy (`loop.lag=0`) and one step behind (`loop.lag=1`). The learning rate is all but zero,
 so that the two sample the same tokens in every step and their difference is the credit's cost alone; CEPO's lambda is
-above zero in every step that counts.
+above zero in every step that counts. `--gpu` does so with a random model of a real size.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import _report
-from benchmarks._stack import Row, medians, services, tiny, trained
+from benchmarks import _gpu, _report
+from benchmarks._stack import PROCESSES, TIMES, Row, medians, services, tiny, trained
 
 AIM = 1.02
 """Of GRPO's time; the paper's Table 3 has 6:34 against 5:58 hours, 1.10 (arXiv:2605.19436)."""
 PAPER = 1.10
 FROZEN = "optim.lr=1e-12"
-PARTS = {
-    "step_seconds": "time/step_seconds",
-    "rollout_seconds": "time/rollout_seconds",
-    "train_seconds": "time/train_seconds",
-    "publish_seconds": "time/publish_seconds",
+PARTS = TIMES | {
     "teacher_seconds": "time/teacher_seconds",
     "teacher_exposed_seconds": "time/teacher_exposed_seconds",
     "generated_tokens": "tokens/generated",
     "lambda": "credit/lambda",
-    **{f"cpu_seconds_{name}": f"cpu/{name}" for name in ("rollout", "verifier", "teacher", "trainer", "redis")},
+    **{f"cpu_seconds_{name}": f"cpu/{name}" for name in (*PROCESSES, "redis")},
 }
 
 
-def measure(lags: Sequence[int], rounds: int, steps: int) -> dict[int, list[tuple[Row, Row]]]:
+def measure(lags: Sequence[int], rounds: int, steps: int, *more: str) -> dict[int, list[tuple[Row, Row]]]:
     """Steps of both by lag, in pairs: the same step of the same round."""
     pairs: dict[int, list[tuple[Row, Row]]] = {lag: [] for lag in lags}
-    with services(tiny("cepo", f"loop.lag={max(lags)}")) as engines:
+    with services(tiny("cepo", *more, f"loop.lag={max(lags)}")) as engines:
         for turn in range(rounds):
             for lag in lags:
-                overrides = (FROZEN, f"loop.lag={lag}", f"loop.steps={steps + 1}", f"loop.seed={turn}")
+                overrides = (*more, FROZEN, f"loop.lag={lag}", f"loop.steps={steps + 1}", f"loop.seed={turn}")
                 ours = trained(engines, tiny("cepo", *overrides), f"cepo-{lag}-{turn}")
                 alternative = trained(engines, tiny("grpo", *overrides), f"grpo-{lag}-{turn}")
                 pairs[lag] += zip(ours, alternative, strict=True)
@@ -60,21 +57,27 @@ def compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="five steps of each on policy; a minute, half of it start")
-    quick = parser.parse_args().quick
-    found = measure((0,), 1, 5) if quick else measure((0, 1), 2, 6)
-    cases = {f"lag {lag}": compared(pairs) for lag, pairs in found.items()}
+    about = "five steps of each on policy; a minute, half of it start"
+    asked = _report.arguments(__doc__, about, _gpu.SHAPES).parse_args()
+    with TemporaryDirectory() as folder:
+        more = _gpu.overrides(Path(folder), asked.gpu) if asked.gpu else []
+        found = measure((0,), 1, 5, *more) if asked.quick else measure((0, 1), 1 if asked.gpu else 2, 6, *more)
+        cases = {f"lag {lag}": compared(pairs) for lag, pairs in found.items()}
+        if asked.gpu:
+            for case in cases.values():
+                for method, figures in (("cepo", case["ours"]), ("grpo", case["alternative"])):
+                    figures |= _gpu.rates(tiny(method, *more), figures)
     on_policy = cases["lag 0"]
     _report.write(
         "step",
+        asked.gpu,
         ours=on_policy["ours"],
         alternative=on_policy["alternative"],
         ratio=1 / (1 + on_policy["overhead"]),
         aim=round(1 / AIM, 3),
-        command=f"python -m benchmarks.step{' --quick' * quick}",
         overhead_of_the_paper=round(PAPER - 1, 2),
         cases=cases,
+        **_gpu.about(asked.gpu),
     )
 
 

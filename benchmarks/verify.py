@@ -7,7 +7,6 @@ until an arithmetic operation ends; they are counted apart, and left out of the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import math
@@ -124,8 +123,7 @@ async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[st
 
 def main() -> None:
     """Prints the result and writes it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer items; under a minute")
+    parser = _report.arguments(__doc__, "fewer items; under a minute")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -140,7 +138,6 @@ def main() -> None:
         alternative=alone,
         ratio=pooled["items_per_second"] / alone["items_per_second"],
         aim=AIM,
-        command=f"python -m benchmarks.verify{' --quick' * options.quick} --workers {options.workers}",
         items=len(items),
         hostile=bombs,
         rounds=options.rounds,

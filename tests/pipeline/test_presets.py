@@ -6,29 +6,22 @@ import asyncio
 import json
 import math
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
 import torch
 
+from benchmarks import _stack
 from cepo import runfile, tiny
 from cepo.algo.base import Metrics
-from cepo.bus import RedisBus
-from cepo.local import Stack, running
-from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.rundir import RunDir
-from cepo.settings import Settings
 from cepo.tiny import demos, task
-from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from services.trainer.report import finished
 from tests.factories import RUNS
@@ -37,9 +30,7 @@ from tests.pipeline.support import ROOT, rows
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 STEPS = 3
-READY_SECONDS = 240.0
 PRESETS = sorted(path.stem for path in RUNS.glob("*.toml"))
-ENGINES = ("rollout", "verifier", "teacher")
 SIZES = (
     "model.dtype=float32",
     "model.max_length=224",
@@ -76,9 +67,8 @@ PARTICULAR = {
 class Services:
     """What a trainer needs: the run files' common changes, and where everything is."""
 
-    settings: Settings
+    engines: _stack.Services
     overrides: tuple[str, ...]
-    http: dict[str, str]
 
 
 class Scorer(BaseHTTPRequestHandler):
@@ -113,19 +103,9 @@ def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[
     overrides = (*SIZES, f"model.path={tiny.path()}", f"data.train={data}")
     widest = ("model.max_length=256", f"reward.scorer={scorer}")  # a context may hold a peer's response
     config = runfile.load(RUNS / "prm.toml", [*overrides, *widest])
-    stack = Stack(config, RunDir(folder / "run"), services=ENGINES)
-    stack.run.logs.mkdir(parents=True)
-    with running(stack):
-        deadline = time.monotonic() + READY_SECONDS
-        while not all(ready(address) for address in stack.http.values()):
-            stack.check()
-            assert time.monotonic() < deadline, "the services are not ready"
-            time.sleep(0.5)
-        host, _, port = stack.grpc["trainer"].rpartition(":")
-        settings = Settings.from_environment().model_copy(
-            update={"redis_url": stack.redis_url, "host": host, "grpc_port": int(port), "threads": 1}
-        )
-        yield Services(settings, (*overrides, f"reward.scorer={scorer}"), stack.http)
+    with _stack.services(config) as engines:
+        alone = engines.settings.model_copy(update={"threads": 1})
+        yield Services(replace(engines, settings=alone), (*overrides, f"reward.scorer={scorer}"))
 
 
 def examples() -> Iterator[dict[str, str]]:
@@ -136,41 +116,19 @@ def examples() -> Iterator[dict[str, str]]:
         yield {"question": problem.question, "answer": answer, "solution": right, "chosen": right, "rejected": wrong}
 
 
-def ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
 @asynccontextmanager
 async def trainer(preset: str, services: Services, folder: Path, *overrides: str) -> AsyncIterator[Run]:
     """The parts of a run, with its adapters at hand for the engines."""
     torch.set_num_threads(1)
     common = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
     config = runfile.load(RUNS / f"{preset}.toml", [*common, *PARTICULAR.get(preset, ()), *overrides])
-    run_dir = RunDir(folder)
-    run_dir.create(config, resume=False, excluded={})
-    bus = await RedisBus.connect(services.settings)
-    run = assemble(run_dir, bus, services.settings)
-
-    class Servicer(services_pb2_grpc.TrainerServiceServicer):
-        FetchPolicy = staticmethod(run.publisher.stream)
-
-    server = grpc.aio.server()
-    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
-    server.add_insecure_port(f"{services.settings.host}:{services.settings.grpc_port}")
-    await server.start()
-    try:
+    async with _stack.trainer(services.engines, config, folder) as run:
         yield run
-    finally:
-        await server.stop(0)
-        await bus.close()
 
 
 def measured(services: Services, metric: str) -> dict[str, float]:
     """A metric of both engines."""
-    pages = {name: httpx.get(f"{services.http[name]}/metrics").text for name in ("rollout", "teacher")}
+    pages = {name: httpx.get(f"{services.engines.http[name]}/metrics").text for name in ("rollout", "teacher")}
     return {name: float(page.split(f"\n{metric} ")[1].split("\n")[0]) for name, page in pages.items()}
 
 
