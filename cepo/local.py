@@ -7,7 +7,6 @@ user's mistake: its last line is the message and everything ends. Children die w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cepo.children import die_with_parent
 from cepo.connections import free_ports, shown
 from cepo.deployment import REDIS_OPTIONS, SPECS, environment, processes
 from cepo.errors import CepoError, Unreachable, UserError
@@ -244,9 +244,3 @@ def running(stack: Stack) -> Iterator[Stack]:
         raise
     finally:
         stack.stop(grace)
-
-
-def die_with_parent() -> None:
-    """In a child before it begins: it is killed once the thread that made it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -140,6 +140,12 @@ def pid_of(name: str, run_dir: Path) -> int:
     raise AssertionError(f"no {name} process of {run_dir}")
 
 
+def engine_of(pid: int) -> psutil.Process:
+    """vLLM's own process behind a rollout service."""
+    (engine,) = (p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))
+    return engine
+
+
 def kill(name: str, run_dir: Path) -> None:
     os.kill(pid_of(name, run_dir), signal.SIGKILL)
 

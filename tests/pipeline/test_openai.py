@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -34,7 +35,7 @@ from cepo.wire import from_proto, to_proto
 from services.trainer.learner import Learner
 from tests.factories import make_config
 from tests.pipeline import harness
-from tests.pipeline.support import SLOW_SECONDS
+from tests.pipeline.support import SLOW_SECONDS, engine_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,6 +50,7 @@ class Served:
 
     def __init__(self, stack: Stack, out: Path, found: list[Measured], run_dir: RunDir) -> None:
         self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
+        self.process = stack.children["rollout"].process
         self.out = out
         self.found = found
         self.run_dir = run_dir
@@ -243,3 +245,12 @@ async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_i
     listed = [model.id for model in served.sdk().models.list()]
     assert listed == ["policy", served.names[3], served.names[1], "base"]
     assert served.sdk().completions.create(model="policy", prompt="1").model == served.names[3]
+
+
+def test_vllms_own_process_ends_with_a_service_that_is_killed(served: Served) -> None:
+    """Last: it ends the service of this file."""
+    assert served.process is not None
+    engine = engine_of(served.process.pid)
+    served.process.kill()
+    _, left = psutil.wait_procs([engine], timeout=SLOW_SECONDS)
+    assert not left

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.exploring import BRIEF, LENIENT, explore
-from tests.pipeline.support import SLOW_SECONDS, TINY, asked
+from tests.pipeline.support import SLOW_SECONDS, TINY, asked, engine_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -26,8 +26,7 @@ def end_engine(rollout: str) -> None:
     """Kills vLLM's own process behind a rollout service."""
     port = int(rollout.rpartition(":")[2])
     (listening,) = (c.pid for c in psutil.net_connections("tcp4") if c.laddr.port == port and c.status == "LISTEN")
-    (engine,) = (p for p in psutil.Process(listening).children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))
-    engine.kill()
+    engine_of(listening).kill()
 
 
 def answers_while_ending(rollout: str) -> list[str]:
