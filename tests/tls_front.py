@@ -9,14 +9,12 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from tests.conftest import unused_port
-
 
 class TlsFront:
     """Listens on a port of its own while it is entered; callers must show a certificate."""
 
     def __init__(self, certificates: str, behind: int) -> None:
-        self.port = unused_port()
+        self.port = 0
         self._behind = behind
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.verify_mode = ssl.CERT_REQUIRED
@@ -27,7 +25,7 @@ class TlsFront:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._listening.wait(10)
+        assert self._listening.wait(60)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -36,7 +34,8 @@ class TlsFront:
 
     async def _run(self) -> None:
         self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port = server.sockets[0].getsockname()[1]
         self._listening.set()
         await self._done.wait()
         server.close()  # what is open ends with the loop

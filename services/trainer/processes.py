@@ -19,9 +19,9 @@ from tempfile import mkdtemp
 
 import torch
 
+from cepo.children import die_with_parent
 from cepo.errors import UserError
 from cepo.images import ImageStore
-from cepo.local import die_with_parent
 from cepo.rendering import Renderer
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir

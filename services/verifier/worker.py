@@ -29,8 +29,8 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id, None while there is no process."""
-        return self._process.pid if self._process is not None else None
+        """Process id, None while there is no process that lives."""
+        return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     async def start(self) -> None:
         """Starts the process if there is none that lives, and waits until it is warm.
@@ -39,7 +39,7 @@ class Worker:
             RuntimeError: it does not come up.
             UserError: a reward function cannot be loaded.
         """
-        if self._process is not None and self._process.is_alive():
+        if self.pid is not None:
             return
         self.kill()
         self._process, self._connection = await asyncio.to_thread(self._spawn)
@@ -66,9 +66,14 @@ class Worker:
         await self.start()
         assert self._connection is not None
         try:
-            async with asyncio.timeout(self._deadline_seconds):
-                self._connection.send(asked)
-                finding = await self._receive()
+            self._connection.send(asked)
+            try:
+                async with asyncio.timeout(self._deadline_seconds):
+                    finding = await self._receive()
+            except TimeoutError:
+                if not self._connection.poll():
+                    raise
+                finding = self._connection.recv()  # it came in time, and this process was late to look
         except BaseException:
             self.kill()  # its next reply would be for this item
             raise

@@ -16,7 +16,8 @@ import pytest
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-START_SECONDS = 30.0
+SLOW_SECONDS = 100.0
+"""For a start, a command or a change of a page, on a machine that is busy with other things."""
 
 
 def executable() -> str | None:
@@ -36,35 +37,46 @@ class Browser:
         command = [str(executable()), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         command += ["--hide-scrollbars", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._open = contextlib.ExitStack()
+        self._open.callback(self._process.wait)
+        self._open.callback(self._process.kill)
         self._numbers = itertools.count(1)
         self._session = ""
         self.events: list[dict[str, Any]] = []
-        port_file = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + START_SECONDS
+        try:
+            self._attach(profile / "DevToolsActivePort")
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, port_file: Path) -> None:
+        """Waits until the process says where it listens, and opens its tab."""
+        deadline = time.monotonic() + SLOW_SECONDS
         while not (port_file.exists() and port_file.read_text().count("\n") == 1):
             assert time.monotonic() < deadline, "chromium does not start"
             assert self._process.poll() is None, "chromium ended"
             time.sleep(0.02)
         port, path = port_file.read_text().split("\n")
-        self._open = contextlib.ExitStack()
-        self._socket = self._open.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None))
+        there = f"ws://127.0.0.1:{port}{path}"
+        self._socket = self._open.enter_context(
+            connect(there, max_size=None, proxy=None, open_timeout=SLOW_SECONDS, ping_interval=None)
+        )
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
         self.size(1280, 900)
 
     def close(self) -> None:
         self._open.close()
-        self._process.kill()
-        self._process.wait()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol; what happens meanwhile is kept in `events`."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
-        while (reply := json.loads(self._socket.recv(timeout=30))).get("id") != number:
+        while (reply := json.loads(self._socket.recv(timeout=SLOW_SECONDS))).get("id") != number:
             self.events.append(reply)
         assert "error" not in reply, reply
         return reply["result"]
@@ -72,8 +84,13 @@ class Browser:
     def open(self, url: str) -> None:
         """Loads a page; nothing of the one before it is remembered."""
         self.events.clear()
-        self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while not any(self._is_load(event, loader) for event in self.events):  # until then the one before it may answer
+            self.events.append(json.loads(self._socket.recv(timeout=SLOW_SECONDS)))
+
+    def settle(self) -> None:
+        """Waits until nothing fades or moves any more."""
+        self.until("document.getAnimations().length === 0")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
@@ -81,7 +98,7 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def until(self, condition: str, seconds: float = 30.0) -> None:
+    def until(self, condition: str, seconds: float = SLOW_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < deadline, f"never: {condition}"
@@ -142,6 +159,11 @@ class Browser:
     def picture(self, file: Path) -> None:
         """The whole page as PNG."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+
+    @staticmethod
+    def _is_load(event: dict[str, Any], loader: str) -> bool:
+        about = event.get("params", {})
+        return event.get("method") == "Page.lifecycleEvent" and (about["name"], about["loaderId"]) == ("load", loader)
 
     def _centre(self, selector: str) -> tuple[float, float]:
         found = f"document.querySelector({json.dumps(selector)})"

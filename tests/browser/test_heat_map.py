@@ -107,11 +107,11 @@ def test_sliders_recolour_without_another_call(page: Browser) -> None:
     slide(page, "lam", 0)
     page.until("getComputedStyle(document.querySelector('.token')).backgroundColor.includes(', 0)')")
     page.until("document.getElementById('lam-value').value === '0.00'")
-    page.run("new Promise(done => setTimeout(done, 200))")  # the colours fade
+    page.settle()  # the colours fade
     assert max(alphas(page)) == 0
     slide(page, "lam", 1)
     slide(page, "eps", 0.9)
-    page.run("new Promise(done => setTimeout(done, 200))")
+    page.settle()
     assert max(alphas(page)) > max(before)
     slide(page, "eps", 0.05)
     assert text(page, "#panels dd") != "0.0 %"
@@ -128,7 +128,7 @@ def test_another_response_and_another_method_are_a_click_away(page: Browser) -> 
         "(s => { s.selectedIndex = 2; s.dispatchEvent(new Event('change')); })"
         "(document.querySelector('#panels select'))"
     )
-    page.run("new Promise(done => setTimeout(done, 200))")
+    page.settle()
     assert max(alphas(page, panel=1)) == 0
 
 
@@ -248,7 +248,7 @@ def test_the_palette_and_the_theme_change_the_colours(page: Browser) -> None:
     colour = f"getComputedStyle(document.querySelector('{decisive}')).backgroundColor"
     green = page.run(colour)
     page.click("#palette")
-    page.run("new Promise(done => setTimeout(done, 200))")
+    page.settle()
     assert page.run(colour) != green
     assert page.run("document.getElementById('palette').ariaPressed") == "true"
     page.click("#theme")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from cepo import tiny
 from cepo.contracts import Message
 from cepo.rendering import INSTRUCTION, Renderer
-from cepo.settings import child_environment
+from tests.pipeline.support import started
 
 DATA = """
 dataset_path: json
@@ -57,18 +58,13 @@ def write_tasks(folder: Path, count: int) -> None:
         (folder / f"{name}.yaml").write_text(task + DATA.format(rows=folder / "rows.jsonl"))
 
 
-def start(model: str, arguments: str, folder: Path, token: str) -> subprocess.Popen[bytes]:
+def started_on(model: str, arguments: str, folder: Path, token: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """lm-eval's own command, without a network."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / f"{model}-home")}
     words = ["run", "--model", model, "--model_args", arguments, "--tasks", "tiny_sums,tiny_steps", "--device", "cpu"]
     words += ["--include_path", str(folder), "--output_path", str(folder / model), "--log_samples", "--batch_size", "8"]
-    with (folder / f"{model}.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lm_eval", *words],
-            env=child_environment({**offline, "OPENAI_API_KEY": token, "OMP_NUM_THREADS": "1"}),
-            stdout=log,
-            stderr=log,
-        )
+    variables = {**offline, "OPENAI_API_KEY": token, "OMP_NUM_THREADS": "1"}
+    return started([sys.executable, "-m", "lm_eval", *words], folder / f"{model}.log", **variables)
 
 
 def results(folder: Path) -> dict[str, Any]:

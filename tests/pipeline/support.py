@@ -8,8 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+
+import httpx
+import psutil
 
 from cepo.settings import child_environment
 
@@ -17,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
 SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
 """A run of seconds once the engines are up."""
+SLOW_SECONDS = 60.0
+"""For one call, to a service that shares two cores with others."""
 DOCUMENTED_KEYS = [
     "step",
     "policy_version",
@@ -55,15 +61,37 @@ def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: 
     return [sys.executable, "-m", "cepo", "train", str(file), "--run-dir", str(run_dir), *chosen, *more]
 
 
-def start(run_dir: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(run_dir, *more),
-        cwd=ROOT,
-        env=child_environment(variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@contextmanager
+def started(words: Sequence[str], log: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block, and everything that it started with it, so that nothing stays behind.
+
+    What it says is kept for `communicate`, or written to a file.
+    """
+    with (
+        log.open("w") if log else nullcontext(subprocess.PIPE) as out,
+        subprocess.Popen(
+            words, cwd=ROOT, env=child_environment(variables), stdout=out, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kills a process, if it lives, and everything that it started: first itself, or it would start that again."""
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def run(run_dir: Path, *more: str, **variables: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A run as a user starts it."""
+    return started(command(run_dir, *more), **variables)
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
@@ -71,16 +99,21 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400) -> None:
     """Waits for a condition; fails at once, with what the run printed, if the run ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
             raise AssertionError(f"the run ended with {process.returncode}: {process.communicate()[0]}")
         if time.monotonic() > deadline:
-            process.kill()
+            end(process)
             raise AssertionError(f"not within {seconds} s: {process.communicate()[0]}")
         time.sleep(0.02)
+
+
+def asked(url: str) -> str:
+    """What a service answers, which on a busy machine may take it a while."""
+    return httpx.get(url, timeout=SLOW_SECONDS).text
 
 
 def pid_of(name: str, run_dir: Path) -> int:
@@ -107,8 +140,26 @@ def pid_of(name: str, run_dir: Path) -> int:
     raise AssertionError(f"no {name} process of {run_dir}")
 
 
+def engine_of(pid: int) -> psutil.Process:
+    """vLLM's own process behind a rollout service."""
+    (engine,) = (p for p in psutil.Process(pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))
+    return engine
+
+
 def kill(name: str, run_dir: Path) -> None:
     os.kill(pid_of(name, run_dir), signal.SIGKILL)
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """A run that stands still, however fast it is: its Redis is stopped, until the block ends or kills it."""
+    redis = psutil.Process(pid_of("redis", run_dir))
+    redis.suspend()
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            redis.resume()
 
 
 def _grpc_port(name: str, run_dir: Path) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pipeline.support import kill, rows, start, wait_until
+from tests.pipeline.support import asked, held, kill, rows, run, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -34,13 +33,14 @@ def weights(run_dir: Path, folder: str) -> dict[str, torch.Tensor]:
 
 def test_an_average_teaches_through_a_killed_trainer(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = start(run_dir, *(word for setting in SETTINGS for word in ("--set", setting)))
-    wait_until(lambda: len(rows(run_dir)) > 1, process, 240)
-    addresses = json.loads((run_dir / "services.json").read_text())
-    assert set(addresses["http"]) == set(addresses["grpc"]) == {"trainer", "rollout", "verifier"}
-    assert 'cepo_groups_in_hand{stage="teach"}' in httpx.get(f"{addresses['http']['trainer']}/metrics").text
-    kill("trainer", run_dir)
-    printed, _ = process.communicate(timeout=400)
+    with run(run_dir, *(word for setting in SETTINGS for word in ("--set", setting))) as process:
+        wait_until(lambda: len(rows(run_dir)) > 1, process)
+        with held(run_dir):
+            addresses = json.loads((run_dir / "services.json").read_text())
+            assert set(addresses["http"]) == set(addresses["grpc"]) == {"trainer", "rollout", "verifier"}
+            assert 'cepo_groups_in_hand{stage="teach"}' in asked(f"{addresses['http']['trainer']}/metrics")
+            kill("trainer", run_dir)
+        printed, _ = process.communicate()
     assert process.returncode == 0, printed
     assert not (run_dir / "logs" / "teacher.log").exists()
 

@@ -20,8 +20,9 @@ from tests.conftest import REDIS_SERVER
 from tests.pipeline.link_parts import GROUPS
 from tests.pipeline.support import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OUTAGE_SECONDS = 10.0
+START_SECONDS = 200.0
 HUB, TRAINER, WORKER = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 
 
@@ -89,13 +90,13 @@ def steps(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def wait_for(count: int, out: Path, processes: dict[str, subprocess.Popen[bytes]], logs: Path, seconds: float) -> None:
+def wait_for(count: int, out: Path, processes: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
     """Waits until so many steps have ended; fails at once, with its log, if a process ends before."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + START_SECONDS
     while len(steps(out)) < count:
         ended = [name for name, process in processes.items() if process.poll() is not None]
         assert not ended, (logs / f"{ended[0]}.log").read_text()[-3000:]
-        assert time.monotonic() < deadline, f"{len(steps(out))} of {count} steps after {seconds} s"
+        assert time.monotonic() < deadline, f"{len(steps(out))} of {count} steps after {START_SECONDS} s"
         time.sleep(0.05)
 
 
@@ -120,20 +121,23 @@ def test_a_run_survives_ten_seconds_without_redis_and_without_the_trainer(hosts:
         for name, (host, command, own) in planned.items():
             variables = Settings.model_validate({**common, **own}).to_environment() if name != "redis" else {}
             processes[name] = hosts.spawn(host, command, tmp_path / f"{name}.log", **variables)
-            time.sleep(0.5 if name == "redis" else 0.0)
-        wait_for(2, out, processes, tmp_path, 30)
+            while name == "redis" and "Ready to accept connections" not in (tmp_path / "redis.log").read_text():
+                assert processes[name].poll() is None, (tmp_path / "redis.log").read_text()
+                time.sleep(0.05)
+        wait_for(2, out, processes, tmp_path)
         hosts.link("worker", "down")
+        cut = len(steps(out))
         time.sleep(OUTAGE_SECONDS / 2)
-        stalled = len(steps(out))
         hosts.link("trainer", "down")
         time.sleep(OUTAGE_SECONDS / 2)
+        stalled = len(steps(out))
         hosts.link("worker", "up")
         time.sleep(OUTAGE_SECONDS / 2)
-        assert len(steps(out)) == stalled, "a step ended without a link: the test shows nothing"
+        assert len(steps(out)) == stalled <= cut + 1, "a step ended without a link: the test shows nothing"
         hosts.link("trainer", "up")
-        wait_for(stalled + 3, out, processes, tmp_path, 30)
+        wait_for(stalled + 3, out, processes, tmp_path)
         processes["trainer"].send_signal(signal.SIGTERM)
-        assert processes["trainer"].wait(20) == 0, (tmp_path / "trainer.log").read_text()[-3000:]
+        assert processes["trainer"].wait(100) == 0, (tmp_path / "trainer.log").read_text()[-3000:]
     finally:
         for process in processes.values():
             process.kill()

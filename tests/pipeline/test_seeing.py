@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from cepo.tiny.figures import QUESTION, figures
-from tests.pipeline.support import ROOT, command, rows
+from tests.pipeline.support import ROOT, command, rows, started
 from tests.vision_support import BLANK, one_colour
 
 pytestmark = pytest.mark.slow
@@ -31,7 +30,7 @@ def written(path: Path, found: list[dict[str, Any]]) -> str:
     return f"'{path}'"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> None:
     drawn = list(islice(figures(0, held_out=False), 20))
     train = [row(figure.problem.answer, figure.png()) for figure in drawn]
@@ -48,14 +47,14 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
         "data.on_bad_row='drop'",
     )
     run_dir = tmp_path / "run"
-    words = command(run_dir, settings=(*SETTINGS, *data), file=RUN)
-    ended = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280)
-    assert ended.returncode == 0, ended.stdout
-    assert "16 problems, 32 held out" in ended.stdout
+    with started(command(run_dir, settings=(*SETTINGS, *data), file=RUN)) as process:
+        printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert "16 problems, 32 held out" in printed
     reasons = ("a damaged image", "1 image for 2 <image> marks", "an image of 5000 x 5000 pixels")
     for number, reason in enumerate(reasons, start=5):
-        assert ended.stdout.count(f"row {number}: column 'images' holds {reason}") == 1
-    assert "and 1 more" in ended.stdout
+        assert printed.count(f"row {number}: column 'images' holds {reason}") == 1
+    assert "and 1 more" in printed
     found = rows(run_dir)
     assert [each["groups/failed"] for each in found] == [0, 0, 0]
     assert 0 < max(each["rollout/logp_gap"] for each in found) < 1e-5

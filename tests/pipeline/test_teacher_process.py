@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -15,11 +13,12 @@ import cepo.tiny
 from cepo.client import AsyncClient, Client
 from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
-from cepo.settings import Settings, child_environment
+from cepo.settings import Settings
 from cepo.web import Refusal
 from tests.conftest import RedisServer, unused_port
+from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
 TOKEN = "secret"
 BODY = {
     "messages": [{"role": "user", "content": "23 + 45 - 17 = ?"}],
@@ -32,47 +31,34 @@ REQUEST = CreditRequest.model_validate(BODY)
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a teacher that is ready."""
-    redis = RedisServer(tmp_path_factory.mktemp("redis"), unused_port())
-    redis.start()
-    verifier = Settings(redis_url=redis.url, grpc_port=unused_port(), token=TOKEN, threads=1)
-    teacher = verifier.model_copy(
-        update={
-            "grpc_port": unused_port(),
-            "http_port": unused_port(),
-            "verifier_address": f"127.0.0.1:{verifier.grpc_port}",
-            "model": str(cepo.tiny.path()),
-            "dtype": "float32",
-        }
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"services.{name}"], cwd=ROOT, env=child_environment(settings.to_environment())
+    folder = tmp_path_factory.mktemp("services")
+    with RedisServer(folder) as redis, ExitStack() as stack:
+        verifier = Settings(redis_url=redis.url, grpc_port=unused_port(), token=TOKEN, threads=1)
+        teacher = verifier.model_copy(
+            update={
+                "grpc_port": unused_port(),
+                "http_port": unused_port(),
+                "verifier_address": f"127.0.0.1:{verifier.grpc_port}",
+                "model": str(cepo.tiny.path()),
+                "dtype": "float32",
+            }
         )
-        for name, settings in (("verifier", verifier), ("teacher", teacher))
-    ]
-    address = f"http://127.0.0.1:{teacher.http_port}"
-    try:
-        await_credit(address)
+        for name, settings in (("verifier", verifier), ("teacher", teacher)):
+            words, log = [sys.executable, "-m", f"services.{name}"], folder / f"{name}.log"
+            process = stack.enter_context(started(words, log, **settings.to_environment()))
+        address = f"http://127.0.0.1:{teacher.http_port}"
+        wait_until(lambda: answers(address), process)
         yield address
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(20)
-        redis.kill()
 
 
-def await_credit(address: str, seconds: float = 60.0) -> None:
-    """Waits until both services answer."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with Client(address, TOKEN) as client:
-                client.credit(REQUEST)
-            return
-        except Unreachable:
-            assert time.monotonic() < deadline, "teacher and verifier do not answer"
-            time.sleep(0.2)
+def answers(address: str) -> bool:
+    """Whether both services do."""
+    try:
+        with Client(address, TOKEN) as client:
+            client.credit(REQUEST)
+    except Unreachable:
+        return False
+    return True
 
 
 def test_responses_are_graded_by_the_verifier_and_every_token_is_weighed(url: str) -> None:
@@ -119,7 +105,7 @@ def test_a_mistake_a_missing_token_and_a_missing_trainer_are_errors_of_their_own
 
 
 def test_the_page_is_served_and_says_nothing_of_anybody(url: str) -> None:
-    page = httpx.get(url)
+    page = httpx.get(url, timeout=SLOW_SECONDS)
     assert page.status_code == 200
     assert page.text.startswith("<!doctype html>")
     assert '"live": true' in page.text

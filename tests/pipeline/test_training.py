@@ -27,7 +27,7 @@ from tests.browser.chromium import needs_chromium
 from tests.exploring import explore
 from tests.otlp import Collector, Span
 from tests.pipeline.following import Seen, followed
-from tests.pipeline.support import DOCUMENTED_KEYS, ROOT, kill, rows, start, wait_until
+from tests.pipeline.support import DOCUMENTED_KEYS, ROOT, SLOW_SECONDS, asked, held, kill, rows, run, wait_until
 from tests.promql import Query, Scrapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -50,13 +50,13 @@ class Observed:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     scrapes = Scrapes()
-    with Collector() as collector:
-        process = start(run_dir, CEPO_OTLP_ENDPOINT=collector.endpoint)
+    with Collector() as collector, run(run_dir, CEPO_OTLP_ENDPOINT=collector.endpoint) as process:
         for steps in (3, 5):
-            wait_until(lambda: len(rows(run_dir)) >= steps, process, 240)  # noqa: B023 it is called in this turn alone
-            addresses = json.loads((run_dir / "services.json").read_text())["http"]
-            scrapes.add(time.time(), {name: httpx.get(f"{url}/metrics").text for name, url in addresses.items()})
-        printed, _ = process.communicate(timeout=400)
+            wait_until(lambda: len(rows(run_dir)) >= steps, process)  # noqa: B023 it is called in this turn alone
+            with held(run_dir):
+                addresses = json.loads((run_dir / "services.json").read_text())["http"]
+                scrapes.add(time.time(), {name: asked(f"{url}/metrics") for name, url in addresses.items()})
+        printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return Observed(run_dir, printed, scrapes, collector.traces)
 
@@ -121,8 +121,8 @@ def test_a_group_is_one_trace_through_all_services(observed: Observed) -> None:
 def dashboard_of(run_dir: Path) -> dict[str, float]:
     """The first row that a run at work tells the dashboard of; its page answers too."""
     address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
-    assert '<h2 id="groups-title">' in httpx.get(f"{address}/").text
-    with httpx.stream("GET", f"{address}/v1/events", timeout=20) as reply:
+    assert '<h2 id="groups-title">' in asked(f"{address}/")
+    with httpx.stream("GET", f"{address}/v1/events", timeout=SLOW_SECONDS) as reply:
         lines = reply.iter_lines()
         assert "event: row" in lines
         return json.loads(next(lines).removeprefix("data: "))
@@ -145,21 +145,21 @@ class Disturbed:
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     folder = tmp_path_factory.mktemp("disturbed")
     run_dir = folder / "run"
-    process = start(run_dir)
-    wait_until(lambda: len(rows(run_dir)) >= 1, process, 240)
-    assert dashboard_of(run_dir)["step"] == 0
-    process.send_signal(signal.SIGINT)
-    stopped, _ = process.communicate(timeout=120)
+    with run(run_dir) as process:
+        wait_until(lambda: len(rows(run_dir)) >= 1, process)
+        with held(run_dir):
+            assert dashboard_of(run_dir)["step"] == 0
+            process.send_signal(signal.SIGINT)
+        stopped, _ = process.communicate()
     assert process.returncode == 0, stopped
     done = len(rows(run_dir))
 
-    process = start(run_dir, "--resume")
-    wait_until(lambda: len(rows(run_dir)) > done, process, 240)
-    kill("rollout", run_dir)  # the first, as it takes the longest to be back: the run cannot end while a page is opened
-    with followed(run_dir, folder / "profile", STEPS) as seen:
-        for name in ("verifier", "teacher", "redis", "trainer"):
-            kill(name, run_dir)
-    printed, _ = process.communicate(timeout=400)
+    with run(run_dir, "--resume") as process:
+        wait_until(lambda: len(rows(run_dir)) > done, process)
+        with held(run_dir), followed(run_dir, folder / "profile", STEPS) as seen:
+            for name in ("rollout", "verifier", "teacher", "redis", "trainer"):
+                kill(name, run_dir)
+        printed, _ = process.communicate()
     assert process.returncode == 0, printed
     return Disturbed(run_dir, stopped, done, seen)
 
@@ -228,7 +228,7 @@ def test_every_adapter_loads_in_stock_vllm_and_scores_as_peft_does(
             [sys.executable, script, json.dumps(job)], stdout=file, stderr=file, start_new_session=True
         )
     try:
-        assert process.wait(200) == 0, log.read_text()[-3000:]
+        assert process.wait() == 0, log.read_text()[-3000:]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the engine's processes outlive a script that ends at once

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +20,17 @@ from cepo.auth import call_metadata
 from cepo.bus import RedisBus
 from cepo.contracts import Outcome, ScoredGroup
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.settings import Settings, child_environment
+from cepo.settings import Settings
 from cepo.wire import from_proto, to_proto
 from tests.conftest import RedisServer, unused_port
 from tests.factories import make_group, make_task
+from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 
-ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "services.verifier")
 TOKEN = "secret"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 SERVICE = "cepo.v1.VerifierService"
 GRADE = {"response": "so \\boxed{x+x}", "answer": "2x"}
-
-
-def spawn(settings: Settings) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "services.verifier"]
-    environment = child_environment(settings.to_environment())
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @dataclass(frozen=True)
@@ -54,43 +47,32 @@ class Running:
         return stub.Check(health_pb2.HealthCheckRequest(service=service))
 
     def stop(self) -> tuple[int, str]:
-        """Exit code and standard error after SIGTERM."""
+        """Exit code and what was said after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=10)
-        return self.process.returncode, errors
+        said, _ = self.process.communicate(timeout=SLOW_SECONDS)
+        return self.process.returncode, said
 
 
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    redis = RedisServer(tmp_path_factory.mktemp("redis"), unused_port())
-    redis.start()
-    settings = Settings(
-        redis_url=redis.url,
-        grpc_port=unused_port(),
-        http_port=unused_port(),
-        token=TOKEN,
-        threads=1,
-    )
-    process = spawn(settings)
-    with (
-        httpx.Client(base_url=f"http://127.0.0.1:{settings.http_port}", headers=AUTHORIZED) as web,
-        grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel,
-    ):
-        wait_until_ready(web)
-        yield Running(process, settings, web, channel)
-    process.kill()
-    process.communicate()
-    redis.kill()
+    ports = {"grpc_port": unused_port(), "http_port": unused_port()}
+    with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        settings = Settings(redis_url=redis.url, token=TOKEN, threads=1, **ports)
+        base, headers = f"http://127.0.0.1:{settings.http_port}", AUTHORIZED
+        with (
+            started(COMMAND, **settings.to_environment()) as process,
+            httpx.Client(base_url=base, headers=headers, timeout=SLOW_SECONDS) as web,
+            grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel,
+        ):
+            wait_until(lambda: is_ready(web), process)
+            yield Running(process, settings, web, channel)
 
 
-def wait_until_ready(web: httpx.Client) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):  # not listening yet
-            if web.get("/readyz").status_code == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the verifier does not become ready")
+def is_ready(web: httpx.Client) -> bool:
+    try:
+        return web.get("/readyz").status_code == 200
+    except httpx.TransportError:  # not listening yet
+        return False
 
 
 def test_operators_see_health_metrics_and_the_interface(verifier: Running) -> None:
@@ -230,17 +212,17 @@ def test_an_absent_redis_is_one_line_and_exit_2(free_port: Callable[[], int]) ->
 
 
 def assert_refused(settings: Settings, *says: str) -> None:
-    process = spawn(settings)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 2, errors
-    (line,) = errors.splitlines()
+    with started(COMMAND, **settings.to_environment()) as process:
+        said, _ = process.communicate()
+    assert process.returncode == 2, said
+    (line,) = said.splitlines()
     assert all(part in line for part in says), line
 
 
 def test_sigterm_drains_and_ends(verifier: Running) -> None:
     """Last: it ends the verifier of this file."""
     pid = verifier.process.pid
-    code, errors = verifier.stop()
-    assert code == 0, errors
-    assert "Traceback" not in errors
+    code, said = verifier.stop()
+    assert code == 0, said
+    assert "Traceback" not in said
     assert not Path(f"/proc/{pid}").exists()

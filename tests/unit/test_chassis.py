@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable
 
@@ -31,10 +30,10 @@ async def test_replies_on_a_kept_connection_do_not_wait_for_the_clients_acknowle
                 break
             except httpx.ConnectError:
                 await asyncio.sleep(0.05)
-        for _ in range(10):
+        for _ in range(50):
             begun = time.perf_counter()
             assert (await client.post("/healthz", json={"method": "not allowed"})).status_code == 405
             seconds.append(time.perf_counter() - begun)
     done.set()
     await running
-    assert statistics.median(seconds) < 0.025  # Nagle's algorithm makes it 0.04
+    assert min(seconds) < 0.025  # Nagle's algorithm makes every one of them 0.04, whatever the machine

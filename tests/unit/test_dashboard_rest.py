@@ -200,7 +200,7 @@ async def test_events_tell_of_rows_phases_failures_and_of_going_back_and_end_wit
 
     async def until(wanted: str) -> list[tuple[str, Any]]:
         seen = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(100):
             async for name, data in events:
                 seen.append((name, data))
                 if name == wanted:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +14,7 @@ from cepo.cli import main
 from cepo.rundir import RunDir
 from services.trainer.learner import Learner
 from tests.factories import make_config
+from tests.serving import served
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +32,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         for name, data in learner.adapter_files().items():
             (folder / name).write_bytes(data)
     return run
-
-
-@contextlib.contextmanager
-def served(app: FastAPI, port: int) -> Iterator[str]:
-    """An application on loopback."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        pass
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 def test_the_newest_adapter_is_written_as_it_is(
@@ -92,16 +73,14 @@ def test_nothing_is_overwritten_and_an_untrained_run_exports_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_status_is_what_the_trainer_says(
-    tmp_path: Path, free_port: Callable[[], int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    app, port = FastAPI(), free_port()
+def test_the_status_is_what_the_trainer_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = FastAPI()
 
     @app.get("/v1/status")
     def status() -> dict[str, object]:
         return {"run": "r", "phase": "rollout", "step": 3}
 
-    with served(app, port) as address:
+    with served(app) as address:
         (tmp_path / "services.json").write_text(json.dumps({"http": {"trainer": address}}))
         assert main(["status", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"run": "r", "phase": "rollout", "step": 3}

@@ -15,7 +15,6 @@ from cepo.image_cache import CHUNK_BYTES, ImageCache, fetch_from_trainer, no_ima
 from cepo.images import ImageStore
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.settings import Settings
-from tests.conftest import unused_port
 from tests.vision_support import drawn, picture_of
 
 ONE, TWO = drawn(5, 3), drawn(6, 3)
@@ -30,10 +29,9 @@ async def test_an_image_is_streamed_from_the_trainer_to_who_has_the_token(tmp_pa
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         FetchImage = staticmethod(serve_images(store))
 
-    address = f"127.0.0.1:{unused_port()}"
     server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens("secret"))], options=GRPC_OPTIONS)
     services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
-    server.add_insecure_port(address)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
         assert await fetch_from_trainer(Settings(trainer_address=address, token="secret"), large.ref) == large.data

@@ -100,7 +100,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
         Stage.TEACH: slow,
     }
     stop = asyncio.Event()
-    async with asyncio.timeout(60), AsyncExitStack() as stack:
+    async with asyncio.timeout(200), AsyncExitStack() as stack:
         await stack.enter_async_context(resident(scorer, bus, cache))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         for stage, handler in handlers.items():

@@ -24,6 +24,7 @@ from cepo.stage import StageLoop
 from cepo.telemetry import loading
 from cepo.testing import MemoryBus
 from cepo.wire import to_bytes
+from services.trainer.loop import Run
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 from tests.conftest import RedisServer
@@ -49,7 +50,7 @@ async def work(handler: Callable[[Any], Any], tasks: int, until: Callable[[], bo
     """A rollout stage with a handler, until something is so."""
     bus, stop = MemoryBus(CLAIM_SECONDS), asyncio.Event()
     await bus.publish("rollout", [make_task(index=i) for i in range(tasks)])
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
         loop = StageLoop(bus, Stage.ROLLOUT, handler, 64, CLAIM_SECONDS, deliveries)
         group.create_task(loop.run(stop))
         while not until():
@@ -57,11 +58,17 @@ async def work(handler: Callable[[Any], Any], tasks: int, until: Callable[[], bo
         stop.set()
 
 
+def waited(run: Run) -> set[str]:
+    """The alert of a trainer that waited for its teacher, if it did: on a busy machine any may."""
+    row = run.status.row
+    return {"CepoTeacherNotHidden"} if row["time/teacher_exposed_seconds"] > row["time/step_seconds"] / 10 else set()
+
+
 async def test_a_healthy_run_wakes_nobody(tmp_path: Path) -> None:
     before = exposition()
-    await complete(tmp_path / "healthy")
+    run = await complete(tmp_path / "healthy")
     scrapes, now = lasting(before, exposition(), 20 * 60)
-    assert {name for name in RULES if firing(name, scrapes, now)} == set()
+    assert {name for name in RULES if firing(name, scrapes, now)} == waited(run)
 
 
 async def test_a_run_that_stands_still_is_noticed_after_half_an_hour(tmp_path: Path) -> None:
@@ -75,15 +82,15 @@ async def test_a_run_that_stands_still_is_noticed_after_half_an_hour(tmp_path: P
     ("name", "fault"),
     [
         ("CepoLogProbGap", Fault(logp_shift=-0.5)),
-        ("CepoTeacherNotHidden", Fault(teacher_seconds=0.6)),
+        ("CepoTeacherNotHidden", Fault(teacher_seconds=1.0)),
         ("CepoNoSignal", Fault(always_wrong=True)),
     ],
 )
 async def test_a_step_that_goes_wrong_is_seen_in_its_numbers(name: str, fault: Fault, tmp_path: Path) -> None:
-    await complete(tmp_path / name, fault)
+    run = await complete(tmp_path / name, fault)
     assert {labels["run"] for labels in fires(name)} == {name}
     others = {"CepoLogProbGap", "CepoTeacherNotHidden", "CepoNoSignal"} - {name}
-    assert not any(fires(other) for other in others)
+    assert {other for other in others if fires(other)} == waited(run) - {name}
 
 
 async def test_weights_that_are_not_proven_are_an_alert(tmp_path: Path) -> None:
@@ -124,7 +131,7 @@ async def test_a_group_that_nobody_finishes_is_an_alert(redis_server: RedisServe
         await stop.wait()
         raise UserError("it is over")
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
         group.create_task(StageLoop(bus, Stage.ROLLOUT, never, claim_seconds=0.2).run(stop))
         while not counted("cepo_queue_oldest_seconds", stage="rollout"):
             await asyncio.sleep(0.01)
@@ -151,7 +158,7 @@ async def test_an_engine_that_cannot_load_what_is_published_is_two_alerts(tmp_pa
         def close(self) -> None: ...
 
     cache, failures = AdapterCache(tmp_path / "cache", fetch, keep=2), counted("cepo_engine_load_failures_total")
-    async with asyncio.timeout(10), resident(Engine(), bus, cache):
+    async with asyncio.timeout(100), resident(Engine(), bus, cache):
         while counted("cepo_engine_load_failures_total") == failures:
             await bus.announce(POLICY)
             await asyncio.sleep(0.01)
@@ -185,7 +192,7 @@ async def test_a_service_that_is_not_ready_or_does_not_answer_is_an_alert(free_p
 
     service = chassis.Service("teacher", "toy", lambda server: None, idle)
     running = asyncio.create_task(chassis.run(service, settings))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         while (text := await scrape()) is None:
             await asyncio.sleep(0.05)
         assert fires("CepoServiceNotReady", {"teacher": text}) == [{"job": "cepo", "service": "teacher"}]

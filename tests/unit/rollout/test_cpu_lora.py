@@ -53,5 +53,5 @@ cpu_lora.install()
 for ids, wanted in zip(cases, theirs):
     torch.testing.assert_close(ran(ids), wanted)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -17,8 +17,6 @@ from cepo.settings import Settings
 from services.rollout.engine import _engine_args
 from tests.factories import make_config
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 def fetched() -> Iterator[tuple[int, list[str]]]:

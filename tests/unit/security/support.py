@@ -71,6 +71,6 @@ async def verify(service: Settings, caller: Settings) -> grpc.StatusCode:
     """What a caller is told that asks for a verdict over gRPC."""
     async with channel(f"127.0.0.1:{service.grpc_port}", caller) as connection:
         call = services_pb2_grpc.VerifierServiceStub(connection).Verify(
-            to_proto(make_group()), metadata=Tokens.of(caller).metadata(), timeout=5.0
+            to_proto(make_group()), metadata=Tokens.of(caller).metadata(), timeout=60.0
         )
         return await call.code()

@@ -36,14 +36,15 @@ async def test_grpc_bounds_the_message() -> None:
 
 async def test_above_the_rate_a_caller_is_told_to_wait() -> None:
     async with (
-        served(requests_per_second=5.0, token="t") as service,
+        served(requests_per_second=2.0, token="t") as service,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.http_port}") as web,
     ):
-        replies = [await web.post("/echo", headers={"Authorization": f"Bearer {guess}"}) for guess in range(14)]
-    assert [reply.status_code for reply in replies[:10]] == [401] * 10  # two seconds' worth at once
-    assert replies[-1].status_code == 429
-    assert replies[-1].headers["retry-after"] == "1"
-    assert "5 requests a second" in replies[-1].json()["detail"]
+        replies = [await web.post("/echo", headers={"Authorization": f"Bearer {guess}"}) for guess in range(4)]
+        assert [reply.status_code for reply in replies] == [401] * 4  # two seconds' worth at once
+        while (reply := await web.post("/echo")).status_code != 429:  # the bucket fills while a busy machine is slow
+            assert reply.status_code == 401
+    assert reply.headers["retry-after"] == "1"
+    assert "2 requests a second" in reply.json()["detail"]
 
 
 class Bucket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -45,29 +44,21 @@ def answers(web: httpx.Client) -> str:
 
 
 def test_logs_replies_and_openapi_of_a_service_hold_no_secret(tmp_path: Path) -> None:
-    redis = RedisServer(tmp_path, unused_port(), PASSWORD)
-    redis.start()
-    settings = Settings(
-        redis_url=redis.url,
-        grpc_port=unused_port(),
-        http_port=unused_port(),
-        token=TOKEN,
-        threads=1,
-        log_level="DEBUG",
-    )
-    process = start(settings)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.http_port}") as web:
-            while not ready(web):
-                assert process.poll() is None
-                time.sleep(0.05)
-            told = answers(web)
-            redis.kill()  # what it says when Redis goes is looked at too
-            time.sleep(0.5)
-    finally:
-        redis.kill()
-        process.send_signal(signal.SIGKILL)
-        written, _ = process.communicate(timeout=10)
+    ports = {"grpc_port": unused_port(), "http_port": unused_port()}
+    with RedisServer(tmp_path, PASSWORD) as redis:
+        settings = Settings(redis_url=redis.url, token=TOKEN, threads=1, log_level="DEBUG", **ports)
+        process = start(settings)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{settings.http_port}", timeout=60) as web:
+                while not ready(web):
+                    assert process.poll() is None
+                    time.sleep(0.05)
+                told = answers(web)
+                redis.kill()  # what it says when Redis goes is looked at too
+                time.sleep(0.5)
+        finally:
+            process.kill()
+            written, _ = process.communicate(timeout=60)
     assert "401" in told
     assert "bearer" in told
     assert '"level"' in written
@@ -84,16 +75,14 @@ def ready(web: httpx.Client) -> bool:
 
 
 def test_a_wrong_password_and_a_malformed_address_are_not_repeated(tmp_path: Path, redis_server: RedisServer) -> None:
-    with_password = RedisServer(tmp_path, unused_port(), "another")
-    with_password.start()
-    for url in (f"redis://:{PASSWORD}@127.0.0.1:{with_password.port}/0", f"redis://:{PASSWORD}/x@127.0.0.1:1/0"):
-        ended = start(Settings(redis_url=url, token=TOKEN))
-        written, _ = ended.communicate(timeout=20)
-        assert ended.returncode == 2
-        (line,) = written.splitlines()
-        assert "CEPO_REDIS_URL" in line
-        assert PASSWORD not in line
-    with_password.kill()
+    with RedisServer(tmp_path, "another") as redis:
+        for url in (f"redis://:{PASSWORD}@127.0.0.1:{redis.port}/0", f"redis://:{PASSWORD}/x@127.0.0.1:1/0"):
+            with start(Settings(redis_url=url, token=TOKEN)) as ended:
+                written = ended.stdout.read() if ended.stdout else ""
+            assert ended.returncode == 2
+            (line,) = written.splitlines()
+            assert "CEPO_REDIS_URL" in line
+            assert PASSWORD not in line
 
 
 def test_settings_and_the_run_folder_hold_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

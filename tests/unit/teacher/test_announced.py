@@ -31,7 +31,7 @@ async def test_what_is_announced_is_loaded_while_a_pass_of_the_version_before_go
     bus, cache = MemoryBus(), AdapterCache(tmp_path, fetch, keep=4)
     scorer = TransformersScorer(Settings(model=MODEL, dtype="float32", max_loras=2), RENDERER, cache)
     old, new = published
-    async with asyncio.timeout(20), resident(scorer, bus, cache):
+    async with asyncio.timeout(200), resident(scorer, bus, cache):
         before = await scorer.score(make_pairs(), 1.0, old)
         scoring = asyncio.create_task(scorer.score(make_pairs(), 1.0, old))
         while fetched != [old, new]:

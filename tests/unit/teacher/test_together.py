@@ -14,7 +14,7 @@ import torch
 
 import cepo.tiny
 from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyRef
+from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef
 from cepo.forward import load_causal_lm
 from cepo.rendering import Renderer
 from cepo.settings import Settings
@@ -44,31 +44,43 @@ class CountedBase(Base):
             yield
 
 
+class CountedScorer(TransformersScorer):
+    """A scorer that knows how many calls came to it; each waits for its pass before another is counted."""
+
+    calls = 0
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        proof = await super().load(policy)
+        self.calls += 1
+        return proof
+
+
 async def no_adapter(policy: PolicyRef) -> dict[str, bytes]:
     raise AssertionError(f"nobody asks for {policy}")
 
 
-async def started(folder: Path, concurrency: int = 8) -> tuple[TransformersScorer, CountedBase]:
+async def started(folder: Path, concurrency: int = 8) -> tuple[CountedScorer, CountedBase]:
     """A scorer with the base model resident, and its base."""
     base = CountedBase(load_causal_lm(MODEL, "float32", "cpu"))
     settings = Settings(model=MODEL, dtype="float32", concurrency=concurrency)
-    scorer = TransformersScorer(settings, RENDERER, AdapterCache(folder, no_adapter, keep=1), base=base)
+    scorer = CountedScorer(settings, RENDERER, AdapterCache(folder, no_adapter, keep=1), base=base)
     await scorer.load(BASE_POLICY)
-    base.passes = 0
+    base.passes = scorer.calls = 0
     return scorer, base
 
 
-async def at_once(base: Base, *calls: Any) -> list[Any]:
-    """What calls give that all came before the first pass began; an error in its place."""
+async def at_once(scorer: CountedScorer, base: Base, *calls: Any) -> list[Any]:
+    """What the first calls of a scorer give, that all came before its first pass began; an error in its place."""
     with base.turn:
         tasks = [asyncio.ensure_future(call) for call in calls]
-        await asyncio.sleep(0.05)
+        while scorer.calls < len(calls):
+            await asyncio.sleep(0.01)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_what_waits_is_scored_in_one_pass(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path)
-    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
+    found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
     assert base.passes <= 2  # the first may have been taken before the others came
     for pairs, rows in zip(GROUPS, found, strict=True):
         for row, wanted in zip(rows, await scorer.score(pairs, 1.0, BASE_POLICY), strict=True):
@@ -78,7 +90,7 @@ async def test_what_waits_is_scored_in_one_pass(tmp_path: Path) -> None:
 async def test_only_what_is_measured_alike_goes_together(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path)
     calls = [scorer.score(GROUPS[0], 1.0, BASE_POLICY), scorer.score(GROUPS[0], 0.5, BASE_POLICY)]
-    cold, warm, pooled = await at_once(base, *calls, scorer.pool(GROUPS[0], BASE_POLICY))
+    cold, warm, pooled = await at_once(scorer, base, *calls, scorer.pool(GROUPS[0], BASE_POLICY))
     assert base.passes == 3
     assert cold != warm
     assert len(pooled[0]) == base.model.config.hidden_size
@@ -86,7 +98,7 @@ async def test_only_what_is_measured_alike_goes_together(tmp_path: Path) -> None
 
 async def test_with_a_concurrency_of_one_a_group_is_always_alone(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path, concurrency=1)
-    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
+    found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
     assert base.passes == len(GROUPS)
     assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
 
@@ -94,14 +106,14 @@ async def test_with_a_concurrency_of_one_a_group_is_always_alone(tmp_path: Path)
 async def test_groups_share_a_pass_as_long_as_they_are_small(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path)
     large = [Pair(tuple(3 + (at * i) % 400 for i in range(1500)), (8, 9)) for at in range(1, 5)]
-    await at_once(base, *(scorer.score([pair], 1.0, BASE_POLICY) for pair in large))
+    await at_once(scorer, base, *(scorer.score([pair], 1.0, BASE_POLICY) for pair in large))
     assert 2 <= base.passes <= 3  # two of them fill a pass
 
 
 async def test_a_bad_group_fails_alone(tmp_path: Path) -> None:
     scorer, base = await started(tmp_path)
     groups = [*GROUPS[:3], OUTSIDE, *GROUPS[3:]]
-    found = await at_once(base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in groups))
+    found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in groups))
     assert isinstance(found.pop(3), IndexError)
     assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
 

@@ -28,7 +28,7 @@ def make_collector(bus: MemoryBus, tasks: Sequence[PromptTask] = TASKS) -> Colle
 
 
 async def taken(collector: Collector, tasks: Sequence[PromptTask] = TASKS) -> list[EvidencedGroup | GroupFailed]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         return await collector.take(tasks)
 
 

@@ -125,11 +125,11 @@ async def test_a_pass_waits_for_the_learners_turn_to_end(tmp_path: Path) -> None
     def turn() -> None:
         with process.learner.base.turn:
             begun.set()
-            end.wait(10)
+            end.wait(100)
             order.append("learnt")
 
     learning = asyncio.create_task(asyncio.to_thread(turn))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 100)
     scoring = asyncio.create_task(process.scorer.score(PAIRS, 1.0, BASE_POLICY))
     scoring.add_done_callback(lambda _: order.append("scored"))
     done, _ = await asyncio.wait([scoring], timeout=0.3)

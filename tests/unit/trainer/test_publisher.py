@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -108,7 +109,7 @@ async def test_a_published_policy_is_announced(tmp_path: Path, learner: Learner)
     first = asyncio.ensure_future(anext(announcements))
     await asyncio.sleep(0)
     policy = await make_publisher(tmp_path, learner, bus).publish(1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await first == policy
 
 
@@ -165,11 +166,12 @@ async def test_the_weights_of_one_step_ago_are_refused(tmp_path: Path) -> None:
 
 async def test_the_first_token_tells_how_long_a_reload_took(tmp_path: Path, learner: Learner) -> None:
     publisher = make_publisher(tmp_path, learner)
+    begun = time.time()
     policy = await publisher.publish(1)
-    published = (publisher.folder(policy) / adapters.FILES[0]).stat().st_mtime
+    ended = time.time()
     for later in (5.0, 60.0):  # the first proof counts
-        assert publisher.prove(proof_of(learner, policy, first_token_at=published + later)) is None
-    assert publisher.reload_seconds(policy) == pytest.approx(5.0, abs=2.0)
+        assert publisher.prove(proof_of(learner, policy, first_token_at=ended + later)) is None
+    assert 5.0 <= publisher.reload_seconds(policy) <= 5.1 + ended - begun
     assert publisher.reload_seconds(BASE_POLICY) == 0.0
 
 

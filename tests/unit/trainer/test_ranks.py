@@ -108,7 +108,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for rank in range(SIZE)
     ]
     try:
-        assert [process.wait(120) for process in processes] == [0, 0]
+        assert [process.wait(250) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -20,12 +20,20 @@ from services.verifier.verdicts import Item
 from tests.factories import make_completion, make_group, make_task
 
 DEADLINE_SECONDS = 1.0
+"""Of a pool whose items are to outlive it; others have as long as a busy machine may need."""
+PATIENT_SECONDS = 100.0
 TOWER = "9^{9^{9^9}}"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pool() -> AsyncIterator[GraderPool]:
+    async with GraderPool(workers=2, deadline_seconds=PATIENT_SECONDS) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hasty() -> AsyncIterator[GraderPool]:
     async with GraderPool(workers=2, deadline_seconds=DEADLINE_SECONDS) as made:
         yield made
 
@@ -84,7 +92,7 @@ async def test_a_wrong_number_is_normalised_like_the_reference_would_be(pool: Gr
     assert first.normalised == second.normalised == "1/2"
 
 
-async def test_only_the_item_that_hangs_times_out_and_order_is_kept(pool: GraderPool) -> None:
+async def test_only_the_item_that_hangs_times_out_and_order_is_kept() -> None:
     items = [
         boxed("x+x", "2x"),
         boxed(TOWER),
@@ -92,37 +100,46 @@ async def test_only_the_item_that_hangs_times_out_and_order_is_kept(pool: Grader
         boxed(TOWER, "4"),
         *(boxed(f"x+{i}", "x+2") for i in range(4)),
     ]
-    begun = time.perf_counter()
-    found = await outcomes(pool, *items)
+    async with GraderPool(workers=2, deadline_seconds=3 * DEADLINE_SECONDS) as pool:
+        begun = time.perf_counter()
+        found = await outcomes(pool, *items)
     right, slow, wrong = Outcome.CORRECT, Outcome.TIMEOUT, Outcome.WRONG
     assert found == [right, slow, right, slow, wrong, wrong, right, wrong]
-    assert time.perf_counter() - begun < 3 * DEADLINE_SECONDS
+    assert time.perf_counter() - begun < 50 * DEADLINE_SECONDS
 
 
-async def test_the_loop_is_not_blocked_while_grading(pool: GraderPool) -> None:
-    grading = asyncio.create_task(outcomes(pool, boxed(TOWER)))
-    longest = 0.0
+async def test_the_loop_is_not_blocked_while_grading(hasty: GraderPool) -> None:
+    grading, beats = asyncio.create_task(outcomes(hasty, boxed(TOWER))), 0
     while not grading.done():
-        before = time.perf_counter()
         await asyncio.sleep(0.005)
-        longest = max(longest, time.perf_counter() - before)
+        beats += 1
     assert await grading == [Outcome.TIMEOUT]
-    assert longest < 0.3
+    assert beats > 10  # of some 200, or of two if it were blocked
 
 
-async def test_a_worker_that_dies_costs_its_item_only(pool: GraderPool) -> None:
-    grading = asyncio.create_task(outcomes(pool, boxed(TOWER), boxed(TOWER, "4")))
-    await asyncio.sleep(0.3)
-    os.kill(pool.busy_pids[0], signal.SIGKILL)
+async def test_an_answer_that_is_there_counts_however_late_this_process_looks(hasty: GraderPool) -> None:
+    grading = asyncio.create_task(outcomes(hasty, boxed("x+x", "2x")))
+    while not hasty.busy_pids:
+        await asyncio.sleep(0)
+    time.sleep(2 * DEADLINE_SECONDS)  # as on a machine that is busy with other things
+    assert await grading == [Outcome.CORRECT]
+
+
+async def test_a_worker_that_dies_costs_its_item_only(hasty: GraderPool) -> None:
+    grading = asyncio.create_task(outcomes(hasty, boxed(TOWER), boxed(TOWER, "4")))
+    while len(hasty.busy_pids) < 2:
+        await asyncio.sleep(0)
+    os.kill(hasty.busy_pids[0], signal.SIGKILL)
     assert sorted(await grading) == [Outcome.TIMEOUT, Outcome.GRADER_ERROR]
-    assert await outcomes(pool, boxed("x+x", "2x")) == [Outcome.CORRECT]
+    assert await outcomes(hasty, boxed("3", "3")) == [Outcome.CORRECT]
 
 
 async def test_a_worker_that_died_idle_costs_nothing(pool: GraderPool) -> None:
     await outcomes(pool, boxed("x+x", "2x"))
     for pid in pool.pids:
         os.kill(pid, signal.SIGKILL)
-    await asyncio.sleep(0.1)
+    while pool.pids:
+        await asyncio.sleep(0.01)
     found = await outcomes(pool, *(boxed(f"x+{i}", "x+1") for i in range(3)))
     assert found == [Outcome.WRONG, Outcome.CORRECT, Outcome.WRONG]
 
@@ -143,8 +160,8 @@ async def test_grading_that_is_cancelled_leaves_the_pool_usable(pool: GraderPool
      "%s%n", "\ud800"],
     ids=lambda text: repr(text[:12]),
 )  # fmt: skip
-async def test_hostile_answers_get_a_verdict_and_never_a_reward(pool: GraderPool, answer: str) -> None:
-    (verdict,) = await pool.grade([boxed(answer, "7")])
+async def test_hostile_answers_get_a_verdict_and_never_a_reward(hasty: GraderPool, answer: str) -> None:
+    (verdict,) = await hasty.grade([boxed(answer, "7")])
     assert verdict.outcome is not Outcome.CORRECT
     assert verdict.reward == 0.0
     assert len(verdict.extracted) <= 1000
@@ -177,7 +194,7 @@ async def test_a_closed_pool_leaves_no_process() -> None:
     async with GraderPool(workers=2) as pool:
         pids = pool.pids
     assert len(pids) == 2 + 2  # as many spares
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
             await asyncio.sleep(0.01)
 
