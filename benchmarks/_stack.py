@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import shutil
 import statistics
@@ -25,7 +24,6 @@ import torch
 
 from cepo import runfile
 from cepo.bus import RedisBus
-from cepo.chassis import GARBAGE_THRESHOLDS
 from cepo.deployment import SPECS
 from cepo.local import Stack, running
 from cepo.pb.cepo.v1 import services_pb2_grpc
@@ -98,7 +96,6 @@ def services(config: RunConfig) -> Iterator[Services]:
 @contextlib.asynccontextmanager
 async def trainer(engines: Services, config: RunConfig, name: str) -> AsyncIterator[Run]:
     """A run's trainer, which serves its adapters to the engines."""
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     folder = RunDir(engines.folder / name)
     folder.create(config, resume=False, excluded={})
     bus = await RedisBus.connect(engines.settings)

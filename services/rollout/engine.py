@@ -106,7 +106,7 @@ class VllmGenerator:
         raise EngineDown(GONE)
 
     def close(self) -> None:
-        self.engine.shutdown()
+        self.engine.shutdown(0.0 if self._on_cpu else None)  # nothing is in hand; a GPU's memory takes a while to give
 
     async def _loaded(self, policy: PolicyRef) -> PolicyProof:
         with loading(policy):
