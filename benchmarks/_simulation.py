@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import multiprocessing
 import random
 import signal
@@ -27,7 +26,6 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cepo.bus import RedisBus, stream_of
-from cepo.chassis import GARBAGE_THRESHOLDS
 from cepo.contracts import (
     BASE_POLICY,
     Ask,
@@ -161,7 +159,6 @@ class Cost:
 
 async def collect(url: str, tasks: list[PromptTask]) -> Cost:
     """Publishes tasks as the feeder does and takes their groups as the trainer does."""
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     bus = RedisBus(url)
     collector = Collector(bus, tasks[0].run, lambda proof: None)
     with Redis.from_url(url) as client:
@@ -194,7 +191,6 @@ def _serve(url: str, workers: Workers, up: Barrier) -> None:
                 loop.consumer += f"-{number}"
                 group.create_task(loop.run(stop))
 
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     asyncio.run(run())
 
 

@@ -26,7 +26,6 @@ import torch
 from benchmarks._processes import SYSTEM_TICKS, USER_TICKS, members, memory
 from cepo import runfile
 from cepo.bus import RedisBus
-from cepo.chassis import GARBAGE_THRESHOLDS
 from cepo.deployment import SPECS
 from cepo.local import Stack, running
 from cepo.pb.cepo.v1 import services_pb2_grpc
@@ -114,7 +113,6 @@ def services(config: RunConfig) -> Iterator[Services]:
 @contextlib.asynccontextmanager
 async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIterator[Run]:
     """A run's trainer, which serves its adapters to the engines; its folder is made at `path`."""
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     folder = RunDir(path)
     folder.create(config, resume=False, excluded={})
     bus = await RedisBus.connect(engines.settings)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -41,9 +40,6 @@ from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
-GARBAGE_THRESHOLDS = (50_000, 20, 100)
-"""Messages hold no cycles, but long lists of numbers, which a collection walks: at Python's own thresholds the trainer
-spent two thirds of the time of reading a group on it."""
 log = logging.getLogger(__name__)
 
 _GRPC_CODES = {
@@ -148,7 +144,6 @@ async def run(service: Service, settings: Settings) -> None:
 
 def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
     """Entry point of a service: settings, logs, serve."""
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
     async def start() -> None:
         settings = Settings.from_environment(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from cepo.image_cache import ReadImage, no_images
 from cepo.images import MAX_IMAGES
 from cepo.pixels import picture
 from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.settings import Settings, fork_engines
 from cepo.telemetry import loading
 from services.rollout.handler import Prompt, Sample
 from services.rollout.vision_plugin import GROUP, require_plugin
@@ -59,7 +60,7 @@ class VllmGenerator:
         self._on_cpu = settings.device == "cpu"
         if renderer.sees:
             require_plugin(entry_points(group=GROUP))
-        self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
+        self.engine = _started(settings)
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         """Loads an adapter if it is not resident, and proves what was bound.
@@ -105,7 +106,7 @@ class VllmGenerator:
         raise EngineDown(GONE)
 
     def close(self) -> None:
-        self.engine.shutdown()
+        self.engine.shutdown(0.0 if self._on_cpu else None)  # nothing is in hand; a GPU's memory takes a while to give
 
     async def _loaded(self, policy: PolicyRef) -> PolicyProof:
         with loading(policy):
@@ -114,7 +115,7 @@ class VllmGenerator:
     async def _load(self, policy: PolicyRef) -> PolicyProof:
         bound, request = 0, None
         if policy == BASE_POLICY and self._on_cpu:
-            await self.engine.collective_rpc("cepo_use_cpu_lora")
+            await self.engine.collective_rpc("cepo_prepare_cpu")
         if policy != BASE_POLICY:
             folder = await self._adapters.folder(policy)
             request = LoRARequest(policy.name, next(self._numbers), str(folder))
@@ -179,6 +180,15 @@ def _sample(completion: Any) -> Sample:
     return Sample(ids, logps, completion.finish_reason == "stop")
 
 
+def _started(settings: Settings) -> AsyncLLM:
+    """vLLM with its engine in a process of its own."""
+    config = _engine_args(settings).create_engine_config()
+    if settings.device == "cpu":
+        gc.freeze()  # the engine's process has this one's modules, and need not search them for garbage
+        fork_engines()
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+
+
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
     args: dict[str, Any] = {
         "model": settings.model,
@@ -193,7 +203,6 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
-        "disable_log_stats": True,
         "allowed_media_domains": [NOWHERE],
     }
     if settings.device == "cpu":

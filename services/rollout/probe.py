@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 class AdapterProbe:
     """Mixed into the engine's worker."""
 
     model_runner: Any
 
-    def cepo_use_cpu_lora(self) -> None:
-        """Takes this project's CPU kernels for the adapters."""
+    def cepo_prepare_cpu(self) -> None:
+        """Takes this project's CPU kernels for the adapters, and compiles none.
+
+        vLLM compiles one function even where all else is eager, the count of tokens that are likelier than the one
+        taken: it asks for a C++ compiler, and for two seconds at every start.
+        """
         from services.rollout import cpu_lora
 
         cpu_lora.install()
+        torch.compiler.set_stance("force_eager")
 
     def cepo_bound_modules(self, lora_id: int) -> int:
         """How many of the adapter's modules found a layer; a fused layer counts once for each part."""
