@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from PIL import ExifTags, Image
 
+from cepo import tiny
 from cepo.cli import main
 from cepo.contracts import ImageRef, Message
 from cepo.data import Problems, load_problems
@@ -214,6 +215,30 @@ def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Pat
     kept = loaded(seeing, path, "data.on_bad_row=drop")
     assert [problem.row for problem in kept.problems] == [0]
     assert "row 2: column 'images' holds 2 images for 1 <image> mark in the question" in kept.dropped[1]
+
+
+def test_a_row_without_its_image_is_refused_and_a_text_first_hides_no_column(tmp_path: Path, seeing: Renderer) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    text, shown = {"question": "3 + 4", "answer": "7"}, rows_of([uri])[0]
+    missing = {key: value for key, value in shown.items() if key != "images"}
+    path = as_lines(tmp_path, [text, shown, missing])
+    found = loaded(seeing, path, 'data.on_bad_row="drop"')
+    assert [len(problem.images) for problem in found.problems] == [0, 1]
+    assert found.dropped[0].endswith(
+        "row 2: column 'images' holds 0 images for 1 <image> mark in the question; write <image> where each belongs, "
+        "or nowhere"
+    )
+
+
+def test_marks_without_a_column_of_images_are_text_to_a_model_that_reads_alone(
+    tmp_path: Path, seeing: Renderer
+) -> None:
+    path = as_lines(tmp_path, [{"question": QUESTION, "answer": "7", "figure": "a.png"}])
+    with pytest.raises(
+        UserError, match=r"row 0: its question has <image> marks and no column holds images; name it in"
+    ):
+        loaded(seeing, path)
+    assert loaded(Renderer(str(tiny.path())), path).problems[0].messages[0].content.startswith(QUESTION)
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, seeing: Renderer) -> None:
