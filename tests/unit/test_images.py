@@ -251,7 +251,7 @@ def test_a_model_that_sees_no_images_says_so(tmp_path: Path, capsys: pytest.Capt
     assert main(["check", str(RUNS / "tiny_cepo.toml"), "--set", f"data.train={path}", "--set", "data.eval=''"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"cepo: data.train={path}, row 0: column 'images' holds images, and model.path=")
-    assert "takes no images; choose one that does" in said
+    assert "takes no images; choose a model of type qwen3_vl" in said
     assert said.count("\n") == 1
     without = as_lines(tmp_path, rows_of(None, [], question="3 + 4 = ?"))
     assert main(["check", str(RUNS / "tiny_cepo.toml"), "--set", f"data.train={without}", "--set", "data.eval=''"]) == 0
