@@ -1,4 +1,4 @@
-"""Which hint each response is scored with: pure functions of a scored group (algorithms 4.2.5).
+"""Which hint each response is scored with: pure functions of a scored group.
 
 r+ is the reference answer or solution, or says what a correct rollout of the group says. r- says what a rejected
 rollout says: of the rejected ones in order of (reward, index), the first with a parsed answer that differs from the
@@ -20,6 +20,8 @@ MAX_HINT_CHARACTERS = 100
 """An answer is no derivation; what is longer counts as none and so always fits beside the question."""
 ACCEPTED = 0.5
 """A rollout below this accuracy is rejected; one without a verdict is not."""
+NOTHING = "none"
+"""A wrong answer that only says there is none; a contrast with it would be evidence for any answer."""
 _ANSWERS = (Feedback.ANSWER, Feedback.PEER_ANSWER)
 
 
@@ -95,6 +97,7 @@ def _rejected(ask: Ask, group: ScoredGroup) -> list[int] | EvidenceReason:
     if ask.as_published:
         return rejected
     answered = [i for i in rejected if verdicts[i].outcome is Outcome.WRONG and _says_something(ask, group, i)]
+    answered = [i for i in answered if verdicts[i].normalised.casefold() != NOTHING]
     if not answered:
         return EvidenceReason.NO_ANSWER
     reference = normalise(group.task.reference_answer)

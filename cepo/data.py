@@ -193,10 +193,12 @@ class _Reader:
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
         """The images of a row, and its messages with a mark for each."""
         path = self.columns.images
-        if not (path and has_column(row, path)):
+        if not path:
+            if self.renderer.sees and any(MARK in message.content for message in messages if message.role != "system"):
+                raise UserError(f"its question has {MARK} marks and no column holds images; name it in data.images")
             return (), messages
         try:
-            found = cells(column(row, path))
+            found = cells(column(row, path)) if has_column(row, path) else []
             if not found:
                 return (), with_marks(messages, 0)
             pixels = self.renderer.pixels

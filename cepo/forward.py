@@ -75,7 +75,7 @@ class ResponseStates:
         return self._spread(torch.cat([self._apply(rule, *chunk) for chunk in chunks]))
 
     def pooled_BD(self) -> Tensor:
-        """Mean hidden state of each response, float32; 0 for an empty one (algorithms 6.1, the exact mean)."""
+        """Mean hidden state of each response, float32; 0 for an empty one."""
         row_N = self.valid_BT.nonzero(as_tuple=True)[0]
         sum_BD = torch.zeros(len(self.valid_BT), self.hidden_ND.shape[1], device=self.hidden_ND.device)
         sum_BD = sum_BD.index_add(0, row_N, self.hidden_ND.float())

@@ -50,9 +50,8 @@ class Pixels:
 
         config = AutoConfig.from_pretrained(model)
         if config.model_type not in MODEL_TYPES:
-            raise UserError(
-                f"holds images, and model.path={model} takes no images; choose one that does ({', '.join(MODEL_TYPES)})"
-            )
+            found = f"is a {config.model_type}" if hasattr(config, "vision_config") else "takes no images"
+            raise UserError(f"holds images, and model.path={model} {found}; choose a model of type {MODEL_TYPES[0]}")
         self.placeholder: int = config.image_token_id
         self.processor = image_processor(model)
 

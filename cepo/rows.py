@@ -158,7 +158,7 @@ def _hub_rows(name: str, split: str, key: str) -> list[Any]:
     repository, _, subset = (name, "", "") if is_path(name) else name.partition(":")
     try:
         return _plain(datasets.load_dataset(repository, subset or None, split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{key}={name}, split {split!r}, cannot be loaded: {_one_line(error)}; {_fix(error, key)}"
         ) from error

@@ -50,7 +50,7 @@ class Lora(Section):
 
 
 class Data(Section):
-    train: str
+    train: str = Field(min_length=1)
     eval: str = ""
     """Held-out problems; empty: none are measured."""
     question: str = ""

@@ -129,7 +129,7 @@ class Outcome(IntEnum):
 
 
 class EvidenceReason(IntEnum):
-    """Why a row was scored under the context it was (algorithms 4.2.5)."""
+    """Why a row was scored under the context it was."""
 
     ASKED = 1
     NO_REJECTED = 2

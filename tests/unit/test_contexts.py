@@ -65,7 +65,9 @@ def test_the_first_rejected_answer_by_reward_then_index_is_chosen(
     assert chosen(rejected(group(verdicts))) == (answer, source)
 
 
-@pytest.mark.parametrize("unusable", [UNBOXED, EMPTY_BOX, CUT], ids=["no-box", "empty-box", "truncated"])
+@pytest.mark.parametrize(
+    "unusable", [UNBOXED, EMPTY_BOX, CUT, wrong("None")], ids=["no-box", "empty-box", "truncated", "none"]
+)
 def test_a_rejected_rollout_without_an_answer_is_passed_over(unusable: Verdict) -> None:
     assert chosen(rejected(group([unusable, CORRECT, wrong("5", 0.1)]))) == ("5", 2)
     assert rejected(group([unusable, CORRECT])) is EvidenceReason.NO_ANSWER

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from PIL import ExifTags, Image
 
+from cepo import tiny
 from cepo.cli import main
 from cepo.contracts import ImageRef, Message
 from cepo.data import Problems, load_problems
@@ -216,6 +217,30 @@ def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Pat
     assert "row 2: column 'images' holds 2 images for 1 <image> mark in the question" in kept.dropped[1]
 
 
+def test_a_row_without_its_image_is_refused_and_a_text_first_hides_no_column(tmp_path: Path, seeing: Renderer) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    text, shown = {"question": "3 + 4", "answer": "7"}, rows_of([uri])[0]
+    missing = {key: value for key, value in shown.items() if key != "images"}
+    path = as_lines(tmp_path, [text, shown, missing])
+    found = loaded(seeing, path, 'data.on_bad_row="drop"')
+    assert [len(problem.images) for problem in found.problems] == [0, 1]
+    assert found.dropped[0].endswith(
+        "row 2: column 'images' holds 0 images for 1 <image> mark in the question; write <image> where each belongs, "
+        "or nowhere"
+    )
+
+
+def test_marks_without_a_column_of_images_are_text_to_a_model_that_reads_alone(
+    tmp_path: Path, seeing: Renderer
+) -> None:
+    path = as_lines(tmp_path, [{"question": QUESTION, "answer": "7", "figure": "a.png"}])
+    with pytest.raises(
+        UserError, match=r"row 0: its question has <image> marks and no column holds images; name it in"
+    ):
+        loaded(seeing, path)
+    assert loaded(Renderer(str(tiny.path())), path).problems[0].messages[0].content.startswith(QUESTION)
+
+
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, seeing: Renderer) -> None:
     with pytest.raises(UserError, match=r"no column 'scan'; the columns are .*; name the right one in data\.images"):
         loaded(seeing, as_lines(tmp_path, rows_of("a.png")), "data.images=scan")
@@ -226,7 +251,7 @@ def test_a_model_that_sees_no_images_says_so(tmp_path: Path, capsys: pytest.Capt
     assert main(["check", str(RUNS / "tiny_cepo.toml"), "--set", f"data.train={path}", "--set", "data.eval=''"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"cepo: data.train={path}, row 0: column 'images' holds images, and model.path=")
-    assert "takes no images; choose one that does" in said
+    assert "takes no images; choose a model of type qwen3_vl" in said
     assert said.count("\n") == 1
     without = as_lines(tmp_path, rows_of(None, [], question="3 + 4 = ?"))
     assert main(["check", str(RUNS / "tiny_cepo.toml"), "--set", f"data.train={without}", "--set", "data.eval=''"]) == 0

@@ -13,6 +13,7 @@ import cepo.tiny
 from cepo.data import Problems, load_problems
 from cepo.errors import UserError
 from cepo.rendering import Renderer
+from cepo.rows import read_rows
 from tests.factories import make_config
 
 ROWS = [{"question": f"{i} + 1 = ?", "answer": str(i + 1), "level": i % 3, "tags": ["sum", f"t{i}"]} for i in range(12)]
@@ -174,3 +175,8 @@ def test_rows_found_bad_before_are_dropped_with_their_reason(path: Path, rendere
     found = load_problems(config, renderer, excluded={3: "it cannot be graded"})
     assert len(found.problems) == 11
     assert found.dropped == (f"data.train={path}, row 3: it cannot be graded",)
+
+
+def test_a_name_that_datasets_stumbles_over_is_refused_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"data\.train=:main, split 'train', cannot be loaded: .*; check its name"):
+        read_rows(":main", "train", "data.train")

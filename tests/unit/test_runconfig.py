@@ -98,6 +98,7 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ('algorithm={name="reinforce++", surrogate="gspo"}', "config key algorithm.surrogate='gspo' spreads "),
         ('algorithm={name="vineppo", surrogate="gspo"}', "config key algorithm.surrogate='gspo' spreads "),
         ("algorithm.kl_coef=inf", "config key algorithm.kl_coef=inf: Input should be a finite number"),
+        ('data.train=""', "config key data.train='': String should have at least 1 character"),
         ("lora.targets=[]", "config key lora.targets=[]: Tuple should have at least 1 item"),
         ("data.answer_kind=sums", "config key data.answer_kind: answer kind 'sums' is unknown; leave it empty or "),
         ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
