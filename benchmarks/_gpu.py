@@ -223,4 +223,4 @@ def report(name: str, shape: str, found: dict[str, Any], aim: float) -> None:
 
 def about(shape: str | None) -> dict[str, Any]:
     """What a result on a model of a real size says besides, where it is one."""
-    return {"device": described(), "prime_rl": PRIME_RL.get(shape)} if shape else {}
+    return {"device": described()} if shape else {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks import _report
-from benchmarks._gpu import SHAPES, VOCABULARY, compared, described, random_model, report
+from benchmarks._gpu import PRIME_RL, SHAPES, VOCABULARY, compared, described, random_model, report
 from benchmarks._shapes import (
     RESPONSE,
     ROUNDS,
@@ -99,7 +99,8 @@ def on_gpu(shape: str) -> dict[str, Any]:
     weight_BT = torch.randn(SAMPLES, RESPONSE, device=model.device)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
     gradients = {name: partial(gradient, model, work) for name, work in works.items()}
-    return compared(gradients, model.get_base_model().config, group, "plain", backward=True)
+    found = compared(gradients, model.get_base_model().config, group, "plain", backward=True)
+    return found | {"prime_rl": PRIME_RL.get(shape)}
 
 
 def main() -> None:

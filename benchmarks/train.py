@@ -93,9 +93,11 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.gpu:
         _peer.install()
-    peer = "transformers and PEFT" if asked.gpu else _peer.TRL
+    besides: dict[str, Any] = {"peer": _peer.TRL}
+    if asked.gpu:
+        besides = {"peer": "transformers and PEFT", "prime_rl": _gpu.PRIME_RL.get(asked.gpu), **_gpu.about(asked.gpu)}
     case = asked.gpu or ("wide" if asked.wide else None)
-    _report.write("train", case, **measured(asked), aim=AIM, peer=peer, **_gpu.about(asked.gpu))
+    _report.write("train", case, **measured(asked), aim=AIM, **besides)
 
 
 if __name__ == "__main__":
