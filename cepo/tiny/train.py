@@ -11,7 +11,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,11 @@ class Recipe:
     clean_share: float = 0.55
     clean: Mixture = field(default_factory=lambda: Mixture(hinted=0.2, slip_unhinted=0.0, bare=0.6))
     full: Mixture = field(default_factory=Mixture)
+
+    def mixtures(self) -> list[Mixture]:
+        """What the demonstrations of every step are drawn from."""
+        clean_steps = int(self.clean_share * self.num_steps)
+        return [self.clean if step < clean_steps else self.full for step in range(self.num_steps)]
 
 
 def new_model() -> Qwen3ForCausalLM:
@@ -101,9 +106,7 @@ def batches(recipe: Recipe) -> Iterator[list[Demonstration]]:
     """The demonstrations of every step."""
     rng = random.Random(recipe.seed)
     source = problems(recipe.seed + 1, held_out=False)
-    clean_steps = int(recipe.clean_share * recipe.num_steps)
-    for step in range(recipe.num_steps):
-        mixture = recipe.clean if step < clean_steps else recipe.full
+    for mixture in recipe.mixtures():
         yield list(demonstrations(islice(source, recipe.batch_size), mixture, rng))
 
 
@@ -170,15 +173,21 @@ def name_common_class(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Train the model and write it to a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked(description: str | None, recipe: Recipe) -> tuple[Path, Recipe]:
+    """The folder and the recipe that the command line asks for; what training says is shown."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=Recipe.num_steps)
+    parser.add_argument("--steps", type=int, default=recipe.num_steps)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    return arguments.out, replace(recipe, num_steps=arguments.steps)
+
+
+def main() -> None:
+    """Train the model and write it to a folder."""
+    out, recipe = asked(__doc__, Recipe())
     tokenizer = build()
-    save(train(Recipe(num_steps=arguments.steps), tokenizer), tokenizer, arguments.out)
+    save(train(recipe, tokenizer), tokenizer, out)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ read the numbers off the figure, since nothing else tells them.
 Legend: B sequences, T tokens of the longest one.
 """
 
-import argparse
-import logging
 import random
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +21,7 @@ from cepo.tiny import vision
 from cepo.tiny.demos import Demonstration, Mixture, demonstration
 from cepo.tiny.figures import QUESTION, Figure, figures
 from cepo.tiny.tokenizer import END
-from cepo.tiny.train import Recipe, fit, padded, save
+from cepo.tiny.train import Recipe, asked, fit, padded, save
 
 RECIPE = Recipe(
     num_steps=1500,
@@ -42,9 +39,7 @@ def batches(recipe: Recipe) -> Iterator[list[Pair]]:
     """The figures and demonstrations of every step."""
     rng = random.Random(recipe.seed)
     source = figures(recipe.seed + 2, held_out=False)
-    clean_steps = int(recipe.clean_share * recipe.num_steps)
-    for step in range(recipe.num_steps):
-        mixture = recipe.clean if step < clean_steps else recipe.full
+    for mixture in recipe.mixtures():
         drawn = islice(source, recipe.batch_size)
         yield [(figure, demonstration(QUESTION, figure.problem, mixture, rng)) for figure in drawn]
 
@@ -85,15 +80,10 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForCondi
 
 def main() -> None:
     """Train the model and write it to a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=RECIPE.num_steps)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    out, recipe = asked(__doc__, RECIPE)
     tokenizer = vision.tokenizer()
-    recipe = Recipe(**{**vars(RECIPE), "num_steps": arguments.steps})
-    save(train(recipe, tokenizer), tokenizer, arguments.out)
-    vision.save_processor(arguments.out)
+    save(train(recipe, tokenizer), tokenizer, out)
+    vision.save_processor(out)
 
 
 if __name__ == "__main__":

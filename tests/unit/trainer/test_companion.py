@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from cepo import adapters
 from cepo.algo.batch import TrainBatch
 from cepo.algo.clipo import POOLED
-from cepo.algo.ppo import ADAPTER, Critic
+from cepo.algo.ppo import ADAPTER
 from cepo.contracts import BASE_POLICY
 from cepo.errors import UserError
 from cepo.forward import response_logps
@@ -47,16 +47,14 @@ def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBa
     return replace(batch, evidence={**batch.evidence, POOLED: found})
 
 
-def make_critic(*overrides: str) -> tuple[Learner, Critic]:
-    """A learner whose policy and critic both differ from the base."""
-    learner = Learner(make_config(PPO, "optim.max_grad_norm=1e9", *overrides))
-    critic = learner.companion
-    assert isinstance(critic, Critic)
+def make_learner(*overrides: str) -> tuple[Learner, Any]:
+    """A learner whose policy and companion both differ from the base, and the companion."""
+    learner = Learner(make_config("optim.max_grad_norm=1e9", *overrides))
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in [*learner.parameters, *critic.model.parameters()]:
+        for parameter in [*learner.parameters, *learner.companion.model.parameters()]:
             parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
-    return learner, critic
+    return learner, learner.companion
 
 
 def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]:
@@ -71,7 +69,7 @@ def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]
 
 
 def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critics_adapter() -> None:
-    learner, critic = make_critic()
+    learner, critic = make_learner(PPO)
     batch = make_batch(make_config(PPO).algorithm)
     weight_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(1))
     head, host = critic.model["head"], learner.host
@@ -138,7 +136,7 @@ def test_the_policy_learns_as_it_would_without_a_critic() -> None:
 def test_the_critics_gradient_does_not_depend_on_the_micro_batches_or_on_what_is_kept_for_it(override: str) -> None:
     batch, found = make_batch(make_config(PPO).algorithm), []
     for overrides in ((), (override,)):
-        _, critic = make_critic(*overrides)
+        _, critic = make_learner(PPO, *overrides)
         report = critic.update(critic.prepare(batch, 0), 0)
         found.append(([parameter.grad for parameter in critic.model.parameters()], report))
     (one, report), (two, other) = found

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from cepo import adapters
 from cepo.algo.batch import TrainBatch
-from cepo.algo.ctdpo import ESTIMATORS, RIGHT, WRONG, Estimators
+from cepo.algo.ctdpo import ESTIMATORS, RIGHT, WRONG
 from cepo.contracts import BASE_POLICY
 from services.trainer.batch import pack
 from services.trainer.checkpoint import Progress
 from services.trainer.learner import Learner
 from tests.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
-from tests.unit.trainer.test_companion import CANARY
+from tests.unit.trainer.test_companion import CANARY, make_learner
 
 torch.set_num_threads(1)
 LENGTHS = [(3, 9), (12, 1), (0, 7), (4, 4)]
@@ -34,18 +34,6 @@ DPO = 'algorithm={name="dpo"}'
 def make_pairs(algorithm: Any, seed: int = 0) -> TrainBatch:
     """Ragged pairs, one with an empty response."""
     return pack(make_ragged(LENGTHS, seed=seed, asks=algorithm.asks))
-
-
-def make_estimators(*overrides: str) -> tuple[Learner, Estimators]:
-    """A learner whose policy and estimators all differ from the base."""
-    learner = Learner(make_config(CTDPO, "optim.max_grad_norm=1e9", *overrides))
-    estimators = learner.companion
-    assert isinstance(estimators, Estimators)
-    random = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in [*learner.parameters, *estimators.model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
-    return learner, estimators
 
 
 def plain_logits(learner: Learner, name: str, batch: TrainBatch) -> list[Tensor]:
@@ -60,7 +48,7 @@ def plain_logits(learner: Learner, name: str, batch: TrainBatch) -> list[Tensor]
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_the_estimate_is_that_of_both_models_logits_over_the_whole_vocabulary(strength: float) -> None:
-    learner, estimators = make_estimators(f"algorithm.strength={strength}", "optim.tokens_per_microbatch=30")
+    learner, estimators = make_learner(CTDPO, f"algorithm.strength={strength}", "optim.tokens_per_microbatch=30")
     batch = make_pairs(make_config(CTDPO).algorithm)
     weight_BT = estimators.prepare(batch, 2).token_weight_BT
     assert weight_BT is not None
@@ -77,7 +65,7 @@ def test_the_estimate_is_that_of_both_models_logits_over_the_whole_vocabulary(st
 def test_the_estimators_gradients_are_their_own_whatever_is_kept_for_them() -> None:
     batch, found = make_pairs(make_config(CTDPO).algorithm), []
     for overrides in ((), ("optim.tokens_per_microbatch=1",), ("optim.gradient_checkpointing=true",)):
-        learner, estimators = make_estimators(*overrides)
+        learner, estimators = make_learner(CTDPO, *overrides)
         report = estimators.update(batch, 0)
         assert all(parameter.grad is None for parameter in learner.parameters)
         found.append(([parameter.grad for parameter in estimators.model.parameters()], report))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 from array import array
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from cepo import adapters
 from cepo.contracts import (
     Completion,
     FinishReason,
-    PolicyProof,
     PolicyRef,
     PromptTask,
     RolloutGroup,
@@ -30,13 +26,12 @@ from cepo.errors import UserError
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
-from cepo.stage import StageLoop
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Likeliest, Logps, Pair, Scorer, make_handler
+from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
-from services.trainer.loop import Run, train
 from tests.factories import make_config, make_verdict
+from tests.unit.trainer.loops import ToyEngine, timeless, trained
 
 torch.set_num_threads(1)
 HDPO = 'algorithm={name="hdpo", positive="answer", privileged_samples=4, top=6, weight=1.0}'
@@ -48,11 +43,9 @@ HINT = "Here is a sample answer: "
 
 
 @dataclass
-class Toys:
+class Toys(ToyEngine):
     """Engines that sample and measure as a function of the task; every prompt of an odd index is a cliff."""
 
-    run: Run
-    renderer: Renderer
     broken: frozenset[int] = frozenset()
     """Prompts whose privileged tasks fail."""
     tasks: list[PromptTask] = field(default_factory=list)
@@ -74,16 +67,6 @@ class Toys:
         verdicts = tuple(make_verdict(float(not cliff and i % 2 == 0)) for i in range(group.task.samples))
         return ScoredGroup(rollout=group, verdicts=verdicts)
 
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        expected = self.run.publisher.expected(policy)
-        return PolicyProof(
-            policy=policy,
-            bound_modules=expected.bound_modules,
-            canary_logp=expected.canary_logp,
-            tokenizer_sha256=self.renderer.sha256,
-            engine="toy",
-        )
-
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
         return [(-2.0,) * len(pair.response_ids) for pair in pairs]
 
@@ -100,46 +83,28 @@ class Toys:
     async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
         raise NotImplementedError
 
-    def close(self) -> None: ...
-
 
 def completion(rng: random.Random) -> Completion:
     ids = tuple(rng.randrange(3, 500) for _ in range(rng.randrange(2, 9)))
     return Completion(token_ids=ids, logps=(-5.0,) * len(ids), text="", finish_reason=FinishReason.STOP)
 
 
-@asynccontextmanager
-async def engines(bus: MemoryBus, toys: Toys, scorer: Scorer | None = None) -> Any:
-    """The stages at work until the block ends; the teacher is a toy unless given."""
-    stop, teach = asyncio.Event(), make_handler(scorer or toys, toys.renderer, 200)
-    stages = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
-    async with asyncio.TaskGroup() as group:
-        for stage, handler in stages.items():
-            group.create_task(StageLoop(bus, stage, handler).run(stop))
-        yield
-        stop.set()
-
-
-async def trained(
+async def trained_with(
     path: Path, *overrides: str, broken: frozenset[int] = frozenset(), until: int = 99, real: bool = False
 ) -> tuple[Toys, list[dict[str, Any]]]:
-    """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far."""
+    """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far.
+
+    Args:
+        real: with the teacher service's engine.
+    """
     folder, bus = RunDir(path), MemoryBus()
     if not folder.config.exists():
         folder.create(make_config(*SMALL, "loop.steps=3", "loop.deterministic=true", *overrides), resume=False)
     run = assemble(folder, bus, Settings())
-    toys, stop = Toys(run, Renderer(run.config.model.path), broken), asyncio.Event()
-
-    async def watch() -> None:
-        while run.status.step < until:
-            await asyncio.sleep(0.005)
-        stop.set()
-
-    watching = asyncio.create_task(watch())
-    async with asyncio.timeout(60), engines(bus, toys, real_teacher(toys, path) if real else None):
-        await train(run, stop)
-    watching.cancel()
-    return toys, [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    toys = Toys(run, Renderer(run.config.model.path), broken)
+    teach = make_handler(real_teacher(toys, path) if real else toys, toys.renderer, 200)
+    handlers = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
+    return toys, await trained(run, bus, handlers, until)
 
 
 def real_teacher(toys: Toys, path: Path) -> TransformersScorer:
@@ -152,12 +117,8 @@ def real_teacher(toys: Toys, path: Path) -> TransformersScorer:
     return TransformersScorer(settings, toys.renderer, adapters.AdapterCache(path / "cache", fetch, keep=4))
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if "second" not in k and k != "time"} for row in rows]
-
-
 async def test_cliffs_are_asked_again_and_what_is_right_then_is_distilled(tmp_path: Path) -> None:
-    toys, rows = await trained(tmp_path / "run", HDPO)
+    toys, rows = await trained_with(tmp_path / "run", HDPO)
     privileged = [task for task in toys.tasks if task.origin is not None]
     assert [(t.step, t.index, t.origin.index) for t in sorted(privileged, key=lambda t: (t.step, t.index))] == [
         (step, 4 + index, index) for step in range(3) for index in (1, 3)
@@ -176,10 +137,10 @@ async def test_cliffs_are_asked_again_and_what_is_right_then_is_distilled(tmp_pa
 
 
 async def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    _, whole = await trained(tmp_path / "run", HDPO)
-    _, first = await trained(tmp_path / "again" / "run", HDPO, until=1)
+    _, whole = await trained_with(tmp_path / "run", HDPO)
+    _, first = await trained_with(tmp_path / "again" / "run", HDPO, until=1)
     assert len(first) == 2
-    toys, resumed = await trained(tmp_path / "again" / "run")
+    toys, resumed = await trained_with(tmp_path / "again" / "run")
     assert timeless(resumed) == timeless(whole)
     assert {task.step for task in toys.tasks} == {2}
     last = [
@@ -189,16 +150,16 @@ async def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path
 
 
 async def test_a_follow_up_that_fails_does_not_fail_the_step_and_is_not_asked_again(tmp_path: Path) -> None:
-    toys, rows = await trained(tmp_path / "run", HDPO, "loop.steps=1", broken=frozenset({3}))
+    toys, rows = await trained_with(tmp_path / "run", HDPO, "loop.steps=1", broken=frozenset({3}))
     assert (rows[0]["groups/failed"], rows[0]["hdpo/privileged_success"]) == (1.0, 0.5)
     assert len(toys.tasks) == 6
-    toys, rows = await trained(tmp_path / "all", HDPO, "loop.steps=1", broken=frozenset({1, 3}))
+    toys, rows = await trained_with(tmp_path / "all", HDPO, "loop.steps=1", broken=frozenset({1, 3}))
     assert (rows[0]["groups/failed"], rows[0]["hdpo/kept_tokens"]) == (2.0, 0.0)
     assert len(toys.tasks) == 6
 
 
 async def test_distillation_learns_from_every_response_and_says_how_far_it_is(tmp_path: Path) -> None:
-    toys, rows = await trained(tmp_path / "run", SDPO, "loop.steps=2", "optim.minibatches=2")
+    toys, rows = await trained_with(tmp_path / "run", SDPO, "loop.steps=2", "optim.minibatches=2")
     assert len(toys.tasks) == 8
     for row in rows:
         assert row["distill/evidence_fraction"] == 1.0
@@ -210,7 +171,7 @@ async def test_distillation_learns_from_every_response_and_says_how_far_it_is(tm
 
 @pytest.mark.parametrize("algorithm", [HDPO, SDPO, NEAR, OPSD], ids=["hdpo", "sdpo", "near", "opsd"])
 async def test_the_real_teacher_and_learner_agree_on_every_policy_of_a_run(tmp_path: Path, algorithm: str) -> None:
-    _, rows = await trained(tmp_path / "run", algorithm, "loop.steps=2", "optim.lr=1e-2", real=True)
+    _, rows = await trained_with(tmp_path / "run", algorithm, "loop.steps=2", "optim.lr=1e-2", real=True)
     for row in rows:
         assert row["groups/failed"] == 0  # the adapter's proof was accepted
         assert row["distill/divergence"] > 0

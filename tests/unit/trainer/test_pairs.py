@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from cepo.errors import UserError
 from cepo.rendering import Renderer
 from cepo.rundir import RunDir
 from cepo.settings import Settings
-from cepo.stage import StageLoop
 from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
 from services.trainer.batch import pack
 from services.trainer.learner import Learner
-from services.trainer.loop import train
 from tests.factories import make_config, make_ragged
-from tests.unit.trainer.test_continuing import Engines, timeless
+from tests.unit.trainer.loops import timeless, trained
+from tests.unit.trainer.test_continuing import Engines
 
 torch.set_num_threads(1)
 ALL = ("sampling.prompts=6", "optim.schedule=constant")
@@ -42,33 +40,20 @@ def config_of(path: Path, rows: list[dict[str, Any]], *overrides: str) -> Any:
     return make_config(f"data.train={path}", *settings, "loop.deterministic=true", *overrides)
 
 
-async def trained(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
+async def taught(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
     """Trains a run's folder, up to a step, with a teacher alone: nothing may reach the other stages."""
     bus = MemoryBus()
-    run = assemble(folder, bus, Settings())  # type: ignore[arg-type]
-    engines, stop = Engines(run, Renderer(run.config.model.path)), asyncio.Event()
-    teach = StageLoop(bus, Stage.TEACH, make_handler(engines, engines.renderer, 200))  # type: ignore[arg-type]
-    halt = asyncio.Event()
-
-    async def watch() -> None:
-        while run.status.step < until:
-            await asyncio.sleep(0.005)
-        halt.set()
-
-    watching = asyncio.create_task(watch())
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-        group.create_task(teach.run(stop))
-        await train(run, halt)
-        stop.set()
-    watching.cancel()
-    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    run = assemble(folder, bus, Settings())
+    engines = Engines(run, Renderer(run.config.model.path))
+    teach = make_handler(engines, engines.renderer, 200)  # type: ignore[arg-type]
+    return await trained(run, bus, {Stage.TEACH: teach}, until)
 
 
 async def test_a_run_on_pairs_needs_a_teacher_and_no_rollouts(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
     config = config_of(tmp_path / "pairs.jsonl", ROWS, "loop.steps=4", *ALL)
     folder.create(config, resume=False)
-    rows = await trained(folder)
+    rows = await taught(folder)
     assert len(rows) == 4
     for row in rows:
         assert (row["groups/failed"], row["tokens/generated"], row["rollout/logp_gap"]) == (0.0, 0.0, 0.0)
@@ -85,9 +70,9 @@ async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_eith
     whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
     for folder in (whole, parts):
         folder.create(config, resume=False)
-    rows = await trained(whole)
-    assert len(await trained(parts, until=1)) <= 3 < len(await trained(parts, until=4)) < 6
-    assert timeless(await trained(parts)) == timeless(rows)
+    rows = await taught(whole)
+    assert len(await taught(parts, until=1)) <= 3 < len(await taught(parts, until=4)) < 6
+    assert timeless(await taught(parts)) == timeless(rows)
     last = [sorted(folder.adapters.glob("v*/*.safetensors"))[-1].read_bytes() for folder in (whole, parts)]
     assert last[0] == last[1]
     for side in ("right", "wrong"):

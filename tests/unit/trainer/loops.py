@@ -1,0 +1,61 @@
+"""The trainer's loop over the in-process bus, with toy engines in the stages' places."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cepo.contracts import PolicyProof, PolicyRef, Stage
+from cepo.rendering import Renderer
+from cepo.stage import Handler, StageLoop
+from cepo.testing import MemoryBus
+from services.trainer.loop import Run, train
+
+
+@dataclass
+class ToyEngine:
+    """Proves of every policy what the publisher expects."""
+
+    run: Run
+    renderer: Renderer
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        expected = self.run.publisher.expected(policy)
+        return PolicyProof(
+            policy=policy,
+            bound_modules=expected.bound_modules,
+            canary_logp=expected.canary_logp,
+            tokenizer_sha256=self.renderer.sha256,
+            engine="toy",
+        )
+
+    def close(self) -> None: ...
+
+
+class Reached(asyncio.Event):
+    """Set as soon as a run is at a step."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        super().__init__()
+        self._run, self._step = run, step
+
+    def is_set(self) -> bool:
+        return self._run.status.step >= self._step
+
+
+async def trained(run: Run, bus: MemoryBus, handlers: Mapping[Stage, Handler], until: int = 99) -> list[dict[str, Any]]:
+    """Trains a run to its end, or asks it to stop at a step; its metrics so far."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        for stage, handler in handlers.items():
+            group.create_task(StageLoop(bus, stage, handler).run(stop))
+        await train(run, Reached(run, until))
+        stop.set()
+    return run.folder.rows()
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics without what a clock says."""
+    return [{key: value for key, value in row.items() if "second" not in key and key != "time"} for row in rows]
