@@ -1,4 +1,7 @@
-"""Loads adapters in vLLM as anybody would and writes the prompt's log-probs under each to a JSON file."""
+"""Loads adapters in vLLM as anybody would and writes the prompt's log-probs under each to a JSON file.
+
+In one process: by default engine and worker have each their own, which import vLLM again.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ from pathlib import Path
 def main() -> None:
     job = json.loads(sys.argv[1])
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-    llm = LLM(model=job["model"], dtype="float32", enable_lora=True, max_lora_rank=8, max_model_len=128, max_num_seqs=4)
+    sizes = {"max_lora_rank": 8, "max_model_len": 128, "max_num_seqs": 4}
+    llm = LLM(job["model"], dtype="float32", enable_lora=True, distributed_executor_backend=UniProcExecutor, **sizes)
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     prompt = {"prompt_token_ids": job["prompt"]}
     found = []

@@ -33,6 +33,10 @@ def test_a_process_starts_with_what_its_image_holds(module: str, heavy: set[str]
     assert imported(module) == heavy
 
 
+def test_a_grader_imports_the_script_of_the_command_that_started_it_and_nothing_heavy_with_it() -> None:
+    assert imported("cepo.cli") == set()
+
+
 def test_each_image_takes_the_extras_of_its_services() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     taken = {}
