@@ -41,6 +41,8 @@ from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to end before its work was done; whoever keeps it alive starts it again."""
 GARBAGE_THRESHOLDS = (50_000, 20, 100)
 """Messages hold no cycles, but long lists of numbers, which a collection walks: at Python's own thresholds the trainer
 spent two thirds of the time of reading a group on it."""
@@ -70,6 +72,8 @@ class Service:
     """Runs until the event is set; when it returns or raises, the process ends."""
     app: FastAPI = field(default_factory=FastAPI)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    code: int = 0
+    """The process's exit code, once its work has returned."""
 
 
 def stage_service(
@@ -147,22 +151,24 @@ async def run(service: Service, settings: Settings) -> None:
 
 
 def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
-    """Entry point of a service: settings, logs, serve."""
+    """Entry point of a service: settings, logs, serve, exit."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
 
-    async def start() -> None:
+    async def start() -> int:
         settings = Settings.from_environment(name)
         configure_logging(name, settings.log_level)
         check_exposure(settings)  # before a model is loaded
         if settings.otlp_endpoint:
             TRACER.start(name, settings.otlp_endpoint)
         try:
-            await run(await build(settings), settings)
+            service = await build(settings)
+            await run(service, settings)
         finally:
             TRACER.stop()
+        return service.code
 
     with mistakes_told(name):
-        asyncio.run(start())
+        sys.exit(asyncio.run(start()))
 
 
 @contextlib.contextmanager
