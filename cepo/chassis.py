@@ -42,7 +42,7 @@ from cepo.wire import from_proto, to_proto
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
 STOPPED = 128 + signal.SIGTERM
-"""Exit code of a process that was told to end before its work was done; whoever keeps it alive starts it again."""
+"""Exit code of a process whose work was not over when it was told to end; whoever keeps it alive starts it again."""
 GARBAGE_THRESHOLDS = (50_000, 20, 100)
 """Messages hold no cycles, but long lists of numbers, which a collection walks: at Python's own thresholds the trainer
 spent two thirds of the time of reading a group on it."""

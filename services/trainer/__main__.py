@@ -77,7 +77,7 @@ async def build(settings: Settings) -> chassis.Service:
         try:
             async with run.beside:
                 await train(run, drain)
-            if stop.is_set() and run.status.step + 1 < run.config.loop.steps:
+            if stop.is_set():
                 service.code = chassis.STOPPED
             run.learner.ranks.close(service.code)
         finally:

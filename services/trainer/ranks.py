@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -87,12 +87,10 @@ class Peers(Ranks):
         dist.init_process_group(backend, init_method=meeting, rank=place.rank, world_size=place.size)
         self._words: Any = dist.new_group(backend="gloo", timeout=NEVER)
         self._parting = threading.Event()
-        self._beating: list[threading.Thread] = []
+        self._beating = threading.Thread(target=self._beat, daemon=True)
         if meeting == TORCHRUNS:
-            group = dist.new_group(backend="gloo", timeout=SILENCE)
-            for other in range(1, self.size) if self.rank == 0 else [0]:
-                self._beating.append(threading.Thread(target=partial(self._beat, other, group), daemon=True))
-                self._beating[-1].start()
+            self._pulse: Any = dist.new_group(backend="gloo", timeout=SILENCE)
+            self._beating.start()
 
     def lead(self, name: str, *arguments: Any, **options: Any) -> None:
         if self.rank == 0:
@@ -113,8 +111,8 @@ class Peers(Ranks):
     def part(self) -> None:
         """Lets this process end without the others taking it for dead."""
         self._parting.set()
-        for thread in self._beating:
-            thread.join()
+        if self._beating.is_alive():
+            self._beating.join()
 
     def place(self, model: Any, device: str) -> None:
         """Gives each rank its part of the decoder layers and moves the rest to the device.
@@ -164,18 +162,21 @@ class Peers(Ranks):
         self._tell(code)
         self.part()
 
-    def _beat(self, other: int, group: Any) -> None:
-        """Exchanges a word with another process now and then; ends this one, which might wait for good, once the other
-        is gone."""
-        ours, theirs = torch.zeros(1), torch.zeros(1)
+    def _beat(self) -> None:
+        """All say now and then that they are there. Ends this process, which might wait for good, once one is not."""
+        parting = torch.zeros(1)
         try:
-            while not (ours or theirs):
-                ours.fill_(self._parting.wait(BEAT_SECONDS))
-                dist.send(ours, other, group=group)
-                dist.recv(theirs, other, group=group)
-        except RuntimeError:
+            while not parting:
+                parting.fill_(self._parting.wait(BEAT_SECONDS))
+                dist.all_reduce(parting, dist.ReduceOp.MAX, group=self._pulse)
+        except RuntimeError as error:
             if not self._parting.is_set():
-                log.error("process %d of %d is gone; this one ends, to be started again with it", other + 1, self.size)
+                log.error(
+                    "process %d of %d lost another (%s) and ends, to be started again with it",
+                    self.rank + 1,
+                    self.size,
+                    error,
+                )
                 os._exit(1)
 
     def _tell(self, word: Any) -> None:
