@@ -101,6 +101,17 @@ def test_a_trainer_inside_torchrun_is_not_served(
     )
 
 
+def test_a_mistake_ends_the_first_of_several_machines_before_torchrun(
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun would exit with 1, which is tried again."""
+    for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "trainer-0"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    monkeypatch.setenv("CEPO_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    assert main(["serve", "trainer", TINY, "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("cepo: Redis at 127.0.0.1:")
+
+
 def test_a_teacher_of_a_run_that_has_it_in_the_trainer_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "teacher", TINY, "--set", "engine.teacher=colocated"]) == 2
     assert "the trainer does the teacher's work; start no teacher" in capsys.readouterr().err
