@@ -40,6 +40,8 @@ from cepo.wire import from_proto, to_proto
 
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process whose work was not over when it was told to end; whoever keeps it alive starts it again."""
 log = logging.getLogger(__name__)
 
 _GRPC_CODES = {
@@ -66,6 +68,8 @@ class Service:
     """Runs until the event is set; when it returns or raises, the process ends."""
     app: FastAPI = field(default_factory=FastAPI)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    code: int = 0
+    """The process's exit code, once its work has returned."""
 
 
 def stage_service(
@@ -143,21 +147,23 @@ async def run(service: Service, settings: Settings) -> None:
 
 
 def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
-    """Entry point of a service: settings, logs, serve."""
+    """Entry point of a service: settings, logs, serve, exit."""
 
-    async def start() -> None:
+    async def start() -> int:
         settings = Settings.from_environment(name)
         configure_logging(name, settings.log_level)
         check_exposure(settings)  # before a model is loaded
         if settings.otlp_endpoint:
             TRACER.start(name, settings.otlp_endpoint)
         try:
-            await run(await build(settings), settings)
+            service = await build(settings)
+            await run(service, settings)
         finally:
             TRACER.stop()
+        return service.code
 
     with mistakes_told(name):
-        asyncio.run(start())
+        sys.exit(asyncio.run(start()))
 
 
 @contextlib.contextmanager

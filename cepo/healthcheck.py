@@ -1,4 +1,8 @@
-"""`python -m cepo.healthcheck`: exit 0 if the service on CEPO_HTTP_PORT of this machine is ready; for containers."""
+"""`python -m cepo.healthcheck`: exit 0 if the service on CEPO_HTTP_PORT of this machine is ready; for containers.
+
+`python -m cepo.healthcheck /healthz` asks whether it is alive. Of a trainer over several machines those after the first
+answer nobody: their process lives as long as they are healthy, and they end with the first.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,24 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from cepo.errors import UserError
-from cepo.settings import Settings
+from cepo.settings import Settings, node_rank
 from cepo.tls import client_tls
 
 TIMEOUT_SECONDS = 3.0
 
 
-def ready(settings: Settings) -> bool:
+def ready(settings: Settings, path: str = "/readyz") -> bool:
     """Whether the service says so."""
     try:
         tls = client_tls(settings)
         if tls is not None:
             tls.check_hostname = False  # a certificate need not name loopback; that the CA signed it is checked
         scheme = "https" if tls else "http"
-        with urlopen(
-            f"{scheme}://127.0.0.1:{settings.http_port}/readyz", timeout=TIMEOUT_SECONDS, context=tls
-        ) as reply:
+        with urlopen(f"{scheme}://127.0.0.1:{settings.http_port}{path}", timeout=TIMEOUT_SECONDS, context=tls) as reply:
             return bool(reply.status == 200)
     except (URLError, OSError, UserError):
         return False
 
 
 if __name__ == "__main__":
-    sys.exit(not ready(Settings.from_environment()))
+    sys.exit(not (node_rank() or ready(Settings.from_environment(), *sys.argv[1:])))

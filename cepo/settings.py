@@ -140,6 +140,23 @@ class Place:
         return dict(zip(_PLACE, map(str, (self.rank, self.local_rank, self.size)), strict=True))
 
 
+def node_rank() -> int | None:
+    """Which of the machines that one torchrun runs over this is, by torchrun's own variables; None without them.
+
+    Raises:
+        UserError: they do not say where the machines meet, and which of them this is.
+    """
+    nodes, rank, address = (os.environ.get(f"PET_{name}", "") for name in ("NNODES", "NODE_RANK", "MASTER_ADDR"))
+    if not nodes:
+        return None
+    if not (nodes.isdecimal() and rank.isdecimal() and int(rank) < int(nodes) and address):
+        raise UserError(
+            f"PET_NNODES={nodes!r}, PET_NODE_RANK={rank!r}, PET_MASTER_ADDR={address!r}: a trainer over several "
+            "machines needs their number, this one's, counted from 0, and the name of number 0; or unset PET_NNODES"
+        )
+    return int(rank)
+
+
 def stay_on_loopback() -> None:
     """Has torch.distributed listen on loopback alone, here and in child processes."""
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})

@@ -1,4 +1,8 @@
-"""`cepo serve SERVICE RUN.toml`: becomes one service of a run; what a container starts."""
+"""`cepo serve SERVICE RUN.toml`: becomes one service of a run; what a container starts.
+
+A trainer over several machines, which torchrun's variable PET_NNODES tells of, becomes `torchrun -m services.trainer`:
+what the run is checked for comes first, on machine 0, so that a mistake of the user's still ends with exit 2.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,9 @@ from cepo.deployment import SPECS, environment, processes
 from cepo.errors import UserError
 from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
-from cepo.settings import Place, Settings, child_environment
+from cepo.settings import Place, Settings, child_environment, node_rank
+
+TORCHRUN = ["-m", "torch.distributed.run"]
 
 
 def add_parser(commands: Any) -> None:
@@ -29,20 +35,25 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replaces this process by the service."""
     config, surroundings = runfile.load(options.file, options.set), Settings.from_environment(options.service)
-    arguments, spec = [], SPECS[options.service]
+    arguments, launcher, spec = [], [], SPECS[options.service]
     if spec not in processes(config):
         raise UserError('engine.teacher = "colocated": the trainer does the teacher\'s work; start no teacher')
     if options.service == "trainer":
         if options.run_dir is None:
             raise UserError("cepo serve trainer needs --run-dir, a folder that outlives the container")
-        folder, place = RunDir(options.run_dir), Place.from_environment()
-        if place is None or place.rank == 0:  # the others learn the run from it
-            if not folder.config.is_file():
-                begin(config, folder, surroundings.redis_url)
+        if Place.from_environment() is not None:
+            raise UserError(
+                "RANK is set: give torchrun `-m services.trainer RUN_DIR`; or set PET_NNODES, and cepo serve trainer "
+                "starts torchrun itself"
+            )
+        folder, node = RunDir(options.run_dir), node_rank()
+        if not (node or folder.config.is_file()):  # the other machines learn the run from the first
+            begin(config, folder, surroundings.redis_url)
+        if folder.config.is_file():
             config = runfile.load(folder.config)
-        arguments = [str(folder.path)]
+        arguments, launcher = [str(folder.path)], [] if node is None else TORCHRUN
     variables = child_environment(environment(spec.settings(config, surroundings)))
-    os.execve(sys.executable, [sys.executable, *spec.command(*arguments)], variables)
+    os.execve(sys.executable, [sys.executable, *launcher, *spec.command(*arguments)], variables)
 
 
 def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:

@@ -77,7 +77,9 @@ async def build(settings: Settings) -> chassis.Service:
         try:
             async with run.beside:
                 await train(run, drain)
-            run.learner.ranks.close()
+            if stop.is_set():
+                service.code = chassis.STOPPED
+            run.learner.ranks.close(service.code)
         finally:
             for task in beside:
                 task.cancel()

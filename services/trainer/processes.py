@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 
 import torch
 
+from cepo import chassis
 from cepo.children import die_with_parent
 from cepo.errors import UserError
 from cepo.images import ImageStore
@@ -28,17 +29,26 @@ from cepo.rundir import RunDir
 from cepo.settings import Place, Settings, child_environment, stay_on_loopback
 from cepo.telemetry import configure_logging
 from services.trainer.learner import Learner
-from services.trainer.ranks import ALONE, Peers, Ranks
+from services.trainer.ranks import ALONE, TORCHRUNS, Peers, Ranks
 
 log = logging.getLogger(__name__)
 
 
 def lead(folder: RunDir, config: RunConfig) -> Ranks:
-    """Rank 0 of a run's processes, once all are there."""
+    """Rank 0 of a run's processes, once all are there.
+
+    Raises:
+        UserError: torchrun started several, which this run cannot have.
+    """
     size, place = config.engine.trainer_processes, Place.from_environment()
     if place is None and size == 1:
         return ALONE
     if place is not None:
+        if place.size > 1 and config.engine.teacher == "colocated":
+            raise UserError(
+                f'engine.teacher="colocated" scores on the whole base, which the {place.size} processes of torchrun '
+                'split between them; set it to "service"'
+            )
         ranks = Peers(place)
     else:
         stay_on_loopback()
@@ -52,7 +62,7 @@ def lead(folder: RunDir, config: RunConfig) -> Ranks:
     return ranks
 
 
-def follow(folder: RunDir, place: Place, meeting: str = "env://") -> None:
+def follow(folder: RunDir, place: Place, meeting: str = TORCHRUNS) -> None:
     """The whole life of a process of a higher rank. It hears from rank 0 alone, and reads the run's images.
 
     Args:
@@ -69,8 +79,9 @@ def follow(folder: RunDir, place: Place, meeting: str = "env://") -> None:
         learner = make_learner(config, folder, Renderer(config.model.path), ranks, settings)
     except UserError as error:
         log.error("process %d of %d: %s", place.rank + 1, place.size, error)
+        ranks.part()
         sys.exit(2)
-    ranks.follow(learner)
+    sys.exit(ranks.follow(learner))
 
 
 def make_learner(config: RunConfig, folder: RunDir, renderer: Renderer, ranks: Ranks, settings: Settings) -> Learner:
@@ -98,7 +109,7 @@ def _start(folder: RunDir, place: Place, meeting: str) -> None:
 def _watch(process: subprocess.Popen[bytes], place: Place) -> None:
     """Ends this process when one of its own ends, which would leave it waiting for good."""
     code = process.wait()
-    if code in (0, 2):  # 2: a mistake of the user's, which this process meets and reports as well
+    if code in (0, 2, chassis.STOPPED):  # 2: a mistake of the user's, which this process meets and reports as well
         return
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     log.error(

@@ -7,6 +7,9 @@ they are clipped. Whatever meets the layers is therefore done by all ranks at on
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import wraps
@@ -24,7 +27,13 @@ from cepo.settings import Place
 P = ParamSpec("P")
 T = TypeVar("T")
 NEVER = timedelta(days=365)
-"""Rank 0 is silent while a step is sampled; a process that died closes its connection."""
+"""Rank 0 is silent while a step is sampled."""
+TORCHRUNS = "env://"
+"""Where processes that torchrun started meet: `init_method` of torch.distributed."""
+BEAT_SECONDS = 1.0
+SILENCE = timedelta(seconds=60)
+"""After which a machine counts as lost. A process that dies closes its connection: the next beat notices."""
+log = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -54,8 +63,8 @@ class Ranks:
         """The values of all ranks, by rank."""
         return [value]
 
-    def close(self) -> None:
-        """Rank 0: lets the others end."""
+    def close(self, code: int = 0) -> None:
+        """Rank 0: has the others end, with this exit code."""
 
 
 ALONE = Ranks()
@@ -64,11 +73,12 @@ ALONE = Ranks()
 class Peers(Ranks):
     """One of several processes that torch.distributed connects."""
 
-    def __init__(self, place: Place, meeting: str = "env://") -> None:
+    def __init__(self, place: Place, meeting: str = TORCHRUNS) -> None:
         """Waits until all are there.
 
         Args:
-            meeting: `init_method` of torch.distributed.
+            meeting: `init_method` of torch.distributed. Processes that meet by torchrun's variables may be on several
+                machines, where nobody sees to it that they end together: they do so themselves.
         """
         self.rank = place.rank
         self.size = place.size
@@ -76,20 +86,33 @@ class Peers(Ranks):
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=place.rank, world_size=place.size)
         self._words: Any = dist.new_group(backend="gloo", timeout=NEVER)
+        self._parting = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        if meeting == TORCHRUNS:
+            self._pulse: Any = dist.new_group(backend="gloo", timeout=SILENCE)
+            self._beating.start()
 
     def lead(self, name: str, *arguments: Any, **options: Any) -> None:
         if self.rank == 0:
             self._tell((name, arguments, options))
 
-    def follow(self, learner: Any) -> None:
-        """Does what rank 0 says until it closes.
+    def follow(self, learner: Any) -> int:
+        """Does what rank 0 says until it closes; returns the exit code it gave.
 
         Raises:
             SystemExit: rank 0 is gone; it says why itself.
         """
-        while (call := self._heard()) is not None:
+        while not isinstance(call := self._heard(), int):
             name, arguments, options = call
             getattr(learner, name)(*arguments, **options)
+        self.part()
+        return call
+
+    def part(self) -> None:
+        """Lets this process end without the others taking it for dead."""
+        self._parting.set()
+        if self._beating.is_alive():
+            self._beating.join()
 
     def place(self, model: Any, device: str) -> None:
         """Gives each rank its part of the decoder layers and moves the rest to the device.
@@ -135,8 +158,26 @@ class Peers(Ranks):
         dist.all_gather_object(values, value, group=self._words)
         return values
 
-    def close(self) -> None:
-        self._tell(None)
+    def close(self, code: int = 0) -> None:
+        self._tell(code)
+        self.part()
+
+    def _beat(self) -> None:
+        """All say now and then that they are there. Ends this process, which might wait for good, once one is not."""
+        parting = torch.zeros(1)
+        try:
+            while not parting:
+                parting.fill_(self._parting.wait(BEAT_SECONDS))
+                dist.all_reduce(parting, dist.ReduceOp.MAX, group=self._pulse)
+        except RuntimeError as error:
+            if not self._parting.is_set():
+                log.error(
+                    "process %d of %d lost another (%s) and ends, to be started again with it",
+                    self.rank + 1,
+                    self.size,
+                    error,
+                )
+                os._exit(1)
 
     def _tell(self, word: Any) -> None:
         dist.broadcast_object_list([word], src=0, group=self._words)

@@ -12,16 +12,16 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cepo.local import Stack, running
+from cepo.local import Child, Stack, running
 from cepo.rundir import RunDir
 from cepo.runfile import load
 from tests.factories import make_config
 from tests.pipeline.support import kill
+from tests.unit.deploy.test_parity import in_kubernetes
 from tests.unit.trainer.test_pairs import ROWS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-STEPS = 4
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "services.trainer"]
+STEPS = 8
 
 
 def run_of(tmp_path: Path, name: str, *overrides: str) -> RunDir:
@@ -33,42 +33,71 @@ def run_of(tmp_path: Path, name: str, *overrides: str) -> RunDir:
     return folder
 
 
-def finish(stack: Stack, meanwhile: Callable[[], None] = lambda: None) -> None:
-    with running(stack):
-        while not stack.check():
-            meanwhile()
-            time.sleep(0.05)
+def pod(number: int, folder: RunDir, trainer: Child, port: int) -> Child:
+    """What a pod of the Kubernetes overlay `multi-node` runs, on this machine: names, paths and GPUs are its own."""
+    container, variables = in_kubernetes("trainer", "multi-node")
+    here = {"python": sys.executable, "/etc/cepo/run/run.toml": str(folder.config), "/runs/run": str(folder.path)}
+    ours = {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NPROC_PER_NODE": "1"}
+    return Child(
+        f"trainer-{number}",
+        [here.get(word, word) for word in container["command"]],
+        trainer.environment
+        | {name: value for name, value in variables.items() if name.startswith("PET_")}
+        | {f"PET_{name}": value for name, value in ours.items()}
+        | {"GLOO_SOCKET_IFNAME": "lo"},
+        folder.logs / f"trainer-{number}.log",
+    )
 
 
 def adapter(folder: RunDir) -> dict[str, Tensor]:
     return load_file(folder.adapters / f"v{STEPS:06d}" / "adapter_model.safetensors")
 
 
-def test_two_processes_killed_and_started_again_by_torchrun_make_the_adapter_of_one(
-    tmp_path: Path,
+def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_one(
+    tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
+    """First the trainer's own two on one machine; then those of two torchruns, which are kept alive as by the Job."""
     folder = run_of(tmp_path, "shared", "engine.trainer_processes=2")
     stack = Stack(load(folder.config), folder, services=("teacher", "trainer"))
-    killed_at = 0
+    port, trainer = free_port(), stack.children["trainer"]
+    first, second = (pod(number, folder, trainer, port) for number in range(2))
+    rows, stopped = [], 0.0
 
     def interfere() -> None:
-        nonlocal killed_at
-        if not killed_at and len(folder.rows()) >= 2:
-            killed_at = len(folder.rows())
-            stack.children["trainer"].command = [sys.executable, *TORCHRUN, str(folder.path)]
+        nonlocal stopped
+        done = len(folder.rows())
+        if done < 2 or done in rows or len(rows) == 3:
+            return
+        rows.append(done)
+        if len(rows) == 1:
+            trainer.command, trainer.environment = first.command, first.environment
+            stack.children[second.name] = second
+            second.start()
+        if len(rows) < 3:
             kill("follower", folder.path)
+        else:
+            stopped = time.monotonic()
+            trainer.terminate()  # its torchrun, which has all end after the step at hand
 
-    finish(stack, interfere)
-    assert 2 <= killed_at < STEPS
-    said = [json.loads(line)["message"] for line in (folder.logs / "trainer.log").open() if "SIGKILL" in line]
-    assert said == [
+    with running(stack):
+        while not stack.check():
+            interfere()
+            time.sleep(0.05)
+        assert second.process is not None
+        assert second.process.wait(30) == 0
+    assert len(rows) == 3
+    assert trainer.started[-1] - stopped < 30, "processes that part waited for each other"
+    said = [json.loads(line)["message"] for line in trainer.log.open() if line.startswith("{")]
+    assert [line for line in said if "SIGKILL" in line] == [
         "process 2 of 2 was killed by SIGKILL; the trainer ends, and goes on from its newest checkpoint when it is "
         "started again"
     ]
     assert [row["step"] for row in folder.rows()] == list(range(STEPS))
 
     alone = run_of(tmp_path, "alone")
-    finish(Stack(load(alone.config), alone, services=("teacher", "trainer")))
+    with running(Stack(load(alone.config), alone, services=("teacher", "trainer"))) as stack:
+        while not stack.check():
+            time.sleep(0.05)
     for name, value in adapter(alone).items():
         assert float((adapter(folder)[name] - value).abs().max()) < 1e-5, name
     assert max(float(value.abs().max()) for name, value in adapter(alone).items() if "lora_B" in name) > 1e-4

@@ -13,7 +13,7 @@ import pytest
 
 from cepo.cli import main
 from cepo.healthcheck import ready
-from cepo.settings import Settings
+from cepo.settings import Place, Settings, child_environment
 from tests.factories import RUNS
 
 TINY = str(RUNS / "tiny_cepo.toml")
@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[int]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(request.param if self.path == "/readyz" else 404)
+            self.send_response({"/readyz": request.param, "/healthz": 200}.get(self.path, 404))
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -38,6 +38,18 @@ def server(request: pytest.FixtureRequest) -> Iterator[int]:
     serving.shutdown()
     thread.join()
     serving.server_close()
+
+
+@pytest.mark.parametrize("server", [503], indirect=True)
+def test_a_pod_of_a_trainer_is_asked_what_it_can_answer(server: int) -> None:
+    """The first serves: it is alive and not ready. The others serve nothing, and are healthy while they live."""
+    nodes = {"PET_NNODES": "2", "PET_MASTER_ADDR": "trainer-0"}
+
+    def probe(rank: int, *path: str) -> int:
+        variables = child_environment(nodes | {"PET_NODE_RANK": str(rank), "CEPO_HTTP_PORT": str(server)})
+        return subprocess.run([sys.executable, "-m", "cepo.healthcheck", *path], env=variables).returncode
+
+    assert [probe(0), probe(0, "/healthz"), probe(1), probe(1, "/healthz")] == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("server", "healthy"), [(200, True), (503, False)], indirect=["server"])
@@ -75,6 +87,29 @@ def test_down_leaves_a_process_alone_that_took_over_the_number(
 def test_the_trainer_of_a_container_needs_a_folder_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "trainer", TINY]) == 2
     assert "--run-dir" in capsys.readouterr().err
+
+
+def test_a_trainer_inside_torchrun_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in Place(0, 0, 2).to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert main(["serve", "trainer", TINY, "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "cepo: RANK is set: give torchrun `-m services.trainer RUN_DIR`; or set PET_NNODES, and cepo serve trainer "
+        "starts torchrun itself\n"
+    )
+
+
+def test_a_mistake_ends_the_first_of_several_machines_before_torchrun(
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun would exit with 1, which is tried again."""
+    for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "trainer-0"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    monkeypatch.setenv("CEPO_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    assert main(["serve", "trainer", TINY, "--run-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("cepo: Redis at 127.0.0.1:")
 
 
 def test_a_teacher_of_a_run_that_has_it_in_the_trainer_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,11 @@ def _build(folder: Path, inherited: list[Object]) -> list[Object]:
     for component in wanted.get("components", ()):
         objects = _build(folder / component, objects)
     for patch in wanted.get("patches", ()):
-        text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text()
-        _patch(objects, patch["target"], yaml.safe_load(text))
+        wish = yaml.safe_load(patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text())
+        if "target" in patch:
+            _patch(objects, patch["target"], wish)
+        else:
+            _merge(named(objects, wish["kind"], wish["metadata"]["name"]), wish)
     for image in wanted.get("images", ()):
         _rename(objects, image)
     for item in objects:
@@ -82,6 +85,19 @@ def _patch(objects: list[Object], target: Object, operations: list[Object]) -> N
     for item in matching:
         for operation in operations:
             _apply(item, operation)
+
+
+def _merge(item: Object, wish: Object) -> None:
+    """A strategic merge: objects in objects, and in lists by name."""
+    for key, value in wish.items():
+        if isinstance(value, list):
+            for entry in value:
+                (old,) = [old for old in item[key] if old["name"] == entry["name"]]
+                _merge(old, entry)
+        elif isinstance(value, dict):
+            _merge(item[key], value)
+        else:
+            item[key] = value
 
 
 def _apply(item: Object, operation: Object) -> None:

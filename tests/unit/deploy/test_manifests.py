@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,25 @@ from tests.unit.deploy.kustomize import CUSTOM, K8S, Object, named, render
 OVERLAYS = ("cpu", "single-gpu", "multi-node")
 KUBERNETES = "1.34"
 CRDS = Path(__file__).parent / "crds"
+README = K8S.parent / "README.md"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def overlay(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
     return request.param, render(K8S / "overlays" / request.param)
+
+
+@pytest.fixture(params=["overlay", "readme"])
+def nodes_and_gpus(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, int, list[Object]]:
+    """Numbers of trainer nodes and of GPUs of each, and the objects of `multi-node`, or of the README's patch on it."""
+    if request.param == "overlay":
+        return 2, 1, render(K8S / "overlays" / "multi-node")
+    (patch,) = re.findall(r"^    patches:\n      - patch: \|-\n(?:        .*\n)+", README.read_text(), re.MULTILINE)
+    shutil.copytree(K8S.parent, tmp_path / "deploy")  # the monitoring component takes files from beside k8s
+    own = tmp_path / "deploy" / "k8s" / "overlays" / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text("resources: [../multi-node]\n" + textwrap.dedent(patch))
+    return 4, 8, render(own)
 
 
 def validate(item: Object) -> None:
@@ -149,12 +164,17 @@ def numbered(item: Object) -> dict[str, str]:
     return {"batch.kubernetes.io/job-completion-index": "0"} if indexed else {}
 
 
-def test_trainer_pods_meet_where_torchrun_looks() -> None:
-    objects = render(K8S / "overlays" / "multi-node")
+def test_trainer_pods_meet_where_torchrun_looks(nodes_and_gpus: tuple[int, int, list[Object]]) -> None:
+    """In the overlay, and in an overlay on top that asks for other numbers."""
+    number, gpus, objects = nodes_and_gpus
     job, nodes = named(objects, "Job", "trainer")["spec"], named(objects, "Service", "trainer-nodes")
     pod = job["template"]["spec"]
     variables = {entry["name"]: entry for entry in pod["containers"][0]["env"] if entry["name"].startswith("PET_")}
-    assert int(variables["PET_NNODES"]["value"]) == job["completions"] == job["parallelism"]
+    assert int(variables["PET_NNODES"]["value"]) == job["completions"] == job["parallelism"] == number
+    assert variables["PET_NPROC_PER_NODE"]["value"] == "gpu"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == gpus
+    assert job["completionMode"] == "Indexed"
+    assert named(objects, "PersistentVolumeClaim", "runs")["spec"]["accessModes"] == ["ReadWriteMany"]
     rank = variables["PET_NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert rank == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert variables["PET_MASTER_ADDR"]["value"] == f"trainer-0.{nodes['metadata']['name']}"
@@ -162,6 +182,23 @@ def test_trainer_pods_meet_where_torchrun_looks() -> None:
     assert (nodes["spec"]["clusterIP"], nodes["spec"]["publishNotReadyAddresses"]) == ("None", True)
     assert [str(port["port"]) for port in nodes["spec"]["ports"]] == [variables["PET_MASTER_PORT"]["value"]]
     assert named(objects, "Service", "trainer")["spec"]["selector"].items() >= numbered({"spec": job}).items()
+
+
+def test_trainer_pods_reach_each_other_and_nobody_else_reaches_more() -> None:
+    found = {
+        name: {o["metadata"]["name"]: o["spec"] for o in render(K8S / name) if o["kind"] == "NetworkPolicy"}
+        for name in ("base", "overlays/single-gpu", "overlays/multi-node")
+    }
+    base, single, many = found.values()
+    trainers = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "trainer"}}}
+    assert many.pop("trainer-nodes") == trainers | {
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [trainers]}],  # any port: gloo and NCCL choose theirs
+        "egress": [{"to": [trainers]}],
+    }
+    del many["keda"]
+    assert many == single
+    assert base.items() <= single.items()
 
 
 def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None:

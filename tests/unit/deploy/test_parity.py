@@ -76,7 +76,11 @@ def test_kubernetes_starts_what_the_table_says(spec: Spec, overlay: str, monkeyp
         "grpc": spec.grpc_port,
         "http": spec.http_port,
     }
-    assert container["startupProbe"]["grpc"] == container["readinessProbe"]["grpc"] == {"port": spec.grpc_port}
+    for probe in ("startupProbe", "readinessProbe"):
+        if (spec.name, overlay) == ("trainer", "multi-node"):
+            assert container[probe]["exec"]["command"] == ["python", "-m", "cepo.healthcheck"]
+        else:
+            assert container[probe]["grpc"] == {"port": spec.grpc_port}
     found = surroundings(variables, monkeypatch)
     assert (found.grpc_port, found.http_port) == (spec.grpc_port, spec.http_port)
     assert found.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
@@ -125,6 +129,11 @@ def test_prometheus_scrapes_every_service() -> None:
 
 def test_a_trainer_is_started_again_as_often_and_has_as_long_to_save(compose: dict[str, Any]) -> None:
     job = named(render(K8S / "base"), "Job", "trainer")["spec"]
+    nodes = named(render(K8S / "overlays" / "multi-node"), "Job", "trainer")["spec"]
+    assert (nodes["backoffLimitPerIndex"], nodes["maxFailedIndexes"]) == (job["backoffLimit"], 0)
+    assert "backoffLimit" not in nodes
+    grace = nodes["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace - 30 <= int(in_kubernetes("trainer", "multi-node")[1]["PET_SHUTDOWN_TIMEOUT"]) < grace - 10
     for profile in PROFILES:
         service = started(compose, "trainer", profile)
         assert service["restart"] == f"on-failure:{job['backoffLimit']}"

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cepo.deployment import REDIS_OPTIONS, SPECS
+from cepo.healthcheck import TIMEOUT_SECONDS
 from tests.unit.deploy.kustomize import K8S, Object, named, render
 from tests.unit.deploy.test_manifests import validate
 
@@ -58,6 +59,10 @@ def test_every_service_has_a_certificate_of_its_own_and_asks_for_one(overlay: tu
         assert variables["CEPO_REDIS_URL"].startswith("rediss://")
         for probe in ("startupProbe", "readinessProbe"):
             assert container[probe]["exec"]["command"] == ["python", "-m", "cepo.healthcheck"]
+            assert container[probe]["timeoutSeconds"] > TIMEOUT_SECONDS
+        assert container["livenessProbe"]["exec"]["command"] == ["python", "-m", "cepo.healthcheck", "/healthz"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert not {"grpc", "httpGet", "tcpSocket"} & container[probe].keys()
 
 
 def test_redis_listens_with_tls_alone(overlay: tuple[Path, list[Object]]) -> None:

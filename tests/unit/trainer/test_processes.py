@@ -1,12 +1,32 @@
-"""How a process of a trainer learns its place: from torchrun's variables, or it is alone."""
+"""How a process of a trainer learns its place, and what becomes of the others when one is gone."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from cepo.errors import UserError
-from cepo.settings import Place
+from cepo.rundir import RunDir
+from cepo.settings import Place, child_environment, node_rank
 from services.trainer.__main__ import main
+from services.trainer.processes import lead
+from tests.factories import make_config
+
+IDLE = """
+import os, time
+from cepo.settings import Place
+from services.trainer.ranks import Peers
+place = Place.from_environment()
+Peers(place).gathered(None)
+if place.rank == 1:
+    os._exit(9)
+time.sleep(60)
+"""
+"""A process that says nothing to the others, as while a step is sampled; the second one dies."""
 
 
 def test_a_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +55,49 @@ def test_a_trainer_without_a_run_says_what_it_needs(
         main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == ("cepo trainer: give the folder of a run: python -m services.trainer RUN_DIR\n")
+
+
+def test_machines_are_numbered_by_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert node_rank() is None
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "trainer-0"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    assert node_rank() == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("NNODES", "1:2"), ("NODE_RANK", "2"), ("MASTER_ADDR", "")])
+def test_machines_that_could_not_meet_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for variable, said in ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "trainer-0"} | {name: value}).items():
+        monkeypatch.setenv(f"PET_{variable}", said)
+    with pytest.raises(UserError, match=f"PET_{name}='{value}'.*a trainer over several machines needs their number"):
+        node_rank()
+
+
+def test_a_colocated_teacher_is_refused_where_torchrun_splits_its_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable, number in Place(0, 0, 2).to_environment().items():
+        monkeypatch.setenv(variable, number)
+    with pytest.raises(UserError, match="the 2 processes of torchrun split between them; set it to"):
+        lead(RunDir(tmp_path), make_config("engine.teacher=colocated"))
+
+
+def test_processes_of_several_machines_end_together(free_port: Callable[[], int]) -> None:
+    """The second of three dies; the others, which neither speak nor listen, end before a minute of silence."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IDLE],
+            env=child_environment(meeting | Place(rank, 0, 3).to_environment()),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        said = [process.communicate(timeout=40)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 9, 1]
+    for rank in (0, 2):
+        assert f"process {rank + 1} of 3 lost another (" in said[rank]

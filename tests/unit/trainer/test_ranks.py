@@ -86,12 +86,12 @@ def main(out: Path) -> None:
     place = Place.from_environment()
     assert place is not None
     ranks, found = Peers(place, f"file://{out}.ranks"), {}
-    for case, (_, overrides) in CASES.items():
+    for number, (case, (_, overrides)) in enumerate(CASES.items()):
         if place.rank:
-            ranks.follow(Learner(make_config(*COMMON, *overrides), ranks=ranks))
+            assert ranks.follow(Learner(make_config(*COMMON, *overrides), ranks=ranks)) == number
         else:
             found[case] = train(case, ranks)
-            ranks.close()
+            ranks.close(number)
     if place.rank == 0:
         out.write_bytes(pickle.dumps(found))
 
