@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def _read(file: Path) -> tuple[list[CreditRequest], bool]:
     """The requests, and whether the file holds a list of them."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     try:
