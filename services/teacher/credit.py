@@ -97,6 +97,21 @@ class TokenCredit:
         with self._images.held(dict(found)):
             return await self._credited(self._read(request, tuple(image for image, _ in found)))
 
+    async def each(self, requests: Sequence[CreditRequest]) -> list[CreditReply]:
+        """The credit of a list of requests, one after the other.
+
+        Raises:
+            UserError: names the request and the field.
+            PolicyError, Unreachable: as for one.
+        """
+        replies = []
+        for at, request in enumerate(requests):
+            try:
+                replies.append(await self(request))
+            except UserError as error:
+                raise UserError(f"{at}.{error}") from error
+        return replies
+
     async def _credited(self, group: _Group) -> CreditReply:
         request = group.request
         scored = await self._graded(group)
