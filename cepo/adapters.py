@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -110,7 +111,7 @@ class AdapterCache:
         self._fetch = fetch
         self._keep = keep
         self._order: dict[str, None] = {}
-        self._lock = asyncio.Lock()
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def folder(self, policy: PolicyRef) -> Path:
         """The folder of an adapter; fetched if it is not here.
@@ -118,8 +119,8 @@ class AdapterCache:
         Raises:
             PolicyError: the bytes are not those the reference names; nothing is kept.
         """
-        async with self._lock:
-            folder = self._root / policy.name
+        folder = self._root / policy.name
+        async with self._fetching.setdefault(policy.name, asyncio.Lock()):  # who waits for one holds up no other
             if policy.name not in self._order:
                 files = await self._fetch(policy)
                 if set(files) != set(FILES) or digest(files) != policy.sha256:
@@ -132,7 +133,7 @@ class AdapterCache:
             for name in list(self._order)[: -self._keep]:
                 del self._order[name]
                 shutil.rmtree(self._root / name, ignore_errors=True)
-            return folder
+        return folder
 
     def clear(self) -> None:
         """Removes every folder."""

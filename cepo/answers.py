@@ -31,7 +31,9 @@ _SPELLINGS = tuple(
     for pattern, replacement in (
         (r"\\(?:left|right)(?![a-zA-Z])", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|bm|underline|mbox)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:display|text)style(?![a-zA-Z])", ""),
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
         (r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
         (r"(?<!\\)\\!", ""),
         (r"(?<!\\)\\[,;: ]|~", " "),

@@ -111,7 +111,7 @@ def _file_rows(path: Path) -> Iterable[Any]:
 
 
 def _json_lines(path: Path) -> Iterable[Any]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut texts at other separators
         if line.strip():
             try:
@@ -121,7 +121,7 @@ def _json_lines(path: Path) -> Iterable[Any]:
 
 
 def _json_list(path: Path) -> list[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
         raise ValueError("it is not a list of rows")
     return rows

@@ -29,7 +29,7 @@ MAX_INT64 = 2**63 - 1
 class PolicyRef(Contract):
     """An adapter by content; version 0 is the base model and has no bytes."""
 
-    version: int = Field(ge=0)
+    version: int = Field(ge=0, le=MAX_INT64)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")

@@ -101,9 +101,13 @@ class Passage:
 
 
 @contextmanager
-def loading(policy: PolicyRef) -> Iterator[None]:
-    """An engine's load of a policy, as it is counted."""
-    begun = time.perf_counter()
+def loading(policy: PolicyRef, begun: float | None = None) -> Iterator[None]:
+    """An engine's load of a policy, as it is counted.
+
+    Args:
+        begun: when it began by `time.perf_counter`, if that was before.
+    """
+    begun = time.perf_counter() if begun is None else begun
     try:
         yield
     except Exception:

@@ -51,7 +51,15 @@ def surface() -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"detail": first_mistake([_unwrapped(e) for e in error.errors()])}, 422)
+        first = error.errors()[0]
+        sent = request.headers.get("content-type", "")
+        if first["loc"][0] == "body" and isinstance(error.body, bytes):  # it was not read as JSON
+            detail = f"Content-Type: the body was sent as {sent or 'nothing'!r}; send JSON, as application/json"
+        elif first["type"] == "json_invalid":
+            detail = f"body: no JSON, at character {first['loc'][-1]}: {first['ctx']['error']}"
+        else:
+            detail = first_mistake([_unwrapped(first)])
+        return JSONResponse({"detail": detail}, 422)
 
     return app
 

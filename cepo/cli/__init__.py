@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from cepo.errors import CepoError, Unreachable, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 0 on success, 1 on a fault of ours, 2 on bad input."""
+    """Runs a command; 0 on success, 1 on a fault of ours, 2 on bad input, 130 on Ctrl-C."""
     # not above: each grader that a command starts imports the script that calls this, and has no use for them
     from cepo.cli import (
         certs,
@@ -32,10 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except (UserError, Unreachable) as error:
-        print(f"cepo: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error), 2)
     except CepoError as error:
-        print(f"cepo: {error}", file=sys.stderr)
-        return 1
+        return _refuse(str(error), 1)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}; give another path, or make this one usable", 2)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+
+
+def _refuse(line: str, code: int) -> int:
+    print(f"cepo: {line}", file=sys.stderr)
+    return code

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import ipaddress
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +15,10 @@ from cepo.deployment import SPECS
 from cepo.errors import UserError
 
 NAMES = (*SPECS, "redis", "client")
-HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f:]+")
-"""A name, for all below it with a star, or an address."""
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+")
+"""A name, for all below it with a star, or an address of version 4."""
 DAYS = 90
+MAX_DAYS = 36500
 NAMESPACE = "cepo"
 
 
@@ -35,16 +38,22 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("the package cryptography is not installed; pip install 'cepo[certs]'")
     if options.out.exists():
         raise UserError(f"{options.out} exists; give a new folder")
-    if options.days < 1:
-        raise UserError(f"--days {options.days}: give at least 1")
+    if not 1 <= options.days <= MAX_DAYS:
+        raise UserError(f"--days {options.days}: give 1 to {MAX_DAYS}")
     for host in options.host:
-        if not HOST.fullmatch(host):
+        if not HOST.fullmatch(host) and not _is_address(host):
             raise UserError(f"--host {host!r} is neither a name nor an address; give one, without scheme and port")
     begins = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)  # clocks differ
     make(options.out, options.host, begins, begins + datetime.timedelta(days=options.days))
     print(f"{', '.join(NAMES)}: {options.out}/NAME/{{ca.crt,tls.crt,tls.key}}, valid for {options.days} days")
     print(f"use them with CEPO_CERTIFICATES={options.out}; keep {options.out}/ca.key away from the services")
     return 0
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return False
 
 
 def make(out: Path, hosts: list[str], begins: datetime.datetime, ends: datetime.datetime) -> None:

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     asked = [_asked(_pictured(request, folder), policy, options.compare) for request in requests]
     if options.html is not None and many:
         raise UserError(f"--html shows one request, and {options.file} holds a list; give one object")
-    replies = asyncio.run(_scored(asked, options.model, policy, files))
+    replies = asyncio.run(_scored(asked, many, options.model, policy, files))
     if options.html is not None:
         from services.teacher.page import standalone_page
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 def _read(file: Path) -> tuple[list[CreditRequest], bool]:
     """The requests, and whether the file holds a list of them."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     try:
@@ -109,7 +109,7 @@ def _method(method: Method, name: str) -> Method:
 
 
 async def _scored(
-    requests: list[CreditRequest], model: str, policy: PolicyRef, files: dict[str, bytes]
+    requests: list[CreditRequest], many: bool, model: str, policy: PolicyRef, files: dict[str, bytes]
 ) -> list[CreditReply]:
     import tempfile
 
@@ -143,7 +143,7 @@ async def _scored(
             await _load(scorer, policy)
             longest = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
             credit = TokenCredit(scorer, renderer, longest, grade, given)
-            return [await credit(request) for request in requests]
+            return await credit.each(requests) if many else [await credit(requests[0])]
         finally:
             scorer.close()
 

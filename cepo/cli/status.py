@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the trainer's status as JSON."""
     try:
         address = json.loads((options.run_dir / "services.json").read_text())["http"]["trainer"]
-    except OSError as error:
+    except (OSError, ValueError, KeyError) as error:  # `cepo up` and `cepo eval` write addresses too, without a trainer
         raise UserError(f"{options.run_dir} holds no run that was started here; give the folder of one") from error
     try:
         with web_client(Settings.from_environment(), address) as web:

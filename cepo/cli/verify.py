@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     from services.verifier.files import verify_lines
 
     try:
-        lines = options.file.read_text().split("\n")
+        lines = options.file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{options.file} cannot be read: {error}") from error
     for line in verify_lines(lines):

@@ -25,6 +25,7 @@ from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.image_cache import ReadImage, no_images
+from cepo.metrics import LOAD_FAILURES
 from cepo.pixels import Patches
 from cepo.rendering import Renderer
 from cepo.settings import Settings
@@ -74,13 +75,25 @@ class TransformersScorer:
         Raises:
             PolicyError: the adapter's bytes are wrong, or no module took its weights.
         """
+        begun = time.perf_counter()
+        if policy != BASE_POLICY and policy.name not in self._proofs:
+            with LOAD_FAILURES.count_exceptions():
+                await self._adapters.folder(policy)  # without the lock: who waits for the trainer holds up no other
         async with self._lock:
             if policy.name not in self._proofs:
-                with loading(policy):
+                with loading(policy, begun):
                     folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
-                    self._proofs[policy.name] = await self._on_thread(self._bind, policy, folder)
+                    await self._bound(policy, folder)
             proof = self._proofs[policy.name] = self._proofs.pop(policy.name)  # the last in the order of use
             return proof
+
+    async def _bound(self, policy: PolicyRef, folder: Path | None) -> None:
+        """Binds to the end, though the caller be cancelled: the model is not left between two policies."""
+        binding = asyncio.ensure_future(self._on_thread(self._bind, policy, folder))
+        try:
+            await asyncio.shield(binding)
+        finally:
+            self._proofs[policy.name] = await binding
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
         return await self._measure(pairs, temperature, policy, _logps)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cepo.contexts import Hint
 from cepo.contracts import ContextName, ImageRef, PolicyProof, PolicyRef, ScoredGroup
 from cepo.credit import CreditReply, CreditRequest, Method
-from cepo.errors import UserError
+from cepo.errors import Unreachable, UserError
 from cepo.rendering import Renderer
 from cepo.spans import Span, response_text, spans
 from cepo.teaching.handler import Logps, Pair, Scorer
@@ -24,6 +24,8 @@ from services.teacher.weighing import Evidence, Standing, standings, weighed
 
 MAX_SCORED_TOKENS = 2**20
 """Tokens that one request may have scored, its contexts included."""
+POLICY_SECONDS = 30.0
+"""How long a request waits for the trainer to send its policy; a run waits longer for a trainer that restarts."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,28 @@ class TokenCredit:
     """The function behind REST and the command line."""
 
     def __init__(
-        self, scorer: Scorer, renderer: Renderer, max_model_len: int, grader: Grader | None, images: GivenImages
+        self,
+        scorer: Scorer,
+        renderer: Renderer,
+        max_model_len: int,
+        grader: Grader | None,
+        images: GivenImages,
+        *,
+        policy_seconds: float = POLICY_SECONDS,
     ) -> None:
         """Makes the function.
 
         Args:
             grader: asked only for what a request leaves out; None: such requests are refused.
             images: where the scorer reads images; it is lent those of a request.
+            policy_seconds: how long a policy is waited for.
         """
         self._scorer = scorer
         self._renderer = renderer
         self._max_model_len = max_model_len
         self._grader = grader
         self._images = images
+        self._policy_seconds = policy_seconds
 
     async def __call__(self, request: CreditRequest) -> CreditReply:
         """Every token's credit.
@@ -85,6 +96,21 @@ class TokenCredit:
         found = await asyncio.to_thread(pictures, request.images)
         with self._images.held(dict(found)):
             return await self._credited(self._read(request, tuple(image for image, _ in found)))
+
+    async def each(self, requests: Sequence[CreditRequest]) -> list[CreditReply]:
+        """The credit of a list of requests, one after the other.
+
+        Raises:
+            UserError: names the request and the field.
+            PolicyError, Unreachable: as for one.
+        """
+        replies = []
+        for at, request in enumerate(requests):
+            try:
+                replies.append(await self(request))
+            except UserError as error:
+                raise UserError(f"{at}.{error}") from error
+        return replies
 
     async def _credited(self, group: _Group) -> CreditReply:
         request = group.request
@@ -137,7 +163,7 @@ class TokenCredit:
             completion(self._renderer.text(ids), ids, ended=sent.text is not None or not stop.isdisjoint(ids[-1:]))
             for ids, sent in zip(group.ids, request.responses, strict=True)
         ]
-        proof = await self._scorer.load(request.policy)
+        proof = await self._loaded(request.policy)
         return await graded(request, group.prompt.messages, group.prompt.plain, completions, proof, self._grader)
 
     def _plans(self, group: _Group, method: Method, scored: ScoredGroup | None) -> list[_Plan]:
@@ -169,8 +195,18 @@ class TokenCredit:
                 f"responses: {tokens} tokens to score under all contexts, more than {MAX_SCORED_TOKENS}; "
                 "send fewer or shorter responses at once"
             )
-        proof = await self._scorer.load(policy)
+        proof = await self._loaded(policy)
         return proof, dict(zip(pairs, await self._scorer.score(pairs, temperature, policy), strict=True))
+
+    async def _loaded(self, policy: PolicyRef) -> PolicyProof:
+        try:
+            async with asyncio.timeout(self._policy_seconds):
+                return await self._scorer.load(policy)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"policy: {policy.name} is not here, and no trainer has sent it for {self._policy_seconds:g} s; "
+                "leave it out for the base model, or start the run"
+            ) from error
 
     def _reply(
         self,

@@ -50,7 +50,7 @@ def application(credit: TokenCredit) -> FastAPI:
             if isinstance(body, list):
                 raise UserError("a page shows one request; send an object, not a list")
             return HTMLResponse(standalone_page(body, await credit(body)))
-        replies = [await credit(each) for each in body] if isinstance(body, list) else await credit(body)
+        replies = await credit.each(body) if isinstance(body, list) else await credit(body)
         return Response(_REPLIES.dump_json(replies), media_type="application/json")
 
     return app

@@ -7,6 +7,8 @@ from typing import Annotated
 from fastapi import FastAPI
 from pydantic import Field, Tag
 
+from cepo.errors import UserError
+from cepo.kinds import check_reference
 from cepo.web import ONE_OR_MANY, surface
 from services.verifier.pool import GraderPool
 from services.verifier.rows import Reply, Request
@@ -26,6 +28,11 @@ def application(pool: GraderPool) -> FastAPI:
         """A verdict for each row, in order."""
         if isinstance(body, Request):
             return Reply.of((await pool.grade([body.item()]))[0])
+        for at, row in enumerate(body):
+            try:
+                check_reference(row.answer, row.kind)
+            except UserError as error:
+                raise UserError(f"{at}: {error}") from error
         return [Reply.of(verdict) for verdict in await pool.grade([row.item() for row in body])]
 
     return app

@@ -109,13 +109,14 @@ def test_rest_compares_by_kind(verifier: Running) -> None:
     [
         ('{"response": "x"}', 422, "answer"),
         ('{"response": "x", "answer": ""}', 422, "reference answer ''"),
+        ('[{"response": "x", "answer": "1"}, {"response": "x", "answer": ""}]', 422, "1: reference answer ''"),
         ('{"response": "x", "answer": "3", "kind": "telepathy"}', 422, "telepathy"),
         ('{"response": "x", "answer": "3", "extra": 1}', 422, "extra"),
         ("[" + ",".join(['{"response":"","answer":"3"}'] * 5000) + "]", 422, "at most 4096"),
         ("nonsense", 422, "JSON"),
         ('{"response": "' + "9" * 2**24 + '", "answer": "3"}', 413, "longer than"),
     ],
-    ids=["missing", "reference", "kind", "unknown field", "too many", "no json", "too long"],
+    ids=["missing", "reference", "row", "kind", "unknown field", "too many", "no json", "too long"],
 )
 def test_rest_refuses_what_it_cannot_judge(verifier: Running, body: str, status: int, says: str) -> None:
     reply = verifier.web.post("/v1/verify", content=body, headers={"content-type": "application/json"})

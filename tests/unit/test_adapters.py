@@ -93,6 +93,23 @@ async def test_an_adapter_is_fetched_once_however_many_ask(tmp_path: Path) -> No
     assert adapters.read(folders[0]) == make_files(1)
 
 
+async def test_an_adapter_that_is_waited_for_holds_up_no_other(tmp_path: Path) -> None:
+    sent = asyncio.Event()
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        if policy.version == 1:
+            await sent.wait()
+        return make_files(policy.version)
+
+    cache = AdapterCache(tmp_path, fetch, keep=2)
+    waits = asyncio.create_task(cache.folder(policy_of(1)))
+    async with asyncio.timeout(5):
+        assert adapters.read(await cache.folder(policy_of(2))) == make_files(2)
+        assert not waits.done()
+        sent.set()
+        assert adapters.read(await waits) == make_files(1)
+
+
 async def test_the_least_recently_used_adapter_is_dropped(tmp_path: Path) -> None:
     trainer = Trainer()
     cache = AdapterCache(tmp_path, trainer.fetch, keep=2)

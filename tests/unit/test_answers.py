@@ -81,6 +81,9 @@ def test_hostile_responses_are_read_in_linear_time(text: str) -> None:
         ("\\(18\\)", "18"),
         ("50\\%", "50%"), ("50 %", "50%"), ("90^\\circ", "90"), ("90^{\\circ}", "90"), ("90\u00b0", "90"),
         ("\u0663", "3"), ("\uff11\uff12", "12"), ("1\x002", "12"), ("5\u200b", "5"),
+        ("\\boldsymbol{5}", "5"), ("\\bm{5}", "5"), ("\\underline{5}", "5"), ("\\textsf{ A}", "A"),
+        ("\\displaystyle \\frac12", "1/2"), ("\\displaystyle \\text{(C)}", "(C)"), ("\\textstyle x", "x"),
+        ("\\varnothing", "\\emptyset"), ("\\varnothings", "\\varnothings"),
         ("x + 1", "x+1"), ("\\left( 1, 2 \\right)", "(1,2)"), ("\\text{New York}.", "new york"), ("Evelyn", "evelyn"),
     ],
 )  # fmt: skip

@@ -90,6 +90,11 @@ def test_the_status_is_what_the_trainer_says(tmp_path: Path, capsys: pytest.Capt
     assert said.endswith("; the run has ended, or see logs/\n")
 
 
-def test_a_folder_without_a_run_has_no_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("addresses", [None, '{"http": {"rollout": "http://127.0.0.1:1"}}', '{"http": '])
+def test_a_folder_without_a_trainer_has_no_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], addresses: str | None
+) -> None:
+    if addresses is not None:
+        (tmp_path / "services.json").write_text(addresses)
     assert main(["status", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"cepo: {tmp_path} holds no run that was started here; give the folder of one\n"

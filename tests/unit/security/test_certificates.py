@@ -124,7 +124,7 @@ def test_a_file_that_is_missing_or_damaged_is_named(certificates: Certificates, 
 
 def test_certs_makes_a_folder_for_each_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "certificates"
-    assert main(["certs", str(out), "--host", "gpu-1", "--host", "10.1.2.3", "--days", "7"]) == 0
+    assert main(["certs", str(out), "--host", "gpu-1", "--host", "10.1.2.3", "--host", "fd00::7", "--days", "7"]) == 0
     assert f"CEPO_CERTIFICATES={out}" in capsys.readouterr().out
     assert set(NAMES) == {*SPECS, "redis", "client"} == {path.name for path in out.iterdir() if path.is_dir()}
     assert not [key for key in out.rglob("*.key") if stat.S_IMODE(key.stat().st_mode) != 0o600]
@@ -133,11 +133,14 @@ def test_certs_makes_a_folder_for_each_service(tmp_path: Path, capsys: pytest.Ca
         leaf = x509.load_pem_x509_certificate((out / name / "tls.crt").read_bytes())
         hosts = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         named = {str(host.value) for host in hosts}
-        assert {name, f"{name}.cepo.svc", "localhost", "127.0.0.1", "gpu-1", "10.1.2.3"} <= named
+        assert {name, f"{name}.cepo.svc", "localhost", "127.0.0.1", "gpu-1", "10.1.2.3", "fd00::7"} <= named
         assert (leaf.not_valid_after_utc - leaf.not_valid_before_utc).days == 7
     assert main(["certs", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
-    for wrong in (["--days", "0"], ["--host", "https://gpu-1:8051"], ["--host", "two names"]):
+    for wrong in (
+        *(["--days", days] for days in ("0", "99999999")),
+        *(["--host", host] for host in ("https://gpu-1:8051", "two names", "::7::")),
+    ):
         assert main(["certs", str(tmp_path / "more"), *wrong]) == 2
         assert wrong[1] in capsys.readouterr().err
 

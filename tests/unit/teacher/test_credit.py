@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
 import pytest
 
 from cepo.algo.variants import ALGORITHMS, Cepo
-from cepo.contracts import Message
+from cepo.contracts import Message, PolicyProof, PolicyRef
 from cepo.credit import EPS_W, Method
-from cepo.errors import UserError
+from cepo.errors import Unreachable, UserError
+from cepo.image_cache import no_images
+from services.teacher.credit import TokenCredit
+from services.teacher.images import GivenImages
 from tests.credit_support import (
     QUESTION,
     RENDERER,
     RIGHT,
     WRONG,
+    ToyScorer,
+    grade,
     make_credit,
     make_request,
     tiny_scorer,
@@ -160,3 +166,14 @@ async def test_what_cannot_be_scored_is_named(changes: dict[str, Any], says: str
 async def test_without_a_verifier_what_it_would_find_must_be_given(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         await make_credit(grader=None)(make_request(**changes))
+
+
+async def test_a_policy_that_nobody_sends_is_not_waited_for_long() -> None:
+    class Waiting(ToyScorer):
+        async def load(self, policy: PolicyRef) -> PolicyProof:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    credit = TokenCredit(Waiting(), RENDERER, 256, grade, GivenImages(no_images), policy_seconds=0.05)
+    with pytest.raises(Unreachable, match=f"^policy: {POLICY.name} is not here, and no trainer has sent it for 0.05 s"):
+        await credit(make_request(policy=POLICY.model_dump()))

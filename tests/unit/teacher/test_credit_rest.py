@@ -88,6 +88,7 @@ async def test_a_page_is_asked_for_like_any_other_form() -> None:
         ({"method": {"eps_w": 0}}, "method.eps_w: "),
         ({"method": {"epsw": 0.5}}, "method.epsw: Extra inputs"),
         ({"policy": {"version": 3}}, "policy: version 0 is the base model"),
+        ({"policy": {"version": 2**70, "sha256": "0" * 64}}, "policy.version: "),
         ({"temperature": 0}, "temperature: "),
         ({"temperature": 1e-300}, "temperature: "),
         ({"responses": [{"text": "x", "advantage": 1e300}]}, "responses.0.advantage: "),
@@ -109,6 +110,8 @@ async def test_a_mistake_names_its_field(changes: dict[str, Any], says: str) -> 
 async def test_a_list_says_which_of_its_requests_is_wrong() -> None:
     reply = await post([make_body(), make_body(positive="")])
     assert reply.json()["detail"].startswith("1.positive: ")
+    reply = await post([make_body(), make_body(responses=[{"token_ids": [3, 9999]}])])
+    assert (reply.status_code, reply.json()["detail"][:35]) == (422, "1.responses.0.token_ids.1: 9999 is ")
 
 
 @pytest.mark.parametrize("field", ["messages", "positive", "responses.0.text", "template"])
@@ -129,7 +132,13 @@ async def test_half_a_character_is_no_text(field: str) -> None:
 async def test_what_is_no_json_or_too_long_is_refused() -> None:
     async with web(make_credit()) as client:
         headers = {"content-type": "application/json"}
-        assert (await client.post("/v1/credit", content="nonsense", headers=headers)).status_code == 422
+        reply = await client.post("/v1/credit", content='{"messages": nonsense', headers=headers)
+        assert (reply.status_code, reply.json()["detail"]) == (422, "body: no JSON, at character 13: Expecting value")
+        for sent in ({"content-type": "application/x-www-form-urlencoded"}, {}):  # what curl sends if not told
+            reply = await client.post("/v1/credit", content=json.dumps(make_body()), headers=sent)
+            assert reply.status_code == 422
+            assert reply.json()["detail"].startswith("Content-Type: ")
+            assert reply.json()["detail"].endswith("; send JSON, as application/json")
         assert (await client.post("/v1/credit", content=" " * (MAX_BODY_BYTES + 1), headers=headers)).status_code == 413
 
 

@@ -152,6 +152,29 @@ async def test_a_teacher_stays_resident_while_newer_policies_are_announced(
     assert fetched == [teacher, two, three]  # with the oldest dropped instead, it would have come twice
 
 
+async def test_a_policy_that_is_waited_for_holds_up_no_other(
+    tmp_path: Path, published: dict[PolicyRef, dict[str, bytes]]
+) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
+    absent, here, left = published
+
+    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
+        if policy == absent:
+            asked.set()
+            await answered.wait()
+        return published[policy]
+
+    scorer = TransformersScorer(Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(tmp_path, fetch, keep=4))
+    waits, leaves = asyncio.create_task(scorer.load(absent)), asyncio.create_task(scorer.load(left))
+    async with asyncio.timeout(30):
+        await asked.wait()
+        leaves.cancel()
+        assert [(await scorer.load(policy)).policy for policy in (BASE_POLICY, here, left)] == [BASE_POLICY, here, left]
+        assert not waits.done()
+        answered.set()
+        assert (await waits).policy == absent
+
+
 async def test_a_context_above_the_models_length_is_a_users_mistake() -> None:
     group = make_scored([1.0, 0.0])
     needed = len(hinted(group, "7")) + 4
