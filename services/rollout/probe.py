@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+
+from cepo.chassis import GARBAGE_THRESHOLDS
 
 
 class AdapterProbe:
@@ -10,11 +13,14 @@ class AdapterProbe:
 
     model_runner: Any
 
-    def cepo_use_cpu_lora(self) -> None:
-        """Takes this project's CPU kernels for the adapters."""
+    def cepo_settle_on_cpu(self) -> None:
+        """Takes this project's CPU kernels for the adapters, and leaves what was loaded out of garbage collections."""
         from services.rollout import cpu_lora
 
         cpu_lora.install()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GARBAGE_THRESHOLDS)
 
     def cepo_bound_modules(self, lora_id: int) -> int:
         """How many of the adapter's modules found a layer; a fused layer counts once for each part."""
