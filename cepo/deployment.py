@@ -74,7 +74,7 @@ SPECS = {
     for spec in (
         Spec("rollout", grpc_port=7052, http_port=8052, concurrency=256),
         Spec("verifier", grpc_port=7054, http_port=8054, concurrency=16, follows_run=False),
-        Spec("teacher", grpc_port=7053, http_port=8053, concurrency=8),
+        Spec("teacher", grpc_port=7053, http_port=8053, concurrency=16),
         Spec("trainer", grpc_port=7051, http_port=8051, concurrency=256),
     )
 }

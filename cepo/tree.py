@@ -16,7 +16,9 @@ from torch import Tensor
 MIN_SAVED = 8
 """Tokens that a branching point must save; each costs two more attention calls a layer."""
 STEP = 32
-"""Tokens of a pass are a multiple of it: a number of tokens that is new costs oneDNN as much as a small pass takes."""
+"""Tokens of a small pass are a multiple of it: a number of tokens that is new costs oneDNN as much as such a pass."""
+STEPS = 16
+"""So many numbers of tokens at most between one and its double, up to which a pass is filled."""
 PASS_TOKENS = 64
 """What starting a pass costs, in tokens, where rows are cut into passes."""
 
@@ -45,9 +47,10 @@ class TokenTree:
     """Where the tokens of each row lie, in the order the rows came."""
 
     def filled(self) -> TokenTree:
-        """With tokens of no row after the others, up to a multiple of `STEP`."""
+        """With tokens of no row after the others, so that passes have few lengths."""
         size = len(self.ids_N)
-        more = torch.arange(-size % STEP)
+        step = max(STEP, 2 ** (size - 1).bit_length() // (2 * STEPS))
+        more = torch.arange(-size % step)
         return TokenTree(
             torch.cat([self.ids_N, torch.zeros_like(more)]),
             torch.cat([self.depth_N, more]),

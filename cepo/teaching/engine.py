@@ -25,6 +25,7 @@ from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
 from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.image_cache import ReadImage, no_images
+from cepo.lora import make_lean
 from cepo.metrics import LOAD_FAILURES
 from cepo.pixels import Patches
 from cepo.rendering import Renderer
@@ -150,6 +151,7 @@ class TransformersScorer:
             base.peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
         else:
             base.peft.load_adapter(folder, adapter_name=name)
+        make_lean(base.peft)
         bound = sum(name in layer.lora_A for layer in base.peft.modules() if isinstance(layer, LoraLayer))
         if bound == 0:
             raise PolicyError(f"adapter {name} loaded but bound to no module")

@@ -18,6 +18,7 @@ from typing import Any
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -34,6 +35,7 @@ from cepo.rendering import Renderer
 from cepo.settings import Settings, fork_engines
 from cepo.telemetry import loading
 from services.rollout.handler import Prompt, Sample
+from services.rollout.scheduler import WholeResponses
 from services.rollout.vision_plugin import GROUP, require_plugin
 
 GONE = "vLLM's engine process is gone"
@@ -159,9 +161,9 @@ class VllmGenerator:
     async def _run(
         self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None, pictures: Sequence[Any] = ()
     ) -> Any:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(prompt_ids)}
+        prompt: Any = tokens_input(list(prompt_ids))
         if pictures:
-            prompt["multi_modal_data"] = {"image": list(pictures)}
+            prompt = {"prompt_token_ids": list(prompt_ids), "multi_modal_data": {"image": list(pictures)}}
         outputs = self.engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
         return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
 
@@ -214,6 +216,9 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         # vLLM's worker processes poll each other without rest, and for a second after the last token; the class is
         # named because vLLM changes the word "uni" to "mp", for thread settings that the launcher makes here
         args["distributed_executor_backend"] = UniProcExecutor
+        # a worker in the engine's process computes before it answers: nothing to schedule ahead of
+        args["async_scheduling"] = False
+        args["scheduler_cls"] = WholeResponses
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     return AsyncEngineArgs(**args)

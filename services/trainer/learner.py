@@ -30,6 +30,7 @@ from cepo.algo.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
+from cepo.lora import make_lean
 from cepo.runconfig import RunConfig
 from cepo.teaching.base import Base
 from services.trainer.host import POLICY, Host, ReadPatches, no_images
@@ -68,6 +69,7 @@ class Learner:
             self.peft = get_peft_model(base, lora)
         except ValueError as error:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
+        make_lean(self.peft)
         self._model: Any = self.peft.get_base_model()
         self.base = Base(self._model, self.peft, own=POLICY)
         if config.optim.gradient_checkpointing:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -53,7 +54,8 @@ class Publisher:
     async def publish(self, version: int) -> PolicyRef:
         """Makes the learner's present weights version `version`."""
         policy = await asyncio.to_thread(self._write, version, f"v{version:06d}")
-        await self._bus.announce(policy)
+        await self._bus.announce(policy)  # engines load it while its canary is read
+        await asyncio.to_thread(self._read_canary, policy)
         return policy
 
     async def publish_average(self, version: int, average: Mapping[str, Tensor]) -> PolicyRef:
@@ -64,7 +66,9 @@ class Publisher:
 
         def written() -> PolicyRef:
             with self._learner.wearing(average):
-                return self._write(version, f"ema-v{version:06d}")
+                policy = self._write(version, f"ema-v{version:06d}")
+                self._read_canary(policy)
+                return policy
 
         return await asyncio.to_thread(written)
 
@@ -72,10 +76,14 @@ class Publisher:
         files = self._learner.adapter_files()
         policy = PolicyRef(version=version, sha256=adapters.digest(files))
         adapters.write(self._folder / folder, files)
-        canary_logp = self._learner.canary(self._canary_ids)
-        self._expected[policy] = Expected(self._learner.bound_modules, canary_logp, folder)
+        self._expected[policy] = Expected(self._learner.bound_modules, math.nan, folder)
         self._published_at[policy] = time.time()
         return policy
+
+    def _read_canary(self, policy: PolicyRef) -> None:
+        """With the weights it was written from; until then no proof of it is accepted."""
+        canary_logp = self._learner.canary(self._canary_ids)
+        self._expected[policy] = replace(self._expected[policy], canary_logp=canary_logp)
 
     def drop_before(self, version: int, needed: Set[str]) -> None:
         """Deletes the folders of older versions, but for those that are needed; they can be had no more."""

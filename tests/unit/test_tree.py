@@ -21,7 +21,7 @@ from transformers import (
 import cepo.tiny
 from cepo import attention
 from cepo.forward import response_logps, response_states
-from cepo.tree import MIN_SAVED, STEP, Node, passes, token_tree
+from cepo.tree import MIN_SAVED, Node, passes, token_tree
 
 torch.set_num_threads(1)
 WORDS = 97
@@ -225,10 +225,12 @@ def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed
     assert [(part.rows.start, part.rows.stop) for part in large if part.own] == [(n.start, n.end) for n in tree.nodes]
 
 
-@pytest.mark.parametrize("size", [1, STEP - 1, STEP, STEP + 1])
-def test_a_tree_is_filled_with_tokens_that_no_row_sees(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "filled"), [(1, 32), (31, 32), (32, 32), (33, 64), (1024, 1024), (1025, 1088), (2000, 2048), (2049, 2176)]
+)
+def test_a_tree_is_filled_with_tokens_that_no_row_sees(size: int, filled: int) -> None:
     tree = token_tree([list(range(size))]).filled()
-    assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == -(-size // STEP) * STEP
+    assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == filled
     assert tree.paths[0].tolist() == list(range(size))
     assert set(tree.stop_N[:size].tolist()) == {size}
 
