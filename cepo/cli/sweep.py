@@ -80,7 +80,7 @@ def read(path: Path) -> Sweep:
         sweep = Sweep.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"no sweep file {path}; see deploy/sweeps for examples") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"sweep file {path} is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -33,6 +33,7 @@ def test_the_learning_rate_is_not_what_tells_the_methods_of_table_2_apart() -> N
     ("text", "message"),
     [
         ("name = ", "is not TOML"),
+        ('name = "\xff"', "is not TOML"),
         ('name = "s"', "key run: Field required"),
         ('name = "s"\n[[run]]\nname = "a"', "key run.0.file: Field required"),
         ('name = "s"\n[[run]]\nname = "a"\nfile = "x"\nlr = 1', "key run.0.lr: Extra inputs are not permitted"),
@@ -41,7 +42,7 @@ def test_the_learning_rate_is_not_what_tells_the_methods_of_table_2_apart() -> N
 )
 def test_a_sweep_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "s.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as refusal:
         sweep.read(path)
     assert message in str(refusal.value)
