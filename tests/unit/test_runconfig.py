@@ -366,3 +366,9 @@ def test_dapos_run_has_the_settings_of_its_published_script() -> None:
     config = load(RUNS / "dapo.toml")
     assert (config.optim.warmup_steps, config.optim.weight_decay, config.sampling.samples) == (10, 0.1, 16)
     assert config.algorithm.model_dump() | {"dual_clip": 10.0, "max_tries": 10} == config.algorithm.model_dump()
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_a_shipped_run_that_shows_solutions_has_data_with_solutions(path: Path) -> None:
+    config = load(path)
+    assert not config.algorithm.shows_solution or config.data.train == "DigitalLearningGmbH/MATH-lighteval"
