@@ -58,7 +58,8 @@ def recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Colu
         )
         known = next(fitting, CONVENTIONS[0])
         columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
-    images = data.images or next((name for name in IMAGE_COLUMNS if any(has_column(row, name) for _, row in rows)), "")
+    names = set().union(*(row for _, row in rows if isinstance(row, dict)))
+    images = data.images or next((name for name in IMAGE_COLUMNS if name in names), "")
     wanted = {
         "data.question": columns.question,
         "data.answer": columns.answer,

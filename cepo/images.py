@@ -139,7 +139,7 @@ def checked(data: bytes) -> ImageRef:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(_too_large(width, height))
-                if getattr(image, "n_frames", 1) > 1:
+                if getattr(image, "is_animated", False):
                     raise UserError("holds an animation; use one of its frames")
                 image.load()
                 width, height = upright(image).size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cepo.vocabulary import Contract
 
@@ -37,6 +38,15 @@ class Reward(Contract):
     """User functions, `module:function`; each returns what it adds."""
     scorer: str = Field(default="", pattern=r"^$|^https?://[^\s,]+$")
     """URL that gives every reasoning step a number, for methods that want them; not in the reward."""
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Self:
+        for key, of in (("overlong_factor", "overlong_buffer"), ("repetition_ngram", "repetition")):
+            if getattr(self, of) == 0 and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"reward.{key}={getattr(self, key)} has no effect while reward.{of} is 0; set that too"
+                )
+        return self
 
     @field_validator("functions")
     @classmethod

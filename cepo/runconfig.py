@@ -124,6 +124,17 @@ class Optim(Section):
     gradient_checkpointing: bool = False
     """Keeps one hidden state a layer and recomputes the rest in the backward pass: less memory, a third more work."""
 
+    @model_validator(mode="after")
+    def _rises_to_fall(self) -> Self:
+        if self.schedule == "constant" and self.warmup_steps not in (
+            0,
+            type(self).model_fields["warmup_steps"].default,
+        ):
+            raise ValueError(
+                f'optim.warmup_steps={self.warmup_steps} has no effect with optim.schedule="constant"; set it to 0'
+            )
+        return self
+
 
 class Loop(Section):
     steps: int = Field(default=50, ge=1)

@@ -100,6 +100,8 @@ class PolicyGradient(Algorithm):
         changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
         if idle := sorted((changed & _PARTICULAR) - reads):
             raise ValueError(f"{idle[0]} has no effect with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
+        if self.advantage_scale == "none" and (idle := sorted(changed & {"advantage_eps", "std_correction"})):
+            raise ValueError(f"{idle[0]} has no effect with advantage_scale='none', which divides by nothing")
         if self.kl_coef == 0 and (idle := sorted(changed & {"kl_form", "kl_in"})):
             raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
         if self.old_logp == "rollout" and self.importance_cap:

@@ -129,9 +129,10 @@ class Progress:
         suggestions = [(f"{PROGRAM} export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
         if samples:
             suggestions.append((f"head -n 1 {samples[-1]}", "a group with every token's evidence and advantage"))
-        suggestions.append(
-            (f"{PROGRAM} train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
-        )
+        if not (self._config.algorithm.offline or self._config.algorithm.scores_steps):  # others need other data
+            suggestions.append(
+                (f"{PROGRAM} train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
+            )
         return suggestions
 
     def _print_gain(self, rows: list[dict[str, Any]]) -> None:

@@ -99,6 +99,22 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ('algorithm={name="vineppo", surrogate="gspo"}', "config key algorithm.surrogate='gspo' spreads "),
         ("algorithm.kl_coef=inf", "config key algorithm.kl_coef=inf: Input should be a finite number"),
         ('data.train=""', "config key data.train='': String should have at least 1 character"),
+        (
+            'algorithm={name="dr-grpo", advantage_eps=1e-4}',
+            "config key algorithm.advantage_eps has no effect with advantage_scale='none', which divides by nothing",
+        ),
+        (
+            "optim.warmup_steps=9",
+            'config key optim.warmup_steps=9 has no effect with optim.schedule="constant"; set it to 0',
+        ),
+        (
+            "reward.overlong_factor=2.0",
+            "config key reward.overlong_factor=2.0 has no effect while reward.overlong_buffer is 0; set that too",
+        ),
+        (
+            "reward.repetition_ngram=4",
+            "config key reward.repetition_ngram=4 has no effect while reward.repetition is 0; ",
+        ),
         ("lora.targets=[]", "config key lora.targets=[]: Tuple should have at least 1 item"),
         ("data.answer_kind=sums", "config key data.answer_kind: answer kind 'sums' is unknown; leave it empty or "),
         ('algorithm={name="prm"}', "config key algorithm.name='prm' needs a URL that scores steps in "),
@@ -366,3 +382,9 @@ def test_dapos_run_has_the_settings_of_its_published_script() -> None:
     config = load(RUNS / "dapo.toml")
     assert (config.optim.warmup_steps, config.optim.weight_decay, config.sampling.samples) == (10, 0.1, 16)
     assert config.algorithm.model_dump() | {"dual_clip": 10.0, "max_tries": 10} == config.algorithm.model_dump()
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.name)
+def test_a_shipped_run_that_shows_solutions_has_data_with_solutions(path: Path) -> None:
+    config = load(path)
+    assert not config.algorithm.shows_solution or config.data.train == "DigitalLearningGmbH/MATH-lighteval"
