@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks import _gpu, _plain, _processes, report
-from benchmarks._shapes import Group
+from benchmarks._shapes import Group, case
 from benchmarks._stack import tiny
 from benchmarks.learner import on_gpu as learn_on_gpu
 from benchmarks.score import on_gpu as score_on_gpu
@@ -165,6 +165,15 @@ def test_the_plain_loops_log_probs_are_those_of_unpadded_rows(overrides: list[st
     mask_BS = torch.tensor([[1] * 7, [0, 0] + [1] * 5])
     found_BT = _plain.logps(model, ids_BS, mask_BS, len(response))
     assert torch.allclose(found_BT, response_logps(model, prompts, [response] * 2, 1.0), atol=1e-5)
+
+
+def test_a_case_has_both_ratios_and_ends_where_results_differ() -> None:
+    works = {"ours": lambda: torch.ones(2**22).sum(), "alternative": lambda: torch.ones(2**25).sum() / 8}
+    found = case(works, rounds=3, tolerance=0.0)
+    assert found["largest_difference"] == 0.0
+    assert found["memory_ratio"] == pytest.approx(1 / 8, abs=0.1)
+    with pytest.raises(SystemExit, match="ours and alternative differ by 1"):
+        case(works | {"ours": lambda: torch.ones(2**22).sum() + 1}, rounds=1, tolerance=0.5)
 
 
 def test_memory_of_a_gpu_is_summed_by_process() -> None:
