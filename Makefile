@@ -29,7 +29,8 @@ train: $(INSTALLED)
 	@$(BIN)/cepo train deploy/runs/tiny_cepo.toml $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline $(ARGS)
+	@$(BIN)/python -m pytest tests/pipeline $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .

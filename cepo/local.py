@@ -220,10 +220,12 @@ class Stack:
 
     def _await_redis(self) -> None:
         from redis import Redis
+        from redis.backoff import NoBackoff
         from redis.exceptions import ConnectionError as RedisConnectionError
+        from redis.retry import Retry
 
         deadline = time.monotonic() + START_SECONDS
-        with Redis.from_url(self.redis_url) as client:
+        with Redis.from_url(self.redis_url, retry=Retry(NoBackoff(), 0)) as client:
             while time.monotonic() < deadline:
                 with contextlib.suppress(RedisConnectionError):
                     client.ping()

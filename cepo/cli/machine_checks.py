@@ -23,12 +23,15 @@ def redis(run: Preflight) -> Found:
     """A Redis that was named answers; the embedded one is installed."""
     if run.redis_url:
         from redis import Redis
+        from redis.backoff import NoBackoff
         from redis.exceptions import RedisError
+        from redis.retry import Retry
 
         where = shown(run.redis_url).partition("://")[2]
-        options = redis_options(run.redis_url, Settings.from_environment().certificates)
+        options = {"retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 3}
+        options |= redis_options(run.redis_url, Settings.from_environment().certificates)
         try:
-            with Redis.from_url(run.redis_url, socket_connect_timeout=3, **options) as client:
+            with Redis.from_url(run.redis_url, **options) as client:
                 client.ping()
         except ValueError:
             raise UserError(f"--redis: {ADDRESS_HINT}") from None  # the cause would quote a password

@@ -108,7 +108,7 @@ class VllmGenerator:
         raise EngineDown(GONE)
 
     def close(self) -> None:
-        self.engine.shutdown(0.0 if self._on_cpu else None)  # nothing is in hand; a GPU's memory takes a while to give
+        self.engine.shutdown()
 
     async def _loaded(self, policy: PolicyRef) -> PolicyProof:
         with loading(policy):
@@ -186,9 +186,12 @@ def _started(settings: Settings) -> AsyncLLM:
     """vLLM with its engine in a process of its own."""
     config = _engine_args(settings).create_engine_config()
     if settings.device == "cpu":
-        gc.freeze()  # the engine's process has this one's modules, and need not search them for garbage
         fork_engines()
-    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    gc.freeze()  # a process that is forked has this one's modules, and need not search them for garbage
+    try:
+        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    finally:
+        gc.unfreeze()
 
 
 def _engine_args(settings: Settings) -> AsyncEngineArgs:

@@ -16,7 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from cepo.certificates import Authority
 from cepo.cli import main
@@ -143,7 +145,8 @@ def check_redis(port: int, certificates: Path, strangers: Path) -> None:
     def ping(folder: Path | None, password: str) -> bool:
         chain = {"ssl_certfile": str(folder / "tls.crt"), "ssl_keyfile": str(folder / "tls.key")} if folder else {}
         ca = str(certificates / "client" / "ca.crt")
-        with Redis("127.0.0.1", port, password=password, ssl=True, ssl_ca_certs=ca, **chain) as redis:
+        once = Retry(NoBackoff(), 0)
+        with Redis("127.0.0.1", port, password=password, ssl=True, ssl_ca_certs=ca, retry=once, **chain) as redis:
             return bool(redis.ping())
 
     assert ping(certificates / "client", PASSWORD)

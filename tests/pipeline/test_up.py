@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def cepo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "cepo", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def explored(folder: Path, name: str, address: str) -> str:
+    (folder / name).mkdir()
+    return explore(address, "", folder / name, *BRIEF, *(LENIENT if name == "rollout" else ()), examples=5)
 
 
 def end_engine(rollout: str) -> None:
@@ -51,9 +57,9 @@ def test_services_come_up_answer_and_go_down(tmp_path: Path) -> None:
         row = {"response": "so \\boxed{7}", "answer": "7"}
         verdict = httpx.post(f"{addresses['verifier']}/v1/verify", json=row, timeout=SLOW_SECONDS).json()
         assert verdict["outcome"] == "correct"
-        for name, address in addresses.items():
-            found = explore(address, "", tmp_path, *BRIEF, *(LENIENT if name == "rollout" else ()), examples=5)
-            assert not found, found
+        with ThreadPoolExecutor() as pool:
+            for found in pool.map(lambda service: explored(tmp_path, *service), addresses.items()):
+                assert not found, found
         again = cepo(tmp_path, "up", str(TINY))
         assert again.returncode == 2
         assert "cepo down" in again.stderr
