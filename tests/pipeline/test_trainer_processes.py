@@ -20,7 +20,7 @@ from tests.pipeline.support import kill
 from tests.unit.trainer.test_pairs import ROWS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-STEPS = 4
+STEPS = 8
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "services.trainer"]
 
 
