@@ -31,10 +31,11 @@ def unused_port() -> int:
 def ends(process: psutil.Process, seconds: float = 60.0) -> bool:
     """Waits until a process that is not a child of this one is over, whether or not anybody collects it."""
     deadline = time.monotonic() + seconds
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
     return True
 
 
