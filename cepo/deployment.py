@@ -89,7 +89,7 @@ def processes(config: RunConfig) -> list[Spec]:
 def environment(settings: Settings) -> dict[str, str]:
     """The variables of a service's process: its settings, and what quietens and binds its libraries.
 
-    vLLM starts its engine as its own server does, anew: a process that is forked would never see that it is a child.
+    vLLM starts its engine as its own server does, anew: a process that is forked does not call plugins.
     """
     quiet = {
         "VLLM_NO_USAGE_STATS": "1",

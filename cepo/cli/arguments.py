@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cepo.errors import UserError
+
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:
     """RUN.toml and --set."""
@@ -20,3 +22,17 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 def add_redis(parser: argparse.ArgumentParser) -> None:
     """--redis."""
     parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
+
+
+def text_of(file: Path) -> str:
+    """What a file that was named holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} cannot be read: it is not UTF-8 at byte {error.start}") from error

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 import cepo.tiny
 from cepo import adapters, images
 from cepo.adapters import AdapterCache, Engine
+from cepo.cli.arguments import text_of
 from cepo.contracts import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.credit import EPS_W, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
@@ -57,10 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(file: Path) -> tuple[list[CreditRequest], bool]:
     """The requests, and whether the file holds a list of them."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    text = text_of(file)
     try:
         if text.lstrip().startswith("["):
             return _REQUESTS.validate_json(text), True

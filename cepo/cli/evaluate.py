@@ -93,7 +93,7 @@ def prepare(options: argparse.Namespace) -> tuple[Plan, RunDir]:
         raise UserError(f"{out.path} exists; give another --out")
     require_model(config.model.path)
     for check in ("redis", "device"):
-        list(CHECKS[check](Preflight(config, out.path, options.redis, here=True)))
+        list(CHECKS[check](Preflight(config, out.path, options.redis, starts=SERVICES)))
     return _plan(config, folder, folders, options.limit, out), out
 
 

@@ -47,18 +47,18 @@ def redis(run: Preflight) -> Found:
 
 
 def device(run: Preflight) -> Found:
-    """There are as many GPUs as the run wants of one machine, if it wants any."""
+    """There are as many GPUs as each service that starts here wants, if it wants any."""
     import torch
 
     engine, found = run.config.engine, torch.cuda.device_count()
     if engine.device == "cpu":
         yield "ok", "cpu"
     elif torch.cuda.is_available():
-        for key in ("tensor_parallel", "trainer_processes"):
-            if run.here and getattr(engine, key) > found:
+        for service, key in (("rollout", "tensor_parallel"), ("trainer", "trainer_processes")):
+            if service in run.starts and getattr(engine, key) > found:
                 raise UserError(f"engine.{key}={getattr(engine, key)}: PyTorch sees {found} GPU(s) here; lower it")
         yield "ok", f"{found} x {torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
-    elif run.here:
+    elif run.starts:
         raise UserError(
             'engine.device="cuda": PyTorch sees no GPU here; install its CUDA build, or set engine.device = "cpu"'
         )

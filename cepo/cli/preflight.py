@@ -5,7 +5,7 @@ A check yields findings, or raises what blocks the run with its fix in one line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,8 +66,8 @@ class Preflight:
     redis_url: str = ""
     every_row: bool = False
     """Grade all reference answers and not a sample of a large set."""
-    here: bool = False
-    """Whether the run is about to start on this machine."""
+    starts: Sequence[str] = ()
+    """The services that are about to start on this machine."""
     check: str = ""
     train: Problems = field(init=False)
     held_out: Problems | None = field(init=False, default=None)

@@ -62,7 +62,7 @@ def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:
     Raises:
         UserError: what blocks the run.
     """
-    preflight = Preflight(config, folder.path, redis_url, here=True)
+    preflight = Preflight(config, folder.path, redis_url, starts=("trainer",))
     for finding in preflight.run():
         print(f"{finding.check}: {finding.text}", flush=True)
     folder.create(config, resume=False, excluded=preflight.excluded)

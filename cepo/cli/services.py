@@ -51,7 +51,7 @@ def start(options: argparse.Namespace) -> int:
     if pid is not None:
         raise UserError(f"services run here already (process {pid}); stop them with: cepo down")
     config, run = runfile.load(options.file, options.set), RunDir(FOLDER)
-    for _ in Preflight(config, run.path, options.redis, here=True).run():
+    for _ in Preflight(config, run.path, options.redis, starts=ENGINES).run():
         pass  # raises what would keep the services from starting
     run.logs.mkdir(parents=True, exist_ok=True)
     addresses, log = run.path / "services.json", run.logs / "supervisor.log"

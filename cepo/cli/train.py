@@ -13,6 +13,7 @@ from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.preflight import Preflight
 from cepo.cli.progress import Progress
 from cepo.connections import web_client
+from cepo.deployment import SPECS
 from cepo.errors import UserError
 from cepo.local import Stack, running
 from cepo.rundir import RunDir
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     folder = RunDir(_run_dir(options, config.name))
     folder.check(resume=options.resume)
     progress = Progress(config, folder)
-    preflight = Preflight(config, folder.path, options.redis, here=True)
+    preflight = Preflight(config, folder.path, options.redis, starts=tuple(SPECS))
     notes = [finding.text for finding in preflight.run() if finding.state == "note"]
     progress.checked(preflight.train, preflight.held_out, notes)
     folder.create(config, resume=options.resume, excluded=preflight.excluded)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cepo.errors import UserError
+from cepo.cli.arguments import text_of
 
 
 def add_parser(commands: Any) -> None:
@@ -19,10 +19,6 @@ def run(options: argparse.Namespace) -> int:
     """Prints a JSON line per input line."""
     from services.verifier.files import verify_lines
 
-    try:
-        lines = options.file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{options.file} cannot be read: {error}") from error
-    for line in verify_lines(lines):
+    for line in verify_lines(text_of(options.file).split("\n")):
         print(line)
     return 0

@@ -7,7 +7,6 @@ import grpc
 from cepo.adapters import resident, trainer_cache
 from cepo.bus import RedisBus
 from cepo.chassis import Service, main, stage_service, unary
-from cepo.children import die_with_parent
 from cepo.contracts import PromptTask, Stage
 from cepo.image_cache import trainer_images
 from cepo.pb.cepo.v1 import services_pb2_grpc
@@ -39,9 +38,6 @@ async def build(settings: Settings) -> Service:
     app = await application(generator, settings)
     return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine, app)
 
-
-if __name__ == "__mp_main__":  # in vLLM's engine process, which imports this before it begins
-    die_with_parent()
 
 if __name__ == "__main__":
     main("rollout", build)

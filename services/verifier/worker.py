@@ -99,11 +99,11 @@ class Worker:
     async def _receive(self) -> Finding:
         connection = self._connection
         assert connection is not None
-        loop = asyncio.get_running_loop()
+        loop, descriptor = asyncio.get_running_loop(), connection.fileno()
         readable = asyncio.Event()
-        loop.add_reader(connection.fileno(), readable.set)
+        loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()
-        finally:
-            loop.remove_reader(connection.fileno())
+        finally:  # the connection may be closed by now, and the next one have its number
+            loop.remove_reader(descriptor)
         return connection.recv()

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 import httpx
 import openai
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -33,6 +32,7 @@ from cepo.rendering import INSTRUCTION, Renderer
 from cepo.rundir import RunDir
 from cepo.wire import from_proto, to_proto
 from services.trainer.learner import Learner
+from tests.conftest import ends
 from tests.factories import make_config
 from tests.pipeline import harness
 from tests.pipeline.support import SLOW_SECONDS, engine_of
@@ -252,5 +252,4 @@ def test_vllms_own_process_ends_with_a_service_that_is_killed(served: Served) ->
     assert served.process is not None
     engine = engine_of(served.process.pid)
     served.process.kill()
-    _, left = psutil.wait_procs([engine], timeout=SLOW_SECONDS)
-    assert not left
+    assert ends(engine)

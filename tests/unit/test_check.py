@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 
 import cepo.tiny
 from cepo.cli import main
@@ -202,6 +203,30 @@ def test_a_redis_is_asked_whether_it_answers(
     assert "secret" not in error["text"]
     error = checked(capsys, words=("--redis", "http://here"), code=2)["error"]
     assert "write redis://[:password@]host:port/0" in error["text"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "key", "refused"),
+    [
+        (("rollout", "verifier"), "tensor_parallel", True),
+        (("rollout", "verifier"), "trainer_processes", False),
+        (("trainer",), "trainer_processes", True),
+        (("trainer",), "tensor_parallel", False),
+        ((), "tensor_parallel", False),
+    ],
+)
+def test_only_what_starts_here_must_find_its_gpus(
+    starts: tuple[str, ...], key: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = {"is_available": True, "device_count": 1, "get_device_name": "GPU", "mem_get_info": (0, 2**30)}
+    for name, value in machine.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    found = CHECKS["device"](Preflight(make_config("engine.device=cuda", f"engine.{key}=2"), tmp_path, starts=starts))
+    if refused:
+        with pytest.raises(UserError, match=rf"^engine.{key}=2: PyTorch sees 1 GPU\(s\) here; lower it$"):
+            list(found)
+    else:
+        assert [state for state, _ in found] == ["ok"]
 
 
 def test_a_model_is_counted_as_it_is_without_its_weights_being_read() -> None:

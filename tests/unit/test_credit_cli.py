@@ -113,6 +113,10 @@ def test_an_adapter_of_something_else_is_refused(tmp_path: Path, capsys: Any) ->
     assert (code, "--adapter: not a LoRA adapter of this model" in errors) == (2, True)
 
 
-def test_a_file_that_is_not_there_is_named(capsys: Any) -> None:
-    assert main(["credit", "absent.json"]) == 2
-    assert "absent.json cannot be read" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["credit", "verify"])
+def test_a_file_that_is_not_there_or_no_text_is_named_once(command: str, tmp_path: Path, capsys: Any) -> None:
+    assert main([command, "absent.json"]) == 2
+    assert capsys.readouterr().err == "cepo: absent.json cannot be read: No such file or directory\n"
+    (tmp_path / "image").write_bytes(b"{}\xff")
+    assert main([command, str(tmp_path / "image")]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path / 'image'} cannot be read: it is not UTF-8 at byte 2\n"

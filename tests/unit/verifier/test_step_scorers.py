@@ -47,9 +47,11 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
         thread = threading.Thread(target=made.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{made.server_port}/score", received
-        made.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{made.server_port}/score", received
+        finally:
+            made.shutdown()
+            thread.join()
 
 
 async def scored(address: str, deadline_seconds: float = 100.0, allowed: str | None = None) -> ScoredGroup:

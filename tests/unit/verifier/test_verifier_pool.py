@@ -15,8 +15,9 @@ import pytest_asyncio
 from cepo.contracts import FinishReason, Outcome
 from cepo.errors import UserError
 from services.verifier.handler import Verifier
-from services.verifier.pool import GraderPool
+from services.verifier.pool import MEMORY_BYTES, GraderPool
 from services.verifier.verdicts import Item
+from services.verifier.worker import Worker
 from tests.factories import make_completion, make_group, make_task
 
 DEADLINE_SECONDS = 1.0
@@ -197,6 +198,20 @@ async def test_a_closed_pool_leaves_no_process() -> None:
     async with asyncio.timeout(60):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
             await asyncio.sleep(0.01)
+
+
+async def test_a_worker_that_is_killed_while_it_starts_is_no_hindrance_to_the_next() -> None:
+    first, second = (Worker(PATIENT_SECONDS, MEMORY_BYTES) for _ in range(2))
+    starting = asyncio.create_task(first.start())
+    while first.pid is None:
+        await asyncio.sleep(0)
+    starting.cancel()
+    first.kill()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    async with asyncio.timeout(50):
+        await second.start()  # whose connection has the number of the one before
+    second.kill()
 
 
 async def test_a_group_gets_one_verdict_per_completion(pool: GraderPool) -> None:
