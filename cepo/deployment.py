@@ -87,14 +87,10 @@ def processes(config: RunConfig) -> list[Spec]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables of a service's process: its settings, and what quietens and binds its libraries.
-
-    vLLM starts its engine as its own server does, anew: a process that is forked does not call plugins.
-    """
+    """The variables of a service's process: its settings, and what quietens and binds its libraries."""
     quiet = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not settings.threads:

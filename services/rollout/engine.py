@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -26,6 +27,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cepo.adapters import AdapterCache
+from cepo.children import die_with_parent
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import EngineDown, PolicyError
 from cepo.image_cache import ReadImage, no_images
@@ -183,11 +185,11 @@ def _sample(completion: Any) -> Sample:
 
 
 def _started(settings: Settings) -> AsyncLLM:
-    """vLLM with its engine in a process of its own."""
+    """vLLM with its engine in a process of its own, forked from this one, which it does not outlive."""
     config = _engine_args(settings).create_engine_config()
-    if settings.device == "cpu":
-        fork_engines()
-    gc.freeze()  # a process that is forked has this one's modules, and need not search them for garbage
+    fork_engines()
+    os.register_at_fork(after_in_child=die_with_parent)
+    gc.freeze()  # the engine's process has this one's modules, and need not search them for garbage
     try:
         return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ class AdapterProbe:
     model_runner: Any
 
     def cepo_prepare_cpu(self) -> None:
-        """Takes this project's CPU kernels for the adapters, compiles none, and keeps what was loaded from collections.
+        """Takes this project's CPU kernels for the adapters, and compiles none.
 
         vLLM compiles one function even where all else is eager, the count of tokens that are likelier than the one
         taken: it asks for a C++ compiler, and for two seconds at every start.
@@ -23,8 +22,6 @@ class AdapterProbe:
 
         cpu_lora.install()
         torch.compiler.set_stance("force_eager")
-        gc.collect()
-        gc.freeze()
 
     def cepo_bound_modules(self, lora_id: int) -> int:
         """How many of the adapter's modules found a layer; a fused layer counts once for each part."""
