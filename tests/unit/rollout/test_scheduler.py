@@ -12,9 +12,8 @@ from services.rollout.scheduler import joined
 def part(*tokens: int, logprobs: bool = True, finish: FinishReason | None = None) -> EngineCoreOutput:
     column = np.array(tokens)
     lists = LogprobsLists(column[:, None], -column[:, None] / 8, column + 1) if logprobs else None
-    return EngineCoreOutput(
-        "r1", list(tokens), new_logprobs=lists, finish_reason=finish, stop_reason=None if finish is None else 9
-    )
+    stop = None if finish is None else 9
+    return EngineCoreOutput("r1", list(tokens), new_logprobs=lists, finish_reason=finish, stop_reason=stop)
 
 
 def test_parts_are_joined_in_order() -> None:
