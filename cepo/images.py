@@ -30,7 +30,14 @@ MAX_PIXELS = 2**24
 STORE_BYTES = 64 * 2**30
 PATH_CHARACTERS = 200
 """Of a path that a message names: what was meant for an image may be one in base64."""
-MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a photograph with others behind it, such as its depth: the first is the picture
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+}
+_READERS = ("PNG", "JPEG", "WEBP", "GIF")
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 _BAD = (OSError, ValueError, SyntaxError, EOFError)
 """What Pillow raises for bytes that are no image, or half of one."""
@@ -135,11 +142,11 @@ def checked(data: bytes) -> ImageRef:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(BytesIO(data), formats=tuple(MEDIA_TYPES)) as image:
+            with Image.open(BytesIO(data), formats=_READERS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(_too_large(width, height))
-                if getattr(image, "is_animated", False):
+                if image.format != "MPO" and getattr(image, "is_animated", False):
                     raise UserError("holds an animation; use one of its frames")
                 image.load()
                 width, height = upright(image).size
