@@ -27,9 +27,9 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from cepo.connections import shown
+from cepo.connections import no_redis
 from cepo.contracts import Hop, PolicyRef, Stage
-from cepo.errors import Unreachable, UserError, WireError
+from cepo.errors import UserError, WireError
 from cepo.settings import Settings
 from cepo.tls import redis_options
 from cepo.wire import HOPS, around, from_bytes, to_bytes
@@ -187,8 +187,7 @@ class RedisBus:
         try:
             await cast(Any, probe.ping())
         except (RedisError, OSError) as error:
-            where = shown(self._url).partition("://")[2]
-            raise Unreachable(f"Redis at {where} does not answer ({error}); start it or set CEPO_REDIS_URL") from error
+            raise no_redis(self._url, error, "set CEPO_REDIS_URL") from error
         finally:
             await probe.aclose()
 

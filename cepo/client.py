@@ -1,6 +1,6 @@
 """The teacher's credit from Python.
 
-with Client("http://127.0.0.1:8080") as client:
+with Client("http://127.0.0.1:8053") as client:
     reply = client.credit(CreditRequest(messages=[...], responses=[...], positive="51", negative="41"))
 """
 

@@ -9,9 +9,10 @@ import socket
 
 import grpc
 import httpx
+from redis.exceptions import AuthenticationError, ResponseError
 
 from cepo.auth import Tokens
-from cepo.errors import UserError
+from cepo.errors import Unreachable, UserError
 from cepo.settings import Settings
 from cepo.tls import client_tls, files, uvicorn_options
 
@@ -93,6 +94,14 @@ def web_client(settings: Settings, address: str = "", timeout: float = 5.0) -> h
         return request
 
     return httpx.Client(base_url=address, auth=authorize, verify=client_tls(settings) or True, timeout=timeout)
+
+
+def no_redis(url: str, error: Exception, otherwise: str) -> Unreachable:
+    """What to tell a user whose Redis does not answer, or answers that it will not."""
+    refused = isinstance(error, AuthenticationError | ResponseError)
+    said = "refuses us" if refused else "does not answer"
+    mend = "mend the password or the number in its address" if refused else "start it"
+    return Unreachable(f"Redis at {shown(url).partition('://')[2]} {said} ({error}); {mend}, or {otherwise}")
 
 
 def shown(url: str) -> str:

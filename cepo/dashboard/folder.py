@@ -39,9 +39,9 @@ class Watched:
         return [row for row in self.metrics.rows if isinstance(row.get("step"), int)]
 
     def given_up(self) -> list[Row]:
-        """The rows of failures.jsonl."""
+        """The rows of failures.jsonl that name their step."""
         self.failures.refresh()
-        return self.failures.rows
+        return [row for row in self.failures.rows if isinstance(row.get("step"), int)]
 
     def groups(self, step: int) -> list[Row]:
         """The groups of a step that were written down; none where the run keeps none."""
@@ -64,22 +64,28 @@ class Watched:
             known = {"run": self.run.name, "phase": "unknown", "step": last.get("step", 0), "metrics": last}
             return {**known, "policy_version": last.get("policy_version", 0), "queues": {}, "running": False}
         status = found[-1]
-        silent = time.time() - float(status.get("time", 0.0))
+        said = status.get("time")
+        silent = time.time() - (said if isinstance(said, int | float) else 0.0)
         return {**status, "running": status.get("phase") not in FINAL and silent < ALIVE_SECONDS}
 
     def summary(self) -> Row:
-        """What the run is, of its config."""
+        """What the run is, of its config; of another file of that name, nothing."""
         try:
             config: dict[str, Any] = tomllib.loads(self.run.config.read_text("utf-8"))
-        except (OSError, tomllib.TOMLDecodeError):
+        except (OSError, ValueError):
             config = {}
+
+        def section(name: str) -> Row:
+            found = config.get(name)
+            return found if isinstance(found, dict) else {}
+
         return {
-            "algorithm": config.get("algorithm", {}),
-            "model": "/".join(Path(config.get("model", {}).get("path", "")).parts[-2:]),
-            "steps": config.get("loop", {}).get("steps"),
-            "prompts": config.get("sampling", {}).get("prompts"),
-            "samples": config.get("sampling", {}).get("samples"),
-            "rollouts_per_step": config.get("telemetry", {}).get("rollouts_per_step"),
+            "algorithm": section("algorithm"),
+            "model": "/".join(Path(str(section("model").get("path", ""))).parts[-2:]),
+            "steps": section("loop").get("steps"),
+            "prompts": section("sampling").get("prompts"),
+            "samples": section("sampling").get("samples"),
+            "rollouts_per_step": section("telemetry").get("rollouts_per_step"),
         }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from redis import Redis
 
 import cepo.tiny
 from cepo.cli import main
@@ -201,6 +202,15 @@ def test_a_redis_is_asked_whether_it_answers(
     error = checked(capsys, words=("--redis", f"redis://:secret@{absent}"), code=2)["error"]
     assert f"Redis at {absent} does not answer" in error["text"]
     assert "secret" not in error["text"]
+    with Redis.from_url(redis_server.url) as client:
+        client.config_set("requirepass", "other")
+    here = redis_server.url.removeprefix("redis://").removesuffix("/0")
+    for refused in (f"redis://:secret@{here}/0", f"redis://{here}/0", f"redis://:other@{here}/99"):
+        error = checked(capsys, words=("--redis", refused), code=2)["error"]
+        assert f"Redis at {here}/" in error["text"]
+        assert " refuses us" in error["text"]
+        assert "mend the password or the number in its address" in error["text"]
+        assert "secret" not in error["text"]
     error = checked(capsys, words=("--redis", "http://here"), code=2)["error"]
     assert "write redis://[:password@]host:port/0" in error["text"]
 

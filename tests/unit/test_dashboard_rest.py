@@ -79,6 +79,19 @@ async def test_what_is_no_row_and_no_number_of_json_does_no_harm(tmp_path: Path)
     assert rows[1] == {"step": 1, "loss/policy": None, "grad_norm": None}
 
 
+@pytest.mark.parametrize("config", [b'model = "mine"\nname = 3\n', b"[model]\npath = 3\n", b"\xff\xfe", b"no TOML"])
+async def test_a_folder_that_something_else_wrote_does_no_harm(tmp_path: Path, config: bytes) -> None:
+    run = make_run(tmp_path / "run", 1)
+    run.config.write_bytes(config)
+    run.failures.write_text('{"step": "first"}\n{}\n' + json.dumps(make_failure(0)) + "\n")
+    run.status.write_text('{"phase": 3, "time": "now"}')
+    async with web(run) as client:
+        (found,) = await get(client, "/v1/runs")
+        assert (found["name"], found["algorithm"], found["steps"]) == ("run", {}, None)
+        assert (await get(client, "/v1/status"))["running"] is False
+        assert (await get(client, "/v1/failures"))["total"] == 1
+
+
 async def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 6)
     for step in range(6):

@@ -73,6 +73,14 @@ def test_nothing_is_copied_into_a_container_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
+def test_compiled_kernels_can_be_loaded_from_where_they_are_written(spec: Spec, profile: str) -> None:
+    """Docker mounts a tmpfs noexec unless told otherwise (https://github.com/docker/docs/issues/8138)."""
+    (mounted,) = started(read(CLEAR), spec.name, profile)["tmpfs"]
+    assert mounted == "/tmp:mode=1777,exec"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
 def test_with_tls_every_service_has_a_certificate_of_its_own(
     spec: Spec, profile: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

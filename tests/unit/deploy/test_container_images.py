@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,27 @@ def test_images_are_pinned_unprivileged_and_watched(path: Path) -> None:
     assert all(re.search(r":v?\d+\.\d+\.\d+", base) for base in bases if not base.startswith("${"))
     assert re.search(r"^USER 10001$", text, re.MULTILINE)
     assert 'CMD ["python", "-m", "cepo.healthcheck"]' in text
-    assert not re.search(r"apt-get install|gcc|build-essential", text)
+    final = text.rpartition("\nFROM ")[2]
+    assert not re.search(r"apt-get install|gcc|build-essential", final)
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
         assert all((ROOT / name).exists() for name in source.split()), source
+
+
+def test_triton_finds_what_was_compiled_for_it(tmp_path: Path) -> None:
+    """As on a GPU, in an image without a compiler; what was not compiled for it is refused in one line."""
+    triton = Path(find_spec("triton").submodule_search_locations[0]) / "backends" / "nvidia"  # type: ignore[union-attr,index]
+    made, other = tmp_path / "lib" / "triton", tmp_path / "other.c"
+    made.mkdir(parents=True)
+    shutil.copy(triton / "driver.c", made)
+    (made / "driver.so").write_bytes(b"compiled before")
+    other.write_text("int main;")
+    (tmp_path / "bin").mkdir()
+    compiler = shutil.copy(ROOT / "deploy" / "docker" / "cc", tmp_path / "bin")
+    variables = {"CC": str(compiler), "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    built = []
+    for source in (triton / "driver.c", other):
+        call = f"compile_so_from_file({str(source)!r}, 'made', ['/lib'], ['/include'], ['libcuda.so.1'])"
+        command = [sys.executable, "-c", f"from triton.runtime.build import *; print({call})"]
+        built.append(subprocess.run(command, capture_output=True, text=True, env=variables))
+    assert Path(built[0].stdout.strip()).read_bytes() == b"compiled before"
+    assert f"cc: this image holds no compiler, and {other} was not compiled for it" in built[1].stderr
