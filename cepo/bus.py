@@ -29,7 +29,7 @@ from redis.exceptions import (
 
 from cepo.connections import no_redis
 from cepo.contracts import Hop, PolicyRef, Stage
-from cepo.errors import UserError, WireError
+from cepo.errors import Unreachable, UserError, WireError
 from cepo.settings import Settings
 from cepo.tls import redis_options
 from cepo.wire import HOPS, around, from_bytes, to_bytes
@@ -39,6 +39,8 @@ ANNOUNCEMENTS = "{cepo}:policies"
 ADDRESS_HINT = "write redis://[:password@]host:port/0, or rediss:// for TLS; percent-encode signs in the password"
 MAX_CONNECTIONS = 16
 """Of one process; hops that end at the same time wait for each other."""
+START_SECONDS = 3.0
+"""How long one is waited for that was started a moment ago, and first reads its data."""
 RETRY_SECONDS = 60.0
 """How long a Redis that went away is waited for."""
 log = logging.getLogger(__name__)
@@ -166,21 +168,30 @@ class RedisBus:
         self._next_claim: dict[str, float] = {}
 
     @classmethod
-    async def connect(cls, settings: Settings) -> Self:
-        """The bus of a service.
+    async def connect(cls, settings: Settings, patience: float = START_SECONDS) -> Self:
+        """The bus of a service; a server that does not answer is asked again for `patience` seconds.
 
         Raises:
-            Unreachable: nothing answers, or it refuses us.
+            UserError: it refuses us.
+            Unreachable: nothing answers.
         """
         bus = cls(settings.redis_url, settings.claim_seconds, settings.certificates)
-        await bus.check()
-        return bus
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                await bus.check()
+                return bus
+            except Unreachable:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def check(self) -> None:
         """One attempt to reach the server.
 
         Raises:
-            Unreachable: nothing answers, or it refuses us.
+            UserError: it refuses us.
+            Unreachable: nothing answers.
         """
         once = Retry(ExponentialBackoff(), 0)
         probe: Redis = Redis.from_url(self._url, retry=once, socket_connect_timeout=3, **self._tls)

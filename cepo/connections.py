@@ -96,12 +96,13 @@ def web_client(settings: Settings, address: str = "", timeout: float = 5.0) -> h
     return httpx.Client(base_url=address, auth=authorize, verify=client_tls(settings) or True, timeout=timeout)
 
 
-def no_redis(url: str, error: Exception, otherwise: str) -> Unreachable:
-    """What to tell a user whose Redis does not answer, or answers that it will not."""
-    refused = isinstance(error, AuthenticationError | ResponseError)
-    said = "refuses us" if refused else "does not answer"
-    mend = "mend the password or the number in its address" if refused else "start it"
-    return Unreachable(f"Redis at {shown(url).partition('://')[2]} {said} ({error}); {mend}, or {otherwise}")
+def no_redis(url: str, error: Exception, otherwise: str) -> UserError | Unreachable:
+    """What to tell a user whose Redis answers that it will not, or does not answer."""
+    where = f"Redis at {shown(url).partition('://')[2]}"
+    if isinstance(error, AuthenticationError | ResponseError):
+        mend = "mend the password or the number in its address"
+        return UserError(f"{where} refuses us ({error}); {mend}, or {otherwise}")
+    return Unreachable(f"{where} does not answer ({error}); start it, or {otherwise}")
 
 
 def shown(url: str) -> str:

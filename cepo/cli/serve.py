@@ -7,12 +7,14 @@ what the run is checked for comes first, on machine 0, so that a mistake of the 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from cepo import runfile
+from cepo.bus import RedisBus
 from cepo.cli.arguments import add_run_file
 from cepo.cli.preflight import Preflight
 from cepo.deployment import SPECS, environment, processes
@@ -21,6 +23,7 @@ from cepo.runconfig import RunConfig
 from cepo.rundir import RunDir
 from cepo.settings import Place, Settings, child_environment, node_rank
 
+REDIS_SECONDS = 300.0
 TORCHRUN = ["-m", "torch.distributed.run"]
 
 
@@ -46,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
                 "RANK is set: give torchrun `-m services.trainer RUN_DIR`; or set PET_NNODES, and cepo serve trainer "
                 "starts torchrun itself"
             )
+        asyncio.run(reached(surroundings))
         folder, node = RunDir(options.run_dir), node_rank()
         if not (node or folder.config.is_file()):  # the other machines learn the run from the first
             begin(config, folder, surroundings.redis_url)
@@ -54,6 +58,16 @@ def run(options: argparse.Namespace) -> int:
         arguments, launcher = [str(folder.path)], [] if node is None else TORCHRUN
     variables = child_environment(environment(spec.settings(config, surroundings)))
     os.execve(sys.executable, [sys.executable, *launcher, *spec.command(*arguments)], variables)
+
+
+async def reached(settings: Settings) -> None:
+    """Waits for Redis: where containers run everything starts at once, and a Job is not to fail for good over that.
+
+    Raises:
+        Unreachable: it does not answer for five minutes.
+    """
+    bus = await RedisBus.connect(settings, REDIS_SECONDS)
+    await bus.close()
 
 
 def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:

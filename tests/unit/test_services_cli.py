@@ -14,6 +14,7 @@ import pytest
 from cepo.cli import main
 from cepo.healthcheck import ready
 from cepo.settings import Place, Settings, child_environment
+from tests.conftest import RedisServer
 from tests.factories import RUNS
 
 TINY = str(RUNS / "tiny_cepo.toml")
@@ -101,15 +102,23 @@ def test_a_trainer_inside_torchrun_is_not_served(
     )
 
 
-def test_a_mistake_ends_the_first_of_several_machines_before_torchrun(
-    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_ends_the_first_of_several_machines_before_torchrun_and_once_there_is_a_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torchrun would exit with 1, which is tried again."""
+    """torchrun would exit with 1, which is tried again; without its Redis nothing is said of the run."""
+    redis = RedisServer(tmp_path)
     for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "trainer-0"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
-    monkeypatch.setenv("CEPO_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
-    assert main(["serve", "trainer", TINY, "--run-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("cepo: Redis at 127.0.0.1:")
+    monkeypatch.setenv("CEPO_REDIS_URL", redis.url)
+    later = threading.Timer(1.0, redis.start)
+    later.start()
+    try:
+        absent = ["--set", "data.train=./absent.jsonl"]
+        assert main(["serve", "trainer", TINY, "--run-dir", str(tmp_path / "run"), *absent]) == 2
+    finally:
+        later.join()
+        redis.kill()
+    assert "absent.jsonl" in capsys.readouterr().err
 
 
 def test_a_teacher_of_a_run_that_has_it_in_the_trainer_is_not_started(capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,11 +162,11 @@ async def test_redis_is_reached_with_a_certificate_alone(certificates: Certifica
         await bus.close()
         for folder in ("", str(certificates.stranger), str(certificates.expired)):
             with pytest.raises(Unreachable, match=f"Redis at 127.0.0.1:{front.port}/0 does not answer"):
-                await RedisBus.connect(Settings(redis_url=url, certificates=folder))
+                await RedisBus.connect(Settings(redis_url=url, certificates=folder), patience=0)
     with TlsFront(str(certificates.elsewhere), redis_server.port) as front:
         url = f"rediss://127.0.0.1:{front.port}/0"
         with pytest.raises(Unreachable, match="does not answer"):
-            await RedisBus.connect(Settings(redis_url=url, certificates=str(certificates.client)))
+            await RedisBus.connect(Settings(redis_url=url, certificates=str(certificates.client)), patience=0)
 
 
 def test_only_a_redis_with_tls_is_given_certificates(certificates: Certificates) -> None:
