@@ -12,7 +12,7 @@ BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
-	@echo "make test    the CPU test suite"
+	@echo "make test    the CPU test suite; ARGS=\"-k name\" for a part of it"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
 	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
 
@@ -29,8 +29,12 @@ train: $(INSTALLED)
 	@$(BIN)/cepo train deploy/runs/tiny_cepo.toml $(ARGS)
 
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline $(ARGS)
-	@$(BIN)/python -m pytest tests/pipeline $(ARGS)
+ifdef ARGS
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline
+	@$(BIN)/python -m pytest tests/pipeline
+endif
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .

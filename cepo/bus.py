@@ -29,7 +29,7 @@ from redis.exceptions import (
 
 from cepo.connections import no_redis
 from cepo.contracts import Hop, PolicyRef, Stage
-from cepo.errors import Unreachable, UserError, WireError
+from cepo.errors import UserError, WireError
 from cepo.settings import Settings
 from cepo.tls import redis_options
 from cepo.wire import HOPS, around, from_bytes, to_bytes
@@ -145,7 +145,7 @@ class RedisBus:
         Raises:
             UserError: this is no address of a Redis.
         """
-        self._url, self._tls = url, redis_options(url, certificates)
+        self._tls = redis_options(url, certificates)
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
         try:
             pool = BlockingConnectionPool.from_url(
@@ -175,32 +175,21 @@ class RedisBus:
             UserError: it refuses us.
             Unreachable: nothing answers.
         """
-        bus = cls(settings.redis_url, settings.claim_seconds, settings.certificates)
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                await bus.check()
-                return bus
-            except Unreachable:
-                if time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(0.2)
-
-    async def check(self) -> None:
-        """One attempt to reach the server.
-
-        Raises:
-            UserError: it refuses us.
-            Unreachable: nothing answers.
-        """
+        bus, deadline = (
+            cls(settings.redis_url, settings.claim_seconds, settings.certificates),
+            time.monotonic() + patience,
+        )
         once = Retry(ExponentialBackoff(), 0)
-        probe: Redis = Redis.from_url(self._url, retry=once, socket_connect_timeout=3, **self._tls)
-        try:
-            await cast(Any, probe.ping())
-        except (RedisError, OSError) as error:
-            raise no_redis(self._url, error, "set CEPO_REDIS_URL") from error
-        finally:
-            await probe.aclose()
+        async with Redis.from_url(settings.redis_url, retry=once, socket_connect_timeout=3, **bus._tls) as probe:
+            while True:
+                try:
+                    await cast(Any, probe.ping())
+                    return bus
+                except (RedisError, OSError) as error:
+                    found = no_redis(settings.redis_url, error, "set CEPO_REDIS_URL")
+                    if isinstance(found, UserError) or time.monotonic() >= deadline:
+                        raise found from error
+                await asyncio.sleep(0.2)
 
     async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
         async with self._redis.pipeline(transaction=True) as pipeline:

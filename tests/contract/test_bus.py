@@ -15,6 +15,7 @@ from redis import Redis
 from cepo.bus import GROUP, Bus, Delivery, RedisBus
 from cepo.contracts import PromptTask, RolloutGroup, ScoredGroup
 from cepo.errors import Unreachable, UserError
+from cepo.settings import Settings
 from cepo.stage import task_of
 from cepo.testing import MemoryBus
 from cepo.wire import to_bytes
@@ -306,7 +307,7 @@ async def test_a_message_that_cannot_be_read_does_not_stop_the_others(
 async def test_an_absent_redis_is_named_in_one_line(free_port: Callable[[], int]) -> None:
     port = free_port()
     with pytest.raises(Unreachable) as caught:
-        await RedisBus(f"redis://:secret@127.0.0.1:{port}/0").check()
+        await RedisBus.connect(Settings(redis_url=f"redis://:secret@127.0.0.1:{port}/0"), patience=0.3)
     message = str(caught.value)
     assert f"127.0.0.1:{port}" in message
     assert "CEPO_REDIS_URL" in message
@@ -319,9 +320,20 @@ def test_a_malformed_address_is_a_user_error() -> None:
         RedisBus("localhost")
 
 
-async def test_a_redis_that_answers_passes_the_check(redis_bus: RedisBus) -> None:
-    await redis_bus.check()
-    assert await redis_bus.depth("in") == 0
+async def test_a_redis_that_is_still_starting_is_waited_for(redis_server: RedisServer) -> None:
+    redis_server.kill()
+    connecting = asyncio.create_task(RedisBus.connect(Settings(redis_url=redis_server.url), patience=60))
+    await asyncio.sleep(0.3)
+    assert not connecting.done()
+    await asyncio.to_thread(redis_server.start)
+    bus = await connecting
+    assert await bus.depth("in") == 0
+    await bus.close()
+
+
+async def test_a_redis_that_refuses_us_is_not_waited_for(redis_server: RedisServer) -> None:
+    with pytest.raises(UserError, match=f"Redis at 127.0.0.1:{redis_server.port}/99 refuses us"):
+        await RedisBus.connect(Settings(redis_url=redis_server.url.replace("/0", "/99")), patience=3600)
 
 
 async def test_hundreds_of_hops_may_end_at_once(bus: Bus) -> None:
