@@ -87,10 +87,15 @@ def processes(config: RunConfig) -> list[Spec]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables of a service's process: its settings, and what quietens and binds its libraries."""
+    """The variables of a service's process: its settings, and what quietens and binds its libraries.
+
+    vLLM starts its engine as its own server does, anew: a process that is forked does not call plugins, and PyTorch's
+    threads can fail in it.
+    """
     quiet = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not settings.threads:

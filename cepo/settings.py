@@ -162,14 +162,6 @@ def stay_on_loopback() -> None:
     os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
 
 
-def fork_engines() -> None:
-    """Has vLLM fork the process of an engine from this one, as it does for a GPU that was not used yet.
-
-    On the CPU it asks for a new interpreter when its configuration is made, which imports everything again.
-    """
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-
-
 def child_environment(extra: dict[str, str]) -> dict[str, str]:
     """This process's environment with `extra` on top, for a child process."""
     return {**os.environ, **extra}

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
-import os
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
@@ -27,14 +25,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cepo.adapters import AdapterCache
-from cepo.children import die_with_parent
 from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import EngineDown, PolicyError
 from cepo.image_cache import ReadImage, no_images
 from cepo.images import MAX_IMAGES
 from cepo.pixels import picture
 from cepo.rendering import Renderer
-from cepo.settings import Settings, fork_engines
+from cepo.settings import Settings
 from cepo.telemetry import loading
 from services.rollout.handler import Prompt, Sample
 from services.rollout.scheduler import WholeResponses
@@ -64,7 +61,7 @@ class VllmGenerator:
         self._on_cpu = settings.device == "cpu"
         if renderer.sees:
             require_plugin(entry_points(group=GROUP))
-        self.engine = _started(settings)
+        self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         """Loads an adapter if it is not resident, and proves what was bound.
@@ -184,18 +181,6 @@ def _sample(completion: Any) -> Sample:
     return Sample(ids, logps, completion.finish_reason == "stop")
 
 
-def _started(settings: Settings) -> AsyncLLM:
-    """vLLM with its engine in a process of its own, forked from this one, which it does not outlive."""
-    config = _engine_args(settings).create_engine_config()
-    fork_engines()
-    os.register_at_fork(after_in_child=die_with_parent)
-    gc.freeze()  # the engine's process has this one's modules, and need not search them for garbage
-    try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    finally:
-        gc.unfreeze()
-
-
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
     args: dict[str, Any] = {
         "model": settings.model,
@@ -210,6 +195,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "services.rollout.probe.AdapterProbe",
+        "disable_log_stats": True,
         "allowed_media_domains": [NOWHERE],
     }
     if settings.device == "cpu":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
+from cepo.children import die_with_parent
 from cepo.errors import UserError
 
 GROUP = "vllm.general_plugins"
@@ -15,10 +18,14 @@ GROUP = "vllm.general_plugins"
 def register() -> None:
     """Puts our Qwen3-VL in the place of vLLM's own; neither is imported until a model asks for it.
 
-    vLLM's takes `smart_resize` from a module that needs torchvision; Pillow's module has the same function.
+    vLLM's takes `smart_resize` from a module that needs torchvision; Pillow's module has the same function. And the
+    engine's process of our service ends with it, which vLLM leaves to a service that can still say so.
     """
     from vllm import ModelRegistry
 
+    ours = Path(sys.argv[0]).parent == Path(__file__).parent  # and not a program of its own where cepo is installed
+    if ours and multiprocessing.current_process().name.startswith("EngineCore"):
+        die_with_parent()
     if importlib.util.find_spec("torchvision") is None:
         from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pillow
 
