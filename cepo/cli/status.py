@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 
 from cepo.connections import web_client
+from cepo.dashboard.folder import FINAL
+from cepo.dashboard.lines import parsed
 from cepo.errors import Unreachable, UserError
+from cepo.rundir import RunDir
 from cepo.settings import Settings
 
 
@@ -21,7 +24,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the trainer's status as JSON."""
+    """Prints the trainer's status as JSON; of a run that has ended, what it said last."""
     try:
         address = json.loads((options.run_dir / "services.json").read_text())["http"]["trainer"]
     except (OSError, ValueError, KeyError) as error:  # `cepo up` and `cepo eval` write addresses too, without a trainer
@@ -29,10 +32,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         with web_client(Settings.from_environment(), address) as web:
             reply = web.get("/v1/status")
-        reply.raise_for_status()
+        said = reply.raise_for_status().json()
     except httpx.HTTPError as error:
-        raise Unreachable(
-            f"the trainer at {address} does not answer ({error}); the run has ended, or see logs/"
-        ) from error
-    print(json.dumps(reply.json(), indent=2))
+        path = RunDir(options.run_dir).status
+        said = parsed(path.read_bytes())[-1:] if path.is_file() else []
+        if not said or said[0].get("phase") not in FINAL:
+            raise Unreachable(
+                f"the trainer at {address} does not answer ({error}); the run has ended, or see logs/"
+            ) from error
+        (said,) = said
+    print(json.dumps(said, indent=2))
     return 0

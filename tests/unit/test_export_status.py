@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cepo.cli import main
 from cepo.rundir import RunDir
 from services.trainer.learner import Learner
 from tests.factories import make_config
+from tests.run_support import make_status
 from tests.serving import served
 
 
@@ -88,6 +90,18 @@ def test_the_status_is_what_the_trainer_says(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert said.startswith(f"cepo: the trainer at {address} does not answer")
     assert said.endswith("; the run has ended, or see logs/\n")
+
+
+@pytest.mark.parametrize(("phase", "code"), [("done", 0), ("drained", 0), ("train", 2)])
+def test_a_run_that_ended_is_told_by_what_it_said_last(
+    tmp_path: Path, free_port: Callable[[], int], capsys: pytest.CaptureFixture[str], phase: str, code: int
+) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "services.json").write_text(json.dumps({"http": {"trainer": f"http://127.0.0.1:{free_port()}"}}))
+    run.write_status(status := make_status(run, phase, 19))
+    assert main(["status", str(tmp_path)]) == code
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out) == status) if code == 0 else ("does not answer" in printed.err)
 
 
 @pytest.mark.parametrize("addresses", [None, '{"http": {"rollout": "http://127.0.0.1:1"}}', '{"http": '])

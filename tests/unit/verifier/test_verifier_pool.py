@@ -101,21 +101,29 @@ async def test_only_the_item_that_hangs_times_out_and_order_is_kept() -> None:
         boxed(TOWER, "4"),
         *(boxed(f"x+{i}", "x+2") for i in range(4)),
     ]
-    async with GraderPool(workers=2, deadline_seconds=3 * DEADLINE_SECONDS) as pool:
+    deadline = 3 * DEADLINE_SECONDS
+    async with GraderPool(workers=2, deadline_seconds=deadline) as pool:
         begun = time.perf_counter()
         found = await outcomes(pool, *items)
     right, slow, wrong = Outcome.CORRECT, Outcome.TIMEOUT, Outcome.WRONG
     assert found == [right, slow, right, slow, wrong, wrong, right, wrong]
-    assert time.perf_counter() - begun < 50 * DEADLINE_SECONDS
+    assert time.perf_counter() - begun < 3 * deadline
 
 
 async def test_the_loop_is_not_blocked_while_grading(hasty: GraderPool) -> None:
-    grading, beats = asyncio.create_task(outcomes(hasty, boxed(TOWER))), 0
-    while not grading.done():
-        await asyncio.sleep(0.005)
-        beats += 1
-    assert await grading == [Outcome.TIMEOUT]
-    assert beats > 10  # of some 200, or of two if it were blocked
+    async def longest() -> float:
+        grading, found = asyncio.create_task(outcomes(hasty, boxed(TOWER))), 0.0
+        while not grading.done():
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            found = max(found, time.perf_counter() - before)
+        assert await grading == [Outcome.TIMEOUT]
+        return found
+
+    for _ in range(5):  # a busy machine may keep this process waiting, but not every time
+        if await longest() < 0.3:
+            return
+    raise AssertionError("the loop stands still while a grader works")
 
 
 async def test_an_answer_that_is_there_counts_however_late_this_process_looks(hasty: GraderPool) -> None:
