@@ -132,7 +132,7 @@ class Scored:
     logp_BT: Tensor
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        raise NotImplementedError("this student has no distributions")
+        raise AssertionError("this student has no distributions: nobody is to ask")
 
 
 @dataclass(frozen=True)

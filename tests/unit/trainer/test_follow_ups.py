@@ -81,7 +81,7 @@ class Toys(ToyEngine):
         return [Likeliest(row, array("f", [-3.0] * (len(row) // 4)).tobytes()) for row in ids]
 
     async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
-        raise NotImplementedError
+        raise AssertionError("no method here asks for pooled states")
 
 
 def completion(rng: random.Random) -> Completion:
