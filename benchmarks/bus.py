@@ -12,7 +12,7 @@ import statistics
 
 from benchmarks import _report
 from benchmarks._simulation import ROUTE, Cost, Shape, Workers, collect, redis_server, running
-from cepo.wire import to_bytes
+from cepo.messages.wire import to_bytes
 
 AIM = 300.0
 CORES = 2

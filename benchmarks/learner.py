@@ -26,9 +26,9 @@ from benchmarks._shapes import (
     random_group,
     random_qwen3,
 )
-from cepo.forward import response_logps
-from cepo.products import FastLinear
-from cepo.runconfig import LINEAR_LAYERS
+from cepo.model.forward import response_logps
+from cepo.model.linear import FastLinear
+from cepo.run.config import LINEAR_LAYERS
 
 AIM = 2.0
 SIZES = (32000, 152000)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import _gpu, _report
 from benchmarks._stack import Services, services, tiny, trainer
-from cepo.contracts import EvidencedGroup
+from cepo.messages.groups import EvidencedGroup
 
 AIM_SECONDS = 0.25
 PUBLISHED_SECONDS = {

@@ -14,11 +14,11 @@ import grpc
 
 from benchmarks import _report
 from benchmarks._simulation import Cost, Shape, Workers, collect, redis_server, running
-from cepo.adapters import CHUNK_BYTES, FILES, fetch_from_trainer
-from cepo.connections import GRPC_OPTIONS
-from cepo.contracts import PolicyRef, Stage
+from cepo.messages.groups import PolicyRef, Stage
+from cepo.net.connections import GRPC_OPTIONS
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.settings import Settings
+from cepo.service.adapters import CHUNK_BYTES, FILES, fetch_from_trainer
 
 AIM = 0.9
 SLOTS, SECONDS = 4, 2.0

@@ -30,8 +30,8 @@ from benchmarks._shapes import (
     side_by_side,
 )
 from benchmarks._vllm import prompt_logprobs
-from cepo.forward import response_logps
-from cepo.products import FastLinear
+from cepo.model.forward import response_logps
+from cepo.model.linear import FastLinear
 
 TEMPERATURE = 1.0
 SPEED_AIM, MEMORY_AIM = 3.0, 0.25

@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks import _gpu, _peer, _report, _wide
 from benchmarks._stack import TIMES, Row, medians, services, tiny, trained
-from cepo.data import load_problems
-from cepo.rendering import Renderer
-from cepo.runconfig import RunConfig
+from cepo.data.problems import load_problems
+from cepo.prompts.renderer import Renderer
+from cepo.run.config import RunConfig
 
 AIM = 3.0
 

@@ -14,13 +14,13 @@ from transformers.models.qwen3_vl import Qwen3VLConfig, Qwen3VLForConditionalGen
 from benchmarks import _report
 from benchmarks._gpu import SHAPES, VOCABULARY, device, report
 from benchmarks._shapes import ROUNDS, SMALL, THREADS, Group, frozen, random_group, side_by_side
-from cepo.contracts import ImageRef
-from cepo.forward import load_causal_lm, response_logps
-from cepo.images import checked
-from cepo.pixels import Patches, Pixels
+from cepo.messages.groups import ImageRef
+from cepo.model.forward import load_causal_lm, response_logps
+from cepo.model.vision import FeatureCache
+from cepo.prompts.images import checked
+from cepo.prompts.pixels import Patches, Pixels
 from cepo.tiny import vision
 from cepo.tiny.figures import figures
-from cepo.vision import FeatureCache
 
 AIM = 1.2
 """For the larger vision part; the tiny one's takes no time either way."""

@@ -14,10 +14,10 @@ from typing import Self
 import httpx
 from pydantic import ValidationError
 
-from cepo.auth import call_metadata
 from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import CepoError, PolicyError, Unreachable, UserError
-from cepo.web import Refusal
+from cepo.net.auth import call_metadata
+from cepo.net.rest import Refusal
 
 PATH = "/v1/credit"
 TIMEOUT_SECONDS = 300.0
@@ -50,7 +50,7 @@ class Client:
             url: the teacher's HTTP address.
             token: the value of CEPO_TOKEN there.
             timeout: seconds for each read.
-            tls: whom to trust and who one is, for a teacher with certificates; `cepo.tls.client_tls` makes it.
+            tls: whom to trust and who one is, for a teacher with certificates; `cepo.net.tls.client_tls` makes it.
             transport: how to reach it otherwise than over the network.
         """
         headers = dict(call_metadata(token))

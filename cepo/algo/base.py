@@ -18,7 +18,7 @@ from torch import Tensor
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.companion import Companion, Host
 from cepo.algo.teacher import TeacherSource
-from cepo.contracts import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
+from cepo.messages.groups import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
 
 Metrics = dict[str, float]
 LAGGING_CAP = 2.0

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from cepo.contracts import Ask, ImageRef
+from cepo.messages.groups import Ask, ImageRef
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: what is wanted of each token's distribution."""

@@ -9,23 +9,23 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from cepo.algo.base import Algorithm
-from cepo.algo.cepo import Cepo
-from cepo.algo.clipo import Clipo
 from cepo.algo.core import Scale
-from cepo.algo.ctdpo import CtDpo
-from cepo.algo.dapo import Dapo
-from cepo.algo.distillation import Opsd, Sdpo
-from cepo.algo.dpo import Dpo
-from cepo.algo.hdpo import Hdpo
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Aggregation
-from cepo.algo.policy_gradient import Estimator, PolicyGradient, Surrogate
-from cepo.algo.ppo import Ppo
-from cepo.algo.prm import Prm
-from cepo.algo.rlsd import Rlsd
-from cepo.algo.spo import SpoChain
-from cepo.algo.spo_tree import SpoTree
-from cepo.algo.vineppo import VinePpo
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.clipo import Clipo
+from cepo.algo.methods.ctdpo import CtDpo
+from cepo.algo.methods.dapo import Dapo
+from cepo.algo.methods.distillation import Opsd, Sdpo
+from cepo.algo.methods.dpo import Dpo
+from cepo.algo.methods.hdpo import Hdpo
+from cepo.algo.methods.policy_gradient import Estimator, PolicyGradient, Surrogate
+from cepo.algo.methods.ppo import Ppo
+from cepo.algo.methods.prm import Prm
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.methods.spo import SpoChain
+from cepo.algo.methods.spo_tree import SpoTree
+from cepo.algo.methods.vineppo import VinePpo
 
 
 class Grpo(PolicyGradient):

@@ -12,20 +12,8 @@ from cepo.errors import CepoError, Unreachable, UserError
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 0 on success, 1 on a fault of ours, 2 on bad input, 130 on Ctrl-C."""
     # not above: each grader that a command starts imports the script that calls this, and has no use for them
-    from cepo.cli import (
-        certs,
-        check,
-        credit,
-        dashboard,
-        evaluate,
-        export,
-        serve,
-        services,
-        status,
-        sweep,
-        train,
-        verify,
-    )
+    from cepo.cli import certs, check, credit, dashboard, export, serve, services, status, sweep, train, verify
+    from cepo.cli.evaluation import command as evaluate
 
     parser = argparse.ArgumentParser(prog="cepo", description="Train with token credit (arXiv:2605.19436).")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cepo.deployment import SPECS
 from cepo.errors import UserError
+from cepo.run.deployment import SPECS
 
 NAMES = (*SPECS, "redis", "client")
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+")
@@ -58,7 +58,7 @@ def _is_address(host: str) -> bool:
 
 def make(out: Path, hosts: list[str], begins: datetime.datetime, ends: datetime.datetime) -> None:
     """The folders of every name, under an authority whose key is written beside them."""
-    from cepo.certificates import LOOPBACK, Authority, write_key
+    from cepo.net.certificates import LOOPBACK, Authority, write_key
 
     authority = Authority.new("cepo development CA", begins, ends)
     out.mkdir(parents=True, mode=0o700)

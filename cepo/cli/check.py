@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cepo import runfile
 from cepo.cli.arguments import add_redis, add_run_file
-from cepo.cli.pictures import drawing, page, pictures
-from cepo.cli.preflight import Finding, Preflight, Prompt
+from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.pictures import drawing, page, pictures
+from cepo.cli.preflight.preflight import Finding, Preflight, Prompt
 from cepo.errors import Unreachable, UserError
+from cepo.run import file as runfile
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
 HEAD_CHARACTERS = 160
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     preflight = _preflight(options)
     findings = []
     try:
-        for finding in preflight.run():
+        for finding in run_checks(preflight):
             show(console, finding)
             findings.append(finding)
     except (UserError, Unreachable):
@@ -78,7 +79,7 @@ def _json(options: argparse.Namespace) -> int:
     preflight = None
     try:
         preflight = _preflight(options)
-        findings.extend(asdict(finding) for finding in preflight.run())
+        findings.extend(asdict(finding) for finding in run_checks(preflight))
         reply["prompts"] = [asdict(prompt) for prompt in preflight.prompts()]
         reply["dropped"] = {name: list(found.dropped) for name, found in preflight.sets.items()}
     except (UserError, Unreachable) as error:

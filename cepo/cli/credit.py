@@ -11,15 +11,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import cepo.tiny
-from cepo import adapters, images
-from cepo.adapters import AdapterCache, Engine
 from cepo.cli.arguments import text_of
-from cepo.contracts import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.credit import EPS_W, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
-from cepo.image_cache import no_images
-from cepo.settings import Settings
-from cepo.web import first_mistake
+from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
+from cepo.net.rest import first_mistake
+from cepo.net.settings import Settings
+from cepo.prompts import images
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache, Engine
+from cepo.service.image_cache import no_images
 
 _REQUESTS = TypeAdapter(list[CreditRequest])
 _REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply | list[CreditReply])
@@ -114,7 +115,7 @@ async def _scored(
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from cepo.rendering import Renderer
+    from cepo.prompts.renderer import Renderer
     from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
     from services.teacher.images import GivenImages

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cepo.errors import UserError
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.net.settings import Settings
+from cepo.run.folder import RunDir
 
 PORT = 8050
 
@@ -27,12 +27,12 @@ def run(options: argparse.Namespace) -> int:
     """Serves the page until it is interrupted."""
     import uvicorn
 
-    from cepo.chassis import bound
-    from cepo.connections import check_exposure
     from cepo.dashboard.folder import Watched
     from cepo.dashboard.rest import application
-    from cepo.tls import uvicorn_options
-    from cepo.web import guard
+    from cepo.net.connections import check_exposure
+    from cepo.net.rest import guard
+    from cepo.net.tls import uvicorn_options
+    from cepo.service.chassis import bound
 
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port {options.port}: give one from 0 to 65535")

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cepo import runconfig, runfile
 from cepo.errors import UserError
-from cepo.rundir import RunDir
+from cepo.run import config as runconfig, file as runfile
+from cepo.run.folder import RunDir
 
 
 def add_parser(commands: Any) -> None:
@@ -40,8 +40,8 @@ def _merge(config: runconfig.RunConfig, adapter: Path, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cepo.forward import load_causal_lm
-    from cepo.pixels import image_processor
+    from cepo.model.forward import load_causal_lm
+    from cepo.prompts.pixels import image_processor
 
     base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
     merged: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cepo.data import Problems
-from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
+from cepo.data.problems import Problems
+from cepo.run.config import RunConfig
+from cepo.run.folder import RunDir
 
 PROGRAM = sys.argv[0] if Path(sys.argv[0]).name == "cepo" else "python -m cepo"
 ROWS_SHOWN = 12

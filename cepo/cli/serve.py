@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cepo import runfile
-from cepo.bus import RedisBus
 from cepo.cli.arguments import add_run_file
-from cepo.cli.preflight import Preflight
-from cepo.deployment import SPECS, environment, processes
+from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.preflight import Preflight
 from cepo.errors import UserError
-from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
-from cepo.settings import Place, Settings, child_environment, node_rank
+from cepo.net.settings import Place, Settings, child_environment, node_rank
+from cepo.run import file as runfile
+from cepo.run.config import RunConfig
+from cepo.run.deployment import SPECS, environment, processes
+from cepo.run.folder import RunDir
+from cepo.service.bus import RedisBus
 
 REDIS_SECONDS = 300.0
 TORCHRUN = ["-m", "torch.distributed.run"]
@@ -77,6 +78,6 @@ def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:
         UserError: what blocks the run.
     """
     preflight = Preflight(config, folder.path, redis_url, starts=("trainer",))
-    for finding in preflight.run():
+    for finding in run_checks(preflight):
         print(f"{finding.check}: {finding.text}", flush=True)
     folder.create(config, resume=False, excluded=preflight.excluded)

@@ -18,14 +18,15 @@ from typing import Any
 
 import httpx
 
-from cepo import runfile
 from cepo.cli.arguments import add_redis, add_run_file
-from cepo.cli.preflight import Preflight
-from cepo.connections import web_client
+from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.preflight import Preflight
 from cepo.errors import UserError
-from cepo.local import Stack, running
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.net.connections import web_client
+from cepo.net.settings import Settings
+from cepo.run import file as runfile
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack, running
 
 FOLDER = Path("runs") / "services"
 ENGINES = ("rollout", "verifier", "teacher")
@@ -51,7 +52,7 @@ def start(options: argparse.Namespace) -> int:
     if pid is not None:
         raise UserError(f"services run here already (process {pid}); stop them with: cepo down")
     config, run = runfile.load(options.file, options.set), RunDir(FOLDER)
-    for _ in Preflight(config, run.path, options.redis, starts=ENGINES).run():
+    for _ in run_checks(Preflight(config, run.path, options.redis, starts=ENGINES)):
         pass  # raises what would keep the services from starting
     run.logs.mkdir(parents=True, exist_ok=True)
     addresses, log = run.path / "services.json", run.logs / "supervisor.log"

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from cepo.connections import web_client
 from cepo.dashboard.folder import FINAL
 from cepo.dashboard.lines import parsed
 from cepo.errors import Unreachable, UserError
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.net.connections import web_client
+from cepo.net.settings import Settings
+from cepo.run.folder import RunDir
 
 
 def add_parser(commands: Any) -> None:

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from cepo import runfile
 from cepo.cli import train
 from cepo.cli.arguments import add_redis, add_set
 from cepo.errors import UserError
-from cepo.rundir import RunDir
+from cepo.run import file as runfile
+from cepo.run.folder import RunDir
 
 
 class Entry(BaseModel):

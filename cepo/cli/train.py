@@ -8,16 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cepo import runfile
 from cepo.cli.arguments import add_redis, add_run_file
-from cepo.cli.preflight import Preflight
+from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.preflight import Preflight
 from cepo.cli.progress import Progress
-from cepo.connections import web_client
-from cepo.deployment import SPECS
 from cepo.errors import UserError
-from cepo.local import Stack, running
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.net.connections import web_client
+from cepo.net.settings import Settings
+from cepo.run import file as runfile
+from cepo.run.deployment import SPECS
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack, running
 
 POLL_SECONDS = 0.25
 
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     folder.check(resume=options.resume)
     progress = Progress(config, folder)
     preflight = Preflight(config, folder.path, options.redis, starts=tuple(SPECS))
-    notes = [finding.text for finding in preflight.run() if finding.state == "note"]
+    notes = [finding.text for finding in run_checks(preflight) if finding.state == "note"]
     progress.checked(preflight.train, preflight.held_out, notes)
     folder.create(config, resume=options.resume, excluded=preflight.excluded)
     interrupts = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from cepo.dashboard.lines import Lines, Row, parsed
 from cepo.errors import UserError
-from cepo.rundir import RunDir
+from cepo.run.folder import RunDir
 
 ALIVE_SECONDS = 15.0
 """A trainer that has not written its status for this long is taken to be gone."""

@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from cepo.dashboard.folder import FINAL, Watched, by_name
 from cepo.dashboard.page import page
-from cepo.images import MEDIA_TYPES, checked
-from cepo.web import Refusal, surface
+from cepo.net.rest import Refusal, surface
+from cepo.prompts.images import MEDIA_TYPES, checked
 
 MAX_ROWS = 1000
 MAX_GROUPS = 64

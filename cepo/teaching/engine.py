@@ -20,22 +20,22 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.errors import PolicyError
-from cepo.forward import ResponseStates, canary_logp, load_causal_lm, response_states
-from cepo.image_cache import ReadImage, no_images
-from cepo.lora import make_lean
-from cepo.metrics import LOAD_FAILURES
-from cepo.pixels import Patches
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
+from cepo.model.base import Base
+from cepo.model.forward import ResponseStates, canary_logp, load_causal_lm, response_states
+from cepo.model.lora import make_lean
+from cepo.model.tree import passes
+from cepo.net.settings import Settings
+from cepo.prompts.pixels import Patches
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
+from cepo.service.image_cache import ReadImage, no_images
+from cepo.service.metrics import LOAD_FAILURES
+from cepo.service.telemetry import loading
 from cepo.teaching import measures
-from cepo.teaching.base import Base
 from cepo.teaching.handler import Likeliest, Logps, Pair, scoring_seconds
 from cepo.teaching.request import Request, Take
-from cepo.telemetry import loading
-from cepo.tree import passes
 
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""

@@ -7,9 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cepo.adapters import Engine
-from cepo.contexts import Hint, hints
-from cepo.contracts import (
+from cepo.errors import UserError
+from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
     ContextName,
@@ -24,9 +23,10 @@ from cepo.contracts import (
     Want,
     Weights,
 )
-from cepo.errors import UserError
-from cepo.metrics import SCORED_TOKENS
-from cepo.rendering import Renderer
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import Engine
+from cepo.service.metrics import SCORED_TOKENS
+from cepo.teaching.contexts import Hint, hints
 
 Logps = tuple[float, ...]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cepo.forward import ResponseStates
+from cepo.model.forward import ResponseStates
 from cepo.teaching.handler import Likeliest, Logps
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cepo.contracts import ImageRef, PolicyRef
-from cepo.forward import ResponseStates
+from cepo.messages.groups import ImageRef, PolicyRef
+from cepo.model.forward import ResponseStates
 from cepo.teaching.handler import Pair
 
 Take = Callable[[ResponseStates, Sequence[int]], list[Any]]

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cepo.rendering import HINT, INSTRUCTION
+from cepo.messages.hints import HINT, INSTRUCTION
 from cepo.tiny.task import Problem, apply
 
 SLIPS = (-10, -2, -1, 1, 2, 10)

@@ -9,7 +9,7 @@ from itertools import islice
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cepo.rendering import HINT, INSTRUCTION
+from cepo.messages.hints import HINT, INSTRUCTION
 from cepo.tiny.task import problems
 
 VOCABULARY_SIZE = 512

@@ -24,18 +24,18 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.errors import EngineDown, PolicyError
-from cepo.image_cache import ReadImage, no_images
-from cepo.images import MAX_IMAGES
-from cepo.pixels import picture
-from cepo.rendering import Renderer
-from cepo.settings import Settings
-from cepo.telemetry import loading
+from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, Sampling
+from cepo.net.settings import Settings
+from cepo.prompts.images import MAX_IMAGES
+from cepo.prompts.pixels import picture
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
+from cepo.service.image_cache import ReadImage, no_images
+from cepo.service.telemetry import loading
 from services.rollout.handler import Prompt, Sample
-from services.rollout.scheduler import WholeResponses
-from services.rollout.vision_plugin import GROUP, require_plugin
+from services.rollout.vllm_patches.scheduler import WholeResponses
+from services.rollout.vllm_patches.vision_plugin import GROUP, require_plugin
 
 GONE = "vLLM's engine process is gone"
 WATCH_SECONDS = 0.5
@@ -194,7 +194,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "lora_target_modules": settings.lora_targets.split(","),
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": "services.rollout.probe.AdapterProbe",
+        "worker_extension_cls": "services.rollout.vllm_patches.probe.AdapterProbe",
         "disable_log_stats": True,
         "allowed_media_domains": [NOWHERE],
     }

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cepo.adapters import Engine
-from cepo.contracts import Completion, FinishReason, ImageRef, PolicyRef, PromptTask, RolloutGroup, Sampling
 from cepo.errors import UserError
-from cepo.metrics import GENERATED_TOKENS
-from cepo.rendering import Renderer
+from cepo.messages.groups import Completion, FinishReason, ImageRef, PolicyRef, PromptTask, RolloutGroup, Sampling
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import Engine
+from cepo.service.metrics import GENERATED_TOKENS
 
 
 @dataclass(frozen=True)

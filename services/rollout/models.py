@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from cepo.contracts import BASE_POLICY
+from cepo.messages.groups import BASE_POLICY
 
 NEWEST = "policy"
 """Stands for the newest version; for the base until there is one."""

@@ -17,8 +17,8 @@ from vllm.entrypoints.serve.tokenize import api_router as tokenize
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from cepo.contracts import BASE_POLICY
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY
+from cepo.net.settings import Settings
 from services.rollout.engine import GONE, VllmGenerator
 from services.rollout.models import NEWEST, Policies, add_models
 

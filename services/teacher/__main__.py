@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import grpc
 
-from cepo.adapters import resident, trainer_cache
-from cepo.bus import RedisBus
-from cepo.chassis import Service, main, stage_service, unary
-from cepo.contracts import ScoredGroup, Stage
-from cepo.image_cache import trainer_images
+from cepo.messages.groups import ScoredGroup, Stage
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.rendering import Renderer
-from cepo.settings import Settings
-from cepo.stage import StageLoop
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import resident, trainer_cache
+from cepo.service.bus import RedisBus
+from cepo.service.chassis import Service, main, stage_service, unary
+from cepo.service.image_cache import trainer_images
+from cepo.service.stage import StageLoop
 from cepo.teaching.handler import make_handler
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import remote_verifier

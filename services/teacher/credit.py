@@ -1,7 +1,7 @@
 """Token credit for responses from anywhere, by the evidence and the rule that training uses.
 
 One request is one group: its responses are graded and contrasted as siblings. The contexts are chosen by
-`cepo.contexts`, scored by the engine that scores training groups, and weighed by `cepo.algo.core`.
+`cepo.teaching.contexts`, scored by the engine that scores training groups, and weighed by `cepo.algo.core`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cepo.contexts import Hint
-from cepo.contracts import ContextName, ImageRef, PolicyProof, PolicyRef, ScoredGroup
 from cepo.credit import CreditReply, CreditRequest, Method
 from cepo.errors import Unreachable, UserError
-from cepo.rendering import Renderer
-from cepo.spans import Span, response_text, spans
+from cepo.messages.groups import ContextName, ImageRef, PolicyProof, PolicyRef, ScoredGroup
+from cepo.prompts.renderer import Renderer
+from cepo.prompts.spans import Span, response_text, spans
+from cepo.teaching.contexts import Hint
 from cepo.teaching.handler import Logps, Pair, Scorer
 from services.teacher.grading import Grader, completion, graded, needs_grading, negatives
 from services.teacher.images import GivenImages, pictures

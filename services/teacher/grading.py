@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from cepo.auth import Tokens
-from cepo.connections import channel
-from cepo.contexts import Hint, hints
-from cepo.contracts import (
+from cepo.answers.kinds import check_reference
+from cepo.credit import CreditRequest, Method
+from cepo.errors import Unreachable, UserError
+from cepo.messages.groups import (
     Ask,
     Completion,
     ContextName,
@@ -24,12 +24,12 @@ from cepo.contracts import (
     ScoredGroup,
     Stage,
 )
-from cepo.credit import CreditRequest, Method
-from cepo.errors import Unreachable, UserError
-from cepo.kinds import check_reference
+from cepo.messages.wire import from_proto, to_proto
+from cepo.net.auth import Tokens
+from cepo.net.connections import channel
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.settings import Settings
-from cepo.wire import from_proto, to_proto
+from cepo.teaching.contexts import Hint, hints
 
 Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
 """The verifier: a verdict for every response of a group."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from cepo.contracts import ImageRef
 from cepo.errors import UserError
-from cepo.image_cache import ReadImage
-from cepo.images import checked, read
+from cepo.messages.groups import ImageRef
+from cepo.prompts.images import checked, read
+from cepo.service.image_cache import ReadImage
 
 
 class GivenImages:

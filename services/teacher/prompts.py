@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cepo.contracts import ImageRef, Message
 from cepo.credit import CreditRequest
 from cepo.errors import UserError
-from cepo.images import with_marks
-from cepo.rendering import Renderer, with_hint
+from cepo.messages.groups import ImageRef, Message
+from cepo.messages.hints import with_hint, with_marks
+from cepo.prompts.renderer import Renderer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import Field, Tag, TypeAdapter
 
 from cepo.credit import MAX_BATCH, CreditReply, CreditRequest
 from cepo.errors import CepoError, UserError
-from cepo.web import ONE_OR_MANY, Refusal, surface
+from cepo.net.rest import ONE_OR_MANY, Refusal, surface
 from services.teacher.credit import TokenCredit
 from services.teacher.page import live_page, standalone_page
 

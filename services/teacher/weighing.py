@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cepo.algo.core import Credit, credit, group_advantage
-from cepo.contexts import ACCEPTED, Hint
-from cepo.contracts import ContextName, ScoredGroup
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
-from cepo.spans import Span
+from cepo.messages.groups import ContextName, ScoredGroup
+from cepo.prompts.spans import Span
+from cepo.teaching.contexts import ACCEPTED, Hint
 from cepo.teaching.handler import Logps
 
 

@@ -15,28 +15,28 @@ from typing import Any
 
 import grpc
 
-from cepo import chassis
-from cepo.bus import Bus, RedisBus
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
-from cepo.data import load_problems
+from cepo.data.problems import load_problems
 from cepo.errors import UserError
-from cepo.image_cache import serve_images
-from cepo.images import ImageStore
+from cepo.messages.wire import to_proto
+from cepo.net.settings import Place, Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.runfile import load
-from cepo.settings import Place, Settings
-from cepo.spans import pieces
-from cepo.wire import to_proto
+from cepo.prompts.images import ImageStore
+from cepo.prompts.renderer import Renderer
+from cepo.prompts.spans import pieces
+from cepo.run.file import load
+from cepo.run.folder import RunDir
+from cepo.service import chassis
+from cepo.service.bus import Bus, RedisBus
+from cepo.service.image_cache import serve_images
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
+from services.trainer.learning.processes import follow, lead, make_learner
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
-from services.trainer.processes import follow, lead, make_learner
 from services.trainer.publisher import Publisher
 from services.trainer.report import Trackers
 from services.trainer.status import Status

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from cepo.contracts import PolicyRef
 from cepo.errors import UserError
-from services.trainer.learner import Learner
+from cepo.messages.groups import PolicyRef
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Expected, Publisher
 from services.trainer.teacher import Teacher
 

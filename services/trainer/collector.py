@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from cepo.bus import Bus, Delivery, ready, stream_of
-from cepo.contracts import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, ScoredGroup, Stage
-from cepo.metrics import PROGRESS, collected
-from cepo.stage import consumer_name, task_of
-from cepo.telemetry import logged
-from cepo.tracing import TRACER, Part
+from cepo.messages.groups import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, ScoredGroup, Stage
+from cepo.service.bus import Bus, Delivery, ready, stream_of
+from cepo.service.metrics import PROGRESS, collected
+from cepo.service.stage import consumer_name, task_of
+from cepo.service.telemetry import logged
+from cepo.service.tracing import TRACER, Part
 
 Prover = Callable[[PolicyProof], str | None]
 """Says why a proof is not accepted; None when it is."""

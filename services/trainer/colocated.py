@@ -7,18 +7,18 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from cepo.adapters import AdapterCache, resident
-from cepo.bus import Bus
-from cepo.contracts import ImageRef, Stage
-from cepo.deployment import SPECS
-from cepo.images import ImageStore
-from cepo.rendering import Renderer
-from cepo.runconfig import RunConfig
-from cepo.settings import Settings
-from cepo.stage import StageLoop
+from cepo.messages.groups import ImageRef, Stage
+from cepo.net.settings import Settings
+from cepo.prompts.images import ImageStore
+from cepo.prompts.renderer import Renderer
+from cepo.run.config import RunConfig
+from cepo.run.deployment import SPECS
+from cepo.service.adapters import AdapterCache, resident
+from cepo.service.bus import Bus
+from cepo.service.stage import StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import make_handler
-from services.trainer.learner import Learner
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
 
 

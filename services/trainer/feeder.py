@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from cepo.bus import Bus, stream_of
-from cepo.contracts import Placement, PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
-from cepo.data import Problem, Problems
-from cepo.runconfig import RunConfig
+from cepo.data.problems import Problem, Problems
+from cepo.messages.groups import Placement, PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
+from cepo.run.config import RunConfig
+from cepo.service.bus import Bus, stream_of
 
 MAX_WAITING = 4096
 """Groups on the rollout stream above which the feeder waits."""

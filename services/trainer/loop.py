@@ -10,16 +10,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from cepo.algo.base import Metrics, Supply
-from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
 from cepo.errors import UserError
-from cepo.metrics import LAG_BOUND, PUBLISHED_VERSION
-from cepo.runconfig import RunConfig
-from cepo.rundir import RunDir
-from services.trainer.batch import pack
+from cepo.messages.groups import BASE_POLICY, PolicyRef, PromptTask
+from cepo.run.config import RunConfig
+from cepo.run.folder import RunDir
+from cepo.service.metrics import LAG_BOUND, PUBLISHED_VERSION
 from services.trainer.checkpoint import Checkpoints, Progress
 from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
-from services.trainer.learner import Learner
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
 from services.trainer.report import (
     Groups,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cepo.bus import stream_of
-from cepo.contracts import (
+from cepo.messages.groups import (
     Completion,
     FinishReason,
     Outcome,
@@ -19,7 +18,8 @@ from cepo.contracts import (
     Stage,
     Verdict,
 )
-from cepo.rendering import Renderer
+from cepo.prompts.renderer import Renderer
+from cepo.service.bus import stream_of
 from services.trainer.feeder import Feeder
 
 CHOSEN = Verdict(outcome=Outcome.CORRECT, reward=1.0, accuracy=1.0, reason="chosen")

@@ -13,13 +13,13 @@ from pathlib import Path
 import grpc
 from torch import Tensor
 
-from cepo import adapters
-from cepo.bus import Bus
-from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.errors import PolicyError, WireError
+from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.messages.wire import from_proto
 from cepo.pb.cepo.v1 import services_pb2
-from cepo.wire import from_proto
-from services.trainer.learner import Learner
+from cepo.service import adapters
+from cepo.service.bus import Bus
+from services.trainer.learning.learner import Learner
 
 CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
 """Mean difference per canary token that numerics explain, by the engines' data type."""

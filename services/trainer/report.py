@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cepo.contracts import (
+from cepo.errors import UserError
+from cepo.messages.groups import (
     ContextName,
     EvidencedGroup,
     EvidenceReason,
@@ -20,10 +21,9 @@ from cepo.contracts import (
     Outcome,
     Verdict,
 )
-from cepo.errors import UserError
-from cepo.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
-from cepo.runconfig import RunConfig
-from cepo.rundir import Row, RunDir
+from cepo.run.config import RunConfig
+from cepo.run.folder import Row, RunDir
+from cepo.service.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 
 REASONS = (
     EvidenceReason.ASKED,

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cepo.bus import Bus, ready, stream_of
-from cepo.contracts import BASE_POLICY, PolicyRef, Stage
-from cepo.rundir import RunDir
+from cepo.messages.groups import BASE_POLICY, PolicyRef, Stage
+from cepo.run.folder import RunDir
+from cepo.service.bus import Bus, ready, stream_of
 
 BEAT_SECONDS = 1.0
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from cepo.algo.base import Metrics
 from cepo.algo.ema import ema
 from cepo.algo.teacher import TeacherSource
-from cepo.contracts import BASE_POLICY, PolicyRef, PromptTask
-from services.trainer.learner import Learner
+from cepo.messages.groups import BASE_POLICY, PolicyRef, PromptTask
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
 
 

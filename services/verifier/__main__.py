@@ -6,12 +6,12 @@ import os
 
 import grpc
 
-from cepo.bus import RedisBus
-from cepo.chassis import Service, main, stage_service, unary
-from cepo.contracts import RolloutGroup, Stage
+from cepo.messages.groups import RolloutGroup, Stage
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.settings import Settings
-from cepo.stage import StageLoop
+from cepo.service.bus import RedisBus
+from cepo.service.chassis import Service, main, stage_service, unary
+from cepo.service.stage import StageLoop
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.rest import application

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from cepo.answers import as_number, is_words, normalise
-from cepo.choices import chosen, labelled_option
-from cepo.kinds import DIGITS, Kind, truth, words
-from cepo.quantities import quantity, units_conflict
+from cepo.answers.choices import chosen, labelled_option
+from cepo.answers.extract import as_number, is_words, normalise
+from cepo.answers.kinds import DIGITS, Kind, truth, words
+from cepo.answers.quantities import quantity, units_conflict
 
 MIN_DIFFERENCE = Fraction(1, 100_000)
 """Plain numbers further apart are different; math-verify compares six decimals, so nearer ones are left to it."""

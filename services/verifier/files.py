@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
+from cepo.answers.kinds import check_reference
 from cepo.errors import UserError
-from cepo.kinds import check_reference
 from services.verifier.pool import DEADLINE_SECONDS, GraderPool
 from services.verifier.rows import Reply, Request
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from cepo.answers import normalise
+from cepo.answers.extract import normalise
+from cepo.answers.kinds import DIGITS
 from cepo.errors import UserError
-from cepo.kinds import DIGITS
 from services.verifier import functions
 from services.verifier.forms import as_form, fits_form
 from services.verifier.functions import Call, one_line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cepo.contracts import FinishReason, RolloutGroup, ScoredGroup
+from cepo.messages.groups import FinishReason, RolloutGroup, ScoredGroup
 from services.verifier.pool import GraderPool
 from services.verifier.rewards import check_allowed, rewarded
 from services.verifier.scorers import StepScorers

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from cepo.contracts import Outcome, Verdict
 from cepo.errors import UserError
-from cepo.metrics import verdicts
+from cepo.messages.groups import Outcome, Verdict
+from cepo.service.metrics import verdicts
 from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 from services.verifier.verdicts import Item, Question, question

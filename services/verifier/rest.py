@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import FastAPI
 from pydantic import Field, Tag
 
+from cepo.answers.kinds import check_reference
 from cepo.errors import UserError
-from cepo.kinds import check_reference
-from cepo.web import ONE_OR_MANY, surface
+from cepo.net.rest import ONE_OR_MANY, surface
 from services.verifier.pool import GraderPool
 from services.verifier.rows import Reply, Request
 

@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from cepo.answers import extract
-from cepo.contracts import Completion, FinishReason, Reward, RolloutGroup, Verdict
+from cepo.answers.extract import extract
 from cepo.errors import UserError
+from cepo.messages.groups import Completion, FinishReason, Reward, RolloutGroup, Verdict
 from services.verifier.functions import Call, Sample
 from services.verifier.pool import Failure, GraderPool
 

@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cepo.contracts import Verdict
-from cepo.kinds import KINDS, OPTIONS
+from cepo.answers.kinds import KINDS, OPTIONS
+from cepo.messages.groups import Verdict
 from services.verifier.verdicts import Item
 
 

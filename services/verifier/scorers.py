@@ -16,9 +16,9 @@ from typing import Annotated
 import httpx
 from pydantic import BaseModel, Field, ValidationError
 
-from cepo.contracts import Completion, Outcome, Reward, RolloutGroup, Verdict
 from cepo.errors import UserError
-from cepo.steps import steps
+from cepo.messages.groups import Completion, Outcome, Reward, RolloutGroup, Verdict
+from cepo.prompts.steps import steps
 from services.verifier.functions import one_line
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cepo.answers import (
+from cepo.answers.choices import chosen, labelled_option, options
+from cepo.answers.extract import (
     MAX_ANSWER_CHARACTERS,
     as_number,
     count_boxes,
@@ -14,11 +15,10 @@ from cepo.answers import (
     plain,
     reference_of,
 )
-from cepo.choices import chosen, labelled_option, options
-from cepo.contracts import Outcome, Verdict
-from cepo.kinds import WORDINGS, Kind, kind_of
-from cepo.quantities import quantity
-from cepo.statements import stated
+from cepo.answers.kinds import WORDINGS, Kind, kind_of
+from cepo.answers.quantities import quantity
+from cepo.answers.statements import stated
+from cepo.messages.groups import Outcome, Verdict
 from services.verifier.decisions import decide
 from services.verifier.grader import Comparison, Finding
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cepo.contracts import RolloutGroup, ScoredGroup
+from cepo.messages.groups import RolloutGroup, ScoredGroup
 from services.teacher.credit import TokenCredit
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.browser.chromium import Browser
-from tests.credit_support import make_credit, tiny_scorer, web_application
-from tests.serving import served
+from tests.helpers.credit import make_credit, tiny_scorer, web_application
+from tests.helpers.serving import served
 
 
 @pytest.fixture(scope="module")

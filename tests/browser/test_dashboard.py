@@ -12,14 +12,14 @@ import pytest
 
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
-from cepo.images import ImageStore
-from cepo.rundir import RunDir
-from cepo.settings import Settings
-from cepo.web import guard
-from tests import serving
+from cepo.net.rest import guard
+from cepo.net.settings import Settings
+from cepo.prompts.images import ImageStore
+from cepo.run.folder import RunDir
 from tests.browser.chromium import Browser, needs_chromium
-from tests.run_support import make_failure, make_metrics, make_run, make_status, write_groups
-from tests.vision_support import BLANK
+from tests.helpers import serving
+from tests.helpers.runs import make_failure, make_metrics, make_run, make_status, write_groups
+from tests.helpers.vision import BLANK
 
 pytestmark = needs_chromium
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from cepo.credit import CreditRequest
-from cepo.image_cache import no_images
-from cepo.rendering import INSTRUCTION
+from cepo.messages.hints import INSTRUCTION
+from cepo.service.image_cache import no_images
 from cepo.tiny.figures import QUESTION
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
 from services.teacher.page import standalone_page
 from tests.browser.chromium import Browser, needs_chromium
-from tests.credit_support import make_seeing_credit, web_application
-from tests.serving import served
-from tests.vision_support import RENDERER, TURN, held_out
+from tests.helpers.credit import make_seeing_credit, web_application
+from tests.helpers.serving import served
+from tests.helpers.vision import RENDERER, TURN, held_out
 
 pytestmark = needs_chromium
 

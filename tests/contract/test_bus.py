@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from cepo.bus import GROUP, Bus, Delivery, RedisBus
-from cepo.contracts import PromptTask, RolloutGroup, ScoredGroup
 from cepo.errors import Unreachable, UserError
-from cepo.settings import Settings
-from cepo.stage import task_of
+from cepo.messages.groups import PromptTask, RolloutGroup, ScoredGroup
+from cepo.messages.wire import to_bytes
+from cepo.net.settings import Settings
+from cepo.service.bus import GROUP, Bus, Delivery, RedisBus
+from cepo.service.stage import task_of
 from cepo.testing import MemoryBus
-from cepo.wire import to_bytes
 from tests.conftest import RedisServer
-from tests.factories import POLICY, make_failed, make_group, make_task, make_verdict
+from tests.helpers.factories import POLICY, make_failed, make_group, make_task, make_verdict
 
 CLAIM_SECONDS = 300.0
 """No machine is so slow: items are abandoned when a test says so."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cepo.contracts import EvidenceRow
 from cepo.errors import WireError
-from cepo.wire import from_bytes, from_proto, to_bytes, to_proto
-from tests.factories import make_completion, make_row, make_task, make_top
+from cepo.messages.groups import EvidenceRow
+from cepo.messages.wire import from_bytes, from_proto, to_bytes, to_proto
+from tests.helpers.factories import make_completion, make_row, make_task, make_top
 
 
 def measured(**changes: Any) -> EvidenceRow:

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from cepo.contracts import Completion, EvidencedGroup, RolloutGroup, ScoredGroup
 from cepo.errors import WireError
-from cepo.wire import from_bytes, to_bytes, to_proto
-from tests.factories import make_completion, make_evidenced, make_group, make_verdict
+from cepo.messages.groups import Completion, EvidencedGroup, RolloutGroup, ScoredGroup
+from cepo.messages.wire import from_bytes, to_bytes, to_proto
+from tests.helpers.factories import make_completion, make_evidenced, make_group, make_verdict
 
 
 def packed() -> Completion:

@@ -12,12 +12,12 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from pydantic import BaseModel
 
-from cepo import contracts
-from cepo.contracts import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
 from cepo.errors import WireError
+from cepo.messages import groups as contracts
+from cepo.messages.groups import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
+from cepo.messages.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
-from cepo.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
-from tests.factories import (
+from tests.helpers.factories import (
     POLICY,
     make_completion,
     make_evidenced,

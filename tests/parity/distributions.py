@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, TrainBatch
-from cepo.contracts import Ask, Want, Weights
+from cepo.messages.groups import Ask, Want, Weights
 from tests.parity.support import Distributed, make_batch
 
 VOCABULARY = 7

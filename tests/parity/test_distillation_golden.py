@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.distillation import Distillation, Opsd, Sdpo
-from cepo.contracts import Ask
+from cepo.algo.methods.distillation import Distillation, Opsd, Sdpo
+from cepo.messages.groups import Ask
 from tests.parity.distributions import Lesson, taught
 from tests.parity.support import Distributed, golden, make_batch, tensor
 

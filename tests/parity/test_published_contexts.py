@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from cepo.algo.variants import Cepo, Rlsd
-from cepo.contracts import (
+from cepo.messages.groups import (
     Completion,
     FinishReason,
     Message,
@@ -25,11 +25,11 @@ from cepo.contracts import (
     ScoredGroup,
     Verdict,
 )
-from cepo.published import boxed
-from cepo.rendering import Renderer
-from cepo.runfile import load
+from cepo.prompts.renderer import Renderer
+from cepo.run.file import load
 from cepo.teaching.handler import Logps, Pair, make_handler
-from tests.factories import RUNS, make_proof, make_task
+from cepo.teaching.published import boxed
+from tests.helpers.factories import RUNS, make_proof, make_task
 from tests.parity.support import golden
 
 GOLDEN = golden("teacher_context")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cepo import tiny
-from cepo.contracts import Message
-from cepo.rendering import INSTRUCTION, Renderer
+from cepo.messages.groups import Message
+from cepo.messages.hints import INSTRUCTION
+from cepo.prompts.renderer import Renderer
 from tests.pipeline.support import started
 
 DATA = """

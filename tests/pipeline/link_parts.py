@@ -17,18 +17,18 @@ from typing import Any
 
 import grpc
 
-from cepo import adapters, chassis
-from cepo.adapters import FILES, resident, trainer_cache
-from cepo.bus import RedisBus, stream_of
-from cepo.contracts import PolicyProof, PolicyRef, PromptTask, RolloutGroup, Stage
-from cepo.metrics import collected
+from cepo.messages.groups import PolicyProof, PolicyRef, PromptTask, RolloutGroup, Stage
+from cepo.messages.wire import from_proto
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.settings import Settings
-from cepo.stage import StageLoop
-from cepo.telemetry import loading
-from cepo.wire import from_proto
+from cepo.service import adapters, chassis
+from cepo.service.adapters import FILES, resident, trainer_cache
+from cepo.service.bus import RedisBus, stream_of
+from cepo.service.metrics import collected
+from cepo.service.stage import StageLoop
+from cepo.service.telemetry import loading
 from services.trainer.collector import Collector
-from tests.factories import make_group, make_proof, make_task
+from tests.helpers.factories import make_group, make_proof, make_task
 
 GROUPS = 16
 SAMPLE_SECONDS = 0.2

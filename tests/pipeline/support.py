@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from cepo.settings import child_environment
+from cepo.net.settings import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"

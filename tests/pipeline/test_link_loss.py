@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cepo.settings import Settings, child_environment
+from cepo.net.settings import Settings, child_environment
 from tests.conftest import REDIS_SERVER
 from tests.pipeline.link_parts import GROUPS
 from tests.pipeline.support import ROOT

@@ -21,19 +21,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from cepo import adapters, tiny
-from cepo.auth import call_metadata
-from cepo.cli import evaluate
-from cepo.cli.scores import Measured
-from cepo.contracts import Message, RolloutGroup
-from cepo.local import Stack, running
+from cepo import tiny
+from cepo.cli.evaluation import command as evaluate
+from cepo.cli.evaluation.scores import Measured
+from cepo.messages.groups import Message, RolloutGroup
+from cepo.messages.hints import INSTRUCTION
+from cepo.messages.wire import from_proto, to_proto
+from cepo.net.auth import call_metadata
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.rendering import INSTRUCTION, Renderer
-from cepo.rundir import RunDir
-from cepo.wire import from_proto, to_proto
-from services.trainer.learner import Learner
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack, running
+from cepo.service import adapters
+from services.trainer.learning.learner import Learner
 from tests.conftest import ends
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 from tests.pipeline import harness
 from tests.pipeline.support import SLOW_SECONDS, engine_of
 

@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from benchmarks import _stack
-from cepo import runfile, tiny
+from cepo import tiny
 from cepo.algo.base import Metrics
+from cepo.run import file as runfile
 from cepo.tiny import demos, task
 from services.trainer.loop import Run, train
 from services.trainer.report import finished
-from tests.factories import RUNS
+from tests.helpers.factories import RUNS
 from tests.pipeline.support import ROOT, asked, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -20,12 +20,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from cepo.certificates import Authority
 from cepo.cli import main
-from cepo.deployment import SPECS
+from cepo.net.certificates import Authority
+from cepo.run.deployment import SPECS
 from tests.conftest import RedisServer
+from tests.helpers.tls_front import TlsFront
 from tests.pipeline.support import SLOW_SECONDS, command, rows, started, wait_until
-from tests.tls_front import TlsFront
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cepo.tiny.figures import QUESTION, figures
+from tests.helpers.vision import BLANK, one_colour
 from tests.pipeline.support import ROOT, command, rows, started
-from tests.vision_support import BLANK, one_colour
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import cepo.tiny
 from cepo.client import AsyncClient, Client
 from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
-from cepo.settings import Settings
-from cepo.web import Refusal
+from cepo.net.rest import Refusal
+from cepo.net.settings import Settings
 from tests.conftest import RedisServer, unused_port
 from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 

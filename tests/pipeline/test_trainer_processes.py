@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cepo.local import Child, Stack, running
-from cepo.rundir import RunDir
-from cepo.runfile import load
-from tests.factories import make_config
+from cepo.run.file import load
+from cepo.run.folder import RunDir
+from cepo.run.local import Child, Stack, running
+from tests.helpers.factories import make_config
 from tests.pipeline.support import kill
 from tests.unit.deploy.test_parity import in_kubernetes
 from tests.unit.trainer.test_pairs import ROWS

@@ -20,15 +20,15 @@ import torch
 import yaml
 
 from cepo import tiny
-from cepo.contracts import Message
-from cepo.rendering import Renderer
-from cepo.tracing import trace_id
+from cepo.messages.groups import Message
+from cepo.prompts.renderer import Renderer
+from cepo.service.tracing import trace_id
 from tests.browser.chromium import needs_chromium
-from tests.exploring import explore
-from tests.otlp import Collector, Span
+from tests.helpers.exploring import explore
+from tests.helpers.otlp import Collector, Span
+from tests.helpers.promql import Query, Scrapes
 from tests.pipeline.following import Seen, followed
 from tests.pipeline.support import DOCUMENTED_KEYS, ROOT, SLOW_SECONDS, asked, held, kill, rows, run, wait_until
-from tests.promql import Query, Scrapes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.exploring import BRIEF, LENIENT, explore
+from tests.helpers.exploring import BRIEF, LENIENT, explore
 from tests.pipeline.support import SLOW_SECONDS, TINY, asked, engine_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

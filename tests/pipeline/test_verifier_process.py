@@ -16,14 +16,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from cepo.auth import call_metadata
-from cepo.bus import RedisBus
-from cepo.contracts import Outcome, ScoredGroup
+from cepo.messages.groups import Outcome, ScoredGroup
+from cepo.messages.wire import from_proto, to_proto
+from cepo.net.auth import call_metadata
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.settings import Settings
-from cepo.wire import from_proto, to_proto
+from cepo.service.bus import RedisBus
 from tests.conftest import RedisServer, unused_port
-from tests.factories import make_group, make_task
+from tests.helpers.factories import make_group, make_task
 from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 
 COMMAND = (sys.executable, "-m", "services.verifier")

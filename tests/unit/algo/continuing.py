@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cepo.algo.base import Algorithm
-from cepo.contracts import (
+from cepo.messages.groups import (
     Completion,
     EvidencedGroup,
     FinishReason,
@@ -19,7 +19,7 @@ from cepo.contracts import (
     ScoredGroup,
     Verdict,
 )
-from tests.factories import make_proof, make_task
+from tests.helpers.factories import make_proof, make_task
 
 END = 2
 LONGEST = 24

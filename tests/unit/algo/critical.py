@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, TrainBatch
-from cepo.algo.ctdpo import RIGHT, WRONG, CtDpo, Estimators
-from cepo.algo.dpo import Preference
-from cepo.algo.policy_gradient import REFERENCE
-from tests.hosts import WORDS, TableHost
+from cepo.algo.methods.ctdpo import RIGHT, WRONG, CtDpo, Estimators
+from cepo.algo.methods.dpo import Preference
+from cepo.algo.methods.policy_gradient import REFERENCE
+from tests.helpers.hosts import WORDS, TableHost
 from tests.parity.support import Scored, make_batch
 
 PAIRS, WIDTH = 5, 6

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, TrainBatch
-from cepo.algo.clipo import METRICS, POOLED, Clipo, ContrastiveHead
 from cepo.algo.contrastive import contrastive_loss
-from cepo.algo.policy_gradient import REFERENCE
+from cepo.algo.methods.clipo import METRICS, POOLED, Clipo, ContrastiveHead
+from cepo.algo.methods.policy_gradient import REFERENCE
 from cepo.algo.variants import Grpo
-from cepo.contracts import ContextName, TeachWhen, Want, Weights
-from tests.hosts import TableHost
+from cepo.messages.groups import ContextName, TeachWhen, Want, Weights
+from tests.helpers.hosts import TableHost
 from tests.parity.support import golden, loop_group_advantage, make_batch, random_sample, tensor
 from tests.parity.test_contrastive import loop_loss
 

@@ -12,12 +12,12 @@ import torch
 from pydantic import ValidationError
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.continuations import Continued
-from cepo.algo.spo import SpoChain
+from cepo.algo.methods.continuations import Continued
+from cepo.algo.methods.spo import SpoChain
+from cepo.algo.methods.vineppo import VinePpo
 from cepo.algo.variants import ALGORITHMS
-from cepo.algo.vineppo import VinePpo
-from cepo.contracts import EvidencedGroup, Origin, Outcome, Stage
-from services.trainer.batch import pack
+from cepo.messages.groups import EvidencedGroup, Origin, Outcome, Stage
+from services.trainer.learning.batch import pack
 from tests.parity.support import golden, make_batch, tensor
 from tests.unit.algo.continuing import Prompts, prompts, sampled, step
 

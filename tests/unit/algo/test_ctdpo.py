@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cepo.algo.batch import Measured
-from cepo.algo.ctdpo import RIGHT, WEIGHTS, WRONG, CtDpo
-from cepo.algo.dpo import Dpo
-from cepo.algo.policy_gradient import REFERENCE
+from cepo.algo.methods.ctdpo import RIGHT, WEIGHTS, WRONG, CtDpo
+from cepo.algo.methods.dpo import Dpo
+from cepo.algo.methods.policy_gradient import REFERENCE
 from tests.parity.support import Scored
 from tests.unit.algo.critical import (
     FROZEN,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.ctdpo import METRICS, RIGHT, WEIGHTS, WRONG
-from tests.hosts import TableHost
+from cepo.algo.methods.ctdpo import METRICS, RIGHT, WEIGHTS, WRONG
+from tests.helpers.hosts import TableHost
 from tests.unit.algo.critical import (
     FROZEN,
     LEARNING,

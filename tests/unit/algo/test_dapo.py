@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cepo.algo.dapo import Dapo, teaches
-from cepo.contracts import EvidencedGroup, Outcome, PromptTask, Verdict
-from tests.factories import make_scored, make_task, make_verdict
+from cepo.algo.methods.dapo import Dapo, teaches
+from cepo.messages.groups import EvidencedGroup, Outcome, PromptTask, Verdict
+from tests.helpers.factories import make_scored, make_task, make_verdict
 
 
 @dataclass

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cepo.algo.variants import Cepo, Grpo, Rlsd
-from cepo.contexts import Hint, hints
-from cepo.contracts import ContextName, Evidence, EvidencedGroup, EvidenceRow, Outcome, Verdict
-from services.trainer.batch import pack
-from tests.factories import make_proof, make_scored, make_task, make_verdict
+from cepo.messages.groups import ContextName, Evidence, EvidencedGroup, EvidenceRow, Outcome, Verdict
+from cepo.teaching.contexts import Hint, hints
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import make_proof, make_scored, make_task, make_verdict
 
 WORTH = {ContextName.PLAIN: -2.0, ContextName.ANSWER: -1.0, ContextName.REJECTED: -3.0}
 """Log-prob of every token under a context."""

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from cepo.algo.base import LossOutput
 from cepo.algo.batch import TrainBatch
-from cepo.algo.policy_gradient import PolicyGradient
+from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.algo.variants import Cepo, Grpo, Rlsd
-from cepo.bus import ready, stream_of
-from cepo.contracts import ContextName, EvidencedGroup, EvidenceReason, FinishReason, Outcome, Stage, Verdict
-from cepo.stage import destination
-from services.trainer.batch import pack
-from tests.factories import make_ragged, make_scored, make_task, make_verdict
+from cepo.messages.groups import ContextName, EvidencedGroup, EvidenceReason, FinishReason, Outcome, Stage, Verdict
+from cepo.service.bus import ready, stream_of
+from cepo.service.stage import destination
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import make_ragged, make_scored, make_task, make_verdict
 from tests.parity.support import Scored
 from tests.unit.algo.test_degenerate import CORRECT, WORTH, WRONG, multiplier, taught, weighed
 

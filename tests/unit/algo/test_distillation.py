@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from cepo.algo.distillation import Distillation, Opsd, Sdpo, check_support
+from cepo.algo.methods.distillation import Distillation, Opsd, Sdpo, check_support
 from cepo.algo.variants import Grpo
-from cepo.contracts import Ask, ContextName, Feedback, Pick, TeachWhen, Want, Weights
 from cepo.errors import UserError
+from cepo.messages.groups import Ask, ContextName, Feedback, Pick, TeachWhen, Want, Weights
 from tests.parity.distributions import Lesson, loop_divergence, make_lesson, softmax, taught
 
 METRICS = {f"distill/{key}" for key in ("divergence", "student_mass", "teacher_mass", "tail_mass")}

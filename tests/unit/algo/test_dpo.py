@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, TrainBatch
-from cepo.algo.dpo import Dpo
-from cepo.algo.policy_gradient import REFERENCE
+from cepo.algo.methods.dpo import Dpo
+from cepo.algo.methods.policy_gradient import REFERENCE
 from tests.parity.support import Scored, golden, make_batch
 
 SEEDS = range(4)

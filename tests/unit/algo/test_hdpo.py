@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cepo.algo.base import LossOutput
-from cepo.algo.hdpo import Hdpo, is_cliff
+from cepo.algo.methods.hdpo import Hdpo, is_cliff
 from cepo.algo.variants import Grpo, Rloo
-from cepo.contracts import (
+from cepo.errors import UserError
+from cepo.messages.groups import (
     Ask,
     ContextName,
     EvidencedGroup,
@@ -24,10 +25,9 @@ from cepo.contracts import (
     Verdict,
     Want,
 )
-from cepo.errors import UserError
-from cepo.rendering import with_hint
-from services.trainer.batch import pack
-from tests.factories import POLICY, make_evidenced, make_scored, make_task, make_verdict
+from cepo.messages.hints import with_hint
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import POLICY, make_evidenced, make_scored, make_task, make_verdict
 from tests.parity.distributions import Lesson, loop_topk_jsd, make_lesson, softmax, taught
 
 SOLVED = "3 and 4 make 7."

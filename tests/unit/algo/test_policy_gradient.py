@@ -19,9 +19,9 @@ from cepo.algo.base import Algorithm
 from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import group_advantage
 from cepo.algo.losses import Totals, aggregate, clipped_terms
-from cepo.algo.policy_gradient import REFERENCE, PolicyGradient
+from cepo.algo.methods.policy_gradient import REFERENCE, PolicyGradient
 from cepo.algo.variants import ALGORITHMS, Cepo, Cispo, DrGrpo, Grpo, Gspo, ReinforcePlusPlus, Rloo, Sapo
-from cepo.contracts import TeachWhen
+from cepo.messages.groups import TeachWhen
 from tests.parity.support import Distributed, Scored, make_batch, random_sample
 
 POLICY_GRADIENTS = [method for method in ALGORITHMS.values() if issubclass(method, PolicyGradient)]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, TrainBatch
-from cepo.algo.policy_gradient import REFERENCE
-from cepo.algo.ppo import METRICS, Critic, Ppo, explained_variance
-from cepo.contracts import TeachWhen
-from tests.hosts import TableHost
+from cepo.algo.methods.policy_gradient import REFERENCE
+from cepo.algo.methods.ppo import METRICS, Critic, Ppo, explained_variance
+from cepo.messages.groups import TeachWhen
+from tests.helpers.hosts import TableHost
 from tests.parity.support import golden, make_batch, random_sample, tensor
 
 GOLDEN = golden("advantages")

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.prm import Prm
+from cepo.algo.methods.prm import Prm
 from tests.parity.support import make_batch
 
 SEEDS = range(4)

@@ -8,12 +8,12 @@ from statistics import fmean, pstdev
 import pytest
 import torch
 
-from cepo.algo.continuations import continuation
-from cepo.algo.policy_gradient import REFERENCE
-from cepo.algo.spo_tree import SpoTree
-from cepo.contracts import Evidence, EvidencedGroup, Outcome
-from services.trainer.batch import pack
-from tests.factories import make_row
+from cepo.algo.methods.continuations import continuation
+from cepo.algo.methods.policy_gradient import REFERENCE
+from cepo.algo.methods.spo_tree import SpoTree
+from cepo.messages.groups import Evidence, EvidencedGroup, Outcome
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import make_row
 from tests.unit.algo.continuing import Prompts, prompts, sampled, step
 
 LENGTH = 2

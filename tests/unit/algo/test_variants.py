@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cepo.algo.base import Algorithm, TrainBatch
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm, Cepo, Grpo, Rlsd
-from cepo.contracts import Ask, ContextName, Feedback, Pick, TeachWhen, Weights
+from cepo.messages.groups import Ask, ContextName, Feedback, Pick, TeachWhen, Weights
 from tests.parity.support import (
     both,
     make_batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cepo.settings import PREFIX, Settings
+from cepo.net.settings import PREFIX, Settings
 
 SECRET = "hunter2"
 """Stands in for every secret."""

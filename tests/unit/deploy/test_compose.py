@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from cepo.cli.certs import NAMES
-from cepo.deployment import REDIS_OPTIONS, SPECS, Spec
-from cepo.settings import child_environment
+from cepo.net.settings import child_environment
+from cepo.run.deployment import REDIS_OPTIONS, SPECS, Spec
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, TLS, mounts, read, started
 from tests.unit.deploy.kustomize import K8S, named, render
 from tests.unit.deploy.surroundings import SECRET, surroundings

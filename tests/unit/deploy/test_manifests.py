@@ -15,10 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cepo.bus import stream_of
-from cepo.contracts import Stage
-from cepo.deployment import SPECS
-from cepo.runfile import load
+from cepo.messages.groups import Stage
+from cepo.run.deployment import SPECS
+from cepo.run.file import load
+from cepo.service.bus import stream_of
 from tests.unit.deploy.kustomize import CUSTOM, K8S, Object, named, render
 
 OVERLAYS = ("cpu", "single-gpu", "multi-node")

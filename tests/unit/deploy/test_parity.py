@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from cepo.cli.services import ENGINES
-from cepo.deployment import REDIS_OPTIONS, SPECS, Spec, environment
-from cepo.local import Stack
-from cepo.rundir import RunDir
-from cepo.settings import Settings
-from tests.factories import make_config
+from cepo.net.settings import Settings
+from cepo.run.deployment import REDIS_OPTIONS, SPECS, Spec, environment
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack
+from tests.helpers.factories import make_config
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, read, started
 from tests.unit.deploy.kustomize import K8S, named, render
 from tests.unit.deploy.surroundings import SECRET, surroundings

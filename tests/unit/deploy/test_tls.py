@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cepo.deployment import REDIS_OPTIONS, SPECS
 from cepo.healthcheck import TIMEOUT_SECONDS
+from cepo.run.deployment import REDIS_OPTIONS, SPECS
 from tests.unit.deploy.kustomize import K8S, Object, named, render
 from tests.unit.deploy.test_manifests import validate
 

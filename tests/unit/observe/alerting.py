@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from prometheus_client import REGISTRY, generate_latest
 
-from tests.promql import Labels, Query, Scrapes
+from tests.helpers.promql import Labels, Query, Scrapes
 from tests.unit.deploy.kustomize import K8S
 
 RULES = {

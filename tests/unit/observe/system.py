@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cepo import adapters
-from cepo.adapters import AdapterCache, resident
-from cepo.contracts import EvidencedGroup, PolicyProof, PolicyRef, Sampling, ScoredGroup, Stage
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.settings import Settings
-from cepo.stage import StageLoop
+from cepo.messages.groups import EvidencedGroup, PolicyProof, PolicyRef, Sampling, ScoredGroup, Stage
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache, resident
+from cepo.service.stage import StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler as teacher
 from cepo.testing import MemoryBus
@@ -24,7 +24,7 @@ from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 
 SMALL = ("loop.steps=2", "sampling.prompts=2", "sampling.samples=4", "eval.prompts=2", "eval.every=1")
 

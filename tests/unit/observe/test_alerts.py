@@ -14,21 +14,21 @@ import httpx
 import pytest
 import yaml
 
-from cepo import chassis, metrics
-from cepo.adapters import AdapterCache, resident
-from cepo.bus import RedisBus
-from cepo.contracts import PolicyProof, PolicyRef, RolloutGroup, Stage
 from cepo.errors import Unreachable, UserError
-from cepo.settings import Settings
-from cepo.stage import StageLoop
-from cepo.telemetry import loading
+from cepo.messages.groups import PolicyProof, PolicyRef, RolloutGroup, Stage
+from cepo.messages.wire import to_bytes
+from cepo.net.settings import Settings
+from cepo.service import chassis, metrics
+from cepo.service.adapters import AdapterCache, resident
+from cepo.service.bus import RedisBus
+from cepo.service.stage import StageLoop
+from cepo.service.telemetry import loading
 from cepo.testing import MemoryBus
-from cepo.wire import to_bytes
 from services.trainer.loop import Run
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 from tests.conftest import RedisServer
-from tests.factories import POLICY, make_proof, make_task
+from tests.helpers.factories import POLICY, make_proof, make_task
 from tests.unit.deploy.kustomize import K8S
 from tests.unit.observe.alerting import RULES, SERVICES, counted, exposition, fires, firing, lasting
 from tests.unit.observe.system import Fault, complete

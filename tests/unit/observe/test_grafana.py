@@ -11,8 +11,8 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY, generate_latest
 
-from cepo import metrics
-from tests.promql import Query, Scrapes
+from cepo.service import metrics
+from tests.helpers.promql import Query, Scrapes
 from tests.unit.deploy.kustomize import K8S
 from tests.unit.observe.system import complete
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cepo.contracts import RolloutGroup, Stage
 from cepo.errors import UserError
-from cepo.metrics import StageMetrics
-from cepo.stage import StageLoop
-from cepo.telemetry import JsonFormatter, Passage, logged
+from cepo.messages.groups import RolloutGroup, Stage
+from cepo.service.metrics import StageMetrics
+from cepo.service.stage import StageLoop
+from cepo.service.telemetry import JsonFormatter, Passage, logged
+from cepo.service.tracing import TRACER, root_span_id, trace_id
 from cepo.testing import MemoryBus
-from cepo.tracing import TRACER, root_span_id, trace_id
-from tests.factories import POLICY, make_task
-from tests.otlp import Collector
+from tests.helpers.factories import POLICY, make_task
+from tests.helpers.otlp import Collector
 from tests.unit.observe.system import complete
 
 STAGES = ("rollout", "verify", "teach")

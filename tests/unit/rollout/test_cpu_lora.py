@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from services.rollout.cpu_lora import add_linear, parts
+from services.rollout.vllm_patches.cpu_lora import add_linear, parts
 
 INDICES = [[0, 0, 0, 0, 0], [1, 0, 2, 1, 1], [-1, 0, -1, 2, 0], [-1, -1, -1, -1, -1], []]
 WIDTHS = (4, 2)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import cepo.tiny
-from cepo.contracts import FinishReason, PolicyProof, PolicyRef, Sampling
 from cepo.errors import PolicyError, UserError
-from cepo.rendering import Renderer
+from cepo.messages.groups import FinishReason, PolicyProof, PolicyRef, Sampling
+from cepo.prompts.renderer import Renderer
 from services.rollout.handler import Prompt, Sample, make_handler
-from tests.factories import POLICY, make_proof, make_task
+from tests.helpers.factories import POLICY, make_proof, make_task
 
 RENDERER = Renderer(str(cepo.tiny.path()))
 TEXTS = ["3+4=7\n\\boxed{7}", "", "3+4=8", "\u20ac 7"]

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
-from cepo.deployment import SPECS
-from cepo.settings import Settings
+from cepo.net.settings import Settings
+from cepo.run.deployment import SPECS
 from services.rollout.engine import _engine_args
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.outputs import LogprobsLists
 
-from services.rollout.scheduler import joined
+from services.rollout.vllm_patches.scheduler import joined
 
 
 def part(*tokens: int, logprobs: bool = True, finish: FinishReason | None = None) -> EngineCoreOutput:

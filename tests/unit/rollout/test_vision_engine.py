@@ -15,10 +15,10 @@ from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 
 from cepo.errors import UserError
-from cepo.settings import Settings
+from cepo.net.settings import Settings
 from services.rollout.engine import _engine_args
-from services.rollout.vision_plugin import GROUP, register, require_plugin
-from tests.vision_support import MODEL, drawn
+from services.rollout.vllm_patches.vision_plugin import GROUP, register, require_plugin
+from tests.helpers.vision import MODEL, drawn
 
 
 def test_an_address_is_not_fetched_and_data_is_read() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cepo.certificates import Authority
-from cepo.tls import CA
+from cepo.net.certificates import Authority
+from cepo.net.tls import CA
 
 DAY = datetime.timedelta(days=1)
 

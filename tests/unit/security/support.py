@@ -10,15 +10,15 @@ from typing import Any
 import grpc
 from fastapi import FastAPI, Request
 
-from cepo.auth import Tokens
-from cepo.chassis import Service, run, unary
-from cepo.connections import channel
-from cepo.contracts import Outcome, RolloutGroup, ScoredGroup, Verdict
+from cepo.messages.groups import Outcome, RolloutGroup, ScoredGroup, Verdict
+from cepo.messages.wire import to_proto
+from cepo.net.auth import Tokens
+from cepo.net.connections import channel
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.settings import Settings
-from cepo.wire import to_proto
+from cepo.service.chassis import Service, run, unary
 from tests.conftest import unused_port
-from tests.factories import make_group
+from tests.helpers.factories import make_group
 
 UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
 

@@ -10,23 +10,23 @@ import httpx
 import pytest
 from cryptography import x509
 
-from cepo.adapters import fetch_from_trainer
-from cepo.auth import call_metadata
-from cepo.bus import RedisBus
 from cepo.cli import main
 from cepo.cli.certs import NAMES
 from cepo.client import AsyncClient
-from cepo.connections import channel
 from cepo.credit import CreditRequest
-from cepo.deployment import SPECS
 from cepo.errors import Unreachable, UserError
 from cepo.healthcheck import ready
-from cepo.settings import Settings
-from cepo.tls import client_tls, redis_options
+from cepo.net.auth import call_metadata
+from cepo.net.connections import channel
+from cepo.net.settings import Settings
+from cepo.net.tls import client_tls, redis_options
+from cepo.run.deployment import SPECS
+from cepo.service.adapters import fetch_from_trainer
+from cepo.service.bus import RedisBus
 from services.teacher.grading import remote_verifier
 from tests.conftest import RedisServer
-from tests.factories import POLICY, make_group, make_task
-from tests.tls_front import TlsFront
+from tests.helpers.factories import POLICY, make_group, make_task
+from tests.helpers.tls_front import TlsFront
 from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, UNAVAILABLE, served, verify
 

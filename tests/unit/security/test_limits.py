@@ -8,13 +8,13 @@ import grpc
 import httpx
 import pytest
 
-from cepo.adapters import fetch_from_trainer
-from cepo.connections import MAX_MESSAGE_BYTES
 from cepo.errors import PolicyError
+from cepo.net.connections import MAX_MESSAGE_BYTES
+from cepo.net.rest import MAX_ADDRESSES, MAX_BODY_BYTES, RateLimit
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.settings import Settings
-from cepo.web import MAX_ADDRESSES, MAX_BODY_BYTES, RateLimit
-from tests.factories import POLICY
+from cepo.service.adapters import fetch_from_trainer
+from tests.helpers.factories import POLICY
 from tests.unit.security.support import served
 
 

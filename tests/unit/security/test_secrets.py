@@ -10,15 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cepo.bus import RedisBus
 from cepo.cli import main
-from cepo.connections import shown
 from cepo.errors import UserError
-from cepo.local import Stack
-from cepo.rundir import RunDir
-from cepo.settings import Settings, child_environment
+from cepo.net.connections import shown
+from cepo.net.settings import Settings, child_environment
+from cepo.run.folder import RunDir
+from cepo.run.local import Stack
+from cepo.service.bus import RedisBus
 from tests.conftest import RedisServer, unused_port
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 
 ROOT = Path(__file__).parents[3]
 TOKEN, PASSWORD = "token-51c79f3a", "password-d604b2e8"

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cepo.auth import Tokens, call_metadata
-from cepo.connections import check_exposure
 from cepo.errors import UserError
-from cepo.settings import Settings, child_environment
+from cepo.net.auth import Tokens, call_metadata
+from cepo.net.connections import check_exposure
+from cepo.net.settings import Settings, child_environment
 from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, served, verify
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepo.adapters import AdapterCache, resident
-from cepo.contracts import PolicyRef
-from cepo.settings import Settings
+from cepo.messages.groups import PolicyRef
+from cepo.net.settings import Settings
+from cepo.service.adapters import AdapterCache, resident
 from cepo.teaching.engine import TransformersScorer
 from cepo.testing import MemoryBus
 from tests.unit.teacher.test_teacher import MODEL, RENDERER, make_pairs, random_adapter

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cepo.algo.variants import ALGORITHMS, Cepo
-from cepo.contracts import Message, PolicyProof, PolicyRef
 from cepo.credit import EPS_W, Method
 from cepo.errors import Unreachable, UserError
-from cepo.image_cache import no_images
+from cepo.messages.groups import Message, PolicyProof, PolicyRef
+from cepo.service.image_cache import no_images
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
-from tests.credit_support import (
+from tests.helpers.credit import (
     QUESTION,
     RENDERER,
     RIGHT,
@@ -26,7 +26,7 @@ from tests.credit_support import (
     make_request,
     tiny_scorer,
 )
-from tests.factories import POLICY
+from tests.helpers.factories import POLICY
 
 
 def test_the_defaults_are_those_of_training() -> None:

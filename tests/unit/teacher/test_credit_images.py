@@ -14,14 +14,14 @@ import torch
 from cepo.cli import main
 from cepo.client import AsyncClient
 from cepo.credit import CreditReply, CreditRequest
-from cepo.forward import response_logps
-from cepo.image_cache import no_images
-from cepo.images import MAX_IMAGES, data_uri
-from cepo.rendering import HINT, with_hint
+from cepo.messages.hints import HINT, with_hint
+from cepo.model.forward import response_logps
+from cepo.prompts.images import MAX_IMAGES, data_uri
+from cepo.service.image_cache import no_images
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
-from tests.credit_support import make_credit, make_seeing_credit, web, web_application
-from tests.vision_support import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
+from tests.helpers.credit import make_credit, make_seeing_credit, web, web_application
+from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 
 torch.set_num_threads(1)
 ((FIGURE, IMAGE),) = held_out(1)

@@ -9,12 +9,12 @@ import pytest
 
 from cepo.algo.base import Algorithm
 from cepo.algo.variants import Cepo, Grpo, Rlsd
-from cepo.contracts import Completion, FinishReason, Message, RolloutGroup
 from cepo.credit import CreditReply
-from cepo.rendering import HINT
+from cepo.messages.groups import Completion, FinishReason, Message, RolloutGroup
+from cepo.messages.hints import HINT
 from cepo.teaching.handler import make_handler
-from services.trainer.batch import pack
-from tests.credit_support import (
+from services.trainer.learning.batch import pack
+from tests.helpers.credit import (
     CONTEXT_LENGTH,
     QUESTION,
     RENDERER,
@@ -26,7 +26,7 @@ from tests.credit_support import (
     tiny_scorer,
     web,
 )
-from tests.factories import make_proof, make_task
+from tests.helpers.factories import make_proof, make_task
 
 OTHER = "23+45=67\n67-17=50\n\\boxed{50}"
 UNBOXED = "23+45=68"

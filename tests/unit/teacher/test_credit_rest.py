@@ -12,10 +12,10 @@ from hypothesis import given, settings, strategies as st
 
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditReply
-from cepo.web import MAX_BODY_BYTES
+from cepo.net.rest import MAX_BODY_BYTES
 from services.teacher.grading import Grader
 from services.teacher.page import live_page
-from tests.credit_support import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
+from tests.helpers.credit import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
 
 AUTHORIZED = {"Authorization": "Bearer secret"}
 

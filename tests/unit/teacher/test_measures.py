@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyProof, PolicyRef, Want, Weights
-from cepo.rendering import Renderer, with_hint
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyProof, PolicyRef, Want, Weights
+from cepo.messages.hints import with_hint
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
-from tests.factories import POLICY, make_proof, make_scored, make_task
+from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())

@@ -12,15 +12,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo import adapters
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef, Want, Weights
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef, Want, Weights
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Logps, Pair, make_handler
-from services.trainer.batch import pack
-from tests.factories import POLICY, make_proof, make_scored, make_task
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())

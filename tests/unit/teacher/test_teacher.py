@@ -14,9 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo import adapters
-from cepo.adapters import AdapterCache
-from cepo.contracts import (
+from cepo.errors import PolicyError, UserError
+from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
     ContextName,
@@ -29,12 +28,14 @@ from cepo.contracts import (
     PolicyRef,
     ScoredGroup,
 )
-from cepo.errors import PolicyError, UserError
-from cepo.rendering import Renderer, with_hint
-from cepo.settings import Settings
+from cepo.messages.hints import with_hint
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Logps, Pair, make_handler
-from tests.factories import POLICY, make_proof, make_scored, make_task, make_verdict
+from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from cepo.adapters import AdapterCache
 from cepo.algo.variants import Cepo, Rlsd
-from cepo.contracts import BASE_POLICY, Ask, ImageRef, Message, PolicyRef, RolloutGroup, ScoredGroup, Weights
 from cepo.errors import UserError
-from cepo.forward import response_logps
-from cepo.rendering import HINT, with_hint
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Ask, ImageRef, Message, PolicyRef, RolloutGroup, ScoredGroup, Weights
+from cepo.messages.hints import HINT, with_hint
+from cepo.model.forward import response_logps
+from cepo.net.settings import Settings
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
-from tests.factories import ASKS, make_completion, make_proof, make_task, make_verdict
-from tests.vision_support import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
+from tests.helpers.factories import ASKS, make_completion, make_proof, make_task, make_verdict
+from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 
 torch.set_num_threads(1)
 ((FIGURE, IMAGE), (_, OTHER)) = held_out(2)

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import cepo.tiny
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef
-from cepo.forward import load_causal_lm
-from cepo.rendering import Renderer
-from cepo.settings import Settings
-from cepo.teaching.base import Base
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef
+from cepo.model.base import Base
+from cepo.model.forward import load_causal_lm
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
-from tests.factories import make_scored, make_task
+from tests.helpers.factories import make_scored, make_task
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo import adapters
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, Ask, ContextName, PolicyRef, Want, Weights
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyRef, Want, Weights
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
-from tests.factories import make_scored, make_task
+from tests.helpers.factories import make_scored, make_task
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())

@@ -2,7 +2,7 @@ import random
 import re
 from itertools import islice
 
-from cepo.rendering import HINT, INSTRUCTION
+from cepo.messages.hints import HINT, INSTRUCTION
 from cepo.tiny.demos import Demonstration, Mixture, demonstrations, slipped, solution
 from cepo.tiny.task import Problem, apply, problems
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, Qwen3ForCausalLM
 
 from cepo import tiny
-from cepo.images import read
+from cepo.prompts.images import read
 from cepo.tiny import vision
 from cepo.tiny.figures import HEIGHT, KINDS, QUESTION, WIDTH, figures
 from cepo.tiny.task import DATA

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import cepo.tiny
-from cepo.rendering import HINT, INSTRUCTION
+from cepo.messages.hints import HINT, INSTRUCTION
 from cepo.tiny.demos import Mixture, demonstrations
 from cepo.tiny.task import problems
 from cepo.tiny.tokenizer import END_ID, PAD_ID, build

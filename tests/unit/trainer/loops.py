@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cepo.contracts import PolicyProof, PolicyRef, Stage
-from cepo.rendering import Renderer
-from cepo.stage import Handler, StageLoop
+from cepo.messages.groups import PolicyProof, PolicyRef, Stage
+from cepo.prompts.renderer import Renderer
+from cepo.service.stage import Handler, StageLoop
 from cepo.testing import MemoryBus
 from services.trainer.loop import Run, train
 

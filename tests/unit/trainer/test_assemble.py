@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cepo.bus import RedisBus
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.net.settings import Settings
+from cepo.run.folder import RunDir
+from cepo.service.bus import RedisBus
 from services.trainer.__main__ import assemble
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 
 
 async def test_rows_that_the_run_leaves_out_are_never_sampled(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from cepo.algo.core import group_advantage
 from cepo.algo.variants import Grpo
-from cepo.contracts import (
+from cepo.messages.groups import (
     Ask,
     ContextName,
     Evidence,
@@ -21,8 +21,8 @@ from cepo.contracts import (
     Outcome,
     Want,
 )
-from services.trainer.batch import pack
-from tests.factories import ASKS, make_ragged, make_scored, make_top, make_verdict
+from services.trainer.learning.batch import pack
+from tests.helpers.factories import ASKS, make_ragged, make_scored, make_top, make_verdict
 
 LENGTHS = [(3, 0, 5), (2, 4)]
 FLAT = [3, 0, 5, 2, 4]

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepo.contracts import BASE_POLICY, PolicyProof
 from cepo.errors import UserError
-from cepo.rendering import Renderer
+from cepo.messages.groups import BASE_POLICY, PolicyProof
+from cepo.prompts.renderer import Renderer
 from cepo.testing import MemoryBus
-from services.trainer.batch import pack
 from services.trainer.checkpoint import Checkpoints, Progress
-from services.trainer.learner import Learner
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
 from services.trainer.teacher import Teacher
-from tests.factories import POLICY, make_config, make_ragged
+from tests.helpers.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
 RUN = ("optim.minibatches=2", "optim.schedule=cosine", "optim.warmup_steps=1", "loop.steps=9")

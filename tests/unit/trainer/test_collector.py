@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from cepo.bus import ready
-from cepo.contracts import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, Purpose, Stage
+from cepo.messages.groups import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, Purpose, Stage
+from cepo.service.bus import ready
 from cepo.testing import MemoryBus
 from services.trainer.collector import Collector
-from tests.factories import POLICY, make_evidenced, make_failed, make_scored, make_task
+from tests.helpers.factories import POLICY, make_evidenced, make_failed, make_scored, make_task
 
 READY = ready("run")
 TASKS = tuple(make_task(index=index) for index in range(3))

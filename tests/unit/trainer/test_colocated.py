@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from cepo import adapters
-from cepo.adapters import AdapterCache
-from cepo.contracts import BASE_POLICY, PolicyRef
 from cepo.errors import PolicyError
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, PolicyRef
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair
 from cepo.testing import MemoryBus
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
-from tests.factories import POLICY, make_config, make_ragged
+from tests.helpers.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
 PPO = 'algorithm={name="ppo", critic_lr=1e-2}'

@@ -16,17 +16,17 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cepo import adapters
 from cepo.algo.batch import TrainBatch
-from cepo.algo.clipo import POOLED
-from cepo.algo.ppo import ADAPTER
-from cepo.contracts import BASE_POLICY
+from cepo.algo.methods.clipo import POOLED
+from cepo.algo.methods.ppo import ADAPTER
 from cepo.errors import UserError
-from cepo.forward import response_logps
-from services.trainer.batch import pack
+from cepo.messages.groups import BASE_POLICY
+from cepo.model.forward import response_logps
+from cepo.service import adapters
 from services.trainer.checkpoint import Progress
-from services.trainer.learner import Learner
-from tests.factories import make_config, make_ragged
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
 
 torch.set_num_threads(1)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from cepo.contracts import PolicyRef, PromptTask, RolloutGroup, Sampling, ScoredGroup, Stage
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.messages.groups import PolicyRef, PromptTask, RolloutGroup, Sampling, ScoredGroup, Stage
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
 from cepo.teaching import handler as teacher
 from cepo.testing import MemoryBus
 from services.rollout import handler as rollout
 from services.trainer.__main__ import assemble
-from tests.factories import make_config
+from tests.helpers.factories import make_config
 from tests.unit.algo.continuing import judged
 from tests.unit.trainer.loops import ToyEngine, timeless, trained
 

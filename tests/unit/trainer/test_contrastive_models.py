@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from cepo import adapters
 from cepo.algo.batch import TrainBatch
-from cepo.algo.ctdpo import ESTIMATORS, RIGHT, WRONG
-from cepo.contracts import BASE_POLICY
-from services.trainer.batch import pack
+from cepo.algo.methods.ctdpo import ESTIMATORS, RIGHT, WRONG
+from cepo.messages.groups import BASE_POLICY
+from cepo.service import adapters
 from services.trainer.checkpoint import Progress
-from services.trainer.learner import Learner
-from tests.factories import make_config, make_ragged
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
 from tests.unit.trainer.test_companion import CANARY, make_learner
 

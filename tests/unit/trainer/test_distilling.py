@@ -12,18 +12,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import cepo.tiny
-from cepo.adapters import AdapterCache
 from cepo.algo.batch import TrainBatch
-from cepo.algo.hdpo import Hdpo
-from cepo.contracts import BASE_POLICY, Ask, Evidence, EvidencedGroup, Message, Origin, PolicyRef
+from cepo.algo.methods.hdpo import Hdpo
 from cepo.errors import UserError
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Ask, Evidence, EvidencedGroup, Message, Origin, PolicyRef
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
-from tests.factories import make_config, make_ragged, make_row, make_top
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config, make_ragged, make_row, make_top
 
 torch.set_num_threads(1)
 OPSD = 'algorithm={name="opsd", positive="answer", top=4, remainder="tail", weight=50.0}'

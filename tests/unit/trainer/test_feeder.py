@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from cepo.contracts import (
+from cepo.data.problems import Problem, Problems
+from cepo.messages.groups import (
     BASE_POLICY,
     Message,
     Placement,
@@ -17,10 +18,9 @@ from cepo.contracts import (
     Stage,
     TeachWhen,
 )
-from cepo.data import Problem, Problems
 from cepo.testing import MemoryBus
 from services.trainer.feeder import Feeder
-from tests.factories import POLICY, make_config
+from tests.helpers.factories import POLICY, make_config
 
 SMALL = ("sampling.prompts=4", "sampling.samples=3", "loop.steps=8", "eval.prompts=5")
 FULL, SHORT = (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH), (Stage.ROLLOUT, Stage.VERIFY)

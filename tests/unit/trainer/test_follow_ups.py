@@ -12,25 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from cepo import adapters
-from cepo.contracts import (
-    Completion,
-    FinishReason,
-    PolicyRef,
-    PromptTask,
-    RolloutGroup,
-    ScoredGroup,
-    Stage,
-)
 from cepo.errors import UserError
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.messages.groups import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, ScoredGroup, Stage
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
+from cepo.service import adapters
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
-from tests.factories import make_config, make_verdict
+from tests.helpers.factories import make_config, make_verdict
 from tests.unit.trainer.loops import ToyEngine, timeless, trained
 
 torch.set_num_threads(1)

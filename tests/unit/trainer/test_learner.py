@@ -17,10 +17,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from cepo.algo.batch import TrainBatch
 from cepo.errors import UserError
-from cepo.forward import CHUNK_BYTES, ResponseStates, response_logps, sampled
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
-from tests.factories import make_config, make_ragged
+from cepo.model.forward import CHUNK_BYTES, ResponseStates, response_logps, sampled
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config, make_ragged
 from tests.parity.support import Scored
 
 torch.set_num_threads(1)

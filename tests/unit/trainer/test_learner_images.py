@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.algo.ppo import ADAPTER
-from cepo.contracts import ImageRef
+from cepo.algo.methods.ppo import ADAPTER
 from cepo.errors import UserError
-from cepo.pixels import Patches
-from services.trainer.learner import Learner
-from services.trainer.splits import microbatches
-from tests.factories import RUNS, make_config
-from tests.vision_support import BLANK, MODEL, RENDERER, TURN, held_out, ids_of
+from cepo.messages.groups import ImageRef
+from cepo.prompts.pixels import Patches
+from services.trainer.learning.learner import Learner
+from services.trainer.learning.splits import microbatches
+from tests.helpers.factories import RUNS, make_config
+from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, held_out, ids_of
 
 torch.set_num_threads(1)
 IMAGES = [image for _, image in held_out(2)]
@@ -117,7 +117,7 @@ def test_the_vision_part_has_no_adapter_and_no_gradient() -> None:
 
 
 def test_the_papers_runs_are_their_table() -> None:
-    from cepo.runfile import load
+    from cepo.run.file import load
 
     small, large = (load(RUNS / f"geo3k_cepo_{size}.toml") for size in ("2b", "4b"))
     assert small.optim.lr == 5e-6

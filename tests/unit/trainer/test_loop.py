@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cepo import adapters
-from cepo.adapters import AdapterCache
-from cepo.contracts import (
+from cepo.messages.groups import (
     Completion,
     EvidencedGroup,
     FinishReason,
@@ -24,16 +22,18 @@ from cepo.contracts import (
     ScoredGroup,
     Stage,
 )
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.settings import Settings
-from cepo.stage import StageLoop
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
+from cepo.service.stage import StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
-from tests.factories import make_config, make_verdict
+from tests.helpers.factories import make_config, make_verdict
 
 torch.set_num_threads(1)
 Unbroken = Callable[[str], Awaitable[tuple[Path, list[EvidencedGroup]]]]

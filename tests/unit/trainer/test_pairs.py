@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from cepo.cli.preflight import Preflight
-from cepo.contracts import BASE_POLICY, Outcome, Stage
-from cepo.data import load_problems
+from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.preflight import Preflight
+from cepo.data.problems import load_problems
 from cepo.errors import UserError
-from cepo.rendering import Renderer
-from cepo.rundir import RunDir
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, Outcome, Stage
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.run.folder import RunDir
 from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
-from tests.factories import make_config, make_ragged
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.loops import timeless, trained
 from tests.unit.trainer.test_continuing import Engines
 
@@ -136,7 +137,7 @@ def test_columns_of_other_names_are_named_in_the_run(tmp_path: Path) -> None:
 
 def test_the_checks_before_a_run_accept_pairs(tmp_path: Path) -> None:
     preflight = Preflight(config_of(tmp_path / "pairs.jsonl", ROWS), tmp_path)
-    found = {finding.check: finding.text for finding in preflight.run() if finding.state == "ok"}
+    found = {finding.check: finding.text for finding in run_checks(preflight) if finding.state == "ok"}
     assert "6 problems" in found["data"]
     assert found["reward"] == "none: the run learns from pairs"
     assert [prompt.context for prompt in preflight.prompts()] == ["plain"]

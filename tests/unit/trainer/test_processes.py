@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cepo.errors import UserError
-from cepo.rundir import RunDir
-from cepo.settings import Place, child_environment, node_rank
+from cepo.net.settings import Place, child_environment, node_rank
+from cepo.run.folder import RunDir
 from services.trainer.__main__ import main
-from services.trainer.processes import lead
-from tests.factories import make_config
+from services.trainer.learning.processes import lead
+from tests.helpers.factories import make_config
 
 IDLE = """
 import os, time

@@ -14,21 +14,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from cepo import adapters
-from cepo.adapters import CHUNK_BYTES, fetch_from_trainer
-from cepo.auth import TokenInterceptor, Tokens, call_metadata
-from cepo.contracts import BASE_POLICY, PolicyProof
 from cepo.errors import PolicyError, Unreachable
-from cepo.forward import response_logps
+from cepo.messages.groups import BASE_POLICY, PolicyProof
+from cepo.messages.wire import to_proto
+from cepo.model.forward import response_logps
+from cepo.net.auth import TokenInterceptor, Tokens, call_metadata
+from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import CHUNK_BYTES, fetch_from_trainer
 from cepo.testing import MemoryBus
-from cepo.wire import to_proto
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Expected, Publisher
-from tests.factories import POLICY, make_config, make_ragged
+from tests.helpers.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
 CONFIG = make_config("lora.rank=64", "engine.max_lora_rank=64")  # more than one chunk of bytes

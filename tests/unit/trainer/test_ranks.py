@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.settings import Place, child_environment
-from services.trainer.batch import pack
-from services.trainer.learner import Learner
-from services.trainer.ranks import ALONE, Peers, Ranks
-from services.trainer.splits import share
-from tests.factories import make_config, make_ragged
-from tests.vision_support import MODEL
+from cepo.net.settings import Place, child_environment
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
+from services.trainer.learning.ranks import ALONE, Peers, Ranks
+from services.trainer.learning.splits import share
+from tests.helpers.factories import make_config, make_ragged
+from tests.helpers.vision import MODEL
 
 SIZE, STEPS = 2, 2
 UNEVEN = [(3, 9, 0, 5), (40, 31, 27, 22), (12, 1, 7, 2), (4, 4, 6, 8)]

@@ -10,17 +10,10 @@ from statistics import pstdev
 import pytest
 import torch
 
-from cepo.contracts import (
-    ContextName,
-    EvidencedGroup,
-    EvidenceReason,
-    EvidenceRow,
-    FinishReason,
-    Outcome,
-)
 from cepo.errors import UserError
-from cepo.rundir import RunDir
-from services.trainer.batch import pack
+from cepo.messages.groups import ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason, Outcome
+from cepo.run.folder import RunDir
+from services.trainer.learning.batch import pack
 from services.trainer.report import (
     Trackers,
     accuracy,
@@ -32,7 +25,7 @@ from services.trainer.report import (
     versions,
     write_rollouts,
 )
-from tests.factories import (
+from tests.helpers.factories import (
     make_config,
     make_evidenced,
     make_failed,

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from cepo import adapters
-from cepo.adapters import AdapterCache
 from cepo.algo.teacher import TeacherSource
-from cepo.contracts import BASE_POLICY, PolicyProof, PolicyRef
-from cepo.rendering import Renderer
-from cepo.settings import Settings
+from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service import adapters
+from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair
 from cepo.testing import MemoryBus
-from services.trainer.batch import pack
 from services.trainer.checkpoint import Checkpoints, Progress
-from services.trainer.learner import Learner
+from services.trainer.learning.batch import pack
+from services.trainer.learning.learner import Learner
 from services.trainer.publisher import Publisher
 from services.trainer.teacher import Teacher
-from tests.factories import make_config, make_ragged, make_task
+from tests.helpers.factories import make_config, make_ragged, make_task
 from tests.parity.support import golden
 
 torch.set_num_threads(1)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cepo import adapters
-from cepo.contracts import BASE_POLICY, PolicyRef
 from cepo.errors import PolicyError
+from cepo.messages.groups import BASE_POLICY, PolicyRef
+from cepo.service import adapters
 from services.trainer.checkpoint import Progress
 from tests.unit.trainer.test_checkpoint import Process
 

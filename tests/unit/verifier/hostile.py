@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cepo.contracts import Outcome
+from cepo.messages.groups import Outcome
 from services.verifier.verdicts import Item
 
 _LOOK_ALIKES = ("\u0417", "\u01b7", "\U0001d7db", "\u00b3", "\u2462", "\u4e09", "\u216b", "\u00be", "\u0c69\u20e3")

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from cepo.cli import data_checks
-from cepo.cli.preflight import Preflight
-from cepo.contracts import FinishReason, Outcome, Reward, ScoredGroup
-from cepo.data import load_problems
+from cepo.cli.preflight import data_checks
+from cepo.cli.preflight.preflight import Preflight
+from cepo.data.problems import load_problems
 from cepo.errors import UserError
+from cepo.messages.groups import FinishReason, Outcome, Reward, ScoredGroup
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.scorers import StepScorers
-from tests.factories import make_completion, make_config, make_group, make_task
+from tests.helpers.factories import make_completion, make_config, make_group, make_task
 
 Answer = Callable[[dict[str, Any]], tuple[int, str]]
 TEXTS = ("3+4\n=7\n\\boxed{7}", "\\boxed{5}", "")

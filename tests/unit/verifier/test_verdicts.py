@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from cepo.kinds import Kind
+from cepo.answers.kinds import Kind
 from services.verifier.decisions import decide
 from services.verifier.grader import Comparison, compare
 

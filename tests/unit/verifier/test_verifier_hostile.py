@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 
-from cepo.contracts import Outcome, Verdict
+from cepo.messages.groups import Outcome, Verdict
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 from tests.unit.verifier.hostile import hostile, innocent

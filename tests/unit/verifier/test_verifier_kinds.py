@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from cepo.contracts import Outcome
+from cepo.messages.groups import Outcome
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 

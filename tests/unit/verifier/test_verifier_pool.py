@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cepo.contracts import FinishReason, Outcome
 from cepo.errors import UserError
+from cepo.messages.groups import FinishReason, Outcome
 from services.verifier.handler import Verifier
 from services.verifier.pool import MEMORY_BYTES, GraderPool
 from services.verifier.verdicts import Item
 from services.verifier.worker import Worker
-from tests.factories import make_completion, make_group, make_task
+from tests.helpers.factories import make_completion, make_group, make_task
 
 DEADLINE_SECONDS = 1.0
 """Of a pool whose items are to outlive it; others have as long as a busy machine may need."""

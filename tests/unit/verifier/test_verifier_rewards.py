@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from cepo.contracts import Outcome, Reward, Sampling, ScoredGroup, Verdict
 from cepo.errors import UserError
+from cepo.messages.groups import Outcome, Reward, Sampling, ScoredGroup, Verdict
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.rewards import overlong, repeated, shorter
-from tests.factories import make_completion, make_group, make_task
+from tests.helpers.factories import make_completion, make_group, make_task
 
 HERE = "tests.unit.verifier.reward_functions"
 NAMES = ("brief", "raises", "dies", "eats", "nan", "word", "process", "exits")

@@ -1,0 +1,128 @@
+"""HDPO (arXiv:2603.23871): GRPO, and distillation where it has no gradient.
+
+On a cliff, a prompt that no response gets right, the policy is asked again with the solution in its prompt. What it
+then gets right is shown to the student under the plain prompt:
+
+    L = L_GRPO + weight (1 / N) sum over the tokens that were kept of JSD_k(T(. | x, y*) || S(. | x))
+
+with N the tokens that were kept in the mini-batch. The paper has no public code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from cepo.algo.base import LossOutput, Metrics, Supply
+from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.core import masked_mean
+from cepo.algo.divergence import topk_jsd
+from cepo.algo.losses import Totals, aggregate
+from cepo.algo.methods.distillation import compared, masked_sum, reports
+from cepo.algo.methods.policy_gradient import Estimator, PolicyGradient
+from cepo.algo.teacher import TeacherSource
+from cepo.errors import UserError
+from cepo.messages.groups import Ask, ContextName, EvidencedGroup, Origin, PromptTask, Stage, TeachWhen, Want
+from cepo.messages.hints import with_hint
+
+ACCEPTED = 0.5
+"""A response of at least this accuracy is correct; a reward for its form alone does not make it so."""
+
+
+class Hdpo(PolicyGradient):
+    """GRPO with demonstrations on the prompts where it learns nothing."""
+
+    name: Literal["hdpo"] = "hdpo"
+    estimator: Estimator = "rloo"
+    clip_high: float = Field(default=0.2, gt=0)
+    positive: Literal["solution", "answer"] = "solution"
+    """What the privileged prompt shows."""
+    privileged_samples: int = Field(default=8, ge=1)
+    """Responses to a privileged prompt; the paper's number is not known."""
+    teacher: TeacherSource = TeacherSource()
+    weight: float = Field(default=0.01, gt=0)
+    top: int = Field(default=64, ge=1)
+    """How many of the teacher's likeliest tokens are compared."""
+    rest_factor: float = Field(default=0.5, ge=0)
+    """Of what the student's mass elsewhere costs, ln 2 a unit: 0.5 is what the divergence comes to."""
+
+    @property
+    def teacher_source(self) -> TeacherSource:
+        return self.teacher
+
+    @property
+    def shows_solution(self) -> bool:
+        return self.positive == "solution"
+
+    @property
+    def ask(self) -> Ask:
+        """The teacher's distribution under the privileged prompt: the plain context of a task that has it."""
+        return Ask(context=ContextName.PLAIN, want=Want.DISTRIBUTION, top=self.top)
+
+    def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
+        """A privileged task for every cliff."""
+        cliffs = [group.task for group in groups if group.task.origin is None and is_cliff(group)]
+        return tuple(self._privileged(task, supply.prompts + task.index) for task in cliffs)
+
+    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
+        correct_B, shown_B = batch.accuracy_B >= ACCEPTED, batch.demonstration_B
+        judged_B = ~shown_B & batch.reward_B.isfinite()
+        groups, solved = batch.group_B[judged_B].unique(), batch.group_B[judged_B & correct_B].unique()
+        return super().diagnostics(batch, step) | {
+            "hdpo/cliff_fraction": (len(groups) - len(solved)) / max(1, len(groups)),
+            "hdpo/privileged_success": masked_mean(correct_B, shown_B),
+            "hdpo/kept_tokens": float(self._kept_BT(batch).sum()),
+        }
+
+    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        return super().learns_B(batch, adv_BT) | self._kept_BT(batch).any(dim=1)
+
+    def loss(
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+    ) -> LossOutput:
+        policy = super().loss(student, logp_old_BT, batch, adv_BT, whole)
+        kept_BT, found = self._kept_BT(batch), batch.evidence.get(self.ask)
+        if found is None or found.top_ids_BTk is None or found.top_logp_BTk is None or not kept_BT.any():
+            return policy
+        columns_BTC = student.per_token(self._likeliest, found.top_ids_BTk, found.top_logp_BTk)
+        totals = Totals.of(self._kept_BT(whole), whole.max_tokens)
+        distilled = aggregate(columns_BTC[..., 0], kept_BT, "token-mean", totals)
+        sums = {key: masked_sum(value_BT, kept_BT) for key, value_BT in reports(columns_BTC).items()}
+        return LossOutput(policy.loss + self.weight * distilled, policy.token_sums, sums)
+
+    def _likeliest(self, logits_NV: Tensor, target_N: Tensor, ids_Nk: Tensor, teacher_Nk: Tensor) -> Tensor:
+        logp_NV = logits_NV.log_softmax(dim=1)
+        return compared(
+            topk_jsd(logp_NV, ids_Nk, teacher_Nk, rest_factor=self.rest_factor), logp_NV, ids_Nk, teacher_Nk
+        )
+
+    def _kept_BT(self, batch: TrainBatch) -> Tensor:
+        """The tokens of demonstrations that are correct."""
+        return batch.mask_BT * (batch.demonstration_B & (batch.accuracy_B >= ACCEPTED))[:, None]
+
+    def _privileged(self, task: PromptTask, index: int) -> PromptTask:
+        shown = task.reference_solution if self.positive == "solution" else task.reference_answer
+        if not shown:
+            raise UserError(
+                'algorithm.positive="solution" and the problem has none; name the column in data.solution, '
+                'or set algorithm.positive = "answer"'
+            )
+        changes = {
+            "index": index,
+            "messages": with_hint(task.messages, task.hint, shown, task.placement),
+            "samples": self.privileged_samples,
+            "asks": (self.ask,),
+            "teach_when": TeachWhen.ALWAYS,
+            "route": (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH),
+            "origin": Origin(index=task.index),
+        }
+        return PromptTask(**dict(task) | changes)
+
+
+def is_cliff(group: EvidencedGroup) -> bool:
+    """Whether no response of a group is correct, whatever their rewards; a group without a verdict says nothing."""
+    judged = [verdict for verdict in group.scored.verdicts if not verdict.failed]
+    return bool(judged) and all(verdict.accuracy < ACCEPTED for verdict in judged)

@@ -1,0 +1,241 @@
+"""The policy gradient: an advantage estimator, a surrogate, and what may be added to either.
+
+    reward [- KL] -> estimator -> adv_BT -> surrogate [+ KL] [- entropy] -> aggregation -> loss
+
+A method names its estimator and its surrogate; options that neither of them reads are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cepo.algo.advantages import (
+    pass_at_k_advantage,
+    reinforce_plus_plus_advantage,
+    reinforce_plus_plus_baseline_advantage,
+    rloo_advantage,
+    terminal_reward,
+)
+from cepo.algo.base import LAGGING_CAP, Algorithm, LossOutput, Metrics
+from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.core import Scale, group_advantage
+from cepo.algo.diagnostics import credit_metrics
+from cepo.algo.kl import KlForm, apply_kl_penalty, kl_terms
+from cepo.algo.losses import (
+    Aggregation,
+    Totals,
+    aggregate,
+    clipped_terms,
+    dual_clip_fraction,
+    importance_ratio,
+    ratio_clip_fractions,
+)
+from cepo.algo.surrogates import cispo_terms, gspo_terms, gspo_token_terms, sapo_terms, sequence_ratio
+from cepo.messages.groups import Ask, ContextName, TeachWhen, Weights
+
+REFERENCE = Ask(context=ContextName.PLAIN, weights=Weights.REFERENCE)
+Estimator = Literal["grpo", "rloo", "reinforce++", "reinforce++-baseline", "pass@k"]
+Surrogate = Literal["clip", "gspo", "gspo-token", "cispo", "sapo"]
+
+_READS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "grpo": frozenset({"advantage_scale", "advantage_eps", "std_correction"}),
+        "pass@k": frozenset({"advantage_eps"}),
+        "reinforce++": frozenset({"gamma"}),
+        "gae": frozenset({"gamma"}),
+        "clip": frozenset({"clip_low", "clip_high", "dual_clip"}),
+        "gspo": frozenset({"clip_low", "clip_high", "dual_clip"}),
+        "gspo-token": frozenset({"clip_low", "clip_high", "dual_clip"}),
+        "cispo": frozenset({"ratio_min", "ratio_max"}),
+        "sapo": frozenset({"tau_pos", "tau_neg"}),
+    }
+)
+"""The options each estimator and each surrogate reads."""
+_PARTICULAR = frozenset().union(*_READS.values())
+
+
+class PolicyGradient(Algorithm):
+    """An advantage for every token and a surrogate that follows it."""
+
+    estimator: Estimator = "grpo"
+    advantage_scale: Scale = "std"
+    advantage_eps: float = Field(default=1e-6, ge=0)
+    std_correction: Literal[0, 1] = 1
+    """1: the unbiased deviation; 0: the biased one."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount of a token's return (REINFORCE++, GAE)."""
+    surrogate: Surrogate = "clip"
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.28, gt=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    ratio_min: float = Field(default=0.0, ge=0)
+    """CISPO: absolute bounds of the importance weight."""
+    ratio_max: float = Field(default=5.0, gt=0)
+    tau_pos: float = Field(default=1.0, gt=0)
+    """SAPO: temperature of the gate where A > 0; tau_neg where A < 0."""
+    tau_neg: float = Field(default=1.05, gt=0)
+    aggregation: Aggregation = "token-mean"
+    mask_truncated: bool = False
+    """Responses cut at max_tokens stay out of the loss and its denominators (DAPO's overlong filtering)."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the base model."""
+    kl_form: KlForm = "low_var_kl"
+    kl_in: Literal["loss", "reward"] = "loss"
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus, in nats."""
+    old_logp: Literal["trainer", "rollout"] = "trainer"
+    """Whose log-probs stand for the policy at the start of the step."""
+    importance_cap: float | None = Field(default=None, ge=0)
+    """Truncated importance weights min(exp(old - rollout), cap); 0: off; None: 2 if `loop.lag` is not 0, else off."""
+
+    @model_validator(mode="after")
+    def _no_idle_option(self) -> Self:
+        reads = _READS.get(self.estimator, frozenset()) | _READS[self.surrogate]
+        changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
+        if idle := sorted((changed & _PARTICULAR) - reads):
+            raise ValueError(f"{idle[0]} has no effect with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
+        if self.advantage_scale == "none" and (idle := sorted(changed & {"advantage_eps", "std_correction"})):
+            raise ValueError(f"{idle[0]} has no effect with advantage_scale='none', which divides by nothing")
+        if self.kl_coef == 0 and (idle := sorted(changed & {"kl_form", "kl_in"})):
+            raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
+        if self.old_logp == "rollout" and self.importance_cap:
+            raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")
+        if self.surrogate == "gspo" and self.credits_tokens:
+            raise ValueError(
+                f"surrogate='gspo' spreads the credit of a token over its whole response, and {self.name} gives every "
+                'token its own; write surrogate = "gspo-token"'
+            )
+        if self.ratio_min >= self.ratio_max:
+            raise ValueError(f"ratio_min={self.ratio_min} must be below ratio_max={self.ratio_max}")
+        return self
+
+    @property
+    def credits_tokens(self) -> bool:
+        """Whether the advantages of a response's tokens differ."""
+        return self.estimator in ("reinforce++", "gae")
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        return (REFERENCE,) if self.kl_coef > 0 else ()
+
+    @property
+    def teach_when(self) -> TeachWhen:
+        """A group of equal rewards has zero advantage, unless it is whitened with others or a divergence counts too."""
+        spread_alone = self.kl_coef == 0 and not self.estimator.startswith("reinforce++")
+        return TeachWhen.REWARD_SPREAD if spread_alone else TeachWhen.ALWAYS
+
+    def for_lagging_rollouts(self) -> Self:
+        unsaid = self.importance_cap is None and self.old_logp == "trainer"
+        return self.model_copy(update={"importance_cap": LAGGING_CAP}) if unsaid else self
+
+    def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
+        """The tokens of the policy loss."""
+        left_out_B = batch.demonstration_B | (batch.truncated_B if self.mask_truncated else torch.tensor(False))
+        return batch.mask_BT * ~left_out_B[:, None]
+
+    def base_advantages(self, batch: TrainBatch) -> Tensor:
+        """adv_BT of the estimator, before any token credit."""
+        mask_BT, penalty_BT = self.loss_mask_BT(batch), self._penalty_BT(batch)
+        reward_B, group_B = batch.reward_B + penalty_BT.sum(dim=1), batch.group_B
+        match self.estimator:
+            case "grpo":
+                adv_B = group_advantage(
+                    reward_B,
+                    group_B,
+                    eps=self.advantage_eps,
+                    scale=self.advantage_scale,
+                    correction=self.std_correction,
+                )
+            case "rloo":
+                adv_B = rloo_advantage(reward_B, group_B)
+            case "pass@k":
+                adv_B = pass_at_k_advantage(reward_B, group_B, eps=self.advantage_eps)
+            case "reinforce++":
+                token_reward_BT = terminal_reward(batch.reward_B, mask_BT) + penalty_BT
+                return reinforce_plus_plus_advantage(token_reward_BT, mask_BT, gamma=self.gamma)
+            case "reinforce++-baseline":
+                return reinforce_plus_plus_baseline_advantage(reward_B, group_B, mask_BT)
+        return adv_B[:, None] * mask_BT
+
+    def advantages(self, batch: TrainBatch, step: int) -> Tensor:
+        return self.base_advantages(batch)
+
+    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
+        return credit_metrics(None, batch, batch.mask_BT, 0.0)
+
+    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        everywhere = (self.kl_coef > 0 and self.kl_in == "loss") or self.entropy_coef > 0
+        return self.loss_mask_BT(batch).any(dim=1) if everywhere else (adv_BT != 0).any(dim=1)
+
+    def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
+        return batch.rollout_logp_BT if self.old_logp == "rollout" else None
+
+    def loss(
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+    ) -> LossOutput:
+        logp_BT, mask_BT = student.logp_BT, self.loss_mask_BT(batch)
+        totals = Totals.of(self.loss_mask_BT(whole), whole.max_tokens)
+        loss_BT = self._terms(logp_BT, logp_old_BT, adv_BT, mask_BT)
+        if self.importance_cap:
+            weight_BT = importance_ratio(logp_old_BT, batch.rollout_logp_BT).detach()
+            loss_BT = loss_BT * weight_BT.clamp(max=self.importance_cap)
+        sums_BT = self._reports(logp_BT.detach(), logp_old_BT, adv_BT, mask_BT)
+        if self.kl_coef > 0 and self.kl_in == "loss":
+            kl_BT = kl_terms(logp_BT, batch.evidence[REFERENCE].logp_BT, self.kl_form)
+            loss_BT = loss_BT + self.kl_coef * kl_BT
+            sums_BT["kl/reference"] = kl_BT.detach()
+        if self.entropy_coef > 0:
+            entropy_BT = student.per_token(entropy)
+            loss_BT = loss_BT - self.entropy_coef * entropy_BT
+            sums_BT["entropy/mean"] = entropy_BT.detach()
+        sums = {key: float(torch.where(mask_BT.bool(), value, 0.0).sum()) for key, value in sums_BT.items()}
+        return LossOutput(aggregate(loss_BT, mask_BT, self.aggregation, totals), sums)
+
+    def _terms(self, logp_BT: Tensor, old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The surrogate's loss of every token."""
+        low, high, dual = self.clip_low, self.clip_high, self.dual_clip
+        match self.surrogate:
+            case "clip":
+                return clipped_terms(logp_BT, old_BT, adv_BT, clip_low=low, clip_high=high, dual_clip=dual)
+            case "gspo":
+                return gspo_terms(logp_BT, old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual)
+            case "gspo-token":
+                return gspo_token_terms(logp_BT, old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual)
+            case "cispo":
+                return cispo_terms(logp_BT, old_BT, adv_BT, ratio_min=self.ratio_min, ratio_max=self.ratio_max)
+            case "sapo":
+                return sapo_terms(logp_BT, old_BT, adv_BT, tau_pos=self.tau_pos, tau_neg=self.tau_neg)
+
+    def _penalty_BT(self, batch: TrainBatch) -> Tensor:
+        """What the divergence from the base takes off each token's reward."""
+        zero_BT = torch.zeros_like(batch.mask_BT)
+        if self.kl_coef == 0 or self.kl_in == "loss":
+            return zero_BT
+        logp_BT, reference_BT = batch.rollout_logp_BT, batch.evidence[REFERENCE].logp_BT
+        return apply_kl_penalty(zero_BT, logp_BT, reference_BT, batch.mask_BT, coef=self.kl_coef, form=self.kl_form)
+
+    def _reports(self, logp_BT: Tensor, old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+        sequences = self.surrogate.startswith("gspo")
+        ratio_BT = sequence_ratio(logp_BT, old_BT, mask_BT) if sequences else importance_ratio(logp_BT, old_BT)
+        low_BT, high_BT = ratio_clip_fractions(ratio_BT, adv_BT, clip_low=self.clip_low, clip_high=self.clip_high)
+        reports = {
+            "clip/ppo_low": low_BT.float(),
+            "clip/ppo_high": high_BT.float(),
+            "kl/old_new": old_BT - logp_BT,
+            "entropy/sampled": -logp_BT,
+        }
+        if self.dual_clip is not None:
+            reports["clip/dual"] = dual_clip_fraction(ratio_BT, adv_BT, dual_clip=self.dual_clip).float()
+        return reports
+
+
+def entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """The entropy of each token's distribution, in nats: a rule for `Student.per_token`."""
+    logp_NV = logits_NV.log_softmax(dim=1)
+    return -(logp_NV.exp() * logp_NV).sum(dim=1)

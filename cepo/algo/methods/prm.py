@@ -1,0 +1,92 @@
+"""Process rewards: a scorer says how good every reasoning step is, and tokens answer for the steps to come.
+
+    step rewards -> normalised over the steps of the group -> summed from a token to the end   (arXiv:2402.03300, 4.1.3)
+
+The progress form does not sum: a step earns the outcome and what it adds to a prover's chances (arXiv:2410.08146).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from cepo.algo.batch import TrainBatch
+from cepo.algo.core import group_advantage
+from cepo.algo.methods.policy_gradient import PolicyGradient
+from cepo.algo.segments import process_advantage_rewards, process_rewards
+
+
+class Prm(PolicyGradient):
+    """Credit from `reward.scorer`; the options of GRPO's normalisation are those of its steps'."""
+
+    name: Literal["prm"] = "prm"
+    step_delimiter: str = Field(default="\n", min_length=1)
+    """What reasoning steps begin with."""
+    form: Literal["score", "difference", "min", "progress"] = "score"
+    """A step earns its score, what it adds to the score before, or nothing but the smallest score for the last step;
+    progress: `outcome` times the reward and `progress` times what it adds, for that step alone."""
+    outcome: float = Field(default=1.0, ge=0)
+    """Weight of the reward at the last step; under "progress" of the reward of every step."""
+    progress: float = Field(default=1.0, gt=0)
+    """Under "progress": weight of what a step adds. The first step's is not known and counts as 0."""
+
+    @model_validator(mode="after")
+    def _meaningful(self) -> Self:
+        if self.estimator != "grpo":
+            raise ValueError("estimator has no effect: prm normalises the rewards of steps")
+        if self.kl_in == "reward":
+            raise ValueError('kl_in="reward" has no effect: rewards are those of steps; write kl_in = "loss"')
+        if self.form != "progress" and self.progress != type(self).model_fields["progress"].default:
+            raise ValueError(f'progress has no effect with form={self.form!r}; write form = "progress"')
+        return self
+
+    @property
+    def credits_tokens(self) -> bool:
+        return True
+
+    @property
+    def steps_at(self) -> str:
+        return self.step_delimiter
+
+    @property
+    def scores_steps(self) -> bool:
+        return True
+
+    def base_advantages(self, batch: TrainBatch) -> Tensor:
+        mask_BT = self.loss_mask_BT(batch)
+        judged = (batch.reward_B.isfinite() & mask_BT.any(dim=1)).nonzero().flatten().tolist()
+        earned = [(row, end, reward) for row in judged for end, reward in self._earned(batch, row).items()]
+        adv_BT = torch.zeros_like(mask_BT)
+        if not earned:
+            return adv_BT
+        normal_N = group_advantage(
+            torch.tensor([reward for _, _, reward in earned]),
+            batch.group_B[[row for row, _, _ in earned]],
+            eps=self.advantage_eps,
+            scale=self.advantage_scale,
+            correction=self.std_correction,
+        )
+        before = dict.fromkeys(judged, 0)
+        for (row, end, _), value in zip(earned, normal_N, strict=True):
+            adv_BT[row, before[row] : end] += value
+            before[row] = end if self.form == "progress" else 0
+        return adv_BT * mask_BT
+
+    def _earned(self, batch: TrainBatch, row: int) -> dict[int, float]:
+        """What a response's steps earn, by the number of tokens up to their ends, ascending."""
+        length, outcome = len(batch.response_ids[row]), self.outcome * batch.reward_B[row]
+        scores = batch.step_rewards[row] if batch.step_rewards else ()
+        if not scores:
+            return {length: float(outcome)}
+        score_K, ends = torch.tensor(scores), batch.step_ends[row]
+        if self.form == "progress":
+            before_K = torch.cat([score_K[:1], score_K[:-1]])
+            reward_BK = process_advantage_rewards(outcome[None], before_K[None], score_K[None], alpha=self.progress)
+            return {end: reward for end, reward in zip(ends, reward_BK[0].tolist(), strict=True) if end > 0}
+        end_BK = torch.tensor([ends]) - 1
+        reward_T = process_rewards(score_K[None], end_BK, length, form=self.form)[0].tolist()
+        reward_T[-1] += float(outcome)
+        return {end: reward_T[end - 1] for end in ((length,) if self.form == "min" else ends) if end > 0}

@@ -1,0 +1,180 @@
+r"""Final answers: where a response or a reference holds its answer, and one spelling for answers that are equal.
+
+Pure string work, linear in the text; what needs algebra is the verifier's, and how answers of different kinds compare
+is in `cepo.answers.kinds`. Normalising only rewrites what is equal
+(`0.5` and `\frac{1}{2}` become `1/2`), so equal normalised texts are equal answers; the reverse does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+from cepo.errors import UserError
+
+MAX_ANSWER_CHARACTERS = 1000
+"""What is longer is no answer: nothing a reference would be compared with, and a hazard for every parser."""
+MAX_SEARCHED_CHARACTERS = 200_000
+"""The end of a text in which its answer is looked for; more than any context holds."""
+MIN_WORD = 4
+"""Letters in a row that make a text: fewer may be a product of variables, whose order does not matter."""
+
+_BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_GSM8K = re.compile(r"####[ \t]*([-+\u2212$\u20ac\u00a3]*\d[\d,.]*%?)[ \t]*$", re.MULTILINE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_LINE = re.compile(r"^[ \t*_#>]*(?:final[ \t]+)?answer[ \t*_]*:([^\n]*)$", re.MULTILINE | re.IGNORECASE)
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_SPELLINGS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:left|right)(?![a-zA-Z])", ""),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|bm|underline|mbox)\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:display|text)style(?![a-zA-Z])", ""),
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+        (r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;: ]|~", " "),
+        (r"\\([%$])", r"\1"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0", ""),
+    )
+)
+_CURRENCY = re.compile(r"^([-+]?)\s*[$\u20ac\u00a3\u00a5]\s*(?=[-+]?[\d.])")
+_LOOSE_SPACE = re.compile(r"(?<![^\W_]) +| +(?![^\W_])")
+_DECIMAL = re.compile(r"([-+]?) *(\d{1,3}(?:,\d{3})+|\d*)(\.\d*)?")
+_RATIO = re.compile(r"([-+]?) *(?:(\d+) */ *(\d+)|\\frac *\{ *([-+]?\d+) *\} *\{ *(\d+) *\}|\\frac *(\d) *(\d))")
+_LETTERS = re.compile(r"[^\W\d_]+(?:[ '-]+[^\W\d_]+)*")
+_WORD = re.compile(rf"[^\W\d_]{{{MIN_WORD}}}")
+
+
+def extract(text: str) -> str | None:
+    r"""The final answer of a response as it is written: what the last `\boxed{...}` holds; without a box the last
+    `<answer>...</answer>`; without either the last line `#### number` (GSM8K) or `Answer: ...` (DAPO).
+
+    None where there is none: no mark, an empty one, one that never closes, or more than MAX_ANSWER_CHARACTERS.
+    """
+    answer = (_marked(text) or "").strip().strip("*").strip()
+    answer = answer.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would not travel
+    return answer if normalise(answer) else None
+
+
+def is_marked(text: str) -> bool:
+    """Whether a text says where its answer is, be it an empty one."""
+    return _marked(text) is not None
+
+
+def count_boxes(text: str) -> int:
+    r"""How often a text says `\boxed`."""
+    return sum(1 for _ in _BOX.finditer(text))
+
+
+def reference_of(text: str) -> str:
+    r"""The answer a reference stands for: that of its box or `####` line if it has one, else the whole text.
+
+    Raises:
+        UserError: nothing is left; names the value.
+    """
+    answer = extract(text) if is_marked(text) else text.strip()
+    if not answer or not normalise(answer):
+        raise UserError(
+            f"reference answer {shown(text)} holds no answer; write the bare answer, \\boxed{{answer}} or a solution "
+            f"that ends in '#### number', of at most {MAX_ANSWER_CHARACTERS} characters"
+        )
+    return answer
+
+
+def normalise(answer: str) -> str:
+    """One spelling: numbers as reduced fractions, words in lower case, the rest without LaTeX's cosmetics.
+
+    Empty for what is empty, only decoration, or too long.
+    """
+    text = respelt(answer)
+    percent = "%" if text.endswith("%") else ""
+    number = as_number(text.removesuffix("%").strip())
+    if number is not None:
+        return f"{number}{percent}"
+    text = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", text)).strip()
+    return text.casefold() if is_words(text) else text
+
+
+def respelt(answer: str) -> str:
+    """An answer without LaTeX's cosmetics, currency signs and a final full stop; empty for one that is too long."""
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return ""
+    text = plain(answer)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    return _CURRENCY.sub(r"\1", _undelimited(text).removesuffix(".").strip())
+
+
+def plain(answer: str) -> str:
+    """An answer without math delimiters and invisible characters, its digits and minus signs ASCII."""
+    return _undelimited("".join(map(_plain_character, answer)))
+
+
+def as_number(text: str) -> Fraction | None:
+    """The value of a plain number, `1,234.50`, `-3/4` or `\\frac{3}{4}`; None for anything else."""
+    if found := _DECIMAL.fullmatch(text):
+        sign, whole, decimals = found[1], found[2].replace(",", ""), (found[3] or "").removeprefix(".")
+        return Fraction(f"{sign}{whole or 0}.{decimals or 0}") if whole or decimals else None
+    if found := _RATIO.fullmatch(text):
+        above, below = (int(part) for part in found.groups()[1:] if part is not None)
+        value = Fraction(above, below) if below else None
+        return -value if value is not None and found[1] == "-" else value
+    return None
+
+
+def is_words(text: str) -> bool:
+    """Whether an answer is a text rather than mathematics."""
+    return _LETTERS.fullmatch(text) is not None and _WORD.search(text) is not None
+
+
+def _marked(text: str) -> str | None:
+    """What the deciding mark of a text holds; None without a mark."""
+    text = text[-MAX_SEARCHED_CHARACTERS:]
+    if boxes := list(_BOX.finditer(text)):
+        return _until_closed(text, boxes[-1].end())
+    tags = list(_TAG.finditer(text))
+    if any(not tag[1] for tag in tags):
+        opening, closing = tags[-2:] if len(tags) > 1 else (tags[0], tags[0])
+        return text[opening.end() : closing.start()] if closing[1] and not opening[1] else ""
+    lines = [found for pattern in (_GSM8K, _LINE) for found in pattern.finditer(text)]
+    return max(lines, key=lambda found: found.start())[1] if lines else None
+
+
+def _until_closed(text: str, start: int) -> str:
+    depth = 1
+    for found in _BRACE.finditer(text, start, start + 4 * MAX_ANSWER_CHARACTERS):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return text[start : found.start()]
+    return ""
+
+
+def _undelimited(text: str) -> str:
+    text = text.strip()
+    for opening, closing in _DELIMITERS:
+        inner = text.removeprefix(opening).removesuffix(closing)
+        if len(inner) == len(text) - len(opening) - len(closing) and opening not in inner:
+            return _undelimited(inner)
+    return text
+
+
+def _plain_character(character: str) -> str:
+    """Any decimal digit and any minus as ASCII, any white space as a blank, nothing for what cannot be seen."""
+    if character.isascii() and character.isprintable():
+        return character
+    if (digit := unicodedata.decimal(character, None)) is not None:
+        return str(digit)
+    if character.isspace():
+        return " "
+    if character in "\u2212\u2013":
+        return "-"
+    return "" if unicodedata.category(character).startswith("C") else character
+
+
+def shown(text: str) -> str:
+    """A value as a message quotes it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

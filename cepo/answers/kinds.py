@@ -1,0 +1,132 @@
+"""Kinds of answers: how two answers are compared, as a user asks for it or as the reference suggests.
+
+A kind is written `name [option]...`: `number tolerance=1%`, `set digits=3`, `math anywhere`, or `anywhere` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from cepo.answers.choices import chosen, looks_like_choice
+from cepo.answers.extract import as_number, is_words, normalise, reference_of, shown
+from cepo.answers.quantities import quantity
+from cepo.errors import UserError
+
+KINDS = {
+    "math": "anything math-verify compares, by its form",
+    "number": "a number; units, separators, percentages, powers of ten",
+    "set": "order and repetition do not matter; braces are optional",
+    "interval": "or a union of them; inequalities count as the interval they describe",
+    "tuple": "order matters; parentheses are optional",
+    "matrix": "any matrix environment",
+    "equation": "an equation or inequality; the bare right-hand side is not enough",
+    "text": "the same words, whatever their case and punctuation",
+    "choice": "a letter, several, a letter with its option, or the option's text",
+    "yesno": "yes or no, true or false",
+}
+"""How answers can be compared."""
+WORDINGS = ("text", "choice", "yesno")
+"""Kinds that words decide and algebra has no part in."""
+OPTIONS = "anywhere, digits=N, tolerance=X or tolerance=X%"
+DIGITS = 6
+"""Decimals that count where numbers are not exact: math-verify's default."""
+TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
+_TOLERANCE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?(?:e-?\d{1,2})?)(%?)")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one answer is compared."""
+
+    name: str = ""
+    """One of KINDS; empty: inferred."""
+    anywhere: bool = False
+    """Whether a response may state its answer without a mark."""
+    digits: int = DIGITS
+    tolerance: Fraction = Fraction(0)
+    """Largest difference between numbers that count as equal; 0: `digits` decides."""
+    relative: bool = False
+    """Whether the tolerance is a share of the reference."""
+
+    def margin(self, reference: Fraction) -> Fraction:
+        """The largest difference that counts as equal."""
+        return self.tolerance * abs(reference) if self.relative else self.tolerance
+
+
+def parse_kind(text: str) -> Kind:
+    """Reads a kind.
+
+    Raises:
+        UserError: names the kind or option that is unknown and those there are.
+    """
+    name, *options = text.split() or [""]
+    if name and name not in KINDS:
+        name, options = "", [name, *options]
+    anywhere, digits, tolerance, relative = False, DIGITS, Fraction(0), False
+    for option in options:
+        key, _, value = option.partition("=")
+        if option == "anywhere":
+            anywhere = True
+        elif key == "digits" and value in map(str, range(16)):
+            digits = int(value)
+        elif key == "tolerance" and (found := _TOLERANCE.fullmatch(value)) and name == "number":
+            tolerance, relative = Fraction(found[1]) / (100 if found[2] else 1), bool(found[2])
+        else:
+            raise UserError(
+                f"answer kind {shown(text)} is unknown; leave it empty or use one of {', '.join(KINDS)}, "
+                f"each with the options {OPTIONS} (tolerance: number only)"
+            )
+    return Kind(name, anywhere, digits, tolerance, relative)
+
+
+def kind_of(kind: str, reference: str) -> Kind:
+    """The kind that answers to a reference are compared as.
+
+    Args:
+        reference: the reduced one, of `reference_of`.
+
+    Raises:
+        UserError: the kind is unknown or the reference is not of it.
+    """
+    asked = parse_kind(kind)
+    if not asked.name:
+        return Kind(_inferred(reference), asked.anywhere, asked.digits)
+    if asked.name == "choice" and not chosen(reference, {}):
+        raise UserError(f"reference answer {shown(reference)} names no option; kind choice needs its letter, as in 'B'")
+    if asked.name == "yesno" and truth(reference) is None:
+        raise UserError(f"reference answer {shown(reference)} is neither yes, no, true nor false, as kind yesno needs")
+    return asked
+
+
+def check_reference(text: str, kind: str = "") -> str:
+    """The normalised answer of a reference.
+
+    Raises:
+        UserError: it holds no answer or none of the kind, or the kind is unknown; names the value.
+    """
+    reference = reference_of(text)
+    kind_of(kind, reference)
+    return normalise(reference)
+
+
+def truth(answer: str) -> bool | None:
+    """What a yes-or-no answer says; a reason may follow it."""
+    first = re.match(r"\W*([^\W\d_]+)(?=[.,;:!]|$)", normalise(answer).casefold())
+    return TRUTHS.get(first[1]) if first else None
+
+
+def words(answer: str) -> str:
+    """A text as it is compared: its words in lower case."""
+    return " ".join(re.findall(r"\w+", normalise(answer).casefold()))
+
+
+def _inferred(reference: str) -> str:
+    if looks_like_choice(reference):
+        return "choice"
+    if normalise(reference).casefold() in TRUTHS:
+        return "yesno"
+    if is_words(normalise(reference)):
+        return "text"
+    return "number" if as_number(normalise(reference)) is not None or quantity(reference) else "math"

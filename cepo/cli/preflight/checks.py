@@ -1,0 +1,34 @@
+"""The checks before a run, in the order in which they are made: the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from cepo.cli.preflight import data_checks, machine_checks
+from cepo.cli.preflight.preflight import Finding, Found, Preflight
+
+CHECKS: dict[str, Callable[[Preflight], Found]] = {
+    "redis": machine_checks.redis,
+    "model": machine_checks.model,
+    "adapter": machine_checks.adapter,
+    "device": machine_checks.device,
+    "disk": machine_checks.disk,
+    "data": data_checks.data,
+    "answers": data_checks.answers,
+    "reward": data_checks.reward,
+    "repeats": data_checks.repeats,
+    "context": data_checks.context,
+    "memory": machine_checks.memory,
+}
+
+
+def run_checks(preflight: Preflight) -> Iterator[Finding]:
+    """Makes every check and yields its findings; `preflight.check` names the check that is being made.
+
+    Raises:
+        UserError: the first thing that blocks the run, with its fix.
+        Unreachable: Redis does not answer.
+    """
+    for preflight.check, step in CHECKS.items():
+        for state, text in step(preflight):
+            yield Finding(preflight.check, state, text)

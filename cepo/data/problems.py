@@ -1,0 +1,266 @@
+"""Problems from rows: which columns hold them, the checks on every row, and the order.
+
+Every row is checked before anything is sampled: its columns, its answer, its length under the longest context.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cepo.answers.extract import reference_of
+from cepo.answers.kinds import check_reference
+from cepo.data.columns import CONVENTIONS, Columns, recognised
+from cepo.data.pairs import CHOSEN, responses
+from cepo.data.rows import Row, column, folder_of, has_column, passes, read_rows
+from cepo.errors import UserError
+from cepo.messages.groups import ImageRef, Message, Placement
+from cepo.messages.hints import MARK, with_marks
+from cepo.prompts.images import ImageStore, cells, checked, read
+from cepo.prompts.renderer import Renderer
+
+if TYPE_CHECKING:
+    from cepo.run.config import Data, RunConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt and its reference answer, reduced to the answer itself."""
+
+    messages: tuple[Message, ...]
+    answer: str
+    row: int = field(default=-1, compare=False)
+    """Its place in the file."""
+    tokens: int = field(default=0, compare=False)
+    """Prompt with the right answer, or the solution, as hint, its images among it."""
+    images: tuple[ImageRef, ...] = ()
+    solution: str = field(default="", compare=False)
+    """A worked solution, where the run names its column."""
+    rejected: str = ""
+    """The other response of a pair; `answer` is then the whole chosen one."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A usable data set, and what was dropped from it."""
+
+    problems: tuple[Problem, ...]
+    dropped: tuple[str, ...]
+    source: str = ""
+    """Config key and name."""
+    columns: Columns = CONVENTIONS[0]
+
+    def at(self, position: int, seed: int) -> Problem:
+        """The problem at a position of an endless shuffled sequence: a pure function of seed and position."""
+        epoch, offset = divmod(position, len(self.problems))
+        return self.problems[_order(len(self.problems), seed, epoch)[offset]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}-{epoch}").shuffle(order)
+    return order
+
+
+def load_problems(
+    config: RunConfig,
+    renderer: Renderer,
+    *,
+    held_out: bool = False,
+    excluded: Mapping[int, str] | None = None,
+    store: ImageStore | None = None,
+) -> Problems:
+    """Reads, maps and checks a run's training or held-out problems.
+
+    Args:
+        excluded: rows found unusable before, and why; they count as dropped.
+        store: keeps the images; None: they are checked and no more.
+
+    Raises:
+        UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
+    """
+    if held_out:  # nobody teaches there
+        config = config.model_copy(update={"data": config.data.model_copy(update={"solution": ""})})
+    data = config.data
+    name, split = (data.eval, data.eval_split) if held_out else (data.train, data.split)
+    key = "data.eval" if held_out else "data.train"
+    source = f"{key}={name}"
+    rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
+    pairs = config.algorithm.offline and not held_out
+    columns = recognised(rows, data.model_copy(update={"answer": data.answer or CHOSEN}) if pairs else data, source)
+    reader = _Reader(config, renderer, columns, folder_of(name), store)
+    problems, dropped = [], []
+    for number, row in rows:
+        try:
+            if excluded and number in excluded:
+                raise UserError(excluded[number])
+            problems.append(reader.pair(number, row) if pairs else reader.problem(number, row))
+        except UserError as error:
+            dropped.append(drop(f"{source}, row {number}: {error}", data))
+    if not problems:
+        raise UserError(f"{source} is empty: every row was dropped, the first because: {dropped[0]}")
+    return Problems(tuple(problems), tuple(dropped), source, columns)
+
+
+def drop(reason: str, data: Data) -> str:
+    """The reason why a row is dropped.
+
+    Raises:
+        UserError: the run refuses bad rows.
+    """
+    if data.on_bad_row == "refuse":
+        raise UserError(f'{reason}; mend the row or set data.on_bad_row = "drop"')
+    return reason
+
+
+def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) -> list[tuple[int, Any]]:
+    """Numbered rows that pass the filters; of the training rows as many as the limit allows."""
+    data = config.data
+    key, conditions = ("data.eval_where", data.eval_where) if held_out else ("data.where", data.where)
+    numbered = list(enumerate(rows))
+    if not numbered:
+        raise UserError(f"{source} is empty: it has no rows")
+    for condition in conditions:
+        try:
+            numbered = [(number, row) for number, row in numbered if passes(row, condition)]
+        except UserError as error:
+            raise UserError(f"{source}, {key} {condition!r}: {error}; name one of them") from error
+    if not numbered:
+        raise UserError(f"{source}: none of {len(rows)} rows passes {key}={list(conditions)}; loosen it")
+    limit = 0 if held_out else data.limit
+    if 0 < limit < len(numbered):
+        chosen = random.Random(f"limit-{config.loop.seed}").sample(range(len(numbered)), limit)
+        numbered = [numbered[i] for i in sorted(chosen)]
+    return numbered
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What it takes to make problems of a data set's rows."""
+
+    config: RunConfig
+    renderer: Renderer
+    columns: Columns
+    folder: Path | None
+    """What the paths of images are relative to; None: the data set may name no files."""
+    store: ImageStore | None
+
+    def problem(self, number: int, row: Row) -> Problem:
+        """The problem of a row, once nothing is wrong with it.
+
+        Raises:
+            UserError: what is wrong; names the column or key.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"it is {row!r}, not an object with columns")
+        config, path = self.config, self.columns.answer
+        answer = column(row, path)
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise UserError(f"column {path!r} holds {answer!r}, which is not an answer")
+        check_reference(str(answer), config.data.answer_kind)
+        messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
+        images, messages = self._images(row, messages)
+        reference = reference_of(str(answer))
+        solution = self._solution(row)
+        shown = (config.algorithm.shows_solution and solution) or reference
+        placement = Placement[config.data.placement.upper()]
+        tokens = len(self.renderer.hinted_ids(messages, config.data.hint, shown, placement, images))
+        length = tokens + config.sampling.max_tokens + 1
+        if length > config.model.max_length:
+            raise UserError(
+                f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
+                f"that ends them, above model.max_length={config.model.max_length}"
+            )
+        return Problem(messages, reference, number, tokens, images, solution)
+
+    def pair(self, number: int, row: Row) -> Problem:
+        """The question of a row with its chosen and its rejected response.
+
+        Raises:
+            UserError: what is wrong; names the column or key.
+        """
+        if not isinstance(row, dict):
+            raise UserError(f"it is {row!r}, not an object with columns")
+        question = self.columns.question
+        messages = _messages(column(row, question), question, self.config.data)
+        images, messages = self._images(row, messages)
+        tokens = len(self.renderer.prompt_ids(messages, images))
+        chosen, rejected = responses(row, self.columns, tokens, self.config, self.renderer)
+        return Problem(messages, chosen, number, tokens, images, rejected=rejected)
+
+    def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
+        """The images of a row, and its messages with a mark for each."""
+        path = self.columns.images
+        if not path:
+            if self.renderer.sees and any(MARK in message.content for message in messages if message.role != "system"):
+                raise UserError(f"its question has {MARK} marks and no column holds images; name it in data.images")
+            return (), messages
+        try:
+            found = cells(column(row, path)) if has_column(row, path) else []
+            if not found:
+                return (), with_marks(messages, 0)
+            pixels = self.renderer.pixels
+            pictures = [read(cell, self.folder) for cell in found]
+            images = tuple(map(checked, pictures))
+            for image in images:
+                pixels.tokens(image)
+            messages = with_marks(messages, len(images))
+        except UserError as error:
+            raise UserError(f"column {path!r} {error}") from error
+        if self.store is not None:
+            for picture in pictures:
+                self.store.put(picture)
+        return images, messages
+
+    def _solution(self, row: Row) -> str:
+        path = self.config.data.solution
+        if not path:
+            return ""
+        solution = column(row, path)
+        if not isinstance(solution, str) or (self.config.algorithm.shows_solution and not solution.strip()):
+            raise UserError(f"column {path!r} holds {solution!r}, which is not a solution")
+        return solution
+
+
+def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
+    if isinstance(question, str):
+        turns = [Message(role="user", content=question)]
+    elif (
+        isinstance(question, list)
+        and question
+        and all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in question)
+    ):
+        turns = [Message(role=str(turn["role"]), content=_content(turn, path)) for turn in question]
+    else:
+        raise UserError(f"column {path!r} holds neither a text nor chat messages")
+    if not turns[-1].content.strip() or turns[-1].role != "user":
+        raise UserError(f"column {path!r} does not end with a user's question")
+    if data.instruction:
+        turns[-1] = Message(role="user", content=f"{turns[-1].content}\n{data.instruction}")
+    if data.system:
+        turns.insert(0, Message(role="system", content=data.system))
+    return tuple(turns)
+
+
+def _content(turn: Row, path: str) -> str:
+    """A turn's text, or the texts of its parts with a mark for each image, as chat templates have them."""
+    content = turn["content"]
+    if not isinstance(content, list):
+        return str(content)
+    found = []
+    for part in content:
+        match part:
+            case {"type": "text", "text": str() as text}:
+                found.append(text)
+            case {"type": "image"} if turn["role"] == "system":
+                raise UserError(f"column {path!r} has an image in its system message; put it in a user's turn")
+            case {"type": "image"}:
+                found.append(MARK)
+            case _:
+                raise UserError(f"column {path!r} holds a part that is neither a text nor an image: {str(part)[:80]}")
+    return "".join(found)

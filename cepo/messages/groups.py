@@ -1,0 +1,229 @@
+"""The messages of a run: frozen pydantic twins of proto/cepo/v1, with the invariants proto cannot state.
+
+A group gains one layer per hop and each layer nests the one before it, so a stage cannot receive a half-filled
+message: PromptTask -> RolloutGroup -> ScoredGroup -> EvidencedGroup. `GroupFailed` closes the count of a group
+that was given up. The stream a message is on is its state.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from cepo.messages.packed import Packed
+from cepo.messages.reward import Reward as Reward
+from cepo.messages.tasks import (
+    BASE_POLICY as BASE_POLICY,
+    MAX_INT64 as MAX_INT64,
+    Ask as Ask,
+    ImageRef as ImageRef,
+    Message as Message,
+    Origin as Origin,
+    PolicyRef as PolicyRef,
+    PromptTask as PromptTask,
+    Sampling as Sampling,
+)
+from cepo.messages.vocabulary import (
+    ContextName as ContextName,
+    Contract as Contract,
+    EvidenceReason as EvidenceReason,
+    Feedback as Feedback,
+    FinishReason as FinishReason,
+    Outcome as Outcome,
+    Pick as Pick,
+    Placement as Placement,
+    Purpose as Purpose,
+    Stage as Stage,
+    TeachWhen as TeachWhen,
+    Want as Want,
+    Weights as Weights,
+)
+
+
+class Completion(Packed, Contract):
+    """One response: T token ids, the task's prefix first, and the log-probs of those that were sampled."""
+
+    NUMBERS: ClassVar = ("token_ids", "logps")
+
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    """As the engine reports them; a prefix was not sampled and has none, nor has a response that was given."""
+    text: str
+    finish_reason: FinishReason
+    step_ends: tuple[int, ...] = ()
+    """How many tokens there are up to the end of each reasoning step, where the task wants steps; the last is T."""
+
+    def check(self) -> None:
+        tokens = self.count("token_ids")
+        if self.step_ends and [*sorted(self.step_ends)[:-1], tokens] != list(self.step_ends):
+            raise ValueError(f"steps that end at {list(self.step_ends)} in a response of {tokens} tokens")
+
+
+class PolicyProof(Contract):
+    """What an engine says about the weights it used, so that the trainer can check it."""
+
+    policy: PolicyRef
+    bound_modules: int = Field(ge=0)
+    canary_logp: float
+    tokenizer_sha256: str
+    engine: str
+    first_token_at: float = 0.0
+    """Unix time in seconds at which the first token with this policy was there."""
+
+
+class RolloutGroup(Contract):
+    """Hop 1, rollout -> verify: the prompt's token ids and G completions by one policy."""
+
+    task: PromptTask
+    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    completions: tuple[Completion, ...]
+    proof: PolicyProof
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len(self.completions) != self.task.samples:
+            raise ValueError(f"{len(self.completions)} completions for {self.task.samples} samples")
+        given = len(self.task.prefix)
+        for completion in self.completions:
+            if given and completion.token_ids[:given] != self.task.prefix:
+                raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
+            sampled = completion.count("token_ids") - given if Stage.ROLLOUT in self.task.route else 0
+            if sampled != completion.count("logps"):
+                raise ValueError(f"{sampled} sampled token ids but {completion.count('logps')} log-probs")
+        if self.proof.policy != self.task.policy:
+            raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
+        return self
+
+
+class Verdict(Contract):
+    """What the verifier found in one completion."""
+
+    outcome: Outcome
+    reward: Annotated[float, Field(allow_inf_nan=False)]
+    """0 where there is no verdict: nobody may read it then."""
+    accuracy: float = Field(ge=0, le=1)
+    extracted: str = ""
+    normalised: str = ""
+    reason: str = ""
+    format: float = 0.0
+    """1 where the response marks its answer."""
+    penalty: float = Field(default=0.0, allow_inf_nan=False)
+    """Overlong, length and repetition together; in the reward."""
+    functions: float = Field(default=0.0, allow_inf_nan=False)
+    """What the reward functions returned; in the reward."""
+    step_rewards: tuple[float, ...] = ()
+    """What the scorer gave each reasoning step, where the task names one; none of a response without text."""
+
+    @model_validator(mode="after")
+    def _steps_are_numbers(self) -> Self:
+        if not all(map(math.isfinite, self.step_rewards)):
+            raise ValueError(f"step_rewards={list(self.step_rewards)} are not all finite")
+        return self
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no verdict: the sample stays out of every statistic."""
+        return self.outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR)
+
+
+class ScoredGroup(Contract):
+    """Hop 2, verifier -> teach: one verdict per completion."""
+
+    rollout: RolloutGroup
+    verdicts: tuple[Verdict, ...]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.verdicts) != len(self.rollout.completions):
+            raise ValueError(f"{len(self.verdicts)} verdicts for {len(self.rollout.completions)} completions")
+        for verdict, completion in zip(self.verdicts, self.rollout.completions, strict=True):
+            if verdict.step_rewards and len(verdict.step_rewards) != len(completion.step_ends):
+                raise ValueError(f"{len(verdict.step_rewards)} step rewards for {len(completion.step_ends)} steps")
+        return self
+
+    @property
+    def task(self) -> PromptTask:
+        return self.rollout.task
+
+    @property
+    def reward_spread(self) -> bool:
+        """Whether any two rewards differ."""
+        return len({verdict.reward for verdict in self.verdicts if not verdict.failed}) > 1
+
+
+class EvidenceRow(Packed, Contract):
+    """One response under one context."""
+
+    NUMBERS: ClassVar = ("logps", "pooled")
+
+    logps: tuple[float, ...]
+    applicable: bool
+    context: ContextName
+    reason: EvidenceReason
+    answer: str = ""
+    """The text of the hint; empty where the hint is tokens of the response of `source`."""
+    source: int = -1
+    pooled: tuple[float, ...] = ()
+    """The mean last hidden state, where it was wanted."""
+    hint_tokens: int = Field(default=0, ge=0)
+    """How much longer the context is than the plain one."""
+    top_ids: bytes = b""
+    """T x k token ids, position after position, where a distribution was wanted; int32, little-endian."""
+    top_logps: bytes = b""
+    """Their log-probs; float32, little-endian."""
+
+    def check(self) -> None:
+        ids, logps, positions = len(self.top_ids) / 4, len(self.top_logps) / 4, self.count("logps")
+        if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
+            raise ValueError(f"{ids:g} likeliest tokens with {logps:g} log-probs at {positions} positions")
+        if math.isnan(sum(array("f", self.top_logps))):
+            raise ValueError("a log-prob of the likeliest tokens is not a number: the model that measured is broken")
+
+
+class Evidence(Contract):
+    """What one ask found: a row per completion."""
+
+    ask: Ask
+    rows: tuple[EvidenceRow, ...]
+
+
+class EvidencedGroup(Contract):
+    """Hop 3, teacher -> ready: the evidence for every ask; none when the group skipped the teacher."""
+
+    scored: ScoredGroup
+    evidence: tuple[Evidence, ...] = ()
+    proofs: tuple[PolicyProof, ...] = ()
+    """One for every policy that measured."""
+    seconds: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        lengths = [c.count("token_ids") for c in self.scored.rollout.completions]
+        for evidence in self.evidence:
+            found = [row.count("logps") for row in evidence.rows]
+            wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
+            if found != wanted:
+                raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")
+        allowed = {self.task.policy_of(weights) for weights in Weights}
+        if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
+            raise ValueError(f"scored by {strangers[0]}, which the task does not name")
+        return self
+
+    @property
+    def task(self) -> PromptTask:
+        return self.scored.rollout.task
+
+
+class GroupFailed(Contract):
+    """Any stage -> ready: a group that was given up, so that the step still closes."""
+
+    task: PromptTask
+    stage: Stage
+    error: str
+    deliveries: int = Field(ge=0)
+
+
+Hop = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

@@ -1,0 +1,176 @@
+"""Contracts to protobuf bytes and back, generic over the descriptors: field names are the mapping.
+
+Enums travel as numbers, absent optional fields as unset ones. Only this file and the gRPC servicers touch `cepo.pb`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum, auto
+from functools import cache
+from typing import Any, TypeVar, get_args
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from pydantic import ValidationError
+
+from cepo.errors import WireError
+from cepo.messages import groups as contracts
+from cepo.messages.groups import Contract
+from cepo.messages.packed import PACKED, Packed
+from cepo.pb.cepo.v1 import group_pb2, policy_pb2
+
+C = TypeVar("C", bound=Contract)
+LENGTH_DELIMITED = 2
+"""Protobuf's wire type of a nested message."""
+
+
+@cache
+def proto_type(contract: type[Contract]) -> type[Message]:
+    """The generated message of a contract."""
+    for module in (group_pb2, policy_pb2):
+        if hasattr(module, contract.__name__):
+            return getattr(module, contract.__name__)
+    raise WireError(f"{contract.__name__} has no protobuf message")
+
+
+def to_proto(value: Contract) -> Message:
+    """The protobuf twin of a contract."""
+    message = proto_type(type(value))()
+    _fill(message, value)
+    return message
+
+
+def from_proto(contract: type[C], message: Message) -> C:
+    """A contract, with its invariants checked.
+
+    Raises:
+        WireError: the message breaks an invariant.
+    """
+    try:
+        return contract.model_validate(_read(contract, message))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or contract.__name__
+        raise WireError(f"{contract.__name__}: {where}: {first['msg']}") from error
+    except ValueError as error:  # the numbers of a packed one
+        raise WireError(f"{contract.__name__}: {error}") from error
+
+
+def to_bytes(value: Contract) -> bytes:
+    return to_proto(value).SerializeToString()
+
+
+def around(inner: Contract, value: Contract) -> tuple[bytes, bytes]:
+    """The bytes of a message without `inner`, and the tag to put before the length and the bytes of `inner`.
+
+    A field's place among the others does not matter to protobuf, so the parts may be joined unread. The tag is empty
+    if no field holds this very object; then the bytes are all there is.
+    """
+    message = proto_type(type(value))()
+    held = next((name for name in type(value).model_fields if getattr(value, name) is inner), "")
+    _fill(message, value, without=held)
+    tag = bytes([message.DESCRIPTOR.fields_by_name[held].number << 3 | LENGTH_DELIMITED]) if held else b""
+    return message.SerializeToString(), tag
+
+
+def from_bytes(contract: type[C], data: bytes) -> C:
+    """A contract from its bytes.
+
+    Raises:
+        WireError: the bytes are not this message, or it breaks an invariant.
+    """
+    message = proto_type(contract)()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise WireError(f"{contract.__name__}: {error}") from error
+    return from_proto(contract, message)
+
+
+HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contracts.Hop)}
+
+
+def _fill(message: Message, value: Contract, *, without: str = "") -> None:
+    """Writes a contract into its message, nested ones in their place; a packed one is handed on as it came."""
+    if isinstance(value, Packed) and value.message is not None:
+        message.CopyFrom(value.message)
+        return
+    for name in type(value).model_fields:
+        field = getattr(value, name)
+        if name == without:
+            continue
+        if isinstance(field, Contract):
+            child = getattr(message, name)
+            child.SetInParent()  # also one that has only defaults
+            _fill(child, field)
+        elif isinstance(field, tuple) and field and isinstance(field[0], Contract):
+            children = getattr(message, name)
+            for each in field:
+                _fill(children.add(), each)
+        elif isinstance(field, tuple):
+            getattr(message, name).extend(field)
+        elif field is not None:
+            setattr(message, name, field)
+
+
+def _read(contract: type[Contract], message: Message) -> Any:
+    """Plain data for the checks of a contract; a packed one is checked here and keeps its numbers in the message."""
+    plain = _plain(contract, message)
+    return contract.model_validate(plain, context=PACKED).packed(message) if issubclass(contract, Packed) else plain
+
+
+def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, kind in _fields(contract):
+        if kind is _Kind.SCALARS:
+            plain[name] = getattr(message, name)[:]
+        elif kind is _Kind.NUMBERS:
+            plain[name] = ()
+        elif kind is _Kind.MESSAGES:
+            plain[name] = [_read(_child(contract, name), each) for each in getattr(message, name)]
+        elif kind is _Kind.VALUE or (kind is _Kind.ENUM and getattr(message, name)):
+            plain[name] = getattr(message, name)  # an unset enum is absent: the contract's default
+        elif kind is _Kind.MESSAGE and message.HasField(name):
+            plain[name] = _read(_child(contract, name), getattr(message, name))
+    return plain
+
+
+class _Kind(Enum):
+    VALUE = auto()
+    ENUM = auto()
+    MESSAGE = auto()
+    SCALARS = auto()
+    NUMBERS = auto()
+    MESSAGES = auto()
+
+
+@cache
+def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
+    """Names and kinds of a message's fields: asking the descriptor at every message is slow."""
+
+    def kind(field: FieldDescriptor) -> _Kind:
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            return _Kind.MESSAGES if field.is_repeated else _Kind.MESSAGE
+        if field.is_repeated:
+            numbers = issubclass(contract, Packed) and field.name in contract.NUMBERS
+            return _Kind.NUMBERS if numbers else _Kind.SCALARS
+        return _Kind.ENUM if field.type == FieldDescriptor.TYPE_ENUM else _Kind.VALUE
+
+    return tuple((field.name, kind(field)) for field in proto_type(contract).DESCRIPTOR.fields)
+
+
+@cache
+def _child(contract: type[Contract], name: str) -> type[Contract]:
+    pending: list[Any] = [contract.model_fields[name].annotation]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, type) and issubclass(found, Contract):
+            return found
+        pending.extend(get_args(found))
+    raise WireError(f"{contract.__name__}.{name} is not a contract")
+
+
+def enum_twins() -> dict[str, type[IntEnum]]:
+    """Every enum that has a protobuf twin, by name."""
+    enums = (value for value in vars(contracts).values() if isinstance(value, type) and issubclass(value, IntEnum))
+    return {enum.__name__: enum for enum in enums if enum is not IntEnum}

@@ -1,0 +1,217 @@
+"""Images of a data set: read from whatever a cell holds, checked, and named by their content.
+
+A cell is trusted with nothing: its bytes must be one of four formats by their first bytes, small enough before anything
+is decoded, and decode to the end. What passes is an `ImageRef`; the bytes go to a store, never into a message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from cepo.errors import UserError
+from cepo.messages.groups import ImageRef
+from cepo.prompts.pixels import upright
+
+MAX_IMAGES = 16
+"""Of one row."""
+MAX_BYTES = 32 * 2**20
+"""Of one image as it is stored."""
+MAX_PIXELS = 2**24
+"""Of one image; 4096 x 4096."""
+STORE_BYTES = 64 * 2**30
+PATH_CHARACTERS = 200
+"""Of a path that a message names: what was meant for an image may be one in base64."""
+MEDIA_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",  # a photograph with others behind it, such as its depth: the first is the picture
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+}
+_READERS = ("PNG", "JPEG", "WEBP", "GIF")
+_FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_BAD = (OSError, ValueError, SyntaxError, EOFError)
+"""What Pillow raises for bytes that are no image, or half of one."""
+
+
+class ImageStore:
+    """A folder of images, each file named by the sha256 of its bytes."""
+
+    def __init__(self, folder: Path, max_bytes: int = STORE_BYTES) -> None:
+        """Makes no folder until there is an image.
+
+        Args:
+            max_bytes: what it may hold; nothing is ever thrown out, since a run needs all its images.
+        """
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._bytes = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+
+    def put(self, data: bytes) -> None:
+        """Keeps an image; one that is there is not written again.
+
+        Raises:
+            UserError: the store is full.
+        """
+        path = self._folder / hashlib.sha256(data).hexdigest()
+        if path.is_file():
+            return
+        if self._bytes + len(data) > self._max_bytes:
+            raise UserError(
+                f"the images of {self._folder} are more than {self._max_bytes} bytes; use fewer rows (data.limit)"
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(data)
+        scratch.rename(path)
+        self._bytes += len(data)
+
+    def read(self, image: ImageRef) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            UserError: they are not here, or not what the name says.
+        """
+        path = self._folder / image.sha256  # hexadecimal, by contract
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise UserError(f"image {image.sha256[:12]} is missing or damaged in {self._folder}; start the run anew")
+        return data
+
+
+def cells(value: Any) -> list[Any]:
+    """The images of a column's value, as they are: one, several in a list, or none.
+
+    Raises:
+        UserError: there are too many.
+    """
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    found = [each for each in found if each is not None and each != ""]
+    if len(found) > MAX_IMAGES:
+        raise UserError(f"holds {len(found)} images, more than {MAX_IMAGES}; use fewer")
+    return found
+
+
+def read(cell: Any, folder: Path | None) -> bytes:
+    """The bytes of an image: bytes, a `{"bytes", "path"}` object (the Image feature of `datasets`), a PIL image, a data
+    URI, or a path.
+
+    Args:
+        folder: what paths are relative to; None where the data set comes from the network and may name no file.
+
+    Raises:
+        UserError: it is no image or cannot be read; says what to do.
+    """
+    match cell:
+        case bytes() | bytearray() | memoryview():
+            return bytes(cell)
+        case {"bytes": bytes() as data}:
+            return data
+        case {"path": str() as path}:
+            return _file(path, folder)
+        case str() if cell.startswith("data:"):
+            return _data_uri(cell)
+        case str():
+            return _file(cell, folder)
+    if hasattr(cell, "save") and hasattr(cell, "size"):
+        return _encoded(cell)
+    raise UserError(f"holds {type(cell).__name__}, which is no image; give bytes, a path or a data URI")
+
+
+def checked(data: bytes) -> ImageRef:
+    """What an image is, once it has been decoded to the end.
+
+    Raises:
+        UserError: it is too large, of another format, animated or damaged; says what to do.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if len(data) > MAX_BYTES:
+        raise UserError(f"holds an image of {len(data)} bytes, more than {MAX_BYTES}; make it smaller")
+    if not data.startswith(_FIRST_BYTES):
+        raise UserError("holds bytes that are no PNG, JPEG, WebP or GIF; convert the image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(BytesIO(data), formats=_READERS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise UserError(_too_large(width, height))
+                if image.format != "MPO" and getattr(image, "is_animated", False):
+                    raise UserError("holds an animation; use one of its frames")
+                image.load()
+                width, height = upright(image).size
+                media_type = MEDIA_TYPES[str(image.format)]
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"holds an image that is too large: {error}; make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise UserError("holds a damaged image, which cannot be read; replace it") from error
+    except _BAD as error:
+        raise UserError(f"holds a damaged image: {error}; replace it") from error
+    return ImageRef(sha256=hashlib.sha256(data).hexdigest(), media_type=media_type, width=width, height=height)
+
+
+def data_uri(data: bytes) -> str:
+    """An image as text, as requests take it.
+
+    Raises:
+        UserError: it is no image; says what to do.
+    """
+    return f"data:{checked(data).media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def _file(name: str, folder: Path | None) -> bytes:
+    if "://" in name:
+        raise UserError(f"holds the address {name[:80]}; download the image and give its path")
+    if folder is None:
+        raise UserError(f"holds the path {name[:80]}, and only a data set on this machine may name files; give bytes")
+    where = str(folder / name)[:PATH_CHARACTERS]
+    try:
+        path = folder / Path(name).expanduser()
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"holds {where}, which is larger than {MAX_BYTES} bytes; make it smaller")
+        if not path.is_file():  # a device may have no end
+            raise UserError(f"holds the path {where}, which is no file; paths are relative to the data file")
+        return path.read_bytes()
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"holds the path {where}: {reason}; paths are relative to the data file") from error
+
+
+def _data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise UserError(f"holds {head[:40]!r}, which is no base64 data URI; write data:image/png;base64,...")
+    if len(body) > 2 * MAX_BYTES:
+        raise UserError(f"holds a data URI of {len(body)} characters; make the image smaller than {MAX_BYTES} bytes")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"holds a data URI that is not base64: {error}; encode the image again") from error
+
+
+def _encoded(image: Any) -> bytes:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(_too_large(width, height))
+    file = BytesIO()
+    try:
+        upright(image).save(file, format="PNG")
+    except _BAD as error:
+        raise UserError(f"holds an image that cannot be written as PNG: {error}; convert it to RGB") from error
+    return file.getvalue()
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"holds an image of {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller"

@@ -1,0 +1,145 @@
+"""Run files: TOML, with `base = "other.toml"` for what is shared; every mistake is one line that names its key.
+
+Paths are relative to the file they stand in.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cepo.algo.variants import ALGORITHMS
+from cepo.errors import UserError
+from cepo.names import is_path
+from cepo.run.config import RunConfig
+
+Tree = dict[str, Any]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run file; `overrides` are `key=value` with the value in TOML, their paths relative to here.
+
+    As in a run file with a base, another `algorithm.name` takes none of the file's parameters of the algorithm.
+
+    Raises:
+        UserError: not there, not TOML, or a key or value does not fit; the message names the key and the fix.
+    """
+    tree = _read(path, ())
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "algorithm.name"):
+        _set(tree, override)  # the name first, so that the other parameters are its own
+    _resolve_paths(tree, Path.cwd())
+    return parse(tree)
+
+
+def parse(tree: Tree) -> RunConfig:
+    """A run from plain data.
+
+    Raises:
+        UserError: names the first key that does not fit.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def _read(path: Path, heirs: tuple[Path, ...]) -> Tree:
+    """A run file over the one it names as `base`, paths made absolute."""
+    where = path.resolve()
+    if where in heirs:
+        raise UserError(f"run file {path} is its own base")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"run file {path}: {error.strerror}; give the path of a TOML file such as deploy/runs/tiny_cepo.toml"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"run file {path} is not TOML: {error}") from error
+    _resolve_paths(tree, where.parent)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"config key base={base!r} in {path}: give the path of a run file")
+    return _over(_read(where.parent / base, (*heirs, where)), tree)
+
+
+def _over(base: Tree, tree: Tree) -> Tree:
+    """`base` with the keys of `tree` in their place; another algorithm takes none of the base's parameters."""
+    merged = dict(base)
+    for key, value in tree.items():
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and not _another_algorithm(key, old, value):
+            merged[key] = {**old, **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _another_algorithm(key: str, old: Tree, new: Tree) -> bool:
+    return key == "algorithm" and new.get("name", old.get("name")) != old.get("name")
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    if parts[:1] == ["algorithm"] and len(parts) > 2:
+        parts.pop(1)  # the union's tag
+    key = ".".join(parts)
+    match first["type"]:
+        case "extra_forbidden":
+            known = ", ".join(_known_keys(parts[:-1], first["loc"]))
+            return f"config key {key} is unknown; known here: {known}"
+        case "missing":
+            return f"config key {key} is missing"
+        case "union_tag_invalid":
+            return (
+                f"config key algorithm.name={first['ctx']['tag']!r} is unknown; known: {first['ctx']['expected_tags']}"
+            )
+        case "union_tag_not_found":
+            return 'config key algorithm.name is missing; for example name = "cepo"'
+        case "value_error":
+            section = "algorithm." if parts[:1] == ["algorithm"] else ""
+            return f"config key {section}{first['ctx']['error']}"  # it names its key
+    return f"config key {key}={first['input']!r}: {first['msg']}"
+
+
+def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
+    section: Any = RunConfig
+    for parent in parents:
+        section = ALGORITHMS[str(loc[1])] if parent == "algorithm" else section.model_fields[parent].annotation
+    return sorted(section.model_fields)
+
+
+def _set(tree: Tree, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override!r}: write key=value, for example --set loop.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override!r}: {parent} is not a section")
+    if [*parents, last] == ["algorithm", "name"] and _another_algorithm("algorithm", node, {last: value}):
+        node.clear()
+    node[last] = value
+
+
+def _resolve_paths(tree: Tree, folder: Path) -> None:
+    for section, key in (("model", "path"), ("data", "train"), ("data", "eval")):
+        node = tree.get(section)
+        if isinstance(node, dict) and isinstance(node.get(key), str) and is_path(node[key]):
+            try:
+                node[key] = str((folder / Path(node[key]).expanduser()).resolve())
+            except RuntimeError as error:
+                raise UserError(f"config key {section}.{key}={node[key]!r}: {error}") from error

@@ -1,0 +1,149 @@
+"""The run folder: config.toml, excluded.json, metrics.jsonl, failures.jsonl, status.json, checkpoints/, adapters/,
+rollouts/, logs/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from cepo.errors import UserError
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
+
+Row = dict[str, Any]
+Excluded = dict[str, dict[int, str]]
+
+
+class RunDir:
+    """Paths and files of one run; its name is the run's id."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.name = self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        """Groups and samples that were given up, with the reasons."""
+        return self.path / "failures.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What the trainer is at; the newest, replaced every few seconds."""
+        return self.path / "status.json"
+
+    @property
+    def adapters(self) -> Path:
+        return self.path / "adapters"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def excluded(self) -> Path:
+        """Rows of train and eval that the verifier cannot grade, with the reasons; written before the first step."""
+        return self.path / "excluded.json"
+
+    def check(self, *, resume: bool) -> None:
+        """Whether a run can start here, or go on.
+
+        Raises:
+            UserError: it holds a run already, or there is none to resume.
+        """
+        exists = self.config.is_file()
+        if exists and not resume:
+            raise UserError(f"{self.path} holds a run already; go on with --resume or give another --run-dir")
+        if resume and not exists:
+            raise UserError(f"{self.path} holds no run to resume; leave --resume out or give its --run-dir")
+
+    def create(self, config: RunConfig, *, resume: bool, excluded: Excluded | None = None) -> None:
+        """Makes the folder and writes the resolved config; with `resume`, the folder goes on with its own rows.
+
+        Raises:
+            UserError: it holds a run already, or there is none to resume.
+        """
+        self.check(resume=resume)
+        for folder in (self.path, self.adapters, self.checkpoints, self.rollouts, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        if excluded and not resume:
+            self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
+        _replace(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+
+    def excluded_rows(self) -> Excluded:
+        """The rows of each set that the run leaves out."""
+        found = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
+        return {name: {int(row): reason for row, reason in rows.items()} for name, rows in found.items()}
+
+    def append(self, row: Row) -> None:
+        """Adds one step to metrics.jsonl."""
+        _append(self.metrics, [row])
+
+    def append_failures(self, rows: Sequence[Row]) -> None:
+        """Adds what a step gave up to failures.jsonl; each row names its step."""
+        if rows:
+            _append(self.failures, rows)
+
+    def write_status(self, status: Row) -> None:
+        """Puts a new status in the place of the last."""
+        _replace(self.status, json.dumps(status) + "\n")
+
+    def rows(self) -> list[Row]:
+        """The steps so far; a last line cut short by a crash is left out."""
+        return _read(self.metrics)
+
+    def rollouts_of(self, step: int) -> Path:
+        """The file of a step's groups, which may not be there."""
+        return self.rollouts / f"step-{step:06d}.jsonl"
+
+    def truncate(self, step: int) -> None:
+        """Drops the steps from `step` on: they will be done again."""
+        for path in (self.metrics, self.failures):
+            _replace(path, "".join(json.dumps(row) + "\n" for row in _read(path) if row["step"] < step))
+        for path in self.rollouts.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
+
+def _read(path: Path) -> list[Row]:
+    lines = path.read_text().split("\n") if path.is_file() else []
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text)
+    scratch.rename(path)

@@ -1,0 +1,159 @@
+"""A stage: take items from its stream, run the handler, hop the result along the task's route.
+
+Handlers are functions of their message, so an item may be run twice and is published once. A handler that raises
+leaves its item pending; another delivery follows, up to the limit, and then a `GroupFailed` closes the group's count.
+What a user caused (`UserError`) is not tried again. This is the one place that catches everything but a dead
+engine, which ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cepo.errors import EngineDown, UserError
+from cepo.messages.groups import (
+    EvidencedGroup,
+    GroupFailed,
+    Hop,
+    PromptTask,
+    RolloutGroup,
+    ScoredGroup,
+    Stage,
+    TeachWhen,
+)
+from cepo.net.settings import Settings
+from cepo.service.bus import Bus, Delivery, ready, stream_of
+from cepo.service.metrics import StageMetrics
+from cepo.service.telemetry import Passage, logged
+
+Handler = Callable[[Any], Awaitable[Hop]]
+WAIT_SECONDS = 0.5
+log = logging.getLogger(__name__)
+
+
+def task_of(hop: Hop) -> PromptTask:
+    """The task at the heart of any message."""
+    match hop:
+        case PromptTask():
+            return hop
+        case RolloutGroup() | ScoredGroup() | EvidencedGroup() | GroupFailed():
+            return hop.task
+
+
+def destination(stage: Stage, result: Hop) -> str:
+    """The stream a result goes to: the next stage of its route, or ready; equal rewards may skip the teacher."""
+    task = task_of(result)
+    following = None if isinstance(result, GroupFailed) else task.after(stage)
+    if following is Stage.TEACH and task.teach_when is TeachWhen.REWARD_SPREAD and not _spread(result):
+        following = None
+    return ready(task.run) if following is None else stream_of(following)
+
+
+def _spread(result: Hop) -> bool:
+    return isinstance(result, ScoredGroup) and result.reward_spread
+
+
+def consumer_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+@dataclass
+class StageLoop:
+    """Consumes one stream with at most `concurrency` items in hand; `run` ends once `stop` is set and all is done."""
+
+    bus: Bus
+    stage: Stage
+    handler: Handler
+    concurrency: int = 64
+    claim_seconds: float = 10.0
+    max_deliveries: int = 5
+    consumer: str = field(default_factory=consumer_name)
+    _in_hand: dict[str, Delivery] = field(default_factory=dict, init=False)
+    _metrics: StageMetrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._metrics = StageMetrics(self.stage)
+
+    @classmethod
+    def of(cls, settings: Settings, bus: Bus, stage: Stage, handler: Handler) -> StageLoop:
+        """A loop with a service's settings."""
+        return cls(bus, stage, handler, settings.concurrency, settings.claim_seconds, settings.max_deliveries)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop`; what is in hand then is finished first."""
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew(done))  # in the group: should it fail, so does the loop
+            try:
+                await self._consume(stop)
+            finally:
+                done.set()  # the Redis client may swallow a cancellation
+
+    async def _consume(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            while not stop.is_set():
+                free = self.concurrency - len(self._in_hand)
+                if free == 0:
+                    await asyncio.sleep(0.005)
+                    continue
+                wait = WAIT_SECONDS if not self._in_hand else 0.05
+                for item in await self.bus.receive(stream_of(self.stage), self.consumer, free, wait):
+                    if item.id not in self._in_hand:
+                        self._in_hand[item.id] = item
+                        group.create_task(self._work(item))
+
+    async def _work(self, item: Delivery) -> None:
+        task = task_of(item.hop)
+        with logged(task, self.stage.name), self._metrics.in_hand.track_inprogress():
+            passage = Passage(self._metrics, item.published_at, item.deliveries)
+            try:
+                with passage.part("handler", self._metrics.handler_seconds):
+                    result = await self._attempt(item, task, passage)
+                if result is not None:
+                    with passage.part("hop", self._metrics.hop_seconds):
+                        won = await self.bus.hop(item, destination(self.stage, result), result)
+                    outcome = "failed" if isinstance(result, GroupFailed) else "done"
+                    self._metrics.groups[outcome if won else "beaten"].inc()
+            finally:
+                del self._in_hand[item.id]
+                passage.trace(task, self.stage)
+
+    async def _attempt(self, item: Delivery, task: PromptTask, passage: Passage) -> Hop | None:
+        if item.deliveries > self.max_deliveries:
+            return self._failed(item, task, f"given up after {self.max_deliveries} deliveries")
+        try:
+            return await self.handler(item.hop)
+        except UserError as error:
+            log.warning("refused: %s", error)
+            passage.error = str(error)
+            return self._failed(item, task, str(error))
+        except EngineDown:
+            raise  # the process ends, its items stay pending, and whoever starts next takes them
+        except Exception as error:
+            log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
+            passage.error = f"{type(error).__name__}: {error}"
+            if item.deliveries == self.max_deliveries:
+                return self._failed(item, task, passage.error)
+            self._metrics.groups["retried"].inc()
+            return None
+
+    def _failed(self, item: Delivery, task: PromptTask, error: str) -> GroupFailed:
+        return GroupFailed(task=task, stage=self.stage, error=error, deliveries=item.deliveries)
+
+    async def _renew(self, done: asyncio.Event) -> None:
+        """Says every quarter of the claim time that what is in hand is, and measures the stream."""
+        while not done.is_set():
+            if self._in_hand:
+                await self.bus.renew(self.consumer, list(self._in_hand.values()))
+            stream = stream_of(self.stage)
+            self._metrics.queue_groups.set(await self.bus.depth(stream))
+            self._metrics.queue_oldest_seconds.set(await self.bus.age(stream))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), self.claim_seconds / 4)

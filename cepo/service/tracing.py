@@ -1,0 +1,124 @@
+"""OpenTelemetry traces of groups: one trace a group, its id a hash of the group's, so that no message carries it.
+
+The trainer's span of the whole group is the root, and its id too is a hash, so that every stage names it as parent
+without having seen it. Spans are made when they have ended, from times that were taken; without an endpoint nothing is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cepo.messages.groups import PromptTask
+
+EXPORT_SECONDS = 5.0
+NANOSECONDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named stretch of time, in Unix seconds."""
+
+    name: str
+    begun: float
+    ended: float
+
+
+def trace_id(group_id: str) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.sha256(group_id.encode()).hexdigest()[:32]
+
+
+def root_span_id(group_id: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.sha256(group_id.encode()).hexdigest()[32:48]
+
+
+class Tracer:
+    """Sends spans in the background, in batches; off until it is started."""
+
+    def __init__(self) -> None:
+        self._processor: Any = None
+        self._resource: Any = None
+
+    @property
+    def on(self) -> bool:
+        return self._processor is not None
+
+    def start(self, service: str, endpoint: str) -> None:
+        """Sends to an OTLP collector from now on.
+
+        Args:
+            endpoint: its address, such as http://collector:4318; the path /v1/traces is added.
+        """
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)
+        self._resource = Resource.create({"service.name": f"cepo-{service}"})
+        self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=1000)
+
+    def stop(self) -> None:
+        """Sends what is left."""
+        if self._processor is not None:
+            self._processor.shutdown()
+            self._processor = None
+
+    def root(self, task: PromptTask, whole: Part, attributes: Mapping[str, Any]) -> None:
+        """The trainer's span of a group, from its publication to its arrival."""
+        self._send(task, whole, root_span_id(task.group_id), "", _ids(task) | dict(attributes), "")
+
+    def span(
+        self,
+        task: PromptTask,
+        whole: Part,
+        parts: tuple[Part, ...] = (),
+        attributes: Mapping[str, Any] | None = None,
+        error: str = "",
+    ) -> None:
+        """A child of the group's root, with its own parts as children."""
+        span_id = secrets.token_hex(8)
+        attributes = _ids(task) | dict(attributes or {})
+        self._send(task, whole, span_id, root_span_id(task.group_id), attributes, error)
+        for part in parts:
+            self._send(task, part, secrets.token_hex(8), span_id, {}, "")
+
+    def _send(
+        self, task: PromptTask, part: Part, span_id: str, parent_id: str, attributes: Mapping[str, Any], error: str
+    ) -> None:
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+
+        def context(of: str) -> SpanContext:
+            sampled = TraceFlags(TraceFlags.SAMPLED)
+            return SpanContext(int(trace_id(task.group_id), 16), int(of, 16), is_remote=False, trace_flags=sampled)
+
+        span = ReadableSpan(
+            part.name,
+            context=context(span_id),
+            parent=context(parent_id) if parent_id else None,
+            resource=self._resource,
+            attributes=attributes,
+            status=Status(StatusCode.ERROR, error) if error else Status(),
+            start_time=int(part.begun * NANOSECONDS),
+            end_time=int(max(part.begun, part.ended) * NANOSECONDS),
+        )
+        self._processor.on_end(span)
+
+
+def _ids(task: PromptTask) -> dict[str, Any]:
+    return {
+        "cepo.run": task.run,
+        "cepo.group": task.group_id,
+        "cepo.step": task.step,
+        "cepo.purpose": task.purpose.name.lower(),
+        "cepo.policy": task.policy.name,
+    }
+
+
+TRACER = Tracer()
+"""This process's."""

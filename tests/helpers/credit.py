@@ -1,0 +1,126 @@
+"""A teacher for credit tests: the tiny model or toy log-probs, the real verifier, and its REST surface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import cepo.tiny
+from cepo.answers.extract import extract, normalise
+from cepo.credit import CreditRequest
+from cepo.messages.groups import Outcome, PolicyProof, PolicyRef, RolloutGroup, ScoredGroup, Verdict
+from cepo.net.settings import Settings
+from cepo.prompts.renderer import Renderer
+from cepo.service.adapters import AdapterCache
+from cepo.service.chassis import Service, rest
+from cepo.service.image_cache import no_images
+from cepo.teaching.engine import TransformersScorer
+from cepo.teaching.handler import Logps, Pair
+from services.teacher.credit import TokenCredit
+from services.teacher.grading import Grader
+from services.teacher.images import GivenImages
+from services.teacher.rest import application
+from services.verifier.handler import Verifier
+from services.verifier.pool import GraderPool
+from tests.helpers import vision as vision_support
+from tests.helpers.factories import make_proof
+
+MODEL = str(cepo.tiny.path())
+RENDERER = Renderer(MODEL)
+CONTEXT_LENGTH = 256
+QUESTION = "23 + 45 - 17 = ?"
+RIGHT = "23+45=68\n68-17=51\n\\boxed{51}"
+WRONG = "23+45=68\n68-17=41\n\\boxed{41}"
+
+
+class ToyScorer:
+    """Log-probs that depend on context, token, temperature and policy, and on nothing else."""
+
+    async def load(self, policy: PolicyRef) -> PolicyProof:
+        return make_proof(policy)
+
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+        return [
+            tuple(
+                -((sum(pair.context_ids) * (at + 3) + 31 * token + policy.version) % 97) / 32 / temperature
+                for at, token in enumerate(pair.response_ids)
+            )
+            for pair in pairs
+        ]
+
+    def close(self) -> None: ...
+
+
+def tiny_scorer() -> TransformersScorer:
+    """The tiny model, without adapters."""
+
+    async def absent(policy: PolicyRef) -> dict[str, bytes]:
+        raise AssertionError(policy)
+
+    settings = Settings(model=MODEL, dtype="float32", threads=1)
+    return TransformersScorer(settings, RENDERER, AdapterCache(Path("unused"), absent, keep=2))
+
+
+async def grade(group: RolloutGroup) -> ScoredGroup:
+    """The verifier in this process, on numbers alone: its workers are not started."""
+    return await Verifier(GraderPool(workers=1)).verify(group)
+
+
+async def toy_grade(group: RolloutGroup) -> ScoredGroup:
+    """Equal as normalised texts, for answers of any kind."""
+    verdicts = []
+    for completion in group.completions:
+        answer = extract(completion.text) or ""
+        right = normalise(answer) == normalise(group.task.reference_answer)
+        outcome = (Outcome.CORRECT if right else Outcome.WRONG) if answer else Outcome.UNPARSED
+        verdicts.append(
+            Verdict(outcome=outcome, reward=right, accuracy=right, extracted=answer, normalised=normalise(answer))
+        )
+    return ScoredGroup(rollout=group, verdicts=tuple(verdicts))
+
+
+def make_credit(scorer: Any = None, grader: Grader | None = grade) -> TokenCredit:
+    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))
+
+
+def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
+    """The tiny model that sees, without a trainer that has images."""
+
+    async def absent(policy: PolicyRef) -> dict[str, bytes]:
+        raise AssertionError(policy)
+
+    settings = Settings(model=vision_support.MODEL, dtype="float32")
+    scorer = TransformersScorer(settings, vision_support.RENDERER, AdapterCache(folder, absent, keep=2), images.read)
+    return TokenCredit(scorer, vision_support.RENDERER, CONTEXT_LENGTH, grade, images)
+
+
+def make_body(**changes: Any) -> dict[str, Any]:
+    """A right and a wrong response to a sum, nothing graded yet."""
+    body = {
+        "messages": [{"role": "user", "content": QUESTION}],
+        "responses": [{"text": RIGHT}, {"text": WRONG}],
+        "positive": "51",
+    }
+    return {key: value for key, value in (body | changes).items() if value is not None}
+
+
+def make_request(**changes: Any) -> CreditRequest:
+    return CreditRequest.model_validate(make_body(**changes))
+
+
+def web_application(credit: TokenCredit, token: str = "") -> Any:
+    """The whole REST surface, as the service serves it."""
+
+    async def work(stop: Any) -> None: ...
+
+    service = Service("teacher", "cepo.v1.TeacherService", lambda server: None, work, application(credit))
+    return rest(service, Settings(token=token))
+
+
+def web(credit: TokenCredit, token: str = "") -> httpx.AsyncClient:
+    """A client of it without a network."""
+    transport = httpx.ASGITransport(web_application(credit, token), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://teacher")

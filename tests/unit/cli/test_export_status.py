@@ -1,0 +1,114 @@
+"""`cepo export` and `cepo status`: what they write and say, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi import FastAPI
+from transformers import AutoModelForCausalLM
+
+from cepo.cli import main
+from cepo.run.folder import RunDir
+from services.trainer.learning.learner import Learner
+from tests.helpers.factories import make_config
+from tests.helpers.runs import make_status
+from tests.helpers.serving import served
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run with two adapters, of which the newer one changes the model."""
+    run = RunDir(tmp_path_factory.mktemp("runs") / "run")
+    config = make_config()
+    run.create(config, resume=False)
+    learner = Learner(config)
+    for version, size in ((1, 0.0), (2, 0.05)):
+        for parameter in learner.parameters:
+            torch.nn.init.constant_(parameter, size)
+        folder = run.adapters / f"v{version:06d}"
+        folder.mkdir()
+        for name, data in learner.adapter_files().items():
+            (folder / name).write_bytes(data)
+    return run
+
+
+def test_the_newest_adapter_is_written_as_it_is(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapter"
+    assert main(["export", str(run_dir.path), str(out)]) == 0
+    assert capsys.readouterr().out == f"v000002 of run written to {out}\n"
+    newest = run_dir.adapters / "v000002"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in newest.iterdir()
+    }
+
+
+def test_a_merged_model_is_the_base_with_the_adapter(run_dir: RunDir, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    out = tmp_path / "merged"
+    assert main(["export", str(run_dir.path), str(out), "--merge"]) == 0
+    base = AutoModelForCausalLM.from_pretrained(make_config().model.path, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, run_dir.adapters / "v000002")(ids).logits
+        found = merged(ids).logits
+    assert torch.allclose(found, adapted, atol=1e-4)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_nothing_is_overwritten_and_an_untrained_run_exports_nothing(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run_dir.path), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path} exists; give a new folder\n"
+    assert main(["export", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path / 'absent'} holds no adapter; train it first\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_status_is_what_the_trainer_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app = FastAPI()
+
+    @app.get("/v1/status")
+    def status() -> dict[str, object]:
+        return {"run": "r", "phase": "rollout", "step": 3}
+
+    with served(app) as address:
+        (tmp_path / "services.json").write_text(json.dumps({"http": {"trainer": address}}))
+        assert main(["status", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "r", "phase": "rollout", "step": 3}
+    assert main(["status", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"cepo: the trainer at {address} does not answer")
+    assert said.endswith("; the run has ended, or see logs/\n")
+
+
+@pytest.mark.parametrize(("phase", "code"), [("done", 0), ("drained", 0), ("train", 2)])
+def test_a_run_that_ended_is_told_by_what_it_said_last(
+    tmp_path: Path, free_port: Callable[[], int], capsys: pytest.CaptureFixture[str], phase: str, code: int
+) -> None:
+    run = RunDir(tmp_path)
+    (tmp_path / "services.json").write_text(json.dumps({"http": {"trainer": f"http://127.0.0.1:{free_port()}"}}))
+    run.write_status(status := make_status(run, phase, 19))
+    assert main(["status", str(tmp_path)]) == code
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out) == status) if code == 0 else ("does not answer" in printed.err)
+
+
+@pytest.mark.parametrize("addresses", [None, '{"http": {"rollout": "http://127.0.0.1:1"}}', '{"http": '])
+def test_a_folder_without_a_trainer_has_no_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], addresses: str | None
+) -> None:
+    if addresses is not None:
+        (tmp_path / "services.json").write_text(addresses)
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"cepo: {tmp_path} holds no run that was started here; give the folder of one\n"

@@ -1,0 +1,93 @@
+"""The lean way through a LoRA layer against PEFT's own: outputs, gradients, and every case that it leaves to PEFT."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from cepo.model.lora import LeanLinear, make_lean
+
+
+class Two(nn.Module):
+    """A layer that is adapted, with a bias, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, 7)
+        self.outer = nn.Linear(7, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x).tanh())
+
+
+def adapted(**options: Any) -> Any:
+    torch.manual_seed(0)
+    model = get_peft_model(Two(), LoraConfig(r=3, lora_alpha=6, target_modules=["inner"], **options))
+    model.add_adapter("other", LoraConfig(r=2, lora_alpha=2, target_modules=["inner"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def gradients(model: Any, x: Tensor) -> list[Tensor]:
+    """The output's, the input's and every trained parameter's."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    out = model(x)
+    return [out, *torch.autograd.grad(out.square().sum(), [x, *trained])]
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (2, 3, 12), (1, 0, 12)])
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_outputs_and_gradients_are_those_of_peft(shape: tuple[int, ...], name: str) -> None:
+    plain = adapted()
+    lean = deepcopy(plain)
+    make_lean(lean)
+    assert type(lean.base_model.model.inner) is LeanLinear
+    for model in (plain, lean):
+        model.set_adapter(name)
+    x = torch.randn(shape, requires_grad=True)
+    for one, other in zip(gradients(lean, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(lean(x), plain(x))
+
+
+def test_an_input_without_a_gradient_gets_none() -> None:
+    lean = adapted()
+    make_lean(lean)
+    x = torch.randn(4, 12)
+    lean(x).sum().backward()
+    assert x.grad is None
+    assert all(p.grad is not None for p in lean.parameters() if p.requires_grad)
+
+
+def test_whatever_is_not_plain_is_left_to_peft() -> None:
+    x = torch.randn(4, 12)
+    for options in ({}, {"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True}):
+        plain = adapted(**options)
+        lean = deepcopy(plain)
+        make_lean(lean)
+        torch.manual_seed(1)
+        wanted = plain(x)
+        torch.manual_seed(1)
+        torch.testing.assert_close(lean(x), wanted)
+        with plain.disable_adapter(), lean.disable_adapter():
+            torch.testing.assert_close(lean(x), plain(x))
+        plain.merge_adapter()
+        lean.merge_adapter()
+        torch.testing.assert_close(lean(x), plain(x))
+
+
+def test_an_adapter_in_another_precision_is_left_to_peft() -> None:
+    lean = adapted()
+    make_lean(lean)
+    layer = lean.base_model.model.inner
+    layer.base_layer.to(torch.bfloat16)
+    assert layer(torch.ones(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -1,0 +1,115 @@
+"""The launcher's supervision, on small processes of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cepo.errors import UserError
+from cepo.run.folder import RunDir
+from cepo.run.local import MAX_RESTARTS, Child, ServiceDown, Stack
+from tests.conftest import ends
+from tests.helpers.factories import make_config
+
+
+def child(tmp_path: Path, code: str) -> Child:
+    return Child("worker", [sys.executable, "-c", code], {"GREETING": "hello"}, tmp_path / "worker.log")
+
+
+def ended(process: Child) -> Child:
+    assert process.process is not None
+    process.process.wait(100)
+    return process
+
+
+def test_a_process_gets_its_environment_and_its_output_is_kept(tmp_path: Path) -> None:
+    process = child(tmp_path, "import os; print('one'); print(os.environ['GREETING'])")
+    process.start()
+    assert ended(process).check() == 0
+    assert process.last_lines(1) == "hello"
+    assert process.last_lines(2) == "one\nhello"
+
+
+def test_a_process_that_died_is_started_again(tmp_path: Path) -> None:
+    process = child(
+        tmp_path,
+        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'been')!r}); "
+        "sys.exit(0) if p.exists() else (p.touch(), sys.exit(7))",
+    )
+    process.start()
+    assert ended(process).check() is None
+    assert ended(process).check() == 0
+    assert len(process.started) == 2
+
+
+def test_a_users_mistake_ends_everything_with_its_last_line(tmp_path: Path) -> None:
+    process = child(tmp_path, "import sys; print('noise'); print('cepo worker: the port is taken'); sys.exit(2)")
+    process.start()
+    with pytest.raises(UserError, match=r"^the port is taken$"):
+        ended(process).check()
+
+
+def test_a_process_that_keeps_dying_is_given_up_with_its_last_lines(tmp_path: Path) -> None:
+    process = child(tmp_path, "import sys; print('out of memory'); sys.exit(1)")
+    process.start()
+    for _ in range(MAX_RESTARTS):
+        assert ended(process).check() is None
+    with pytest.raises(ServiceDown, match="out of memory"):
+        ended(process).check()
+
+
+def test_stopping_ends_a_process_that_does_not_listen_and_its_children(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    )
+    process = child(tmp_path, code)
+    process.start()
+    while not process.last_lines(1):
+        time.sleep(0.02)
+    child_of_it = psutil.Process(int(process.last_lines(1)))
+    process.stop(0.1)
+    assert ends(child_of_it)
+
+
+def test_services_get_the_users_token_and_addresses_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CEPO_TOKEN", "secret")
+    monkeypatch.setenv("CEPO_GRPC_PORT", "1")
+    stack = Stack(make_config(), RunDir(tmp_path))
+    environments = [stack.children[name].environment for name in ("rollout", "verifier", "teacher", "trainer")]
+    assert {environment["CEPO_TOKEN"] for environment in environments} == {"secret"}
+    ports = [e[key] for e in environments for key in ("CEPO_GRPC_PORT", "CEPO_HTTP_PORT")]
+    assert len(set(ports)) == len(ports)
+    assert "1" not in ports
+    assert {e["CEPO_TRAINER_ADDRESS"] for e in environments} == {stack.grpc["trainer"]}
+
+
+def test_a_colocated_teacher_is_no_process(tmp_path: Path) -> None:
+    stack = Stack(make_config("engine.teacher=colocated"), RunDir(tmp_path))
+    assert set(stack.children) == {"redis", "rollout", "verifier", "trainer"}
+    assert set(stack.grpc) == set(stack.http) == {"rollout", "verifier", "trainer"}
+
+
+def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -> None:
+    config = make_config('reward.functions=["mine:brief", "pkg.more:kind"]')
+    stack = Stack(config, RunDir(tmp_path / "run"))
+    given = {name: child.environment.get("CEPO_REWARD_FUNCTIONS") for name, child in stack.children.items()}
+    assert given.pop("verifier") == "mine:brief,pkg.more:kind"
+    assert set(given.values()) <= {"", None}
+
+
+def test_on_policy_the_trainer_has_every_core_and_the_others_half(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    half = str(max(1, cores // 2))
+    for override, wanted in (("loop.lag=0", str(cores)), ("loop.lag=1", half), ("engine.teacher=colocated", half)):
+        children = Stack(make_config("engine.device=cpu", override), RunDir(tmp_path)).children
+        threads = {name: c.environment["OMP_NUM_THREADS"] for name, c in children.items() if name != "redis"}
+        assert threads.pop("trainer") == wanted
+        assert set(threads.values()) == {half}
