@@ -12,7 +12,7 @@ from tests.conftest import ends
 
 FAMILY = """
 import multiprocessing, sys, time
-from cepo.children import die_with_parent
+from cepo.net.processes import die_with_parent
 
 def child():
     die_with_parent()

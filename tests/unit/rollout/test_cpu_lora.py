@@ -36,7 +36,7 @@ SCRIPT = """
 import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from services.rollout import cpu_lora
+from services.rollout.vllm_patches import cpu_lora
 def ran(ids, prefill):
     torch.manual_seed(0)
     wrapper = PunicaWrapperCPU(64, 8, device="cpu")

@@ -18,8 +18,8 @@ from tests.helpers.factories import make_config
 
 IDLE = """
 import os, time
-from cepo.settings import Place
-from services.trainer.ranks import Peers
+from cepo.net.settings import Place
+from services.trainer.learning.ranks import Peers
 place = Place.from_environment()
 Peers(place).gathered(None)
 if place.rank == 1:
