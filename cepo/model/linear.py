@@ -1,7 +1,7 @@
-"""Matrix products in float32 on the CPU by oneDNN, which PyTorch itself asks for lower precisions alone.
+"""Float32 matrix products on the CPU through oneDNN, which PyTorch itself uses only for lower precisions.
 
-Its other library, MKL, runs at about half the speed on AMD processors (docs/performance.md). Everything else, and every
-other device, takes PyTorch's own way.
+PyTorch sends float32 products to MKL, which runs at about half the speed on AMD processors (docs/performance.md).
+Every other device and dtype keeps PyTorch's own `F.linear`, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,24 +10,42 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _onednn = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 
 
 def product(input_ND: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """input @ weight.T + bias, without a gradient."""
-    if _onednn is None or input_ND.dtype != torch.float32 or input_ND.device.type != "cpu" or not input_ND.numel():
-        found = input_ND @ weight_OD.T
-        return found if bias_O is None else found + bias_O
+    """input @ weight.T + bias, as `F.linear`. Has no gradient: call it under no_grad or in an autograd function.
+
+    Args:
+        input_ND: [..., D]; any number of leading dimensions.
+        weight_OD: [O, D].
+        bias_O: [O].
+
+    Returns:
+        [..., O].
+    """
+    if _onednn is None or not _takes(input_ND, weight_OD):
+        return F.linear(input_ND, weight_OD, bias_O)
     return _onednn(input_ND, weight_OD, bias_O, "none", [], "")
 
 
+def _takes(input_ND: Tensor, weight_OD: Tensor) -> bool:
+    """Whether oneDNN computes this product: both operands are float32 on the CPU, and the input is not empty."""
+    operands = (input_ND, weight_OD)
+    return input_ND.numel() > 0 and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in operands)
+
+
 class FastLinear(TorchFunctionMode):
-    """While it is entered, linear layers multiply by `product`, forward and backward."""
+    """Context in which `F.linear` on CPU float32 tensors runs on oneDNN, forward and backward.
+
+    A call with any other device or dtype, with an empty input, or with keyword arguments is left to PyTorch.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.linear and not kwargs:
+        if func is F.linear and not kwargs and _onednn is not None and _takes(*args[:2]):
             return _Linear.apply(*args) if torch.is_grad_enabled() else product(*args)
         return func(*args, **(kwargs or {}))
 

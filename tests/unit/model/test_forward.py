@@ -19,7 +19,6 @@ import cepo.tiny
 from cepo.algo.losses import Aggregation, clipped_surrogate
 from cepo.model.forward import CHUNK_BYTES, ResponseStates, checkpoint_layers, response_logps, sampled
 from cepo.model.head import TILES, target_logps
-from cepo.model.linear import FastLinear, product
 from cepo.run.config import LINEAR_LAYERS
 
 torch.set_num_threads(1)
@@ -159,19 +158,3 @@ def test_no_tensor_is_as_large_as_the_tokens_times_the_vocabulary() -> None:
         assert largest(tokens, words, lambda states: states.logp_BT) <= max(bound, 4 * words)
     words = CHUNK_BYTES // 4 // 16
     assert largest(17, words, lambda states: states.per_token(sampled)) == 16 * words
-
-
-def test_fast_products_are_those_of_a_linear_layer() -> None:
-    torch.manual_seed(0)
-    for shape, bias in (((2, 9, 12), True), ((7, 12), False), ((1, 0, 12), True)):
-        layer, input_ND = torch.nn.Linear(12, 5, bias=bias), torch.randn(shape, requires_grad=True)
-        torch.testing.assert_close(product(input_ND.detach(), layer.weight, layer.bias), layer(input_ND))
-        leaves = [input_ND, *layer.parameters()]
-        wanted = torch.autograd.grad(layer(input_ND).square().sum(), leaves)
-        with FastLinear():
-            out = layer(input_ND)
-        for one, other in zip(torch.autograd.grad(out.square().sum(), leaves), wanted, strict=True):
-            torch.testing.assert_close(one, other)
-    half = torch.nn.Linear(12, 5).to(torch.bfloat16)
-    with FastLinear():
-        assert half(torch.ones(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
