@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 
 from cepo.dashboard.folder import FINAL
-from cepo.dashboard.lines import parsed
 from cepo.errors import Unreachable, UserError
 from cepo.net.connections import web_client
 from cepo.net.settings import Settings
 from cepo.run.folder import RunDir
+from cepo.run.lines import parsed
 
 
 def add_parser(commands: Any) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cepo.dashboard.lines import Lines, Row, parsed
 from cepo.errors import UserError
 from cepo.run.folder import RunDir
+from cepo.run.lines import Lines, Row, parsed
 
 ALIVE_SECONDS = 15.0
 """A trainer that has not written its status for this long is taken to be gone."""
@@ -35,13 +35,11 @@ class Watched:
 
     def steps(self) -> list[Row]:
         """The rows of metrics.jsonl that name their step."""
-        self.metrics.refresh()
-        return [row for row in self.metrics.rows if isinstance(row.get("step"), int)]
+        return [row for row in self.metrics.refresh() if isinstance(row.get("step"), int)]
 
     def given_up(self) -> list[Row]:
         """The rows of failures.jsonl that name their step."""
-        self.failures.refresh()
-        return [row for row in self.failures.rows if isinstance(row.get("step"), int)]
+        return [row for row in self.failures.refresh() if isinstance(row.get("step"), int)]
 
     def groups(self, step: int) -> list[Row]:
         """The groups of a step that were written down; none where the run keeps none."""

@@ -8,16 +8,16 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tomli_w
 
 from cepo.errors import UserError
+from cepo.run.lines import Lines, Row, parsed
 
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
-Row = dict[str, Any]
 Excluded = dict[str, dict[int, str]]
 
 
@@ -94,7 +94,7 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         if excluded and not resume:
             self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
-        _replace(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+        _replace(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
 
     def excluded_rows(self) -> Excluded:
         """The rows of each set that the run leaves out."""
@@ -112,28 +112,25 @@ class RunDir:
 
     def write_status(self, status: Row) -> None:
         """Puts a new status in the place of the last."""
-        _replace(self.status, json.dumps(status) + "\n")
+        _replace(self.status, json.dumps(status).encode() + b"\n")
 
     def rows(self) -> list[Row]:
-        """The steps so far; a last line cut short by a crash is left out."""
-        return _read(self.metrics)
+        """The steps so far; a last line that a crash cut short is left out."""
+        return Lines(self.metrics).refresh()
 
     def rollouts_of(self, step: int) -> Path:
         """The file of a step's groups, which may not be there."""
         return self.rollouts / f"step-{step:06d}.jsonl"
 
     def truncate(self, step: int) -> None:
-        """Drops the steps from `step` on: they will be done again."""
+        """Drops the steps from `step` on, because the trainer repeats them. The lines that stay keep their bytes."""
         for path in (self.metrics, self.failures):
-            _replace(path, "".join(json.dumps(row) + "\n" for row in _read(path) if row["step"] < step))
+            lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+            kept = [line + b"\n" for line in lines if any(row.get("step", step) < step for row in parsed(line))]
+            _replace(path, b"".join(kept))
         for path in self.rollouts.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()
-
-
-def _read(path: Path) -> list[Row]:
-    lines = path.read_text().split("\n") if path.is_file() else []
-    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def _append(path: Path, rows: Sequence[Row]) -> None:
@@ -143,7 +140,7 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
+    scratch.write_bytes(content)
     scratch.rename(path)

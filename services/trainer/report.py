@@ -22,7 +22,8 @@ from cepo.messages.groups import (
     Verdict,
 )
 from cepo.run.config import RunConfig
-from cepo.run.folder import Row, RunDir
+from cepo.run.folder import RunDir
+from cepo.run.lines import Row
 from cepo.service.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 
 REASONS = (

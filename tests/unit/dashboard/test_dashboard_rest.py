@@ -13,13 +13,13 @@ import pytest
 
 from cepo.cli import main
 from cepo.dashboard.folder import Watched
-from cepo.dashboard.lines import Row
 from cepo.dashboard.rest import application
 from cepo.errors import UserError
 from cepo.net.rest import guard
 from cepo.net.settings import Settings
 from cepo.prompts.images import ImageStore
 from cepo.run.folder import RunDir
+from cepo.run.lines import Row
 from tests.helpers.runs import make_failure, make_metrics, make_run, make_status, write_groups
 from tests.helpers.vision import BLANK
 
