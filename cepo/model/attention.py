@@ -26,7 +26,7 @@ from cepo.model.tree import TokenTree
 NAME = "cepo_tree"
 
 CALL_WORK = 2**19
-"""What one more call costs on the CPU: so many query-key pairs, times heads, times their size (docs/performance.md)."""
+"""What one more call costs on the CPU: so many query-key pairs, times heads, times their size (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Float32 matrix products on the CPU through oneDNN, which PyTorch itself uses only for lower precisions.
 
-PyTorch sends float32 products to MKL, which runs at about half the speed on AMD processors (docs/performance.md).
+PyTorch sends float32 products to MKL, which runs at about half the speed on AMD processors (benchmarks/NOTES.md).
 Every other device and dtype keeps PyTorch's own `F.linear`, bit for bit.
 """
 

@@ -40,7 +40,7 @@ from cepo.teaching.request import Request, Take
 TOKENS_PER_PASS = 32768
 """Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
 TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
-"""Of groups that share a pass: on a CPU more gain nothing (docs/performance.md)."""
+"""Of groups that share a pass: on a CPU more gain nothing (benchmarks/NOTES.md)."""
 
 log = logging.getLogger(__name__)
 
