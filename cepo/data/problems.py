@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cepo.answers.extract import reference_of
 from cepo.answers.kinds import check_reference
 from cepo.data.columns import CONVENTIONS, Columns, recognised
 from cepo.data.pairs import CHOSEN, responses
@@ -162,10 +161,9 @@ class _Reader:
         answer = column(row, path)
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UserError(f"column {path!r} holds {answer!r}, which is not an answer")
-        check_reference(str(answer), config.data.answer_kind)
+        reference = check_reference(str(answer), config.data.answer_kind)
         messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
         images, messages = self._images(row, messages)
-        reference = reference_of(str(answer))
         solution = self._solution(row)
         shown = (config.algorithm.shows_solution and solution) or reference
         placement = Placement[config.data.placement.upper()]

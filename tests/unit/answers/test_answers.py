@@ -127,5 +127,5 @@ def test_a_reference_without_answer_is_refused_by_value(reference: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_a_checked_reference_is_normalised() -> None:
-    assert check_reference("#### 1,234") == "1234"
+def test_a_checked_reference_is_returned() -> None:
+    assert check_reference("#### 1,234") == "1,234"
