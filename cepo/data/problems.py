@@ -195,7 +195,9 @@ class _Reader:
         """The images of a row, and its messages with a mark for each."""
         path = self.columns.images
         if not path:
-            if self.renderer.sees and any(MARK in message.content for message in messages if message.role != "system"):
+            if self.renderer.is_vision_language and any(
+                MARK in message.content for message in messages if message.role != "system"
+            ):
                 raise UserError(f"its question has {MARK} marks and no column holds images; name it in data.images")
             return (), messages
         try:

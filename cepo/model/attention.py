@@ -1,7 +1,7 @@
 """Attention over a token tree, as one of transformers' attention functions: each token sees its ancestors and itself.
 
 On the CPU every node attends causally to itself, and all descendants of a node, which lie together, attend to it in one
-call; the parts are merged by their log-sum-exp. Where that takes more calls than it is worth, a node and its
+call; the attention_calls are merged by their log-sum-exp. Where that takes more calls than it is worth, a node and its
 descendants attend to each other in one call, under a mask. The backward pass of a part is the kernel's own, given the
 merged output and log-sum-exp, as in ring attention (arXiv:2310.01889). On a GPU FlexAttention takes the same tree as a
 mask.
@@ -30,7 +30,7 @@ CALL_WORK = 2**19
 
 
 @dataclass(frozen=True)
-class Part:
+class AttentionCall:
     """One call: the tokens of `rows` attend to those of `columns`, causally where they are the same."""
 
     rows: slice
@@ -49,7 +49,7 @@ class Part:
         return {"is_causal": self.own and self.hidden_NN is None, "attn_mask": self.hidden_NN}
 
 
-Plan = tuple[Part, ...] | BlockMask
+Plan = tuple[AttentionCall, ...] | BlockMask
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -66,10 +66,10 @@ def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
     Args:
         width: heads times head size, or about that much.
     """
-    return parts(tree, CALL_WORK // width) if device.type == "cpu" else block_mask(tree, device)
+    return attention_calls(tree, CALL_WORK // width) if device.type == "cpu" else block_mask(tree, device)
 
 
-def parts(tree: TokenTree, call: int) -> tuple[Part, ...]:
+def attention_calls(tree: TokenTree, call: int) -> tuple[AttentionCall, ...]:
     """The calls that cost least in all, one of them costing `call` query-key pairs more than it has.
 
     Those of tokens with themselves come first.
@@ -92,9 +92,9 @@ def parts(tree: TokenTree, call: int) -> tuple[Part, ...]:
         if node.start < done:
             continue
         rows = slice(node.start, node.stop if masked else node.end)
-        own.append(Part(rows, rows, _hidden(tree.stop_N[rows] - node.start) if masked else None))
+        own.append(AttentionCall(rows, rows, _hidden(tree.stop_N[rows] - node.start) if masked else None))
         if not masked and node.end < node.stop:
-            above.append(Part(slice(node.end, node.stop), rows))
+            above.append(AttentionCall(slice(node.end, node.stop), rows))
         done = rows.stop
     return (*own, *above)
 
@@ -125,13 +125,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) 
 
 
 class _TreeAttention(torch.autograd.Function):
-    """By parts, on the CPU."""
+    """By attention_calls, on the CPU."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attention_calls: Sequence[AttentionCall], scale: float
+    ) -> Tensor:
         out = torch.empty_like(query, dtype=torch.float32)
         total = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for part in parts:
+        for part in attention_calls:
             rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
             own, own_total = _forward(query[rows], key[columns], value[columns], 0.0, scale=scale, **part.options)
             if part.own:
@@ -142,14 +144,14 @@ class _TreeAttention(torch.autograd.Function):
                 total[..., part.rows] = torch.logaddexp(before, own_total)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, total)
-        ctx.parts, ctx.scale = parts, scale
+        ctx.attention_calls, ctx.scale = attention_calls, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, total = ctx.saved_tensors
         grads = [torch.empty_like(tensor, dtype=torch.float32) for tensor in (query, key, value)]
-        for part in ctx.parts:
+        for part in ctx.attention_calls:
             rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
             inputs = (grad_out[rows], query[rows], key[columns], value[columns], out[rows], total[..., part.rows])
             found = _backward(*inputs, 0.0, part.options["is_causal"], attn_mask=part.hidden_NN, scale=ctx.scale)

@@ -26,7 +26,7 @@ Row = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Node:
+class TreeNode:
     """Tokens that the same rows share: start to end, its descendants from end to stop."""
 
     start: int
@@ -59,7 +59,7 @@ class TokenTree:
         )
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[TreeNode, ...]:
         """Preorder."""
         if not len(self.ids_N):
             return ()
@@ -67,7 +67,7 @@ class TokenTree:
         starts = [0, *(new_N.nonzero().flatten() + 1).tolist()]
         ends = [*starts[1:], len(self.ids_N)]
         stops = self.stop_N[starts].tolist()
-        return tuple(Node(*node) for node in zip(starts, ends, stops, strict=True))
+        return tuple(TreeNode(*node) for node in zip(starts, ends, stops, strict=True))
 
 
 def token_tree(rows: Sequence[Row]) -> TokenTree:

@@ -1,6 +1,6 @@
-"""Messages to token ids through the model's own chat template; the one place where the prompt boundary is computed.
+"""Renders messages to token ids with the model's own chat template. Only this module computes where a prompt ends.
 
-A response is never re-tokenised: a scored sequence is the prompt's ids followed by the sampled ids.
+A response is never tokenised again: a scored sequence is the prompt's ids followed by the sampled ids.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CANARY_TOKENS = 16
 
 
 class Renderer:
-    """A tokenizer with the operations that services share."""
+    """A model's tokenizer with the operations that the services share."""
 
     def __init__(self, model: str) -> None:
-        """Loads the tokenizer of a Hugging Face name or folder.
+        """Loads the tokenizer of a model, given by its Hugging Face name or folder.
 
         Raises:
-            UserError: there is no such folder or tokenizer, or it has no chat template.
+            UserError: the folder or the tokenizer does not exist, or the tokenizer has no chat template.
         """
         from transformers import AutoTokenizer
 
@@ -44,27 +44,47 @@ class Renderer:
                 f"no tokenizer for model {model!r} ({why}); give a Hugging Face name or a model folder"
             ) from error
         self._model = model
-        self.tokenizer.model_max_length = int(1e9)  # lengths are checked where a limit is known, with a clear message
+        self.tokenizer.model_max_length = int(
+            1e9
+        )  # callers check lengths against the limit they know, with a clear message
         if not self.tokenizer.chat_template:
             raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
 
     def prompt_ids(self, messages: Sequence[Message], images: Sequence[ImageRef] = ()) -> tuple[int, ...]:
-        """Token ids of a conversation, up to and with the start of the assistant's turn, images expanded.
+        """Token ids of a conversation, up to and including the start of the assistant's turn.
+
+        Each image takes as many placeholders as it has tokens.
 
         Raises:
-            UserError: the template refuses the messages, or an image does not fit the model or its place.
+            UserError: the chat template rejects the messages, or an image does not fit the model or its place.
         """
-        ids = self.compact_ids(messages, len(images))
-        return self.pixels.expanded(ids, images) if images else ids
+        return self.expanded_ids(self.compact_ids(messages, len(images)), images)
 
     def compact_ids(self, messages: Sequence[Message], images: int) -> tuple[int, ...]:
-        """The same with one placeholder for each image: the first so many <image> marks."""
+        """Token ids of a conversation with one placeholder per image, as vLLM takes them.
+
+        Args:
+            images: the number of images; the first `images` <image> marks become placeholders, later marks stay text.
+
+        Raises:
+            UserError: the chat template rejects the messages.
+        """
         turns = _turns(messages, images)
         try:
             encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
         except TemplateError as error:
-            raise UserError(f"the model's chat template refuses the messages: {error}") from error
+            raise UserError(f"the model's chat template rejects the messages: {error}") from error
         return tuple(encoded["input_ids"])
+
+    def expanded_ids(self, compact_ids: tuple[int, ...], images: Sequence[ImageRef]) -> tuple[int, ...]:
+        """Repeats the placeholder of each image for the tokens of that image.
+
+        Example: `(5, IMG, 6)` and one image of three tokens give `(5, IMG, IMG, IMG, 6)`.
+
+        Raises:
+            UserError: an image does not fit the model, or placeholders and images differ in number.
+        """
+        return self.pixels.expanded(compact_ids, images) if images else compact_ids
 
     def hinted_ids(
         self,
@@ -74,12 +94,12 @@ class Renderer:
         placement: Placement,
         images: Sequence[ImageRef] = (),
     ) -> tuple[int, ...]:
-        """Token ids of a conversation with a hint, up to where the response starts, images expanded.
+        """Token ids of a conversation with a hint, up to the start of the response.
 
         Args:
-            hint: the template; {answer} is replaced.
-            shown: a text, or tokens of another response. After the generation prompt such tokens stand as they were
-                sampled, without the template, as in the reference code.
+            hint: a template in which {answer} is replaced by `shown`.
+            shown: a text, or the token ids of another response. With `Placement.ASSISTANT`, token ids follow the
+                generation prompt exactly as they were sampled and the template is not used, as in the reference code.
         """
         if placement is not Placement.ASSISTANT:
             text = shown if isinstance(shown, str) else self.text(shown)
@@ -88,48 +108,51 @@ class Renderer:
             shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
         return (*self.prompt_ids(messages, images), *shown)
 
-    def blind_ids(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """A context with padding in the places of its images, as the reference code shows it to the teacher."""
+    def mask_images(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Replaces image placeholders by the padding token, as the reference code does for the teacher."""
         pad = self.tokenizer.pad_token_id
         return tuple(pad if token == self.pixels.placeholder else token for token in token_ids)
 
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """A given response as the model would have sampled it, with the token that ends it."""
+        """Token ids of a given response, followed by the end-of-sequence token."""
         return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """A response as text, without special tokens."""
+        """Decodes a response, without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def step_ends(self, token_ids: Sequence[int], delimiter: str) -> tuple[int, ...]:
-        """How many tokens of a response there are up to the end of each of its steps; the last is all of them."""
+        """The number of tokens up to the end of each reasoning step of a response.
+
+        Example: three steps of 4, 2 and 5 tokens give `(4, 6, 11)`.
+        """
         ends = split_steps(self.text(token_ids), delimiter)
         return step_ends(len(token_ids), lambda count: len(self.text(token_ids[:count])), ends)
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end a response."""
+        """Token ids that end a response."""
         return frozenset({self.tokenizer.eos_token_id})
 
     @cached_property
-    def sees(self) -> bool:
-        """Whether the model has a vision part."""
+    def is_vision_language(self) -> bool:
+        """Whether the model is a vision-language model."""
         from transformers import AutoConfig
 
         return hasattr(AutoConfig.from_pretrained(self._model), "vision_config")
 
     @cached_property
     def pixels(self) -> Pixels:
-        """How the model takes images.
+        """The model's image processor.
 
         Raises:
-            UserError: it takes none.
+            UserError: the model takes no images.
         """
         return Pixels(self._model)
 
     @cached_property
     def canary_ids(self) -> tuple[int, ...]:
-        """A fixed sequence whose log-prob proves which weights an engine uses."""
+        """A fixed token sequence; its log-prob shows which weights an engine uses."""
         return tuple(self.tokenizer.encode(_CANARY_TEXT, add_special_tokens=False)[:_CANARY_TOKENS])
 
     @cached_property
@@ -140,7 +163,11 @@ class Renderer:
 
 
 def _turns(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
-    """Messages as chat templates have them; text alone stays a string, since not every template knows parts."""
+    """Messages in the format of chat templates.
+
+    A message without images keeps a string as its content, because not every template accepts a list of parts. For two
+    images, "a<image>b" becomes `[{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]`.
+    """
     turns: list[dict[str, Any]] = []
     for message in messages:
         texts = message.content.split(MARK, 0 if message.role == "system" else images)
@@ -152,10 +179,10 @@ def _turns(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
 
 
 def require_model(path: str) -> None:
-    """Checks that a model folder is one.
+    """Checks that an absolute path is a model folder; a Hugging Face name passes.
 
     Raises:
-        UserError: there is no folder, or no config.json in it.
+        UserError: the folder or its config.json does not exist.
     """
     if path.startswith("/") and not (Path(path) / "config.json").is_file():
         raise UserError(f"model.path={path}: no config.json there; give a Hugging Face name or a model folder")

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from cepo.errors import PolicyError
 from cepo.messages.groups import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
-from cepo.model.base import Base
 from cepo.model.forward import ResponseStates, canary_logp, load_causal_lm, response_states
 from cepo.model.lora import make_lean
+from cepo.model.shared import SharedModel
 from cepo.model.tree import passes
 from cepo.net.settings import Settings
 from cepo.prompts.pixels import Patches
@@ -54,7 +54,7 @@ class TransformersScorer:
         renderer: Renderer,
         adapters: AdapterCache,
         read_image: ReadImage = no_images,
-        base: Base | None = None,
+        base: SharedModel | None = None,
     ) -> None:
         """Scores on a base of its own, loaded here, or on one that a learner lends."""
         if settings.threads:
@@ -65,7 +65,7 @@ class TransformersScorer:
         self._keep = settings.max_loras
         self._together = settings.concurrency
         self._waiting: dict[Request, None] = {}
-        self._base = base or Base(load_causal_lm(settings.model, settings.dtype, settings.device))
+        self._base = base or SharedModel(load_causal_lm(settings.model, settings.dtype, settings.device))
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -132,7 +132,7 @@ class TransformersScorer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _bind(self, policy: PolicyRef, folder: Path | None) -> PolicyProof:
-        with self._base.lent():
+        with self._base.exclusive():
             bound = 0 if folder is None else self._attach(policy, folder)
             self._activate(policy)
             self._drop_unused(policy)
@@ -218,7 +218,7 @@ class TransformersScorer:
         seconds = 0.0
         for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
             contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            with self._base.lent():
+            with self._base.exclusive():
                 begun = time.perf_counter()
                 self._activate(policy)
                 images = [[self._base.features.of(image, patches) for image in pairs[i].images] for i in rows]

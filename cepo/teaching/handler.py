@@ -160,7 +160,7 @@ def _pairs(
                     contexts[shown] = renderer.hinted_ids(task.messages, task.hint, shown, task.placement, task.images)
                 context = contexts[shown]
             if task.images and not images:
-                context = renderer.blind_ids(context)
+                context = renderer.mask_images(context)
             response = group.rollout.completions[i].token_ids
             if len(context) + len(response) > max_model_len:
                 raise UserError(

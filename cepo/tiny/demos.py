@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cepo.messages.hints import HINT, INSTRUCTION
-from cepo.tiny.task import Problem, apply
+from cepo.tiny.task import SumProblem, apply
 
 SLIPS = (-10, -2, -1, 1, 2, 10)
 
@@ -33,7 +33,7 @@ class Demonstration:
     response: str
 
 
-def solution(problem: Problem, slip: int = 0, slip_step: int = 2) -> tuple[str, int]:
+def solution(problem: SumProblem, slip: int = 0, slip_step: int = 2) -> tuple[str, int]:
     """Steps that end in a boxed answer, and that answer; step `slip_step` is off by `slip`, and the rest follows."""
     partial = problem.partial + (slip if slip_step == 1 else 0)
     answer = apply(problem.operators[1], partial, problem.third) + (slip if slip_step == 2 else 0)
@@ -45,7 +45,7 @@ def solution(problem: Problem, slip: int = 0, slip_step: int = 2) -> tuple[str, 
     return "\n".join(steps), answer
 
 
-def slipped(problem: Problem, rng: random.Random) -> tuple[str, int]:
+def slipped(problem: SumProblem, rng: random.Random) -> tuple[str, int]:
     """A solution with one wrong step, every number of it still non-negative."""
     while True:
         slip, slip_step = rng.choice(SLIPS), rng.choice((1, 2))
@@ -54,7 +54,7 @@ def slipped(problem: Problem, rng: random.Random) -> tuple[str, int]:
             return solution(problem, slip, slip_step)
 
 
-def demonstration(question: str, problem: Problem, mixture: Mixture, rng: random.Random) -> Demonstration:
+def demonstration(question: str, problem: SumProblem, mixture: Mixture, rng: random.Random) -> Demonstration:
     """A solution of a problem that is asked in these words, of a kind drawn from the mixture."""
     hinted = rng.random() < mixture.hinted
     slips = rng.random() < (mixture.slip_hinted if hinted else mixture.slip_unhinted)
@@ -67,7 +67,7 @@ def demonstration(question: str, problem: Problem, mixture: Mixture, rng: random
     return Demonstration("\n".join(lines), response)
 
 
-def demonstrations(problems: Iterator[Problem], mixture: Mixture, rng: random.Random) -> Iterator[Demonstration]:
+def demonstrations(problems: Iterator[SumProblem], mixture: Mixture, rng: random.Random) -> Iterator[Demonstration]:
     """One demonstration per problem."""
     for problem in problems:
         yield demonstration(problem.question, problem, mixture, rng)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from cepo.tiny.task import DATA, Problem
+from cepo.tiny.task import DATA, SumProblem
 
 WIDTH, HEIGHT = 96, 64
 QUESTION = "Find x."
@@ -46,7 +46,7 @@ class Figure:
     """A problem and how it is drawn."""
 
     kind: str
-    problem: Problem
+    problem: SumProblem
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -118,10 +118,10 @@ def _drawn_by_lot(rng: random.Random) -> Figure:
     kind = rng.choice(KINDS)
     first, second, third = (rng.randint(10, 99) for _ in range(3))
     if kind == "perimeter":
-        return Figure(kind, Problem(first, second, third, "++"))
+        return Figure(kind, SumProblem(first, second, third, "++"))
     if kind == "angles":
-        return Figure(kind, Problem(180, second, third, "--"))
-    return Figure(kind, Problem(rng.randint(40, 99), rng.randint(10, 60), rng.randint(10, 60), "--"))
+        return Figure(kind, SumProblem(180, second, third, "--"))
+    return Figure(kind, SumProblem(rng.randint(40, 99), rng.randint(10, 60), rng.randint(10, 60), "--"))
 
 
 def write(path: Path, rows: Iterator[Figure]) -> None:

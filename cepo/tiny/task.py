@@ -17,7 +17,7 @@ HELD_OUT_SHARE = 8  # one problem in so many is held out
 
 
 @dataclass(frozen=True)
-class Problem:
+class SumProblem:
     """`first (+|-) second (+|-) third`; no partial result is negative."""
 
     first: int
@@ -51,20 +51,20 @@ def apply(operator: str, left: int, right: int) -> int:
     return left + right if operator == "+" else left - right
 
 
-def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+def problems(seed: int, *, held_out: bool) -> Iterator[SumProblem]:
     """Endless problems of one split, without repeats, the same ones for the same seed."""
     rng = random.Random(seed)
-    seen: set[Problem] = set()
+    seen: set[SumProblem] = set()
     while True:
         first, second, third = (rng.randint(10, 99) for _ in range(3))
-        problem = Problem(first, second, third, rng.choice("+-") + rng.choice("+-"))
+        problem = SumProblem(first, second, third, rng.choice("+-") + rng.choice("+-"))
         valid = problem.partial >= 0 and problem.answer >= 0
         if valid and problem.held_out == held_out and problem not in seen:
             seen.add(problem)
             yield problem
 
 
-def write(path: Path, rows: Iterator[Problem]) -> None:
+def write(path: Path, rows: Iterator[SumProblem]) -> None:
     """Write problems as JSON lines of `question` and `answer`."""
     lines = (json.dumps({"question": row.question, "answer": str(row.answer)}) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")

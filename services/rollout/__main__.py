@@ -27,11 +27,11 @@ async def build(settings: Settings) -> Service:
     generator = VllmGenerator(settings, renderer, adapters, trainer_images(settings).read)
     handler = make_handler(generator, renderer, settings.max_model_len)
 
-    class Servicer(services_pb2_grpc.RolloutServiceServicer):
+    class RolloutServicer(services_pb2_grpc.RolloutServiceServicer):
         Generate = staticmethod(unary(PromptTask, handler))
 
     def register(server: grpc.aio.Server) -> None:
-        services_pb2_grpc.add_RolloutServiceServicer_to_server(Servicer(), server)
+        services_pb2_grpc.add_RolloutServiceServicer_to_server(RolloutServicer(), server)
 
     loop = StageLoop.of(settings, bus, Stage.ROLLOUT, handler)
     engine = resident(generator, bus, adapters, generator.watch)

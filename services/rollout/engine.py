@@ -33,7 +33,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.service.image_cache import ReadImage, no_images
 from cepo.service.telemetry import loading
-from services.rollout.handler import Prompt, Sample
+from services.rollout.handler import RolloutPrompt, SampledResponse
 from services.rollout.vllm_patches.scheduler import WholeResponses
 from services.rollout.vllm_patches.vision_plugin import GROUP, require_plugin
 
@@ -59,7 +59,7 @@ class VllmGenerator:
         self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
-        if renderer.sees:
+        if renderer.is_vision_language:
             require_plugin(entry_points(group=GROUP))
         self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
 
@@ -79,8 +79,8 @@ class VllmGenerator:
             raise
 
     async def generate(
-        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[Sample]:
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[SampledResponse]:
         params = SamplingParams(
             n=samples,
             temperature=sampling.temperature,
@@ -175,10 +175,10 @@ def _engine_alive() -> Iterator[None]:
         raise EngineDown(GONE) from error
 
 
-def _sample(completion: Any) -> Sample:
+def _sample(completion: Any) -> SampledResponse:
     ids = tuple(completion.token_ids)
     logps = tuple(row[token].logprob for token, row in zip(ids, completion.logprobs, strict=True))
-    return Sample(ids, logps, completion.finish_reason == "stop")
+    return SampledResponse(ids, logps, completion.finish_reason == "stop")
 
 
 def _engine_args(settings: Settings) -> AsyncEngineArgs:

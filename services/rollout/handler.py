@@ -1,6 +1,6 @@
-"""A task becomes a group: render, load the named policy, sample. A function of its message and the engine.
+"""Turns a prompt task into a group of sampled responses: render the prompt, load the named policy, sample.
 
-A task with a prefix is sampled on from there; its responses hold the prefix too.
+A task with a prefix continues from that prefix; the prefix is part of each response in the group.
 """
 
 from __future__ import annotations
@@ -17,48 +17,52 @@ from cepo.service.metrics import GENERATED_TOKENS
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledResponse:
     """One sampled response as an engine returns it."""
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
+    """Log-prob of each token under the policy that sampled it."""
     finished: bool
-    """Whether it ended by itself, not at max_tokens."""
+    """True if the model ended the response, False if `max_tokens` cut it."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What is sampled from."""
+class RolloutPrompt:
+    """The tokens and images that an engine samples from, the task's prefix included."""
 
     ids: tuple[int, ...]
-    """As the model reads it."""
+    """As the model reads it: each image takes as many placeholders as it has tokens."""
     compact_ids: tuple[int, ...]
-    """With one placeholder for each image."""
+    """As vLLM takes it: one placeholder per image."""
     images: tuple[ImageRef, ...]
 
     def require_read(self, ids: Sequence[int]) -> None:
-        """Compares what the engine says that it read.
+        """Checks that the engine read the same prompt as the teacher and the trainer will.
+
+        Args:
+            ids: the token ids that the engine reports.
 
         Raises:
-            UserError: it is another prompt than the teacher and the trainer will read.
+            UserError: the token ids differ.
         """
         if tuple(ids) != self.ids:
             raise UserError(
-                f"the engine reads {len(ids)} tokens where the prompt with its images has {len(self.ids)}; "
-                "its image processor is not the one of this service"
+                f"the engine read {len(ids)} tokens where the prompt with its images has {len(self.ids)}; "
+                "its image processor differs from this service's; use the model that the run was started with"
             )
 
 
 class Generator(Engine, Protocol):
-    """An engine that samples with any policy it is asked for."""
+    """An engine that samples with any loaded policy."""
 
     async def generate(
-        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> Sequence[Sample]:
-        """Samples responses with a resident policy; a pure function of its arguments, up to the engine's numerics.
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> Sequence[SampledResponse]:
+        """Samples `samples` responses; the same arguments give the same responses, up to the engine's numerics.
 
         Raises:
-            UserError: an image cannot be had, or takes other tokens than the prompt says.
+            UserError: an image is unavailable, or takes a different number of tokens than the prompt has for it.
         """
         ...
 
@@ -66,16 +70,16 @@ class Generator(Engine, Protocol):
 def make_handler(
     generator: Generator, renderer: Renderer, max_model_len: int
 ) -> Callable[[PromptTask], Awaitable[RolloutGroup]]:
-    """The rollout function behind the stage loop and the gRPC call."""
+    """Returns the function that the stage loop and the gRPC servicer call for each task."""
 
     async def generate(task: PromptTask) -> RolloutGroup:
-        prompt_ids = renderer.prompt_ids(task.messages, task.images)
         compact_ids = renderer.compact_ids(task.messages, len(task.images))
-        prompt = Prompt((*prompt_ids, *task.prefix), (*compact_ids, *task.prefix), task.images)
+        prompt_ids = renderer.expanded_ids(compact_ids, task.images)
+        prompt = RolloutPrompt((*prompt_ids, *task.prefix), (*compact_ids, *task.prefix), task.images)
         if len(prompt_ids) + task.sampling.max_tokens > max_model_len:
             raise UserError(
                 f"prompt of {len(prompt_ids)} tokens and max_tokens={task.sampling.max_tokens} exceed the context "
-                f"length {max_model_len} of the rollout engine"
+                f"length {max_model_len} of the rollout engine; shorten the prompt or lower max_tokens"
             )
         proof = await generator.load(task.policy)
         left = task.sampling.model_copy(update={"max_tokens": task.sampling.max_tokens - len(task.prefix)})
@@ -87,7 +91,7 @@ def make_handler(
     return generate
 
 
-def _completion(sample: Sample, task: PromptTask, renderer: Renderer) -> Completion:
+def _completion(sample: SampledResponse, task: PromptTask, renderer: Renderer) -> Completion:
     token_ids = (*task.prefix, *sample.token_ids)
     return Completion(
         token_ids=token_ids,

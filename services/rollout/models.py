@@ -16,7 +16,7 @@ NEWEST = "policy"
 """Stands for the newest version; for the base until there is one."""
 
 
-class Model(BaseModel):
+class ServedModel(BaseModel):
     """One entry of OpenAI's list."""
 
     id: str
@@ -33,7 +33,7 @@ class ModelList(BaseModel):
     """What `GET /v1/models` answers."""
 
     object: str = "list"
-    data: list[Model]
+    data: list[ServedModel]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,13 @@ def add_models(app: FastAPI, policies: Policies, model: str, max_model_len: int)
         model: Hugging Face name or folder of the base.
     """
 
-    def served() -> dict[str, Model]:
-        base = Model(id=BASE_POLICY.name, root=model, max_model_len=max_model_len)
+    def served() -> dict[str, ServedModel]:
+        base = ServedModel(id=BASE_POLICY.name, root=model, max_model_len=max_model_len)
         newest = policies.newest or BASE_POLICY.name
         versions = [(NEWEST, newest), *((name, name) for name in sorted(policies.resident, reverse=True))]
-        adapted = [Model(id=name, root=root, parent=base.id, max_model_len=max_model_len) for name, root in versions]
+        adapted = [
+            ServedModel(id=name, root=root, parent=base.id, max_model_len=max_model_len) for name, root in versions
+        ]
         return {entry.id: entry for entry in (*adapted, base)}
 
     @app.get("/v1/models", tags=["openai"])
@@ -83,14 +85,14 @@ def add_models(app: FastAPI, policies: Policies, model: str, max_model_len: int)
         """The policies that can be named now: `policy` is the newest, `base` the model without an adapter."""
         return ModelList(data=list(served().values()))
 
-    @app.get("/v1/models/{name:path}", tags=["openai"], response_model=Model, responses={404: {}})
-    async def get_model(name: str) -> Model | JSONResponse:
+    @app.get("/v1/models/{name:path}", tags=["openai"], response_model=ServedModel, responses={404: {}})
+    async def get_model(name: str) -> ServedModel | JSONResponse:
         """One of them."""
         found = served().get(BASE_POLICY.name if name == model else name)
         return found or not_served(name, served())
 
 
-def not_served(name: str, served: Mapping[str, Model]) -> JSONResponse:
+def not_served(name: str, served: Mapping[str, ServedModel]) -> JSONResponse:
     """404 in OpenAI's format."""
     message = f"The model `{name}` is not served; served now: {', '.join(served)}"
     error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}

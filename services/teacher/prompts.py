@@ -35,7 +35,7 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
     last line.
 
     Raises:
-        UserError: messages without a user turn or that the template refuses, ids outside the vocabulary, or images
+        UserError: messages without a user turn or that the template rejects, ids outside the vocabulary, or images
             without a place or that the model does not take.
     """
     _require_seen(images, renderer)
@@ -61,7 +61,7 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
 def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
     try:
         messages = tuple(request.messages or ())
-        if images or renderer.sees:
+        if images or renderer.is_vision_language:
             messages = with_marks(messages, len(images))
         plain = renderer.prompt_ids(messages, images)
         with_hint(messages, request.template, request.positive)
@@ -76,7 +76,7 @@ def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer:
 
 def _require_seen(images: Sequence[ImageRef], renderer: Renderer) -> None:
     for at, image in enumerate(images):
-        if not renderer.sees:
+        if not renderer.is_vision_language:
             raise UserError("images: this teacher's model takes none; leave them out")
         try:
             renderer.pixels.tokens(image)

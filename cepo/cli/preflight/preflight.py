@@ -111,7 +111,7 @@ class Preflight:
     ) -> Prompt:
         compact = self.renderer.pixels.compact(ids, images) if images else ids
         if blind:
-            compact = self.renderer.blind_ids(compact)
+            compact = self.renderer.mask_images(compact)
         shown = tuple(
             f"{image.media_type}, {image.width} x {image.height} pixels, {self.renderer.pixels.tokens(image)} tokens"
             for image in images

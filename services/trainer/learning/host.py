@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cepo.algo.batch import TrainBatch
 from cepo.messages.groups import ImageRef
-from cepo.model.base import Base
 from cepo.model.forward import ResponseStates, response_states
+from cepo.model.shared import SharedModel
 from cepo.prompts.pixels import Patches
 from cepo.run.config import RunConfig
 from services.trainer.learning.ranks import Ranks
@@ -33,7 +33,7 @@ def no_images(image: ImageRef) -> Patches:
 class Host:
     """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
 
-    def __init__(self, base: Base, config: RunConfig, patches: ReadPatches, ranks: Ranks) -> None:
+    def __init__(self, base: SharedModel, config: RunConfig, patches: ReadPatches, ranks: Ranks) -> None:
         self._peft, self._model, self._features = base.peft, base.model, base.features
         self._config = config
         self._patches = patches

@@ -28,9 +28,9 @@ from cepo.algo.diagnostics import engine_metrics
 from cepo.algo.methods.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.model.base import Base
 from cepo.model.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
 from cepo.model.lora import make_lean
+from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
 from services.trainer.learning.host import POLICY, Host, ReadPatches, no_images
@@ -71,7 +71,7 @@ class Learner:
             raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
         make_lean(self.peft)
         self._model: Any = self.peft.get_base_model()
-        self.base = Base(self._model, self.peft, own=POLICY)
+        self.base = SharedModel(self._model, self.peft, trained_adapter=POLICY)
         if config.optim.gradient_checkpointing:
             checkpoint_layers(self._model)
         bound = (name for name, module in self.peft.named_modules() if isinstance(module, LoraLayer))
@@ -90,12 +90,12 @@ class Learner:
     @property
     def bound_modules(self) -> int:
         """Modules the adapter changes."""
-        with self.base.turn:
+        with self.base.lock:
             return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
 
     def adapter(self) -> dict[str, Tensor]:
         """A copy of the adapter's weights by their names in PEFT's format."""
-        with self.base.turn:
+        with self.base.lock:
             return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
 
     def put_on(self, adapter: Mapping[str, Tensor]) -> None:
@@ -104,7 +104,7 @@ class Learner:
         Raises:
             KeyError, RuntimeError, ValueError: they are those of another adapter.
         """
-        with self.base.turn:
+        with self.base.lock:
             set_peft_model_state_dict(self.peft, dict(adapter))
 
     @contextmanager
@@ -123,7 +123,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that it needs to go on bit for bit, the random numbers included."""
-        with self.base.turn:  # whoever else loads an adapter moves the random numbers for a while
+        with self.base.lock:  # whoever else loads an adapter moves the random numbers for a while
             rng = torch.get_rng_state()
         return {
             "adapter": self.adapter(),
@@ -141,14 +141,14 @@ class Learner:
         self.put_on(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.companion.load_state_dict(state["companion"])
-        with self.base.turn:
+        with self.base.lock:
             torch.set_rng_state(state["rng"])
         self.ranks.lead("load_state_dict", state)  # after it was found to fit
 
     @together
     def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
         """Log-prob of the canary sequence under the adapter, or under the base alone."""
-        with self.base.turn, self.peft.disable_adapter() if base else nullcontext():
+        with self.base.lock, self.peft.disable_adapter() if base else nullcontext():
             return canary_logp(self._model, canary_ids)
 
     def adapter_files(self) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ class Learner:
             adv_BT, and the step's metrics.
         """
         algorithm = self._config.algorithm
-        with self.base.turn:
+        with self.base.lock:
             batch = self.companion.prepare(batch, step)
             adv_BT = algorithm.advantages(batch, step)
             return adv_BT, self.update(batch, adv_BT, algorithm, step) | self.companion.update(batch, step)

@@ -25,7 +25,7 @@ from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.service.stage import StageLoop
 from cepo.testing import MemoryBus
-from services.rollout.handler import Sample, make_handler
+from services.rollout.handler import SampledResponse, make_handler
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers.factories import POLICY, RUNS, make_config, make_evidenced, make_failed, make_task
@@ -48,12 +48,12 @@ class ToyGenerator:
 
     async def generate(
         self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[Sample]:
+    ) -> list[SampledResponse]:
         self.asked.append(sampling)
         right = [policy != BASE_POLICY or i % 2 == 0 for i in range(samples)]
         texts = ["\\boxed{7}" if each else "\\boxed{8}" for each in right]
         ids = [tuple(RENDERER.tokenizer(text)["input_ids"]) for text in texts]
-        return [Sample(each, (-0.5,) * len(each), finished=True) for each in ids]
+        return [SampledResponse(each, (-0.5,) * len(each), finished=True) for each in ids]
 
     def close(self) -> None: ...
 

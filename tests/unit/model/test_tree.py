@@ -21,7 +21,7 @@ from transformers import (
 import cepo.tiny
 from cepo.model import attention
 from cepo.model.forward import response_logps, response_states
-from cepo.model.tree import MIN_SAVED, Node, passes, token_tree
+from cepo.model.tree import MIN_SAVED, TreeNode, passes, token_tree
 
 torch.set_num_threads(1)
 WORDS = 97
@@ -86,7 +86,13 @@ def test_a_question_a_hint_and_the_responses_are_laid_out_once() -> None:
     question, hint, one, two = list(range(20)), list(range(30, 42)), [50, 51], [60, 61, 62]
     rows = [question + hint + two, question + one, question + hint + one, question]
     tree = token_tree(rows)
-    assert tree.nodes == (Node(0, 20, 39), Node(20, 32, 37), Node(32, 34, 34), Node(34, 37, 37), Node(37, 39, 39))
+    assert tree.nodes == (
+        TreeNode(0, 20, 39),
+        TreeNode(20, 32, 37),
+        TreeNode(32, 34, 34),
+        TreeNode(34, 37, 37),
+        TreeNode(37, 39, 39),
+    )
     for row, path in zip(rows, tree.paths, strict=True):
         assert tree.ids_N[path].tolist() == row
         assert tree.depth_N[path].tolist() == list(range(len(row)))
@@ -202,7 +208,7 @@ def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
     device, size = torch.device("cpu"), len(tree.ids_N)
     inputs = [torch.randn(1, heads, size, 16, requires_grad=True) for heads in (4, 2, 2)]
     weight = torch.randn(1, 4, size, 16)
-    plans = [attention.parts(tree, call) for call in (0, 1000, 10**9)]
+    plans = [attention.attention_calls(tree, call) for call in (0, 1000, 10**9)]
     masked = [sum(part.hidden_NN is not None for part in plan) for plan in plans]
     assert masked[0] == 0 < masked[2]
     assert len(plans[0]) > len(plans[1]) >= len(plans[2])
@@ -220,7 +226,7 @@ def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
 def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed: int) -> None:
     tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)])
     roots = [node for node in tree.nodes if tree.depth_N[node.start] == 0]
-    small, large = attention.parts(tree, 10**9), attention.parts(tree, 0)
+    small, large = attention.attention_calls(tree, 10**9), attention.attention_calls(tree, 0)
     assert [(part.rows.start, part.rows.stop) for part in small] == [(root.start, root.stop) for root in roots]
     assert [(part.rows.start, part.rows.stop) for part in large if part.own] == [(n.start, n.end) for n in tree.nodes]
 

@@ -19,7 +19,7 @@ from cepo.service.stage import StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler as teacher
 from cepo.testing import MemoryBus
-from services.rollout.handler import Prompt, Sample, make_handler as rollout
+from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler as rollout
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from services.verifier.handler import Verifier
@@ -55,8 +55,8 @@ class ToyGenerator:
         return proof.model_copy(update={"canary_logp": proof.canary_logp + self._fault.canary_shift})
 
     async def generate(
-        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[Sample]:
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[SampledResponse]:
         found = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt.ids)))
         assert found is not None
         total = sum(int(term) for term in re.findall(r"[-+]?\d+", found[1].replace(" ", "")))
@@ -64,7 +64,7 @@ class ToyGenerator:
         pairs = [Pair(prompt.ids, tuple(self._tokenizer.encode(text))) for text in answers]
         scored = await self._scorer.score(pairs, sampling.temperature, policy)
         return [
-            Sample(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
+            SampledResponse(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
             for pair, logps in zip(pairs, scored, strict=True)
         ]
 

@@ -1,43 +1,48 @@
-"""The rollout's handler on a toy generator."""
+"""The rollout handler with a toy generator."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 import cepo.tiny
 from cepo.errors import PolicyError, UserError
-from cepo.messages.groups import FinishReason, PolicyProof, PolicyRef, Sampling
+from cepo.messages.groups import FinishReason, Message, PolicyProof, PolicyRef, Sampling
 from cepo.prompts.renderer import Renderer
-from services.rollout.handler import Prompt, Sample, make_handler
+from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler
 from tests.helpers.factories import POLICY, make_proof, make_task
+from tests.helpers.vision import MODEL, RENDERER as VISION_RENDERER, Picture, held_out
 
 RENDERER = Renderer(str(cepo.tiny.path()))
+((_, FIRST),) = held_out(1)
 TEXTS = ["3+4=7\n\\boxed{7}", "", "3+4=8", "\u20ac 7"]
 
 
 class ToyGenerator:
-    """Answers with fixed texts, every second one cut, and remembers what it was asked."""
+    """Returns fixed texts, every second one cut by max_tokens, and records its calls."""
 
     def __init__(self) -> None:
         self.loaded: list[PolicyRef] = []
-        self.asked: list[tuple[Prompt, int, Sampling, int, PolicyRef]] = []
+        self.asked: list[tuple[RolloutPrompt, int, Sampling, int, PolicyRef]] = []
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         self.loaded.append(policy)
         return make_proof(policy)
 
     async def generate(
-        self, prompt: Prompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[Sample]:
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[SampledResponse]:
         self.asked.append((prompt, samples, sampling, seed, policy))
         return [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS[:samples])]
 
     def close(self) -> None: ...
 
 
-def toy_sample(text: str, *, finished: bool) -> Sample:
+def toy_sample(text: str, *, finished: bool) -> SampledResponse:
     ids = (*RENDERER.tokenizer(text)["input_ids"], *(sorted(RENDERER.stop_ids) if finished else ()))
-    return Sample(ids, tuple(-0.5 * t for t in range(len(ids))), finished)
+    return SampledResponse(ids, tuple(-0.5 * t for t in range(len(ids))), finished)
 
 
 async def test_a_task_becomes_a_complete_group() -> None:
@@ -68,7 +73,7 @@ async def test_the_engine_gets_what_the_task_names() -> None:
     await make_handler(generator, RENDERER, 64)(task)
     ids = RENDERER.prompt_ids(task.messages)
     assert generator.loaded == [POLICY]
-    assert generator.asked == [(Prompt(ids, ids, ()), 3, sampling, 12, POLICY)]
+    assert generator.asked == [(RolloutPrompt(ids, ids, ()), 3, sampling, 12, POLICY)]
 
 
 async def test_the_same_task_gives_the_same_group() -> None:
@@ -109,7 +114,7 @@ async def test_a_task_with_a_prefix_is_sampled_on_from_there_and_its_responses_h
     group = await make_handler(generator, RENDERER, 64)(task)
     (prompt, _, sampling, seed, _) = generator.asked[0]
     ids = (*RENDERER.prompt_ids(task.messages), *prefix)
-    assert (prompt, seed) == (Prompt(ids, ids, ()), task.seed)
+    assert (prompt, seed) == (RolloutPrompt(ids, ids, ()), task.seed)
     assert sampling.max_tokens == task.sampling.max_tokens - len(prefix)
     assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
     for completion, sample in zip(group.completions, [toy_sample(TEXTS[0], finished=True)], strict=False):
@@ -130,10 +135,31 @@ def test_a_prefix_that_leaves_no_token_to_sample_is_no_task() -> None:
         make_task(prefix=(5,) * 16)
 
 
+@pytest.mark.parametrize("image", [None, FIRST])
+async def test_the_chat_template_is_rendered_once_a_task(image: Picture | None) -> None:
+    """With an image, both forms of the prompt come from the same rendering."""
+    renderings: list[Any] = []
+
+    class CountingRenderer(Renderer):
+        def compact_ids(self, messages: Sequence[Message], images: int) -> tuple[int, ...]:
+            renderings.append(messages)
+            return super().compact_ids(messages, images)
+
+    text, images = ("<image>Find x.", (image.ref,)) if image else ("3 + 4 = ?", ())
+    generator = ToyGenerator()
+    task = make_task(messages=(Message(role="user", content=text),), images=images)
+    group = await make_handler(generator, CountingRenderer(MODEL), 128)(task)
+    assert renderings == [task.messages]
+    prompt = generator.asked[0][0]
+    assert prompt.ids == group.prompt_token_ids == VISION_RENDERER.prompt_ids(task.messages, images)
+    assert prompt.compact_ids == VISION_RENDERER.compact_ids(task.messages, len(images))
+    assert len(prompt.ids) - len(prompt.compact_ids) == (23 if image else 0)
+
+
 def test_an_engine_that_reads_another_prompt_is_refused() -> None:
-    prompt = Prompt(ids=(1, 9, 9, 9, 9, 2), compact_ids=(1, 9, 2), images=())
+    prompt = RolloutPrompt(ids=(1, 9, 9, 9, 9, 2), compact_ids=(1, 9, 2), images=())
     prompt.require_read([1, 9, 9, 9, 9, 2])
-    with pytest.raises(UserError, match="the engine reads 4 tokens where the prompt with its images has 6"):
+    with pytest.raises(UserError, match="the engine read 4 tokens where the prompt with its images has 6"):
         prompt.require_read([1, 9, 9, 2])
-    with pytest.raises(UserError, match="its image processor is not the one of this service"):
+    with pytest.raises(UserError, match="its image processor differs from this service's"):
         prompt.require_read([1, 9, 9, 9, 2, 9])

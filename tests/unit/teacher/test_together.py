@@ -14,8 +14,8 @@ import torch
 
 import cepo.tiny
 from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef
-from cepo.model.base import Base
 from cepo.model.forward import load_causal_lm
+from cepo.model.shared import SharedModel
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
@@ -32,14 +32,14 @@ OUTSIDE = [Pair((5, 6), (10**6, 7))]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-class CountedBase(Base):
+class CountedBase(SharedModel):
     """A base that knows how often it was lent: once for every pass."""
 
     passes = 0
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        with super().lent():
+    def exclusive(self) -> Iterator[None]:
+        with super().exclusive():
             self.passes += 1
             yield
 
@@ -69,9 +69,9 @@ async def started(folder: Path, concurrency: int = 8) -> tuple[CountedScorer, Co
     return scorer, base
 
 
-async def at_once(scorer: CountedScorer, base: Base, *calls: Any) -> list[Any]:
+async def at_once(scorer: CountedScorer, base: SharedModel, *calls: Any) -> list[Any]:
     """What the first calls of a scorer give, that all came before its first pass began; an error in its place."""
-    with base.turn:
+    with base.lock:
         tasks = [asyncio.ensure_future(call) for call in calls]
         while scorer.calls < len(calls):
             await asyncio.sleep(0.01)
@@ -122,7 +122,7 @@ async def test_a_groups_seconds_are_those_of_its_scoring(tmp_path: Path) -> None
     scorer, base = await started(tmp_path)
     handle = make_handler(scorer, RENDERER, 200)
     groups = [make_scored([1.0, 0.0], make_task(asks=(Ask(context=ContextName.ANSWER),))) for _ in range(5)]
-    with base.turn:
+    with base.lock:
         tasks = [asyncio.ensure_future(handle(group)) for group in groups]
         await asyncio.sleep(0.3)
         begun = time.perf_counter()

@@ -4,9 +4,9 @@ from itertools import islice
 
 from cepo.messages.hints import HINT, INSTRUCTION
 from cepo.tiny.demos import Demonstration, Mixture, demonstrations, slipped, solution
-from cepo.tiny.task import Problem, apply, problems
+from cepo.tiny.task import SumProblem, apply, problems
 
-PROBLEM = Problem(23, 45, 17, "+-")
+PROBLEM = SumProblem(23, 45, 17, "+-")
 STEP = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cepo.tiny.task import DATA, Problem, problems, write
+from cepo.tiny.task import DATA, SumProblem, problems, write
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -39,12 +39,12 @@ def test_splits_are_disjoint_whatever_the_seed() -> None:
 @pytest.mark.parametrize(
     ("problem", "question", "answer"),
     [
-        (Problem(23, 45, 17, "+-"), "23 + 45 - 17 = ?", 51),
-        (Problem(90, 45, 45, "--"), "90 - 45 - 45 = ?", 0),
-        (Problem(99, 99, 99, "++"), "99 + 99 + 99 = ?", 297),
+        (SumProblem(23, 45, 17, "+-"), "23 + 45 - 17 = ?", 51),
+        (SumProblem(90, 45, 45, "--"), "90 - 45 - 45 = ?", 0),
+        (SumProblem(99, 99, 99, "++"), "99 + 99 + 99 = ?", 297),
     ],
 )
-def test_problem_states_its_question_and_answer(problem: Problem, question: str, answer: int) -> None:
+def test_problem_states_its_question_and_answer(problem: SumProblem, question: str, answer: int) -> None:
     assert problem.question == question
     assert problem.answer == answer
 

@@ -54,7 +54,7 @@ class Process:
         """A step in the order of the loop."""
         algorithm = self.config.algorithm
         batch = pack(make_ragged([(4, 6), (3, 5)], seed=step, asks=algorithm.asks))
-        with self.learner.base.turn:
+        with self.learner.base.lock:
             prepared = self.learner.companion.prepare(batch, step)
             self.learner.update(prepared, algorithm.advantages(prepared, step), algorithm, step)
             self.learner.companion.update(prepared, step)
@@ -123,7 +123,7 @@ async def test_a_pass_waits_for_the_learners_turn_to_end(tmp_path: Path) -> None
     begun, end = threading.Event(), threading.Event()
 
     def turn() -> None:
-        with process.learner.base.turn:
+        with process.learner.base.lock:
             begun.set()
             end.wait(100)
             order.append("learnt")

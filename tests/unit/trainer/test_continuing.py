@@ -48,13 +48,13 @@ class Engines(ToyEngine):
 
     async def generate(
         self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[rollout.Sample]:
+    ) -> list[rollout.SampledResponse]:
         draw, words = random.Random(f"{seed}/{policy.name}"), self.renderer.tokenizer("1 2+3\n=\n")["input_ids"]
         found = []
         for _ in range(samples):
             length = draw.randrange(1, sampling.max_tokens + 1)
             ids = tuple(draw.choice(words) for _ in range(length))
-            found.append(rollout.Sample(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
+            found.append(rollout.SampledResponse(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
         return found
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
