@@ -26,6 +26,15 @@ LAGGING_CAP = 2.0
 
 
 @dataclass(frozen=True)
+class Advantages:
+    """The advantage of every token of a step, and what the step's metrics say about it."""
+
+    adv_BT: Tensor
+    """Zero on padding."""
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """A scalar to minimise, and sums over tokens that the learner divides by the step's token counts."""
 
@@ -124,12 +133,19 @@ class Algorithm(BaseModel):
         """Whether the policy learns at this step; a companion may have to learn alone first."""
         return True
 
-    def advantages(self, batch: TrainBatch, step: int) -> Tensor:
-        """adv_BT, zero on padding; for a method without rewards zero everywhere."""
-        return torch.zeros_like(batch.mask_BT)
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        """The advantages of a step and their metrics, computed once; a method without rewards returns zeros."""
+        return Advantages(torch.zeros_like(batch.mask_BT))
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        """What a batch that was trained on says about its step, beside what the loss reports."""
+    def diagnostics(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Metrics:
+        """Metrics that need the log-probs of the policy as it was trained; they replace those of `advantages`.
+
+        Only RLSD with student_logp="current" has any: it weighs tokens inside the loss.
+
+        Args:
+            adv_BT: the advantages that the loss was given.
+            logp_BT: log-probs of the tokens when the loss was computed; 0 for tokens that skipped the model.
+        """
         return {}
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:

@@ -84,8 +84,6 @@ class TrainBatch:
     """A critic's values of the tokens, from before the update."""
     token_weight_BT: Tensor | None = None
     """What each token counts in the log-ratio of its response; None: 1."""
-    logp_BT: Tensor | None = None
-    """Log-probs under the policy as it was when each token was trained on, 0 where none was; None: not yet."""
     step_ends: Sequence[tuple[int, ...]] = ()
     """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
     step_rewards: Sequence[tuple[float, ...]] = ()
@@ -117,7 +115,6 @@ class TrainBatch:
             step=self.step,
             value_BT=None if self.value_BT is None else self.value_BT[index, :width],
             token_weight_BT=None if weight_BT is None else weight_BT[index, :width],
-            logp_BT=None if self.logp_BT is None else self.logp_BT[index, :width],
             step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
             step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
         )

@@ -97,7 +97,7 @@ def test_advantages_of_a_method_are_its_equations(seed: int, method: type[Cepo] 
     adv_BT = [[a * valid for valid in mask] for a, mask in zip(adv_B, batch.mask_BT.tolist(), strict=True)]
     evidence = [logp_BT.tolist() for logp_BT in both(batch)]
     expected = loop_reweight(adv_BT, *evidence, 0.8 * max(0.0, 1 - step / 10), 0.4)
-    found = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step)
+    found = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step).adv_BT
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_options_of_the_group_advantage_reach_it(method: type[Algorithm]) -> Non
         ({"advantage_scale": "none"}, loop_group_advantage(rewards, groups, scale="none")),
         ({"advantage_eps": 0.5}, loop_group_advantage(rewards, groups, eps=0.5)),
     ):
-        found = method(**options).advantages(make_batch(batch.mask_BT, batch.reward_B, batch.group_B), 0)
+        found = method(**options).advantages(make_batch(batch.mask_BT, batch.reward_B, batch.group_B), 0).adv_BT
         torch.testing.assert_close(found, torch.tensor(expected)[:, None] * batch.mask_BT, rtol=1e-4, atol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_options_of_the_group_advantage_reach_it(method: type[Algorithm]) -> Non
 @pytest.mark.parametrize("seed", SEEDS)
 def test_surrogate_terms_are_ppo_with_dual_clip(seed: int, dual: float | None) -> None:
     sample = random_sample(seed)
-    adv_BT = Grpo().advantages(sample.batch, 0)
+    adv_BT = Grpo().advantages(sample.batch, 0).adv_BT
     expected, _ = loop_surrogate(
         sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), adv_BT.tolist(), low=0.2, high=0.28, dual=dual
     )
@@ -130,7 +130,7 @@ def test_surrogate_terms_are_ppo_with_dual_clip(seed: int, dual: float | None) -
 @pytest.mark.parametrize("seed", SEEDS)
 def test_loss_and_gradient_are_the_sums_written_out(seed: int, dual: float | None, aggregation: Any) -> None:
     sample = random_sample(seed)
-    mask_BT, adv_BT = sample.batch.mask_BT, Cepo().advantages(sample.batch, 0)
+    mask_BT, adv_BT = sample.batch.mask_BT, Cepo().advantages(sample.batch, 0).adv_BT
     masks, width = mask_BT.tolist(), mask_BT.shape[1]
     losses, slopes = loop_surrogate(
         sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), adv_BT.tolist(), low=0.2, high=0.28, dual=dual
@@ -183,7 +183,7 @@ def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: Algorithm) ->
         masks, algorithm.aggregation, tokens=totals.tokens, sequences=totals.sequences, max_tokens=totals.max_tokens
     )
     student = Scored(sample.logp_BT)
-    found = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0), batch)
+    found = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0).adv_BT, batch)
     assert float(found.loss) == pytest.approx(loop_sum(weights, losses), rel=1e-4)
 
 
@@ -209,5 +209,5 @@ def test_contrast_with_several_wrong_hints_is_a_loop_over_sequences_and_tokens(s
                 sign = (adv_B[row] > 0) - (adv_B[row] < 0)
                 multiplier = 0.3 + 0.7 * min(max(math.exp(sign * delta), 0.6), 1.4)
             expected[row, t] = adv_B[row] * multiplier
-    torch.testing.assert_close(algorithm.advantages(batch, 0), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(algorithm.advantages(batch, 0).adv_BT, expected, rtol=1e-4, atol=1e-6)
     assert right

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import Metrics
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.base import Advantages, Metrics
+from cepo.algo.batch import TrainBatch
 from cepo.algo.core import masked_mean
-from cepo.algo.methods.evidence import EvidenceRatio, in_groups_with
+from cepo.algo.methods.evidence import EvidenceRatio, Weighing, in_groups_with
 from cepo.messages.groups import Ask, ContextName
 
 Negative = Literal["peer_answer", "peer_full", "peer_prefix", "peer_suffix"]
@@ -56,35 +56,34 @@ class Cepo(EvidenceRatio):
         ]
         return (self._numerator(exclude_self=self.exclude_self is not False), *rejected)
 
-    def advantages(self, batch: TrainBatch, step: int) -> Tensor:
-        adv_BT = super().advantages(batch, step)
-        found = self._measured(batch)
-        if self.no_negative != "skip_group" or found is None:
-            return adv_BT
-        return adv_BT * in_groups_with(found[1].applicable_B, batch.group_B)[:, None]
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        advantages, measured = super().advantages(batch, step), self._measured(batch)
+        if self.no_negative != "skip_group" or measured is None:
+            return advantages
+        contrasted_B = in_groups_with(measured[1].applicable_B, batch.group_B)
+        return replace(advantages, adv_BT=advantages.adv_BT * contrasted_B[:, None])
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        found, metrics = self._measured(batch), super().diagnostics(batch, step)
-        metrics |= {"credit/sharper_correct": 0.0, "credit/sharper_wrong": 0.0}
-        return metrics if found is None else metrics | self._sharpness(batch, step, found)
-
-    def _weighed_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        weighed_BT = super()._weighed_BT(batch, adv_BT)
+    def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         if self.modulate_all_wrong:
-            return weighed_BT
-        return weighed_BT & in_groups_with(batch.accuracy_B >= 0.5, batch.group_B)[:, None]
+            return super()._may_weigh_BT(batch, adv_BT)
+        return in_groups_with(batch.accuracy_B >= 0.5, batch.group_B)[:, None] & batch.mask_BT.bool()
 
-    def _sharpness(self, batch: TrainBatch, step: int, found: Sequence[Measured]) -> Metrics:
+    def _metrics(self, batch: TrainBatch, step: int, weighing: Weighing | None) -> Metrics:
+        metrics = super()._metrics(batch, step, weighing)
+        metrics |= {"credit/sharper_correct": 0.0, "credit/sharper_wrong": 0.0}
+        return metrics if weighing is None else metrics | self._sharpness(batch, weighing)
+
+    def _sharpness(self, batch: TrainBatch, weighing: Weighing) -> Metrics:
         """Share of tokens at which the contrast is sharper than RLSD's (Proposition 1).
 
         w_CEPO > w_RLSD where sign(A) (log P_S - log P_-) > 0; P_S is the policy's own, as it sampled.
         """
-        denominator, adv_BT = self._ratio(found)[1], self.base_advantages(batch)
-        weighed_BT = self._weighed_BT(batch, adv_BT)
-        if found[1].substitute_B is not None:
-            weighed_BT = weighed_BT & ~found[1].substitute_B[:, None]
-        below_BT = batch.rollout_logp_BT > denominator.logp_BT
+        adv_BT, weighed_BT, rejected_BT = weighing.adv_BT, weighing.weighed_BT, weighing.denominator.logp_BT
+        substitute_B = batch.evidence[self.contrast[1]].substitute_B
+        if substitute_B is not None:
+            weighed_BT = weighed_BT & ~substitute_B[:, None]
+        sampled_BT = batch.rollout_logp_BT
         return {
-            "credit/sharper_correct": masked_mean(below_BT, weighed_BT & (adv_BT > 0)),
-            "credit/sharper_wrong": masked_mean(batch.rollout_logp_BT < denominator.logp_BT, weighed_BT & (adv_BT < 0)),
+            "credit/sharper_correct": masked_mean(sampled_BT > rejected_BT, weighed_BT & (adv_BT > 0)),
+            "credit/sharper_wrong": masked_mean(sampled_BT < rejected_BT, weighed_BT & (adv_BT < 0)),
         }

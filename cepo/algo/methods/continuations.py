@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cepo.algo.base import Metrics, Supply
+from cepo.algo.base import Advantages, Supply
 from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.messages.groups import Completion, EvidencedGroup, Origin, PromptTask, Stage
@@ -68,14 +68,16 @@ class Continued(PartCredit):
         wanted = (task for group in groups if group.task.origin is None for task in self._continued(group))
         return tuple(task.model_copy(update={"index": supply.prompts + at}) for at, task in enumerate(wanted))
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        advantages = super().advantages(batch, step)
         known = batch.prefix_value_BT1
         value_N = torch.zeros(0) if known is None else known[known.isfinite()]
-        return super().diagnostics(batch, step) | {
+        metrics = {
             "value/states": float(len(value_N)),
             "value/mean": float(value_N.mean()) if len(value_N) else 0.0,
             "value/std": float(value_N.std(correction=0)) if len(value_N) else 0.0,
         }
+        return Advantages(advantages.adv_BT, advantages.metrics | metrics)
 
     def _continued(self, group: EvidencedGroup) -> Iterator[PromptTask]:
         found = [

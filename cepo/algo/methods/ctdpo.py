@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cepo.algo.base import Metrics
+from cepo.algo.base import Advantages, Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.companion import Host, TrainedCompanion, in_parts
 from cepo.algo.core import masked_mean
@@ -51,12 +51,14 @@ class CtDpo(Preference):
     def companion(self, host: Host) -> Estimators:
         return Estimators(self, host)
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        """No advantages; the metrics are the mean weights of the tokens, once the estimators are frozen."""
+        advantages = super().advantages(batch, step)
         if batch.token_weight_BT is None:
-            return {}
+            return advantages
         sides = (batch.mask_BT * of_B[:, None] for of_B in (batch.accuracy_B == 1, batch.accuracy_B == 0))
         means = [masked_mean(batch.token_weight_BT, side_BT) for side_BT in sides]
-        return dict(zip(WEIGHTS, means, strict=True))
+        return Advantages(advantages.adv_BT, dict(zip(WEIGHTS, means, strict=True)))
 
 
 class Estimators(TrainedCompanion):

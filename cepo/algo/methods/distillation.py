@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cepo.algo.base import LAGGING_CAP, Algorithm, LossOutput, Metrics
+from cepo.algo.base import LAGGING_CAP, Advantages, Algorithm, LossOutput
 from cepo.algo.batch import Measured, Student, TrainBatch
 from cepo.algo.divergence import Remainder, generalized_jsd, importance_weight, sampled_token
 from cepo.algo.losses import Aggregation, Totals, aggregate, importance_ratio
@@ -104,12 +104,15 @@ class Distillation(Algorithm):
     def asks(self) -> tuple[Ask, ...]:
         return (self.ask,)
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        """The share of responses that had a teacher, and of groups that had a correct response to show."""
-        return {
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        """No advantages; the metrics say which share of the responses has a teacher, and which share of the groups
+        has a correct response to show.
+        """
+        metrics = {
             "distill/evidence_fraction": float(self._applicable_B(batch).float().mean()),
             "distill/success_group_fraction": _share_of_groups(batch.accuracy_B >= 0.5, batch.group_B),
         }
+        return Advantages(torch.zeros_like(batch.mask_BT), metrics)
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         return self._mask_BT(batch).any(dim=1)

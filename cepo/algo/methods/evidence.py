@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cepo.algo.base import Metrics
+from cepo.algo.base import Advantages, Metrics
 from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import Credit, credit
 from cepo.algo.diagnostics import credit_metrics
@@ -27,6 +28,19 @@ from cepo.messages.groups import Ask, ContextName, Feedback, Pick
 
 Positive = Literal["answer", "solution", "peer_answer", "peer_full", "peer_prefix", "peer_suffix"]
 CUT = ("peer_prefix", "peer_suffix")
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """A step's advantages before and after the evidence weighed them."""
+
+    adv_BT: Tensor
+    """Before."""
+    denominator: Measured
+    weighed_BT: Tensor
+    """Tokens that have both evidences and may be weighed."""
+    credit: Credit
+    """The parts of the reweighting; `credit.adv_BT` is the advantage after it."""
 
 
 class EvidenceRatio(PolicyGradient):
@@ -117,15 +131,11 @@ class EvidenceRatio(PolicyGradient):
     def asks_at(self, step: int) -> tuple[Ask, ...]:
         return self.asks if self.lam_at(step) > 0 else super().asks
 
-    def advantages(self, batch: TrainBatch, step: int) -> Tensor:
-        parts = self._credit(batch, step)
-        return self.base_advantages(batch) if parts is None else parts.adv_BT
-
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        lam, parts = self.lam_at(step), self._credit(batch, step)
-        if parts is None:
-            return credit_metrics(None, batch, batch.mask_BT, lam)
-        return credit_metrics(parts, batch, self._weighed_BT(batch, parts.adv_BT) & (parts.adv_BT != 0), lam)
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        adv_BT = self.base_advantages(batch)
+        weighing = self._weighing(batch, adv_BT, step)
+        credited_BT = adv_BT if weighing is None else weighing.credit.adv_BT
+        return Advantages(credited_BT, self._metrics(batch, step, weighing))
 
     def _numerator(self, *, exclude_self: bool = True) -> Ask:
         """r+; without a correct peer to show, the reference answer."""
@@ -154,29 +164,34 @@ class EvidenceRatio(PolicyGradient):
             return None
         return [batch.evidence[ask] for ask in self.contrast]
 
-    def _ratio(self, found: Sequence[Measured]) -> tuple[Measured, Measured]:
+    def _ratio(self, measured: Sequence[Measured]) -> tuple[Measured, Measured]:
         """Numerator and denominator."""
-        return found[0], mean_of(found[1:])
+        return measured[0], mean_of(measured[1:])
 
-    def _weighed_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        """Tokens that have both evidences and may be weighed."""
-        numerator, denominator = self._ratio([batch.evidence[ask] for ask in self.contrast])
-        return (numerator.applicable_B & denominator.applicable_B)[:, None] & batch.mask_BT.bool()
-
-    def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
-        """The parts of the reweighting; None where the step measured nothing."""
-        found = self._measured(batch)
-        if found is None:
-            return None
-        numerator, denominator = self._ratio(found)
-        return self._weigh(self.base_advantages(batch), numerator.logp_BT, denominator.logp_BT, batch, step)
+    def _weighing(self, batch: TrainBatch, adv_BT: Tensor, step: int) -> Weighing | None:
+        """The weighing of a step; None where the step measured nothing."""
+        measured = self._measured(batch)
+        return None if measured is None else self._weigh(batch, adv_BT, step, *self._ratio(measured))
 
     def _weigh(
-        self, adv_BT: Tensor, numerator_BT: Tensor, denominator_BT: Tensor, batch: TrainBatch, step: int
-    ) -> Credit:
+        self, batch: TrainBatch, adv_BT: Tensor, step: int, numerator: Measured, denominator: Measured
+    ) -> Weighing:
+        has_both_B = numerator.applicable_B & denominator.applicable_B
+        weighed_BT = has_both_B[:, None] & self._may_weigh_BT(batch, adv_BT)
         sign_BT = torch.sign((adv_BT * batch.mask_BT).sum(dim=1, keepdim=True)) if self.sign == "sequence" else None
-        weighed_BT = self._weighed_BT(batch, adv_BT)
-        return credit(adv_BT, numerator_BT, denominator_BT, self.lam_at(step), self.eps_w, weighed_BT, sign_BT)
+        evidence = numerator.logp_BT, denominator.logp_BT
+        parts = credit(adv_BT, *evidence, self.lam_at(step), self.eps_w, weighed_BT, sign_BT)
+        return Weighing(adv_BT, denominator, weighed_BT, parts)
+
+    def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        """Tokens that the options leave to the evidence."""
+        return batch.mask_BT.bool()
+
+    def _metrics(self, batch: TrainBatch, step: int, weighing: Weighing | None) -> Metrics:
+        if weighing is None:
+            return credit_metrics(None, batch, batch.mask_BT, self.lam_at(step))
+        moved_BT = weighing.weighed_BT & (weighing.credit.adv_BT != 0)
+        return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step))
 
 
 def mean_of(found: Sequence[Measured]) -> Measured:

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import LossOutput, Metrics, Supply
+from cepo.algo.base import Advantages, LossOutput, Supply
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import masked_mean
 from cepo.algo.divergence import topk_jsd
@@ -67,15 +67,17 @@ class Hdpo(PolicyGradient):
         cliffs = [group.task for group in groups if group.task.origin is None and is_cliff(group)]
         return tuple(self._privileged(task, supply.prompts + task.index) for task in cliffs)
 
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        advantages = super().advantages(batch, step)
         correct_B, shown_B = batch.accuracy_B >= ACCEPTED, batch.demonstration_B
         judged_B = ~shown_B & batch.reward_B.isfinite()
         groups, solved = batch.group_B[judged_B].unique(), batch.group_B[judged_B & correct_B].unique()
-        return super().diagnostics(batch, step) | {
+        metrics = {
             "hdpo/cliff_fraction": (len(groups) - len(solved)) / max(1, len(groups)),
             "hdpo/privileged_success": masked_mean(correct_B, shown_B),
             "hdpo/kept_tokens": float(self._kept_BT(batch).sum()),
         }
+        return Advantages(advantages.adv_BT, advantages.metrics | metrics)
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         return super().learns_B(batch, adv_BT) | self._kept_BT(batch).any(dim=1)

@@ -22,7 +22,7 @@ from cepo.algo.advantages import (
     rloo_advantage,
     terminal_reward,
 )
-from cepo.algo.base import LAGGING_CAP, Algorithm, LossOutput, Metrics
+from cepo.algo.base import LAGGING_CAP, Advantages, Algorithm, LossOutput
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import Scale, group_advantage
 from cepo.algo.diagnostics import credit_metrics
@@ -163,11 +163,8 @@ class PolicyGradient(Algorithm):
                 return reinforce_plus_plus_baseline_advantage(reward_B, group_B, mask_BT)
         return adv_B[:, None] * mask_BT
 
-    def advantages(self, batch: TrainBatch, step: int) -> Tensor:
-        return self.base_advantages(batch)
-
-    def diagnostics(self, batch: TrainBatch, step: int) -> Metrics:
-        return credit_metrics(None, batch, batch.mask_BT, 0.0)
+    def advantages(self, batch: TrainBatch, step: int) -> Advantages:
+        return Advantages(self.base_advantages(batch), credit_metrics(None, batch, batch.mask_BT, 0.0))
 
     def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         everywhere = (self.kl_coef > 0 and self.kl_in == "loss") or self.entropy_coef > 0

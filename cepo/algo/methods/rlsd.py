@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cepo.algo.base import LossOutput
-from cepo.algo.batch import Measured, Student, TrainBatch
-from cepo.algo.core import Credit
-from cepo.algo.methods.evidence import EvidenceRatio
+from cepo.algo.base import LossOutput, Metrics
+from cepo.algo.batch import Student, TrainBatch
+from cepo.algo.methods.evidence import EvidenceRatio, Weighing
 from cepo.messages.groups import Ask, ContextName, Weights
 
 
@@ -41,26 +40,27 @@ class Rlsd(EvidenceRatio):
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
     ) -> LossOutput:
-        found = self._measured(batch)
-        if self.student_logp == "old" or found is None:
-            return super().loss(student, logp_old_BT, batch, adv_BT, whole)
-        parts = self._weigh(adv_BT, found[0].logp_BT, student.logp_BT.detach(), batch, batch.step)
-        return super().loss(student, logp_old_BT, batch, parts.adv_BT, whole)
+        weighing = self._weighing_now(batch, adv_BT, student.logp_BT.detach(), batch.step)
+        credited_BT = adv_BT if weighing is None else weighing.credit.adv_BT
+        return super().loss(student, logp_old_BT, batch, credited_BT, whole)
 
-    def _credit(self, batch: TrainBatch, step: int) -> Credit | None:
-        """Where the loss puts the weights on, they are known once it saw the student: none before the update."""
-        if self.student_logp == "old":
-            return super()._credit(batch, step)
-        found = self._measured(batch)
-        if found is None or batch.logp_BT is None:
+    def diagnostics(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Metrics:
+        weighing = self._weighing_now(batch, adv_BT, logp_BT, step)
+        return {} if weighing is None else self._metrics(batch, step, weighing)
+
+    def _weighing(self, batch: TrainBatch, adv_BT: Tensor, step: int) -> Weighing | None:
+        """With student_logp="current" the weights exist only inside the loss, which has the student's log-probs."""
+        return super()._weighing(batch, adv_BT, step) if self.student_logp == "old" else None
+
+    def _weighing_now(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Weighing | None:
+        """The weighing against the student as it is; None with student_logp="old", and where nothing was measured."""
+        measured = self._measured(batch)
+        if self.student_logp == "old" or measured is None:
             return None
-        return self._weigh(self.base_advantages(batch), found[0].logp_BT, batch.logp_BT, batch, step)
+        return self._weigh(batch, adv_BT, step, measured[0], replace(measured[0], logp_BT=logp_BT))
 
-    def _ratio(self, found: Sequence[Measured]) -> tuple[Measured, Measured]:
-        return found[0], found[-1]  # one and the same where the student is measured in the loss
-
-    def _weighed_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        weighed_BT = super()._weighed_BT(batch, adv_BT)
+    def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        weighed_BT = super()._may_weigh_BT(batch, adv_BT)
         if self.thought_end:
             thought_B = torch.tensor([ends[0] if ends else 0 for ends in batch.step_ends], device=adv_BT.device)
             weighed_BT = weighed_BT & (torch.arange(adv_BT.shape[1], device=adv_BT.device) < thought_B[:, None])

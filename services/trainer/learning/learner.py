@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -177,15 +176,16 @@ class Learner:
         algorithm = self._config.algorithm
         with self.base.lock:
             batch = self.companion.prepare(batch, step)
-            adv_BT = algorithm.advantages(batch, step)
-            return adv_BT, self.update(batch, adv_BT, algorithm, step) | self.companion.update(batch, step)
+            advantages = algorithm.advantages(batch, step)
+            metrics = advantages.metrics | self.update(batch, advantages.adv_BT, algorithm, step)
+            return advantages.adv_BT, metrics | self.companion.update(batch, step)
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
         """The optimiser updates of one step.
 
         Returns:
             Metrics of the step: loss, gradient norm, clip fractions, the gap to the engine's log-probs, tokens,
-            seconds, and the algorithm's diagnostics.
+            seconds, and what the algorithm measures with the trained log-probs.
         """
         begun = time.perf_counter()
         rate = self.learning_rate(step)
@@ -214,7 +214,7 @@ class Learner:
             **{key: value / sampled for key, value in sums.token_sums.items()},
             **{key: value / demonstrated for key, value in sums.demonstration_sums.items()},
             "tokens/trained": float(sums.sampled + sums.demonstrated),
-            **algorithm.diagnostics(replace(batch, logp_BT=seen.logp_BT), step),
+            **algorithm.diagnostics(batch, adv_BT, seen.logp_BT, step),
             "time/old_seconds": old_seconds,
             "time/train_seconds": time.perf_counter() - begun,
         }

@@ -97,7 +97,7 @@ def test_rewards_and_advantages_are_their_equations(seed: int, contrast: Any, le
     prepared = head.prepare(batch, 0)
     torch.testing.assert_close(prepared.reward_B, torch.tensor(rewards), rtol=1e-4, atol=1e-5, equal_nan=True)
     adv_B = torch.tensor(loop_group_advantage(rewards, batch.group_B.tolist()))
-    found_BT = Clipo(contrast=contrast, level=level).advantages(prepared, 0)
+    found_BT = Clipo(contrast=contrast, level=level).advantages(prepared, 0).adv_BT
     torch.testing.assert_close(found_BT, adv_B[:, None] * batch.mask_BT, rtol=1e-3, atol=1e-4)
     assert torch.equal(prepared.accuracy_B, batch.accuracy_B)
 

@@ -69,7 +69,7 @@ def test_the_credit_is_that_of_a_loop_over_the_equation(seed: int, algorithm: Co
     algorithm = algorithm.model_copy(update={"continuations": 2 if unjudged else 9})
     groups, _ = step(algorithm, prompts(algorithm, seed=seed), unjudged)
     batch = pack(groups)
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     row, unknown = 0, 0
     for group in groups[:3]:
         for sample, completion in enumerate(group.scored.rollout.completions):
@@ -134,7 +134,7 @@ def test_no_more_states_of_a_response_are_valued_than_the_bound() -> None:
         if task.prefix:
             per_response[task.origin] = per_response.get(task.origin, 0) + 1
     assert max(per_response.values()) == 1  # the prompt is the other
-    adv_BT = few.advantages(pack(groups), 0)
+    adv_BT = few.advantages(pack(groups), 0).adv_BT
     row = 0
     for group in groups[:3]:
         for sample, completion in enumerate(group.scored.rollout.completions):
@@ -161,7 +161,7 @@ def test_vineppo_reproduces_the_published_step_advantages(case: dict[str, Any]) 
         step_ends=[tuple(range(1, count + 1))],
         prefix_value_BT1=torch.tensor([known]),
     )
-    assert VinePpo().advantages(batch, 0)[0].tolist() == pytest.approx(case["advantages"], abs=1e-6)
+    assert VinePpo().advantages(batch, 0).adv_BT[0].tolist() == pytest.approx(case["advantages"], abs=1e-6)
 
 
 @pytest.mark.parametrize("case", [case for case in SEGMENTS["spo_chain"] if case["cutpoints"] in ([], [-1, 2, 5])])
@@ -172,7 +172,7 @@ def test_spo_chain_reproduces_the_published_advantages(case: dict[str, Any]) -> 
         value_BT1[0, cut + 1] = value
     batch = one_row(logp_BT.shape[1], case["score"], rollout_logp_BT=logp_BT, prefix_value_BT1=value_BT1)
     _, expected = case["out_token_values_and_advantages"]
-    torch.testing.assert_close(SpoChain(interval=2).advantages(batch, 0), tensor([expected]))
+    torch.testing.assert_close(SpoChain(interval=2).advantages(batch, 0).adv_BT, tensor([expected]))
 
 
 def test_only_decisions_are_in_the_loss_of_spo() -> None:
@@ -185,7 +185,7 @@ def test_only_decisions_are_in_the_loss_of_spo() -> None:
 @pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: a.name)
 def test_an_empty_response_has_no_state_and_no_credit(algorithm: Continued) -> None:
     batch = one_row(0, 1.0, step_ends=[(0,)])
-    assert algorithm.advantages(batch, 0).shape == (1, 0)
+    assert algorithm.advantages(batch, 0).adv_BT.shape == (1, 0)
     group = sampled(prompts(algorithm)[0])
     empty = group.scored.rollout.completions[0].model_copy(update={"token_ids": (), "logps": (), "step_ends": (0,)})
     assert algorithm.states(empty) == []
@@ -194,17 +194,17 @@ def test_an_empty_response_has_no_state_and_no_credit(algorithm: Continued) -> N
 def test_a_response_without_a_boundary_is_one_step_worth_the_reward_minus_the_prompts_value() -> None:
     value_BT1 = torch.tensor([[0.25, math.nan, math.nan, math.nan]])
     batch = one_row(3, 1.0, step_ends=[(3,)], prefix_value_BT1=value_BT1)
-    assert VinePpo().advantages(batch, 0).tolist() == [[0.75] * 3]
+    assert VinePpo().advantages(batch, 0).adv_BT.tolist() == [[0.75] * 3]
 
 
 @pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: a.name)
 def test_without_any_value_there_is_no_credit(algorithm: Continued) -> None:
     logp_BT = torch.full((1, 3), -1.0)
     batch = one_row(3, 1.0, step_ends=[(1, 3)], rollout_logp_BT=logp_BT)
-    assert not algorithm.advantages(batch, 0).any()
+    assert not algorithm.advantages(batch, 0).adv_BT.any()
     unknown = replace(batch, prefix_value_BT1=torch.full((1, 4), math.nan))
-    assert not algorithm.advantages(unknown, 0).any()
-    assert algorithm.diagnostics(unknown, 0)["value/states"] == 0.0
+    assert not algorithm.advantages(unknown, 0).adv_BT.any()
+    assert algorithm.advantages(unknown, 0).metrics["value/states"] == 0.0
 
 
 @pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: a.name)
@@ -219,7 +219,7 @@ def test_a_response_without_a_verdict_is_not_gone_on_from(algorithm: Continued) 
 
 def test_the_diagnostics_say_how_many_values_there_are_and_how_they_spread() -> None:
     value_BT1 = torch.tensor([[0.25, math.nan, 0.75, math.nan]])
-    found = VinePpo().diagnostics(one_row(3, 1.0, step_ends=[(2, 3)], prefix_value_BT1=value_BT1), 0)
+    found = VinePpo().advantages(one_row(3, 1.0, step_ends=[(2, 3)], prefix_value_BT1=value_BT1), 0).metrics
     assert (found["value/states"], found["value/mean"], found["value/std"]) == (2.0, 0.5, 0.25)
 
 

@@ -145,8 +145,8 @@ def test_estimators_that_differ_without_bound_leave_weights_within_zero_and_one(
 def test_the_mean_weight_of_either_side_is_reported_once_the_policy_learns() -> None:
     batch, _ = make_pairs(0)
     estimators, host, ctdpo = make_estimators(0, batch)
-    assert ctdpo.diagnostics(batch, LEARNING) == {}
-    report = ctdpo.diagnostics(estimators.prepare(batch, FROZEN), FROZEN)
+    assert ctdpo.advantages(batch, LEARNING).metrics == {}
+    report = ctdpo.advantages(estimators.prepare(batch, FROZEN), FROZEN).metrics
     weights = looped_weights(host, ctdpo, batch)
     for key, accuracy in zip(WEIGHTS, (1.0, 0.0), strict=True):
         found = [w for row, side in enumerate(weights) if batch.accuracy_B[row] == accuracy for w in side]

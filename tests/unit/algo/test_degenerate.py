@@ -52,7 +52,7 @@ def taught(
 def multiplier(algorithm: Cepo | Rlsd, *verdicts: Verdict) -> Tensor:
     """What the first token of each response has its advantage multiplied by."""
     batch = pack([taught(algorithm, verdicts)])
-    return (algorithm.advantages(batch, 0) / Grpo().advantages(batch, 0))[:, 0]
+    return (algorithm.advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
 
 
 def weighed(delta: float, sign: float, algorithm: Cepo | Rlsd) -> float:
@@ -100,9 +100,9 @@ def test_a_zero_advantage_stays_zero_and_every_other_keeps_its_sign_whatever_the
     for algorithm in (Cepo(), Cepo(wrong_hints=2), Rlsd()):
         for verdicts in ([CORRECT, WRONG], [CORRECT, CORRECT], [WRONG, WRONG]):
             batch = pack([taught(algorithm, verdicts, WORTH | {context: value})])
-            adv_BT = algorithm.advantages(batch, 0)
-            assert torch.equal(torch.sign(adv_BT), torch.sign(Grpo().advantages(batch, 0)))
-    found = Cepo().diagnostics(pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {context: value})]), 0)
+            adv_BT = algorithm.advantages(batch, 0).adv_BT
+            assert torch.equal(torch.sign(adv_BT), torch.sign(Grpo().advantages(batch, 0).adv_BT))
+    found = Cepo().advantages(pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {context: value})]), 0).metrics
     assert found["credit/nonfinite_tokens"] == (0 if context is ContextName.PLAIN else 7)
     assert all(math.isfinite(metric) for metric in found.values())
 
@@ -114,7 +114,7 @@ def test_a_rollout_alone_with_its_wrong_answer_is_not_contrasted_with_itself() -
 
 def test_the_sharpness_probe_leaves_substitutes_out() -> None:
     contrasted, substituted = taught(Cepo(), [CORRECT, WRONG]), taught(Cepo(), [CORRECT, UNPARSED])
-    one, other = (Cepo().diagnostics(pack([group]), 0) for group in (contrasted, substituted))
+    one, other = (Cepo().advantages(pack([group]), 0).metrics for group in (contrasted, substituted))
     # The policy sampled with log-probs above -3: the rejected context pulls away from every token.
     assert (one["credit/sharper_correct"], one["credit/sharper_wrong"]) == (1.0, 0.0)
     assert (other["credit/sharper_correct"], other["credit/sharper_wrong"]) == (0.0, 0.0)

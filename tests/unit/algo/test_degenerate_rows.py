@@ -28,7 +28,7 @@ TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, reward=0.0, accuracy=0.0)
 def loss(algorithm: PolicyGradient, batch: TrainBatch) -> tuple[LossOutput, torch.Tensor]:
     """The loss and its gradient, at the policy that sampled."""
     logp_BT = batch.rollout_logp_BT.clone().requires_grad_()
-    output = algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, algorithm.advantages(batch, 0), batch)
+    output = algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, algorithm.advantages(batch, 0).adv_BT, batch)
     output.loss.backward()
     assert logp_BT.grad is not None
     return output, logp_BT.grad
@@ -42,9 +42,9 @@ def test_a_group_of_equal_rewards_skips_the_teacher_and_its_weight_is_one(
     scored = make_scored(rewards, make_task(teach_when=algorithm.teach_when, asks=algorithm.asks))
     assert destination(Stage.VERIFY, scored) == ready("run")
     batch = pack([EvidencedGroup(scored=scored)])
-    assert not algorithm.advantages(batch, 0).any()
-    assert not algorithm.learns_B(batch, algorithm.advantages(batch, 0)).any()
-    assert algorithm.diagnostics(batch, 0)["credit/tokens"] == 0
+    assert not algorithm.advantages(batch, 0).adv_BT.any()
+    assert not algorithm.learns_B(batch, algorithm.advantages(batch, 0).adv_BT).any()
+    assert algorithm.advantages(batch, 0).metrics["credit/tokens"] == 0
 
 
 def test_a_group_all_wrong_of_unequal_rewards_goes_to_the_teacher() -> None:
@@ -57,9 +57,9 @@ def test_a_group_all_wrong_of_unequal_rewards_goes_to_the_teacher() -> None:
 @pytest.mark.parametrize("distance", [50.0, 1e4, 3e38])
 def test_a_huge_delta_is_the_clip_and_nothing_else(distance: float) -> None:
     batch = pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {ContextName.REJECTED: -distance})])
-    found = (Cepo().advantages(batch, 0) / Grpo().advantages(batch, 0))[:, 0]
+    found = (Cepo().advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
     assert found.tolist() == pytest.approx([1.25, 0.75])
-    assert Cepo().diagnostics(batch, 0)["credit/nonfinite_tokens"] == 0
+    assert Cepo().advantages(batch, 0).metrics["credit/nonfinite_tokens"] == 0
 
 
 @pytest.mark.parametrize("algorithm", METHODS, ids=lambda method: method.name)
@@ -80,7 +80,7 @@ def test_a_micro_batch_masked_whole_has_a_loss_of_zero_with_a_graph(algorithm: P
     output, grad_BT = loss(algorithm, batch)
     assert (float(output.loss.detach()), grad_BT.abs().sum()) == (0.0, 0.0)
     assert not any(output.token_sums.values())
-    assert all(math.isfinite(value) for value in algorithm.diagnostics(batch, 0).values())
+    assert all(math.isfinite(value) for value in algorithm.advantages(batch, 0).metrics.values())
 
 
 def test_a_truncated_response_is_shown_only_for_an_answer_it_gave() -> None:
@@ -91,7 +91,7 @@ def test_a_truncated_response_is_shown_only_for_an_answer_it_gave() -> None:
     late = completions[1].model_copy(update={"finish_reason": FinishReason.LENGTH})
     rollout = group.scored.rollout.model_copy(update={"completions": (completions[0], late)})
     batch = pack([group.model_copy(update={"scored": group.scored.model_copy(update={"rollout": rollout})})])
-    assert Cepo().diagnostics(batch, 0)["credit/tokens"] == 7
+    assert Cepo().advantages(batch, 0).metrics["credit/tokens"] == 7
     assert Cepo().loss_mask_BT(batch)[1].all()
     assert not Cepo(mask_truncated=True).loss_mask_BT(batch)[1].any()
 
@@ -105,11 +105,11 @@ def test_a_verifier_time_out_drops_the_sample_and_a_group_of_one_with_it(
     verdicts: Sequence[Verdict], learns: list[bool]
 ) -> None:
     batch = pack([taught(Cepo(), verdicts)])
-    adv_BT = Cepo().advantages(batch, 0)
+    adv_BT = Cepo().advantages(batch, 0).adv_BT
     assert Cepo().learns_B(batch, adv_BT).tolist() == learns
     assert batch.mask_BT.any(dim=1).tolist() == [verdict is not TIMEOUT for verdict in verdicts]
     if any(learns):  # as if the third had never been sampled
-        torch.testing.assert_close(adv_BT[:2, :4], Cepo().advantages(pack([taught(Cepo(), verdicts[:2])]), 0))
+        torch.testing.assert_close(adv_BT[:2, :4], Cepo().advantages(pack([taught(Cepo(), verdicts[:2])]), 0).adv_BT)
 
 
 @pytest.mark.parametrize("algorithm", [Rlsd(decay_steps=5), Cepo(decay_steps=5)], ids=lambda method: method.name)
@@ -117,8 +117,8 @@ def test_at_lambda_zero_nothing_is_asked_and_the_advantage_is_grpos(algorithm: C
     assert algorithm.asks_at(4) == algorithm.asks
     assert algorithm.asks_at(5) == ()
     batch = pack([EvidencedGroup(scored=make_scored([1.0, 0.0]))])
-    assert torch.equal(algorithm.advantages(batch, 5), Grpo().advantages(batch, 5))
-    found = algorithm.diagnostics(batch, 5)
+    assert torch.equal(algorithm.advantages(batch, 5).adv_BT, Grpo().advantages(batch, 5).adv_BT)
+    found = algorithm.advantages(batch, 5).metrics
     assert set(found.values()) == {0.0}
 
 

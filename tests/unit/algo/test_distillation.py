@@ -92,7 +92,7 @@ def test_micro_batches_add_up_to_the_loss_gradient_and_metrics_of_the_whole(algo
 def test_a_sequence_without_a_teacher_has_no_gradient_and_is_in_no_denominator() -> None:
     algorithm = Sdpo(top=3)
     lesson = make_lesson(algorithm.ask)
-    adv_BT = algorithm.advantages(lesson.batch, 0)
+    adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert not adv_BT.any()
     assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [True, True, False, False, True]  # the fourth is empty
     grad_BTV = gradient(algorithm, lesson)
@@ -118,7 +118,7 @@ def test_without_anything_to_learn_from_the_loss_is_a_finite_zero_with_a_graph(
     loss = algorithm.loss(lesson.student(), lesson.logp_old_BT, lesson.batch, lesson.logp_old_BT, lesson.batch).loss
     assert float(loss.detach()) == 0.0
     assert not torch.autograd.grad(loss, lesson.student_BTV)[0].any()
-    assert algorithm.diagnostics(lesson.batch, 0)["distill/evidence_fraction"] == float(nothing == "no tokens")
+    assert algorithm.advantages(lesson.batch, 0).metrics["distill/evidence_fraction"] == float(nothing == "no tokens")
 
 
 @pytest.mark.parametrize("algorithm", FORMS, ids=lambda a: f"{a.name}-{a.support}-{a.beta}")
@@ -142,7 +142,7 @@ def test_groups_of_one_kind_learn_from_whatever_could_be_shown(rows: list[int]) 
     )
     learns_B = algorithm.learns_B(batch, torch.zeros_like(batch.mask_BT))
     assert bool(found.loss.detach() > 0) is bool(learns_B.all()) is (rows == [0, 2])
-    assert algorithm.diagnostics(batch, 0)["distill/success_group_fraction"] == float(rows == [0, 2])
+    assert algorithm.advantages(batch, 0).metrics["distill/success_group_fraction"] == float(rows == [0, 2])
 
 
 def moved_off_the_sample(lesson: Lesson, ask: Ask) -> Lesson:
@@ -200,7 +200,7 @@ def test_metrics_are_means_over_the_tokens_of_the_loss() -> None:
     assert sums["distill/teacher_mass"] == pytest.approx(teacher, rel=1e-5)
     assert sums["distill/tail_mass"] == pytest.approx(11 - teacher, rel=1e-5)
     assert sums["distill/ratio_clip_fraction"] == over
-    assert algorithm.diagnostics(lesson.batch, 0) == {
+    assert algorithm.advantages(lesson.batch, 0).metrics == {
         "distill/evidence_fraction": pytest.approx(0.8),
         "distill/success_group_fraction": 0.5,
     }

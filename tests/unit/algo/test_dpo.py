@@ -106,7 +106,7 @@ def test_an_empty_response_stays_beside_the_other_of_its_pair_and_a_pair_of_them
 
 def test_every_response_learns_though_nothing_is_rewarded() -> None:
     batch, _ = pairs_batch(0)
-    adv_BT = Dpo().advantages(batch, 0)
+    adv_BT = Dpo().advantages(batch, 0).adv_BT
     assert not adv_BT.any()
     assert Dpo().learns_B(batch, adv_BT).all()
     assert (Dpo().offline, Dpo().whole_groups, Dpo().asks) == (True, True, (REFERENCE,))

@@ -62,8 +62,8 @@ def test_what_has_no_verdict_makes_no_cliff() -> None:
         for at, verdicts in enumerate((unknown, cliff))
     ]
     assert [is_cliff(group) for group in groups] == [False, True]
-    assert Hdpo().diagnostics(pack(groups), 0)["hdpo/cliff_fraction"] == 1.0
-    assert Hdpo().diagnostics(pack(groups[:1]), 0)["hdpo/cliff_fraction"] == 0.0
+    assert Hdpo().advantages(pack(groups), 0).metrics["hdpo/cliff_fraction"] == 1.0
+    assert Hdpo().advantages(pack(groups[:1]), 0).metrics["hdpo/cliff_fraction"] == 0.0
 
 
 def test_every_cliff_is_asked_again_with_the_solution_in_its_prompt_by_the_same_policy() -> None:
@@ -112,7 +112,7 @@ def make_hdpo_lesson(algorithm: Hdpo, seed: int = 0) -> Lesson:
 def output(algorithm: Hdpo | Rloo, lesson: Lesson, rows: list[int] | None = None) -> LossOutput:
     rows = list(range(lesson.batch.size)) if rows is None else rows
     batch = lesson.batch.rows(rows)
-    adv_BT = algorithm.advantages(lesson.batch, 0)[rows, : batch.mask_BT.shape[1]]
+    adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT[rows, : batch.mask_BT.shape[1]]
     old_BT = lesson.logp_old_BT[rows, : batch.mask_BT.shape[1]]
     return algorithm.loss(lesson.student(rows), old_BT, batch, adv_BT, lesson.batch)
 
@@ -137,7 +137,7 @@ def test_the_loss_is_that_of_the_policy_and_the_mean_divergence_of_the_tokens_th
 def test_demonstrations_are_no_part_of_the_policy_gradient_and_wrong_ones_of_nothing() -> None:
     algorithm = Hdpo(top=3, weight=1.0)
     lesson = make_hdpo_lesson(algorithm)
-    adv_BT = algorithm.advantages(lesson.batch, 0)
+    adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert adv_BT.isfinite().all()
     assert not adv_BT[2:].any()
     assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [True, True, False, False, True]
@@ -187,7 +187,7 @@ def test_cliffs_alone_have_no_policy_gradient_and_a_finite_loss() -> None:
     algorithm = Hdpo(top=3)
     lesson = make_hdpo_lesson(algorithm)
     lesson = replace(lesson, batch=replace(lesson.batch, reward_B=torch.tensor([0.0, 0.0, *[math.nan] * 3])))
-    adv_BT = algorithm.advantages(lesson.batch, 0)
+    adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert not adv_BT.any()
     assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [False] * 4 + [True]
     assert output(algorithm, lesson).loss.isfinite()
@@ -196,7 +196,7 @@ def test_cliffs_alone_have_no_policy_gradient_and_a_finite_loss() -> None:
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "reinforce++-baseline", "pass@k"])
 def test_every_estimator_leaves_demonstrations_alone(estimator: str) -> None:
     lesson = make_hdpo_lesson(Hdpo())
-    adv_BT = Hdpo(estimator=estimator).advantages(lesson.batch, 0)
+    adv_BT = Hdpo(estimator=estimator).advantages(lesson.batch, 0).adv_BT
     assert adv_BT[:2].any()
     assert adv_BT[:2].isfinite().all()
     assert torch.equal(adv_BT[2:], torch.zeros(3, 5))
@@ -206,13 +206,13 @@ def test_diagnostics_count_cliffs_successes_and_kept_tokens() -> None:
     algorithm = Hdpo()
     lesson = make_hdpo_lesson(algorithm)
     batch = replace(lesson.batch, group_B=torch.tensor([0, 1, 2, 2, 2]))
-    found = algorithm.diagnostics(batch, 0)
+    found = algorithm.advantages(batch, 0).metrics
     assert {key: found[f"hdpo/{key}"] for key in ("cliff_fraction", "privileged_success", "kept_tokens")} == {
         "cliff_fraction": 0.5,
         "privileged_success": pytest.approx(2 / 3),
         "kept_tokens": 5.0,
     }
-    plain = Hdpo().diagnostics(batch.rows([0]), 0)
+    plain = Hdpo().advantages(batch.rows([0]), 0).metrics
     assert [plain[f"hdpo/{key}"] for key in ("cliff_fraction", "privileged_success", "kept_tokens")] == [0.0] * 3
 
 

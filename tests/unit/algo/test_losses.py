@@ -29,7 +29,7 @@ from tests.parity.support import (
 def test_loss_and_gradient_do_not_depend_on_the_micro_batches(aggregation: Any, split: list[int]) -> None:
     sample = random_sample(6)
     algorithm = Cepo(aggregation=aggregation, dual_clip=3.0, importance_cap=2.0)
-    adv_BT = algorithm.advantages(sample.batch, 0)
+    adv_BT = algorithm.advantages(sample.batch, 0).adv_BT
     whole_BT = sample.logp_BT.clone().requires_grad_()
     whole = algorithm.loss(Scored(whole_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch)
     whole.loss.backward()
@@ -55,7 +55,7 @@ def test_permuting_the_batch_permutes_the_result(method: type[Algorithm], aggreg
     sample, algorithm = random_sample(7), method(aggregation=aggregation)
     order = torch.randperm(13, generator=torch.Generator().manual_seed(7))
     shuffled = sample.batch.rows(order.tolist())
-    adv_BT, moved_BT = algorithm.advantages(sample.batch, 0), algorithm.advantages(shuffled, 0)
+    adv_BT, moved_BT = algorithm.advantages(sample.batch, 0).adv_BT, algorithm.advantages(shuffled, 0).adv_BT
     torch.testing.assert_close(moved_BT, adv_BT[order], rtol=1e-5, atol=1e-7)
 
     logp_BT, old_BT = sample.logp_BT, sample.logp_old_BT
@@ -131,7 +131,7 @@ def test_clip_fractions_mark_where_the_surrogate_is_cut() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_gradient_vanishes_exactly_where_the_clip_fractions_say(seed: int) -> None:
     sample = random_sample(seed)
-    logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), Grpo().advantages(sample.batch, 0)
+    logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), Grpo().advantages(sample.batch, 0).adv_BT
     clipped_terms(logp_BT, sample.logp_old_BT, adv_BT, clip_low=0.2, clip_high=0.28).sum().backward()
     low_BT, high_BT = clip_fractions(logp_BT, sample.logp_old_BT, adv_BT, clip_low=0.2, clip_high=0.28)
     reach_BT = (adv_BT != 0) & ((sample.logp_BT - sample.logp_old_BT).abs() <= 20)
@@ -143,7 +143,7 @@ def test_the_gradient_vanishes_exactly_where_the_clip_fractions_say(seed: int) -
 @pytest.mark.parametrize("algorithm", [Grpo(), Rlsd(dual_clip=3.0), Cepo(clip_high=0.5, aggregation="dr-grpo")])
 def test_the_loss_of_a_method_is_the_clipped_surrogate(algorithm: Algorithm) -> None:
     sample = random_sample(9)
-    mask_BT, adv_BT = sample.batch.mask_BT, algorithm.advantages(sample.batch, 0)
+    mask_BT, adv_BT = sample.batch.mask_BT, algorithm.advantages(sample.batch, 0).adv_BT
     expected = clipped_surrogate(
         sample.logp_BT,
         sample.logp_old_BT,

@@ -59,7 +59,7 @@ def masked(batch: TrainBatch, adv_B: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_advantage_is_the_estimators(algorithm: Algorithm, expected: Any, seed: int) -> None:
     batch = random_sample(seed).batch
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     torch.testing.assert_close(adv_BT, expected(batch), rtol=1e-6, atol=0)
     assert adv_BT.any()
     assert not adv_BT[batch.mask_BT == 0].any()
@@ -88,7 +88,7 @@ def test_the_loss_is_the_surrogates_whatever_the_micro_batches(
 ) -> None:
     sample = random_sample(3)
     batch, old_BT = sample.batch, sample.logp_old_BT
-    adv_BT, totals = algorithm.advantages(batch, 0), Totals.of(batch.mask_BT, batch.max_tokens)
+    adv_BT, totals = algorithm.advantages(batch, 0).adv_BT, Totals.of(batch.mask_BT, batch.max_tokens)
     plain_BT, logp_BT = (sample.logp_BT.clone().requires_grad_() for _ in range(2))
     wanted = aggregate(terms(plain_BT, old_BT, adv_BT, batch.mask_BT), batch.mask_BT, algorithm.aggregation, totals)
     wanted.backward()
@@ -117,7 +117,7 @@ def test_a_divergence_in_the_loss_is_added_token_by_token(form: Any) -> None:
     batch, reference_BT = with_reference(sample.batch)
     algorithm = Grpo(kl_coef=0.3, kl_form=form)
     assert (algorithm.asks, algorithm.teach_when) == ((REFERENCE,), TeachWhen.ALWAYS)
-    adv_BT, student = algorithm.advantages(batch, 0), Scored(sample.logp_BT)
+    adv_BT, student = algorithm.advantages(batch, 0).adv_BT, Scored(sample.logp_BT)
     with_it = algorithm.loss(student, sample.logp_old_BT, batch, adv_BT, batch)
     without = Grpo().loss(student, sample.logp_old_BT, batch, adv_BT, batch)
     kls = []
@@ -135,11 +135,11 @@ def test_a_divergence_in_the_reward_moves_every_groups_rewards() -> None:
     batch, reference_BT = with_reference(random_sample(5).batch)
     algorithm = Grpo(kl_coef=0.5, kl_form="kl", kl_in="reward")
     taken_B = 0.5 * ((batch.rollout_logp_BT - reference_BT) * batch.mask_BT).sum(dim=1)
-    expected = Grpo().advantages(replace(batch, reward_B=batch.reward_B - taken_B), 0)
-    torch.testing.assert_close(algorithm.advantages(batch, 0), expected)
+    expected = Grpo().advantages(replace(batch, reward_B=batch.reward_B - taken_B), 0).adv_BT
+    torch.testing.assert_close(algorithm.advantages(batch, 0).adv_BT, expected)
     equal = batch.group_B == 11
-    assert algorithm.advantages(batch, 0)[equal].any()
-    assert not Grpo().advantages(batch, 0)[equal].any()
+    assert algorithm.advantages(batch, 0).adv_BT[equal].any()
+    assert not Grpo().advantages(batch, 0).adv_BT[equal].any()
 
 
 def test_the_entropy_bonus_is_the_mean_entropy_of_the_distributions() -> None:
@@ -163,9 +163,9 @@ def test_truncated_responses_leave_the_loss_and_its_denominators_and_stay_in_the
     cut_B = torch.arange(13) % 4 == 1
     batch = replace(sample.batch, truncated_B=cut_B)
     algorithm = Grpo(mask_truncated=True)
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     assert not adv_BT[cut_B].any()
-    assert torch.equal(adv_BT[~cut_B], Grpo().advantages(batch, 0)[~cut_B])
+    assert torch.equal(adv_BT[~cut_B], Grpo().advantages(batch, 0).adv_BT[~cut_B])
     kept = batch.rows((~cut_B).nonzero().flatten().tolist())
     cut = slice(kept.mask_BT.shape[1])
     found = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, batch, adv_BT, batch)
@@ -182,7 +182,7 @@ def test_demonstrations_are_never_part_of_a_policy_gradient(method: type[PolicyG
     reward_B = torch.where(shown_B, math.nan, sample.batch.reward_B)
     shown = replace(sample.batch, demonstration_B=shown_B, reward_B=reward_B, value_BT=torch.zeros_like(sample.logp_BT))
     batch, _ = with_reference(shown)
-    logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), algorithm.advantages(batch, 0)
+    logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), algorithm.advantages(batch, 0).adv_BT
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
     assert not logp_BT.grad[3].any()
     assert logp_BT.grad.any()

@@ -88,7 +88,7 @@ def test_advantages_and_returns_are_the_discounted_sums_of_the_critics_errors(
     critic, batch, ppo = make_case(seed, **options)
     batch = critic.prepare(batch, 0)
     adv_BT, return_BT = expected(batch, ppo)
-    torch.testing.assert_close(ppo.advantages(batch, 0), adv_BT, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ppo.advantages(batch, 0).adv_BT, adv_BT, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ppo.advantages_and_returns(batch)[1], return_BT, rtol=1e-4, atol=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_rollouts_that_are_all_correct_or_all_wrong_still_teach_the_critic(rewar
     critic, batch, ppo = alone(reward, [4, 2, 3])
     before = critic.prepare(batch, 0)
     assert not before.value_BT.any()
-    assert not ppo.advantages(before, 0).any()  # all returns agree, and all values do
+    assert not ppo.advantages(before, 0).adv_BT.any()  # all returns agree, and all values do
     report = critic.update(before, 0)
     assert report["critic/return_mean"] == reward[0]
     assert report["critic/loss"] == pytest.approx(reward[0] / 2)
@@ -208,7 +208,7 @@ def test_without_a_return_neither_weights_nor_momentum_change(
 ) -> None:
     critic, batch, ppo = alone(reward, lengths, **changes)
     before = critic.prepare(batch, 0)
-    assert not ppo.advantages(before, 0).any()
+    assert not ppo.advantages(before, 0).adv_BT.any()
     assert critic.update(before, 0) == dict.fromkeys(METRICS, 0.0)
     assert critic.optimizer.state_dict()["state"] == {}
 
@@ -216,8 +216,8 @@ def test_without_a_return_neither_weights_nor_momentum_change(
 def test_a_reward_that_is_not_a_number_changes_nothing_for_the_others() -> None:
     critic, batch, ppo = alone([1.0, math.nan, 0.0], [4, 2, 3])
     without, rest, _ = alone([1.0, 0.0], [4, 3])
-    adv_BT = ppo.advantages(critic.prepare(batch, 0), 0)
-    torch.testing.assert_close(adv_BT[[0, 2]], ppo.advantages(without.prepare(rest, 0), 0))
+    adv_BT = ppo.advantages(critic.prepare(batch, 0), 0).adv_BT
+    torch.testing.assert_close(adv_BT[[0, 2]], ppo.advantages(without.prepare(rest, 0), 0).adv_BT)
     assert not adv_BT[1].any()
 
 

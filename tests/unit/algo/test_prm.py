@@ -68,7 +68,7 @@ def earned(batch: TrainBatch, row: int, algorithm: Prm) -> list[tuple[int, float
 def test_the_credit_is_that_of_a_loop_over_the_steps(seed: int, form: Any, scale: Any) -> None:
     options = {"progress": 0.5} if form == "progress" else {}
     algorithm, batch = Prm(form=form, outcome=0.7, advantage_scale=scale, **options), scored_batch(seed)
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     for group in range(3):
         rows = range(4 * group, 4 * group + 4)
         everything = [reward for row in rows for _, reward in earned(batch, row, algorithm)]
@@ -87,12 +87,12 @@ def test_the_credit_is_that_of_a_loop_over_the_steps(seed: int, form: Any, scale
 def test_scores_and_outcomes_that_are_all_equal_give_no_credit() -> None:
     batch = replace(scored_batch(0), reward_B=torch.ones(12))
     equal = replace(batch, step_rewards=[()] * 12)
-    assert not Prm().advantages(equal, 0).any()
+    assert not Prm().advantages(equal, 0).adv_BT.any()
 
 
 def test_a_batch_in_which_nothing_was_judged_has_no_credit() -> None:
     batch = replace(scored_batch(0), reward_B=torch.full((12,), math.nan))
-    assert not Prm().advantages(batch, 0).any()
+    assert not Prm().advantages(batch, 0).adv_BT.any()
 
 
 def test_it_wants_steps_and_a_scorer() -> None:

@@ -99,25 +99,25 @@ def test_swapping_the_two_evidences_inverts_the_weight(rows: list[tuple[float, f
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
 def test_the_methods_are_grpo_bit_for_bit_once_lam_is_zero(method: type[Rlsd] | type[Cepo]) -> None:
     batch = random_sample(0).batch
-    grpo_BT = Grpo().advantages(batch, 0)
-    assert torch.equal(bits(method(decay_steps=7).advantages(batch, 7)), bits(grpo_BT))
-    assert torch.equal(bits(method(lam=0).advantages(batch, 0)), bits(grpo_BT))
-    assert not torch.equal(method(decay_steps=7).advantages(batch, 6), grpo_BT)
+    grpo_BT = Grpo().advantages(batch, 0).adv_BT
+    assert torch.equal(bits(method(decay_steps=7).advantages(batch, 7).adv_BT), bits(grpo_BT))
+    assert torch.equal(bits(method(lam=0).advantages(batch, 0).adv_BT), bits(grpo_BT))
+    assert not torch.equal(method(decay_steps=7).advantages(batch, 6).adv_BT, grpo_BT)
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
 def test_a_batch_without_evidence_is_grpo(method: type[Rlsd] | type[Cepo]) -> None:
     batch = random_sample(0).batch
     bare = make_batch(batch.mask_BT, batch.reward_B, batch.group_B)
-    assert torch.equal(bits(method().advantages(bare, 0)), bits(Grpo().advantages(batch, 0)))
+    assert torch.equal(bits(method().advantages(bare, 0).adv_BT), bits(Grpo().advantages(batch, 0).adv_BT))
 
 
 def test_cepo_with_the_plain_evidence_as_the_rejected_one_is_rlsd() -> None:
     batch = random_sample(1).batch
     options = {"lam": 0.6, "eps_w": 0.3, "decay_steps": 9}
-    found_BT = Cepo(**options).advantages(batch, 2)
-    assert torch.equal(found_BT, Rlsd(**options).advantages(batch, 2))
-    assert not torch.allclose(found_BT, Grpo().advantages(batch, 2))
+    found_BT = Cepo(**options).advantages(batch, 2).adv_BT
+    assert torch.equal(found_BT, Rlsd(**options).advantages(batch, 2).adv_BT)
+    assert not torch.allclose(found_BT, Grpo().advantages(batch, 2).adv_BT)
 
 
 @pytest.mark.parametrize("lam", [0.5, 0.3, 1.0])
@@ -125,24 +125,24 @@ def test_cepo_with_the_answer_evidence_as_the_rejected_one_is_grpo(lam: float) -
     sample = random_sample(1).batch
     same = (both(sample)[0], both(sample)[0])
     batch = make_batch(sample.mask_BT, sample.reward_B, sample.group_B, evidence=same)
-    found_BT = Cepo(lam=lam).advantages(batch, 0)
-    torch.testing.assert_close(found_BT, Grpo().advantages(batch, 0), rtol=1e-6, atol=0)
+    found_BT = Cepo(lam=lam).advantages(batch, 0).adv_BT
+    torch.testing.assert_close(found_BT, Grpo().advantages(batch, 0).adv_BT, rtol=1e-6, atol=0)
 
 
 def test_a_sequence_that_lacks_one_of_its_evidences_is_not_weighed() -> None:
     evidence = (torch.zeros(2, 3), torch.full((2, 3), -2.0))  # the first sequence has no answer: zeros stand there
     mask_BT, reward_B, group_B = torch.ones(2, 3), torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.long)
     batch = make_batch(mask_BT, reward_B, group_B, evidence=evidence, measured_B=torch.tensor([False, True]))
-    found_BT, grpo_BT = Cepo().advantages(batch, 0), Grpo().advantages(batch, 0)
+    found_BT, grpo_BT = Cepo().advantages(batch, 0).adv_BT, Grpo().advantages(batch, 0).adv_BT
     assert torch.equal(found_BT[0], grpo_BT[0])
     torch.testing.assert_close(found_BT[1], grpo_BT[1] * 0.75)
-    assert Cepo().diagnostics(batch, 0)["credit/tokens"] == 3
+    assert Cepo().advantages(batch, 0).metrics["credit/tokens"] == 3
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
 def test_advantages_are_zero_on_padding_and_in_groups_of_equal_rewards(algorithm: Algorithm) -> None:
     batch = random_sample(2).batch
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     assert not adv_BT[batch.mask_BT == 0].any()
     assert not adv_BT[batch.group_B == 11].any()
     assert adv_BT[batch.group_B == 3].any()
@@ -154,7 +154,7 @@ def test_equal_rewards_give_zero_whatever_the_evidence_says(value: float) -> Non
     group_B = torch.zeros(4, dtype=torch.long)
     batch = make_batch(torch.ones(4, 3), torch.full((4,), 0.1), group_B, evidence=evidence)
     logp_BT = torch.full((4, 3), -1.0, requires_grad=True)
-    adv_BT = Cepo().advantages(batch, 0)
+    adv_BT = Cepo().advantages(batch, 0).adv_BT
     assert torch.equal(adv_BT, torch.zeros(4, 3))
     Cepo().loss(Scored(logp_BT), logp_BT.detach() + 0.1, batch, adv_BT, batch).loss.backward()
     assert torch.equal(logp_BT.grad, torch.zeros(4, 3))
@@ -165,7 +165,7 @@ def test_the_evidences_get_no_gradient() -> None:
     batch = sample.batch
     for logp_BT in both(batch):
         logp_BT.requires_grad_()
-    adv_BT = Cepo().advantages(batch, 0)
+    adv_BT = Cepo().advantages(batch, 0).adv_BT
     assert not adv_BT.requires_grad
     logp_BT = sample.logp_BT.clone().requires_grad_()
     Cepo().loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
@@ -185,7 +185,7 @@ def student_gradient(student_BTV: Tensor, sampled_BT: Tensor, teachers: tuple[Te
     batch = make_batch(torch.ones(4, 3), reward_B, group_B, evidence=evidence)
     algorithm = Cepo() if evidence else Grpo()
     logp_BT = at_sample(student_BTV.log_softmax(-1))
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT, batch).loss.backward()
     return student_BTV.grad
 
@@ -290,7 +290,7 @@ def test_several_wrong_hints_are_the_mean_of_those_that_apply() -> None:
     algorithm = Cepo(wrong_hints=2, lam=1.0, eps_w=0.9)
     one, two = torch.full((3, 2), -0.2), torch.full((3, 2), -0.4)
     batch = with_wrong_hints(algorithm, [one, two], [[True, True, False], [True, False, False]])
-    ratio_BT = algorithm.advantages(batch, 0) / Grpo().advantages(batch, 0)
+    ratio_BT = algorithm.advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT
     expected = [math.exp(0.3), math.exp(-0.2), 1.0]  # the mean of both, the first alone, none
     assert ratio_BT[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -299,17 +299,17 @@ def test_several_wrong_hints_are_the_mean_of_those_that_apply() -> None:
 def test_a_group_without_a_negative_can_be_skipped(measured: list[bool]) -> None:
     algorithm = Cepo(no_negative="skip_group")
     batch = with_wrong_hints(algorithm, [torch.full((3, 2), -0.2)], [measured])
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     assert bool(adv_BT.any()) is any(measured)
     if any(measured):  # the third only lacks its own
-        assert torch.equal(adv_BT[2], Grpo().advantages(batch, 0)[2])
+        assert torch.equal(adv_BT[2], Grpo().advantages(batch, 0).adv_BT[2])
 
 
 def test_without_modulate_all_wrong_a_group_of_wrong_answers_keeps_its_advantages() -> None:
     sample = random_sample(1).batch
     wrong = replace(sample, accuracy_B=torch.zeros(13))
-    grpo_BT = Grpo().advantages(sample, 0)
-    assert torch.equal(bits(Cepo(modulate_all_wrong=False).advantages(wrong, 0)), bits(grpo_BT))
-    assert not torch.equal(Cepo().advantages(wrong, 0), grpo_BT)
-    some = Cepo(modulate_all_wrong=False).advantages(sample, 0)
-    assert torch.equal(some[sample.group_B == 3], Cepo().advantages(sample, 0)[sample.group_B == 3])
+    grpo_BT = Grpo().advantages(sample, 0).adv_BT
+    assert torch.equal(bits(Cepo(modulate_all_wrong=False).advantages(wrong, 0).adv_BT), bits(grpo_BT))
+    assert not torch.equal(Cepo().advantages(wrong, 0).adv_BT, grpo_BT)
+    some = Cepo(modulate_all_wrong=False).advantages(sample, 0).adv_BT
+    assert torch.equal(some[sample.group_B == 3], Cepo().advantages(sample, 0).adv_BT[sample.group_B == 3])

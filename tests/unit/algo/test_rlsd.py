@@ -16,7 +16,9 @@ from tests.parity.support import Scored, both, random_sample
 
 def test_negative_only_weighs_what_has_a_negative_advantage() -> None:
     batch = random_sample(2).batch
-    grpo_BT, both_BT, found_BT = (method.advantages(batch, 0) for method in (Grpo(), Rlsd(), Rlsd(negative_only=True)))
+    grpo_BT, both_BT, found_BT = (
+        method.advantages(batch, 0).adv_BT for method in (Grpo(), Rlsd(), Rlsd(negative_only=True))
+    )
     assert torch.equal(found_BT, torch.where(grpo_BT < 0, both_BT, grpo_BT))
     assert (found_BT != both_BT).any()
 
@@ -27,20 +29,23 @@ def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
     batch = sample.batch
     plain_BT = batch.evidence[old.asks[1]].logp_BT
     options = (plain_BT, batch)
-    expected = old.loss(Scored(plain_BT), *options, old.advantages(batch, 0), batch)
-    found = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0), batch)
+    expected = old.loss(Scored(plain_BT), *options, old.advantages(batch, 0).adv_BT, batch)
+    found = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0).adv_BT, batch)
     torch.testing.assert_close(found.loss, expected.loss)
-    assert torch.equal(current.advantages(batch, 0), Grpo().advantages(batch, 0))
+    assert torch.equal(current.advantages(batch, 0).adv_BT, Grpo().advantages(batch, 0).adv_BT)
 
 
 def test_the_current_student_is_measured_where_it_was_seen() -> None:
-    """Diagnostics after an update are those of the old student, with the log-probs of the update in its place."""
+    """Metrics after an update are those of the old student, with the log-probs of the update in its place."""
     sample = random_sample(4)
-    seen = replace(sample.batch, logp_BT=sample.logp_BT)
     plain = {Rlsd().asks[1]: Measured(sample.logp_BT, torch.ones(13, dtype=torch.bool))}
-    expected = Rlsd().diagnostics(replace(sample.batch, evidence={**sample.batch.evidence, **plain}), 0)
-    assert Rlsd(student_logp="current").diagnostics(seen, 0) == expected
-    assert Rlsd().diagnostics(seen, 0) != expected
+    moved = replace(sample.batch, evidence={**sample.batch.evidence, **plain})
+    expected, current = Rlsd().advantages(moved, 0).metrics, Rlsd(student_logp="current")
+    before = current.advantages(sample.batch, 0)
+    assert before.metrics == Grpo().advantages(sample.batch, 0).metrics | {"credit/lambda": expected["credit/lambda"]}
+    assert current.diagnostics(sample.batch, before.adv_BT, sample.logp_BT, 0) == expected
+    assert Rlsd().advantages(sample.batch, 0).metrics != expected
+    assert Rlsd().diagnostics(sample.batch, before.adv_BT, sample.logp_BT, 0) == {}
     assert expected["credit/tokens"] > 0
 
 
@@ -50,7 +55,7 @@ def test_with_a_thoughts_end_only_what_is_before_it_is_weighed(student: str) -> 
     ends = [(min(2, length), length) if row % 2 else (length,) for row, length in enumerate(lengths(sample.batch))]
     batch = replace(sample.batch, step_ends=ends)
     whole, thought = Rlsd(student_logp=student), Rlsd(student_logp=student, thought_end="</think>")
-    grpo_BT = Grpo().advantages(batch, 0)
+    grpo_BT = Grpo().advantages(batch, 0).adv_BT
     inside_BT = torch.arange(grpo_BT.shape[1]) < torch.tensor([end[0] for end in ends])[:, None]
     everywhere_BT, found_BT = (weighed(method, sample.logp_BT, batch) for method in (whole, thought))
     torch.testing.assert_close(found_BT, torch.where(inside_BT, everywhere_BT, grpo_BT))
@@ -65,7 +70,7 @@ def lengths(batch: TrainBatch) -> list[int]:
 def weighed(method: Rlsd, logp_BT: Tensor, batch: TrainBatch) -> Tensor:
     """The advantages that the surrogate is given, by its gradient at a ratio of 1."""
     logp_BT = logp_BT.clone().requires_grad_()
-    adv_BT = method.advantages(batch, 0)
+    adv_BT = method.advantages(batch, 0).adv_BT
     method.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT, batch).loss.backward()
     return (-logp_BT.grad * batch.mask_BT.sum()).where(batch.mask_BT.bool(), 0.0)
 
@@ -74,7 +79,7 @@ def test_the_current_student_carries_no_gradient_through_its_weight() -> None:
     sample = random_sample(5)
     algorithm = Rlsd(student_logp="current")
     logp_BT = sample.logp_old_BT.clone().requires_grad_()
-    adv_BT = algorithm.advantages(sample.batch, 0)
+    adv_BT = algorithm.advantages(sample.batch, 0).adv_BT
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch).loss.backward()
     weighed_BT = reweight(adv_BT, both(sample.batch)[0], sample.logp_old_BT, algorithm.lam, algorithm.eps_w)
     # At a ratio of 1 the surrogate's gradient is -A over the tokens: a gradient through the weight would show.

@@ -77,7 +77,7 @@ def test_the_rows_are_the_edges_that_teach(seed: int, scale: str, unjudged: floa
     tree = TREE.model_copy(update={"edge_scale": scale})
     groups, _ = step(tree, prompts(tree, count=2, samples=3, seed=seed), unjudged)
     batch = pack(tree.select(groups, Prompts(2)))
-    adv_BT = tree.advantages(batch, 0)
+    adv_BT = tree.advantages(batch, 0).adv_BT
     found = [(batch.prompt_ids[row], batch.response_ids[row], float(adv_BT[row, 0])) for row in range(batch.size)]
     wanted = expected_edges(groups, scale)
     assert len(found) > 10
@@ -138,7 +138,7 @@ def test_trees_whose_leaves_are_all_worth_the_same_train_nothing() -> None:
         equal.append(group.model_copy(update={"scored": group.scored.model_copy(update={"verdicts": verdicts})}))
     batch = pack(TREE.select(equal, Prompts(2)))
     assert batch.size == 4
-    assert not TREE.advantages(batch, 0).any()
+    assert not TREE.advantages(batch, 0).adv_BT.any()
 
 
 def test_a_tree_that_nothing_was_judged_of_has_no_rows() -> None:
@@ -155,7 +155,7 @@ def test_a_lost_follow_up_leaves_the_node_its_own_continuation() -> None:
     rewards = [verdict.reward for verdict in groups[0].scored.verdicts]
     assert len(set(rewards)) > 1
     assert set(bare.prompt_ids) == {PROMPT}
-    advantages = {round(float(a), 6) for a in TREE.advantages(bare, 0)[:, 0]}
+    advantages = {round(float(a), 6) for a in TREE.advantages(bare, 0).adv_BT[:, 0]}
     assert advantages == {round(reward - fmean(rewards), 6) for reward in rewards}
 
 

@@ -232,7 +232,7 @@ def hand_made() -> TrainBatch:
 
 
 def test_diagnostics_of_a_batch_counted_by_hand() -> None:
-    found = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).diagnostics(hand_made(), 2)
+    found = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).advantages(hand_made(), 2).metrics
     deltas = [1.0, -0.1, 0.0, 0.2, 2.0, -2.0, -0.3]
     mean = sum(deltas) / 7
     weights = [1.5, math.exp(-0.1), 1.0, math.exp(0.2), 0.5, 1.5, math.exp(0.3)]
@@ -288,7 +288,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[Rlsd] | type[Cepo]) -> None:
     batch, algorithm = random_sample(seed).batch, method(eps_w=0.3)
-    adv_BT = Grpo().advantages(batch, 0)
+    adv_BT = Grpo().advantages(batch, 0).adv_BT
     numerator_BT, denominator_BT = both(batch)
     deltas: dict[str, list[float]] = {"correct": [], "wrong": []}
     against = clipped = 0
@@ -313,7 +313,7 @@ def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[
         "credit/wrong_direction_fraction": against / len(found_deltas),
         "credit/clip_fraction": clipped / len(found_deltas),
     }
-    found = algorithm.diagnostics(batch, 0)
+    found = algorithm.advantages(batch, 0).metrics
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
 
@@ -338,11 +338,11 @@ def level(batch: TrainBatch) -> TrainBatch:
 def test_diagnostics_are_zero_but_present_where_nothing_was_weighed(
     algorithm: Algorithm, batch: TrainBatch, lam: float
 ) -> None:
-    found = algorithm.diagnostics(batch, 0)
+    found = algorithm.advantages(batch, 0).metrics
     assert {key: found[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
     assert {key: value for key, value in found.items() if key not in KEYS} == dict.fromkeys(SHARPER & set(found), 0.0)
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
 def test_diagnostics_have_the_same_keys_where_something_was_weighed(method: type[Algorithm]) -> None:
-    assert set(method().diagnostics(hand_made(), 0)) == (KEYS | SHARPER if method is Cepo else KEYS)
+    assert set(method().advantages(hand_made(), 0).metrics) == (KEYS | SHARPER if method is Cepo else KEYS)

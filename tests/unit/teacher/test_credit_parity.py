@@ -78,7 +78,10 @@ async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, tempe
     scored = await grade(group_of(texts, algorithm, temperature))
     evidenced = await make_handler(scorer, RENDERER, CONTEXT_LENGTH)(scored)
     batch = pack([evidenced])
-    return [row[: len(ids_of(text))].tolist() for row, text in zip(algorithm.advantages(batch, 0), texts, strict=True)]
+    return [
+        row[: len(ids_of(text))].tolist()
+        for row, text in zip(algorithm.advantages(batch, 0).adv_BT, texts, strict=True)
+    ]
 
 
 async def credited(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:

@@ -163,7 +163,7 @@ def test_a_response_to_a_privileged_prompt_becomes_a_demonstration_under_the_stu
     assert batch.prompt_ids[5] == first.scored.rollout.prompt_token_ids
     assert batch.response_ids[5] == second.scored.rollout.completions[0].token_ids
     assert batch.reward_B[5:].isnan().all()
-    assert not Grpo().advantages(batch, 0)[5:].any()
+    assert not Grpo().advantages(batch, 0).adv_BT[5:].any()
 
 
 def test_a_sample_without_a_verdict_is_in_no_statistic_and_no_denominator() -> None:

@@ -41,7 +41,7 @@ class Process:
 
     def train(self, step: int) -> dict[str, float]:
         batch = pack(make_ragged([(4, 6, 2), (3, 5, 0)], seed=step))
-        adv_BT = self.config.algorithm.advantages(batch, step)
+        adv_BT = self.config.algorithm.advantages(batch, step).adv_BT
         return self.learner.update(batch, adv_BT, self.config.algorithm, step)
 
 

@@ -56,7 +56,7 @@ class Process:
         batch = pack(make_ragged([(4, 6), (3, 5)], seed=step, asks=algorithm.asks))
         with self.learner.base.lock:
             prepared = self.learner.companion.prepare(batch, step)
-            self.learner.update(prepared, algorithm.advantages(prepared, step), algorithm, step)
+            self.learner.update(prepared, algorithm.advantages(prepared, step).adv_BT, algorithm, step)
             self.learner.companion.update(prepared, step)
 
     def state(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def test_the_policy_learns_as_it_would_without_a_critic() -> None:
     algorithm = make_config(PPO).algorithm
     for step in range(2):
         batch = with_critic.companion.prepare(make_batch(algorithm, step), step)
-        adv_BT = algorithm.advantages(batch, step)
+        adv_BT = algorithm.advantages(batch, step).adv_BT
         reports = [learner.update(batch, adv_BT, algorithm, step) for learner in (with_critic, without)]
         assert timeless(reports[0]) == timeless(reports[1])
         with_critic.companion.update(batch, step)

@@ -87,7 +87,7 @@ def test_the_policy_learns_as_it_would_without_estimators() -> None:
             with_them.learn(batch, step)
         else:
             plain = replace(batch, token_weight_BT=None)
-            adv_BT = ctdpo.advantages(plain, step)
+            adv_BT = ctdpo.advantages(plain, step).adv_BT
             both = ((with_them, ctdpo), (without, dpo))
             reports = [timeless(learner.update(plain, adv_BT, method, step)) for learner, method in both]
             assert reports[0] == reports[1]

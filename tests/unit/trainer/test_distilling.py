@@ -61,7 +61,7 @@ def hdpo_batch() -> TrainBatch:
 def updated(batch: TrainBatch, *overrides: str) -> tuple[list[Tensor], dict[str, float]]:
     config = make_config(UNCLIPPED, *overrides)
     learner = Learner(config)
-    report = learner.update(batch, config.algorithm.advantages(batch, 0), config.algorithm, 0)
+    report = learner.update(batch, config.algorithm.advantages(batch, 0).adv_BT, config.algorithm, 0)
     return [parameter.grad for parameter in learner.parameters if parameter.grad is not None], report
 
 

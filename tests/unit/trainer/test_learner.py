@@ -46,7 +46,7 @@ def model_of(learner: Learner) -> Any:
 
 def make_batch(step: int = 0, *overrides: str) -> tuple[TrainBatch, Tensor]:
     batch = pack(make_ragged(LENGTHS))
-    return batch, make_config(*overrides).algorithm.advantages(batch, step)
+    return batch, make_config(*overrides).algorithm.advantages(batch, step).adv_BT
 
 
 def updated(batch: TrainBatch, adv_BT: Tensor, *overrides: str, step: int = 0) -> tuple[Learner, dict[str, float]]:
@@ -223,11 +223,11 @@ def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(up
     common = (*common, "sampling.prompts=3", "optim.lr=1e-1", "optim.schedule=constant")
     algorithm = make_config(*common).algorithm
     batch = pack(make_ragged(LENGTHS, asks=algorithm.asks))
-    adv_BT = algorithm.advantages(batch, 0)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
     with torch.no_grad():
         first_BT = response_logps(model_of(make_learner(*common)), batch.prompt_ids, batch.response_ids, 1.0)
     found = updated(batch, adv_BT, *common)[1]
-    expected = algorithm.diagnostics(replace(batch, logp_BT=first_BT), 0)
+    expected = algorithm.diagnostics(batch, adv_BT, first_BT, 0)
     assert found["credit/tokens"] == expected["credit/tokens"] == found["tokens/trained"]
     same = [found[key] == pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in expected.items()]
     assert all(same) is (updates == 1)  # later updates see another student

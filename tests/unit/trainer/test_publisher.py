@@ -47,7 +47,7 @@ def make_publisher(folder: Path, learner: Learner, bus: MemoryBus | None = None)
 
 def train(learner: Learner, seed: int) -> None:
     batch = pack(make_ragged([(4, 6), (3, 5)], seed))
-    learner.update(batch, CONFIG.algorithm.advantages(batch, 0), CONFIG.algorithm, 0)
+    learner.update(batch, CONFIG.algorithm.advantages(batch, 0).adv_BT, CONFIG.algorithm, 0)
 
 
 def proof_of(learner: Learner, policy: object, **changes: object) -> PolicyProof:

@@ -46,7 +46,7 @@ class Process:
         for step in range(progress.next_step, until):
             batch = pack(make_ragged([(4, 6), (3, 5)], seed=step))
             algorithm = self.config.algorithm
-            self.learner.update(batch, algorithm.advantages(batch, step), algorithm, step)
+            self.learner.update(batch, algorithm.advantages(batch, step).adv_BT, algorithm, step)
             policy = await self.publisher.publish(step + 1)
             seen.append(Progress(step + 1, (policy,), (await self.teacher.of(policy, seen[-1].teachers[-1]),)))
         return seen
