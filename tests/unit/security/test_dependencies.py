@@ -8,12 +8,17 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 REQUIREMENTS = ROOT / "deploy" / "requirements"
+
+
+def _project() -> dict[str, Any]:
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
 
 
 def test_the_environment_is_the_lock_and_the_bill_lists_it() -> None:
@@ -43,7 +48,7 @@ def test_a_stale_bill_and_a_loose_pin_are_found(tmp_path: Path) -> None:
 
 
 def test_the_lock_pins_an_allowed_version_of_every_direct_dependency() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REQUIREMENTS / "cpu.txt").read_text(), re.MULTILINE))
     locked = {canonicalize_name(name): version for name, version in pins.items()}
@@ -52,15 +57,26 @@ def test_the_lock_pins_an_allowed_version_of_every_direct_dependency() -> None:
     assert not [str(needs) for needs in needed if not needs.specifier.contains(locked[canonicalize_name(needs.name)])]
 
 
+def test_the_lower_bounds_meet_what_the_generated_code_needs() -> None:
+    needs = {Requirement(line).name: Requirement(line).specifier for line in _project()["dependencies"]}
+    generated = "".join(path.read_text() for path in (ROOT / "cepo" / "pb").rglob("*_pb2*.py"))
+    grpc = set(re.findall(r"GRPC_GENERATED_VERSION = '(.+)'", generated))
+    domain = set(re.findall(r"Domain.PUBLIC,\s+(\d+),\s+(\d+),\s+(\d+),", generated))
+    assert {str(needs[name]) for name in ("grpcio", "grpcio-health-checking", "grpcio-reflection")} == {
+        f">={version}" for version in grpc
+    }
+    assert str(needs["protobuf"]) in {f">={'.'.join(version)}" for version in domain}
+
+
 def test_what_make_check_runs_is_in_the_dev_extra() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = _project()["optional-dependencies"]
     named = {canonicalize_name(Requirement(line).name) for line in extras["dev"]}
     tools = set(re.findall(r"\$\(BIN\)/([\w-]+)", (ROOT / "Makefile").read_text())) - {"python", "pip", "cepo"}
     assert {tool.replace("lint-imports", "import-linter") for tool in tools} <= named
 
 
 def test_the_licence_is_there_and_the_metadata_name_it() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
