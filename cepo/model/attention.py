@@ -1,10 +1,12 @@
-"""Attention over a token tree, as one of transformers' attention functions: each token sees its ancestors and itself.
+"""Attention over a token tree, registered as one of transformers' attention functions.
 
-On the CPU every node attends causally to itself, and all descendants of a node, which lie together, attend to it in one
-call; the attention_calls are merged by their log-sum-exp. Where that takes more calls than it is worth, a node and its
-descendants attend to each other in one call, under a mask. The backward pass of a part is the kernel's own, given the
-merged output and log-sum-exp, as in ring attention (arXiv:2310.01889). On a GPU FlexAttention takes the same tree as a
-mask.
+Each token attends to its ancestors and itself. On the CPU attention is computed in several kernel calls, whose results
+are merged by their log-sum-exp: each node attends causally to itself, and all descendants of a node, which are
+contiguous, attend to the node in one call. Where a single masked call over a node and its descendants is cheaper, it
+replaces theirs. The backward pass of each call is the kernel's own, given the merged output and log-sum-exp, as in ring
+attention (arXiv:2310.01889). On a GPU, FlexAttention takes the whole tree as a mask.
+
+Legend: N tokens of the tree, H heads, D head size, R rows (queries) and C columns (keys) of a call.
 """
 
 from __future__ import annotations
@@ -26,30 +28,31 @@ from cepo.model.tree import TokenTree
 NAME = "cepo_tree"
 
 CALL_WORK = 2**19
-"""What one more call costs on the CPU: so many query-key pairs, times heads, times their size (benchmarks/NOTES.md)."""
+"""Fixed cost of a kernel call on the CPU, in query-key pairs times heads times head size (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call: the tokens of `rows` attend to those of `columns`, causally where they are the same."""
+    """One kernel call: the tokens of `rows` attend to the tokens of `columns`."""
 
     rows: slice
     columns: slice
-    hidden_NN: Tensor | None = None
-    """Added to the scores; 0 where a token sees another."""
+    mask_RC: Tensor | None = None
+    """Added to the scores: 0 where a token attends to another, -inf elsewhere. None: causal or full attention."""
 
     @property
-    def own(self) -> bool:
-        """Whether the tokens attend to themselves: the first part of each token."""
+    def within(self) -> bool:
+        """Whether the tokens attend to themselves. Each token is in exactly one such call."""
         return self.rows == self.columns
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the kernel."""
-        return {"is_causal": self.own and self.hidden_NN is None, "attn_mask": self.hidden_NN}
+        """The kernel's keyword arguments."""
+        return {"is_causal": self.within and self.mask_RC is None, "attn_mask": self.mask_RC}
 
 
 Plan = tuple[AttentionCall, ...] | BlockMask
+"""Kernel calls on the CPU, a FlexAttention mask on a GPU."""
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -61,63 +64,85 @@ def _compiled_flex() -> Any:
 
 
 def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
-    """What attention needs to know of a tree, made once for all layers.
+    """Prepares attention over a tree, once for all layers.
 
     Args:
-        width: heads times head size, or about that much.
+        width: heads times head size; an estimate is enough.
     """
     return attention_calls(tree, CALL_WORK // width) if device.type == "cpu" else block_mask(tree, device)
 
 
-def attention_calls(tree: TokenTree, call: int) -> tuple[AttentionCall, ...]:
-    """The calls that cost least in all, one of them costing `call` query-key pairs more than it has.
+def attention_calls(tree: TokenTree, overhead: int) -> tuple[AttentionCall, ...]:
+    """The cheapest calls that together cover each token with its ancestors and itself exactly once.
 
-    Those of tokens with themselves come first.
+    A call of R rows and C columns costs R * C query-key pairs plus the overhead. A node of n tokens, whose descendants
+    have m tokens, is computed in the cheaper of two ways (the second on a tie):
+
+    - apart: the node with itself, n * n pairs; the descendants with the node, m * n pairs; and its children in turn;
+    - together: the node and its descendants with themselves in one masked call, (n + m) ** 2 pairs.
+
+    Example: a question of 4 tokens with two responses of 2 tokens each. Apart takes 16 + 16 + 4 + 4 pairs in 4 calls,
+    together 64 pairs in one call. Up to an overhead of 7 the result is `[0:4 x 0:4, 4:6 x 4:6, 6:8 x 6:8, 4:8 x 0:4]`,
+    from 8 on it is `[0:8 x 0:8]`.
+
+    Args:
+        overhead: fixed cost of a call, in query-key pairs.
+
+    Returns:
+        The calls of tokens with themselves, then those of descendants with their ancestors.
     """
-    nodes = tree.nodes
-    at = {node.start: i for i, node in enumerate(nodes)}
-    cost, whole = [0] * len(nodes), [False] * len(nodes)
-    for i in reversed(range(len(nodes))):
-        node, apart = nodes[i], 0
-        child = node.end
-        while child < node.stop:
-            apart += cost[at[child]]
-            child = nodes[at[child]].stop
+    nodes, masked = tree.nodes, set()  # masked: starts of the nodes whose subtree is one call
+    cost_from = {len(tree.ids_N): 0}  # of the subtree that starts there, of the next one after it, and so on to the end
+    for node in reversed(nodes):
         size, below = node.end - node.start, node.stop - node.end
-        apart += call + size**2 + (call + size * below if below else 0)
-        together = call + (size + below) ** 2
-        cost[i], whole[i] = min(apart, together), bool(below) and together <= apart
-    own, above, done = [], [], 0
-    for node, masked in zip(nodes, whole, strict=True):
-        if node.start < done:
-            continue
-        rows = slice(node.start, node.stop if masked else node.end)
-        own.append(AttentionCall(rows, rows, _hidden(tree.stop_N[rows] - node.start) if masked else None))
-        if not masked and node.end < node.stop:
-            above.append(AttentionCall(slice(node.end, node.stop), rows))
-        done = rows.stop
-    return (*own, *above)
+        children = cost_from[node.end] - cost_from[node.stop]
+        apart = overhead + size**2 + (overhead + below * size if below else 0) + children
+        whole = overhead + (size + below) ** 2
+        if below and whole <= apart:
+            masked.add(node.start)
+        cost_from[node.start] = min(apart, whole) + cost_from[node.stop]
+    within, across, covered = [], [], 0
+    for node in nodes:
+        if node.start < covered:
+            continue  # an ancestor's masked call covers this node
+        together = node.start in masked
+        rows = slice(node.start, node.stop if together else node.end)
+        mask_RC = _subtree_mask(tree.stop_N[rows] - node.start) if together else None
+        within.append(AttentionCall(rows, rows, mask_RC))
+        if rows.stop < node.stop:
+            across.append(AttentionCall(slice(node.end, node.stop), rows))
+        covered = rows.stop
+    return (*within, *across)
 
 
-def _hidden(stop_N: Tensor) -> Tensor:
-    """-inf where a token does not see another."""
+def _subtree_mask(stop_N: Tensor) -> Tensor:
+    """[N, N]: 0 where row q attends to column k, -inf elsewhere."""
     at_N = torch.arange(len(stop_N))
-    seen_NN = (at_N <= at_N[:, None]) & (at_N[:, None] < stop_N)
-    return torch.zeros(seen_NN.shape).masked_fill_(~seen_NN, -torch.inf)
+    attends_NN = (at_N <= at_N[:, None]) & (at_N[:, None] < stop_N)
+    return torch.zeros(attends_NN.shape).masked_fill_(~attends_NN, -torch.inf)
 
 
 def block_mask(tree: TokenTree, device: torch.device) -> BlockMask:
     """The tree as FlexAttention's mask."""
     stop_N, size = tree.stop_N.to(device), len(tree.stop_N)
 
-    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def attends(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < stop_N[k])
 
-    return create_block_mask(sees, None, None, size, size, device=str(device))
+    return create_block_mask(attends, None, None, size, size, device=str(device))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
-    """Attention of [1, heads, N, head size] over a tree; key and value may have fewer heads."""
+    """Attention over a tree.
+
+    Args:
+        query: [1, H, N, D].
+        key: [1, H or fewer, N, D].
+        value: as the key.
+
+    Returns:
+        [1, H, N, D].
+    """
     if isinstance(plan, BlockMask):
         flex = _compiled_flex() if query.is_cuda else flex_attention
         return flex(query, key, value, block_mask=plan, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
@@ -125,41 +150,42 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) 
 
 
 class _TreeAttention(torch.autograd.Function):
-    """By attention_calls, on the CPU."""
+    """Attention in several calls, on the CPU. The calls of tokens with themselves come first."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, attention_calls: Sequence[AttentionCall], scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, calls: Sequence[AttentionCall], scale: float
     ) -> Tensor:
         out = torch.empty_like(query, dtype=torch.float32)
-        total = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for part in attention_calls:
-            rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
-            own, own_total = _forward(query[rows], key[columns], value[columns], 0.0, scale=scale, **part.options)
-            if part.own:
-                out[rows], total[..., part.rows] = own, own_total
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)  # log-sum-exp of the scores so far
+        for call in calls:
+            rows, columns = (..., call.rows, slice(None)), (..., call.columns, slice(None))
+            more, more_lse = _forward(query[rows], key[columns], value[columns], 0.0, scale=scale, **call.options)
+            if call.within:
+                out[rows], lse[..., call.rows] = more, more_lse
             else:
-                before = total[..., part.rows]
-                out[rows].lerp_(own.float(), torch.sigmoid(own_total - before).unsqueeze(-1))
-                total[..., part.rows] = torch.logaddexp(before, own_total)
+                before = lse[..., call.rows]
+                out[rows].lerp_(more.float(), torch.sigmoid(more_lse - before).unsqueeze(-1))
+                lse[..., call.rows] = torch.logaddexp(before, more_lse)
         out = out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, out, total)
-        ctx.attention_calls, ctx.scale = attention_calls, scale
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.calls, ctx.scale = calls, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, total = ctx.saved_tensors
+        query, key, value, out, lse = ctx.saved_tensors
         grads = [torch.empty_like(tensor, dtype=torch.float32) for tensor in (query, key, value)]
-        for part in ctx.attention_calls:
-            rows, columns = (..., part.rows, slice(None)), (..., part.columns, slice(None))
-            inputs = (grad_out[rows], query[rows], key[columns], value[columns], out[rows], total[..., part.rows])
-            found = _backward(*inputs, 0.0, part.options["is_causal"], attn_mask=part.hidden_NN, scale=ctx.scale)
-            for grad, more, place in zip(grads, found, (rows, columns, columns), strict=True):
-                if part.own:
-                    grad[place] = more
+        for call in ctx.calls:
+            rows, columns = (..., call.rows, slice(None)), (..., call.columns, slice(None))
+            inputs = (grad_out[rows], query[rows], key[columns], value[columns], out[rows], lse[..., call.rows])
+            options = {"attn_mask": call.mask_RC, "scale": ctx.scale}
+            call_grads = _backward(*inputs, 0.0, call.options["is_causal"], **options)
+            for grad, call_grad, place in zip(grads, call_grads, (rows, columns, columns), strict=True):
+                if call.within:
+                    grad[place] = call_grad
                 else:
-                    grad[place] += more
+                    grad[place] += call_grad
         return (*(grad.to(query.dtype) for grad in grads), None, None)
 
 
@@ -174,7 +200,7 @@ def _attention_function(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls; without a tree its own SDPA."""
+    """Called by transformers in each layer; without a tree it is transformers' own SDPA."""
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -186,19 +212,19 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
 def takes_trees(model: Any) -> bool:
-    """Whether a transformers causal LM attends by trees from now on.
+    """Switches a transformers causal LM to attention over trees, and returns whether the model supports it.
 
-    It does if it hands its arguments to an exchangeable attention function (`_supports_attention_backend`) and every
-    layer is plain full attention: no sliding window, no capped or biased scores, keys and values of one size.
+    It does if it passes its arguments on to an exchangeable attention function (`_supports_attention_backend`) and
+    every layer is plain full attention: no sliding window, no capped or biased scores, keys and values of one size.
     """
     config = model.config.get_text_config()
     if config._attn_implementation == NAME:
         return True
-    said = config.to_dict()
-    layers = set(said.get("layer_types") or ["full_attention"])
-    windowed = said.get("sliding_window") if said.get("use_sliding_window", True) else None
-    plain = layers == {"full_attention"} and not windowed and not said.get("attn_logit_softcapping")
-    if not (plain and model._supports_attention_backend and said.get("v_head_dim") is None):
+    options = config.to_dict()
+    layers = set(options.get("layer_types") or ["full_attention"])
+    windowed = options.get("sliding_window") if options.get("use_sliding_window", True) else None
+    plain = layers == {"full_attention"} and not windowed and not options.get("attn_logit_softcapping")
+    if not (plain and model._supports_attention_backend and options.get("v_head_dim") is None):
         return False
     model.set_attn_implementation(NAME)
     return True

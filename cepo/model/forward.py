@@ -141,10 +141,10 @@ def _tree_states(
 ) -> Tensor:
     """Hidden states [N, D] of each row from its last prompt token on, row after row; shared beginnings run once."""
     if any(images):
-        tree = token_tree(keyed(model, rows, starts, images)).filled()
+        tree = token_tree(keyed(model, rows, starts, images)).padded()
         language, inputs = model.base_model.language_model, language_inputs(model, tree, images)
     else:
-        tree = token_tree(rows).filled()
+        tree = token_tree(rows).padded()
         language = model.base_model
         inputs = {"input_ids": tree.ids_N[None].to(device), "position_ids": tree.depth_N[None].to(device)}
     plan = attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1])

@@ -1,7 +1,17 @@
-"""Rows of token ids as a tree: what several rows begin with is laid out once.
+"""Rows of token ids as a tree, in which a prefix that several rows share is laid out once.
 
-A group scored under two hints is question -> {hint r+, hint r-} -> the responses. Nodes lie in one flat list in
-preorder, so a node's descendants are the tokens right after it, and token q sees token k if k <= q < stop[k].
+A group scored under two hints is question -> {hint r+, hint r-} -> the responses. The tokens lie in one flat list in
+preorder, so the descendants of a node are the tokens right after it. Example, for the rows `a b c`, `a b d e` and `a f`
+(if MIN_SAVED were 0):
+
+    ids_N    a b c d e f
+    depth_N  0 1 2 2 3 1    position in the row
+    stop_N   6 5 3 5 5 6    end of the token's descendants
+    paths    [0 1 2], [0 1 3 4], [0 5]
+
+Token q attends to token k if k <= q < stop_N[k]: to its ancestors and itself.
+
+Legend: N distinct tokens of all rows.
 """
 
 from __future__ import annotations
@@ -14,20 +24,20 @@ import torch
 from torch import Tensor
 
 MIN_SAVED = 8
-"""Tokens that a branching point must save; each costs two more attention calls a layer."""
+"""A branching point that saves fewer tokens is dropped: each one costs two more attention calls per layer."""
 STEP = 32
-"""Tokens of a small pass are a multiple of it: a number of tokens that is new costs oneDNN as much as such a pass."""
+"""Passes are padded to a multiple of this size: the first use of a new size costs oneDNN as much as a small pass."""
 STEPS = 16
-"""So many numbers of tokens at most between one and its double, up to which a pass is filled."""
+"""Large passes are padded further, so that at most this many sizes lie between a power of two and the next."""
 PASS_TOKENS = 64
-"""What starting a pass costs, in tokens, where rows are cut into passes."""
+"""Fixed cost of a pass, in tokens, when rows are cut into passes."""
 
 Row = Sequence[int]
 
 
 @dataclass(frozen=True)
 class TreeNode:
-    """Tokens that the same rows share: start to end, its descendants from end to stop."""
+    """Consecutive tokens shared by the same rows: `start` to `end`, with the descendants at `end` to `stop`."""
 
     start: int
     end: int
@@ -36,7 +46,7 @@ class TreeNode:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """N distinct tokens in preorder."""
+    """N distinct tokens in preorder; the module's docstring has an example."""
 
     ids_N: Tensor
     depth_N: Tensor
@@ -44,23 +54,26 @@ class TokenTree:
     stop_N: Tensor
     """End of each token's descendants."""
     paths: tuple[Tensor, ...]
-    """Where the tokens of each row lie, in the order the rows came."""
+    """For each row, in the caller's order, the indices of its tokens."""
 
-    def filled(self) -> TokenTree:
-        """With tokens of no row after the others, so that passes have few lengths."""
+    def padded(self) -> TokenTree:
+        """Adds padding tokens that belong to no row, so that passes have few distinct sizes.
+
+        Example: 33 tokens become 64, 1,025 tokens become 1,088.
+        """
         size = len(self.ids_N)
         step = max(STEP, 2 ** (size - 1).bit_length() // (2 * STEPS))
-        more = torch.arange(-size % step)
+        padding = torch.arange(-size % step)
         return TokenTree(
-            torch.cat([self.ids_N, torch.zeros_like(more)]),
-            torch.cat([self.depth_N, more]),
-            torch.cat([self.stop_N, torch.full_like(more, size + len(more))]),
+            torch.cat([self.ids_N, torch.zeros_like(padding)]),
+            torch.cat([self.depth_N, padding]),
+            torch.cat([self.stop_N, torch.full_like(padding, size + len(padding))]),
             self.paths,
         )
 
     @property
     def nodes(self) -> tuple[TreeNode, ...]:
-        """Preorder."""
+        """The nodes in preorder."""
         if not len(self.ids_N):
             return ()
         new_N = (self.stop_N.diff() != 0) | (self.depth_N.diff() != 1)
@@ -71,77 +84,101 @@ class TokenTree:
 
 
 def token_tree(rows: Sequence[Row]) -> TokenTree:
-    """The tree of these rows; the same for every order they come in."""
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
-    lines = [torch.tensor(rows[i], dtype=torch.long) for i in order]
+    """Builds the tree of the rows. Its layout does not depend on the order of the rows.
+
+    Rows are added in sorted order. Each row reuses the tokens that it shares with the row before it; the other tokens
+    of the row before it have no further descendants.
+    """
+    order, sorted_rows = _sorted(rows)
     ids, depths, paths = [], [], [torch.zeros(0, dtype=torch.long)] * len(rows)
-    stop_N = torch.zeros(sum(len(line) for line in lines), dtype=torch.long)
+    stop_N = torch.zeros(sum(map(len, sorted_rows)), dtype=torch.long)
     path, size = torch.zeros(0, dtype=torch.long), 0
-    for i, line, shared in zip(order, lines, _worthwhile(_shared(lines)), strict=True):
+    for i, row, shared in zip(order, sorted_rows, _without_small_branches(_shared(sorted_rows)), strict=True):
         stop_N[path[shared:]] = size
-        own = len(line) - shared
-        path = torch.cat([path[:shared], torch.arange(size, size + own)])
+        added = len(row) - shared
+        path = torch.cat([path[:shared], torch.arange(size, size + added)])
         paths[i] = path
-        ids.append(line[shared:])
-        depths.append(torch.arange(shared, len(line)))
-        size += own
+        ids.append(row[shared:])
+        depths.append(torch.arange(shared, len(row)))
+        size += added
     stop_N[path] = size
     return TokenTree(torch.cat(ids), torch.cat(depths), stop_N[:size], tuple(paths))
 
 
 def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
-    """Cuts rows into passes of at most `budget` distinct tokens, at least one row each, with the fewest tokens in all.
+    """Cuts rows into passes of at most `budget` distinct tokens, with the fewest tokens in all.
+
+    A pass costs its distinct tokens plus PASS_TOKENS. A row longer than the budget is a pass of its own. The sorted
+    rows are cut by a dynamic program: `cost[end]` is the lowest cost of the first `end` rows, which is the lowest
+    `cost[first]` plus the cost of one pass over the rows `first` to `end - 1`; `last[end]` is that `first`.
+
+    Example: with a budget of 8, the rows `a b c d`, `e f g h` and `a b c x` give `[[0, 2], [1]]`, passes of 5 and 4
+    tokens.
 
     Returns:
-        Indices of rows; neighbours share most.
+        Indices of rows for each pass. Neighbouring rows share the longest prefixes.
     """
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
-    shared = _shared([torch.tensor(rows[i], dtype=torch.long) for i in order])
-    if order and sum(map(len, rows)) - sum(shared) <= budget:
-        return [order]  # a cut never saves
-    best, cut = [0], [0]  # over the first j rows: tokens, and where the last pass begins
-    for j in range(1, len(order) + 1):
-        added, options = 0, []
-        for i in range(j - 1, -1, -1):
-            tokens = added + len(rows[order[i]])
-            if tokens > budget and i < j - 1:
-                break
-            options.append((best[i] + tokens + PASS_TOKENS, i))
-            added = tokens - shared[i]
-        tokens, begin = min(options)
-        best.append(tokens)
-        cut.append(begin)
-    found, end = [], len(order)
+    order, sorted_rows = _sorted(rows)
+    shared = _shared(sorted_rows)
+    lengths = [len(row) for row in sorted_rows]
+    if order and sum(lengths) - sum(shared) <= budget:
+        return [order]  # a cut never saves tokens
+    cost, last = [0], [0]
+    for end in range(1, len(order) + 1):
+        added, choices = 0, []  # added: tokens that the rows after `first` lay out in addition to those of `first`
+        for first in range(end - 1, -1, -1):
+            tokens = lengths[first] + added
+            if tokens > budget and first < end - 1:
+                break  # an even longer pass has no fewer tokens
+            choices.append((cost[first] + tokens + PASS_TOKENS, first))
+            added = tokens - shared[first]
+        lowest, first = min(choices)
+        cost.append(lowest)
+        last.append(first)
+    cuts, end = [], len(order)
     while end:
-        found.append(order[cut[end] : end])
-        end = cut[end]
-    return found[::-1]
+        cuts.append(order[last[end] : end])
+        end = last[end]
+    return cuts[::-1]
 
 
-def _shared(lines: Sequence[Tensor]) -> list[int]:
-    """Tokens that each row begins with as the row before it does."""
-    found = [0] * len(lines)
-    for i, (before, line) in enumerate(pairwise(lines), start=1):
-        width = min(len(before), len(line))
-        differs = (before[:width] != line[:width]).nonzero()
-        found[i] = int(differs[0]) if len(differs) else width
-    return found
+def _sorted(rows: Sequence[Row]) -> tuple[list[int], list[Tensor]]:
+    """The indices of the rows in lexicographic order, and the rows in that order."""
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    return order, [torch.tensor(rows[i], dtype=torch.long) for i in order]
 
 
-def _worthwhile(shared: list[int]) -> list[int]:
-    """Without the branching points that save too little: their branches begin where the one above does."""
+def _shared(sorted_rows: Sequence[Tensor]) -> list[int]:
+    """The length of the prefix that each row shares with the row before it; 0 for the first row."""
+    shared = [0] * len(sorted_rows)
+    for i, (before, row) in enumerate(pairwise(sorted_rows), start=1):
+        width = min(len(before), len(row))
+        differs = (before[:width] != row[:width]).nonzero()
+        shared[i] = int(differs[0]) if len(differs) else width
+    return shared
+
+
+def _without_small_branches(shared: list[int]) -> list[int]:
+    """Drops the branching points that save fewer than MIN_SAVED tokens, from the root down.
+
+    `shared[i]` is the depth at which sorted row i leaves row i - 1. Several rows that share their first `above` tokens
+    branch next at `depth`, the smallest `shared` among them, into one branch more than there are rows with that value.
+    All branches but one save `depth - above` tokens each. If that is too little, the branches start at `above`.
+
+    Example with MIN_SAVED = 8: `[0, 20, 23, 20]` becomes `[0, 20, 20, 20]`, since the branching point at 23 saves 3
+    tokens, and the one at 20 saves 2 * 20.
+    """
     kept = list(shared)
-    open_ = [(1, len(shared), 0)]
-    while open_:
-        low, high, above = open_.pop()  # rows low - 1 to high share `above` tokens
-        if low >= high:
+    groups = [(0, len(shared), 0)]  # rows `first` to `end - 1`, which share their first `above` tokens
+    while groups:
+        first, end, above = groups.pop()
+        if end - first < 2:
             continue
-        depth = min(shared[low:high])
-        branches = [i for i in range(low, high) if shared[i] == depth]
+        depth = min(shared[first + 1 : end])
+        branches = [i for i in range(first + 1, end) if shared[i] == depth]  # each branch's first row, but the first's
         if (depth - above) * len(branches) < MIN_SAVED:
             depth = above
         for i in branches:
             kept[i] = depth
-        edges = [low - 1, *branches, high]
-        open_ += [(begin + 1, end, depth) for begin, end in pairwise(edges)]
+        groups += [(start, stop, depth) for start, stop in pairwise([first, *branches, end])]
     return kept

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 import cepo.tiny
-from cepo.model import attention
+from cepo.model import attention, tree as tree_module
 from cepo.model.forward import response_logps, response_states
-from cepo.model.tree import MIN_SAVED, TreeNode, passes, token_tree
+from cepo.model.tree import MIN_SAVED, TokenTree, TreeNode, passes, token_tree
 
 torch.set_num_threads(1)
 WORDS = 97
@@ -104,6 +104,38 @@ def test_a_branch_that_saves_too_little_begins_further_up() -> None:
         tail = list(range(shared))
         tree = token_tree([trunk, [*trunk, *tail, 90], [*trunk, *tail, 91]])
         assert len(tree.ids_N) == len(trunk) + 2 + shared * (1 if shared >= MIN_SAVED else 2)
+
+
+def test_the_example_of_the_module_is_laid_out_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_module, "MIN_SAVED", 0)
+    a, b, c, d, e, f = range(6)
+    tree = token_tree([[a, b, c], [a, b, d, e], [a, f]])
+    assert tree.ids_N.tolist() == [a, b, c, d, e, f]
+    assert tree.depth_N.tolist() == [0, 1, 2, 2, 3, 1]
+    assert tree.stop_N.tolist() == [6, 5, 3, 5, 5, 6]
+    assert [path.tolist() for path in tree.paths] == [[0, 1, 2], [0, 1, 3, 4], [0, 5]]
+
+
+def test_a_small_branch_under_a_large_one_is_dropped_and_the_large_one_kept() -> None:
+    trunk = list(range(20))
+    tree = token_tree([[*trunk, 90], [*trunk, 80, 81, 82, 1], [*trunk, 80, 81, 82, 2], [*trunk, 70]])
+    lengths = [node.end - node.start for node in tree.nodes]
+    assert lengths == [20, 1, 4, 4, 1]
+
+
+def test_passes_cost_their_distinct_tokens() -> None:
+    a, b, c, d, e, f, g, h, x = range(9)
+    assert passes([[a, b, c, d], [e, f, g, h], [a, b, c, x]], 8) == [[0, 2], [1]]
+
+
+def test_attention_calls_are_the_cheaper_ones() -> None:
+    """A question of 4 tokens with two responses of 2: 40 pairs in four calls, or 64 pairs in one."""
+    ids_N, depth_N = torch.zeros(8, dtype=torch.long), torch.tensor([0, 1, 2, 3, 4, 5, 4, 5])
+    tree = TokenTree(ids_N, depth_N, torch.tensor([8, 8, 8, 8, 6, 6, 8, 8]), ())
+    apart = [(0, 4, 0, 4), (4, 6, 4, 6), (6, 8, 6, 8), (4, 8, 0, 4)]
+    for overhead, wanted in ((0, apart), (7, apart), (8, [(0, 8, 0, 8)])):
+        calls = attention.attention_calls(tree, overhead)
+        assert [(c.rows.start, c.rows.stop, c.columns.start, c.columns.stop) for c in calls] == wanted
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -204,12 +236,12 @@ def test_decoders_with_windows_or_capped_scores_are_padded(config: PreTrainedCon
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
-    tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)]).filled()
+    tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)]).padded()
     device, size = torch.device("cpu"), len(tree.ids_N)
     inputs = [torch.randn(1, heads, size, 16, requires_grad=True) for heads in (4, 2, 2)]
     weight = torch.randn(1, 4, size, 16)
     plans = [attention.attention_calls(tree, call) for call in (0, 1000, 10**9)]
-    masked = [sum(part.hidden_NN is not None for part in plan) for plan in plans]
+    masked = [sum(call.mask_RC is not None for call in plan) for plan in plans]
     assert masked[0] == 0 < masked[2]
     assert len(plans[0]) > len(plans[1]) >= len(plans[2])
     wanted = attention.attend(*(each.detach() for each in inputs), attention.block_mask(tree, device), 0.25)
@@ -227,15 +259,17 @@ def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed
     tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)])
     roots = [node for node in tree.nodes if tree.depth_N[node.start] == 0]
     small, large = attention.attention_calls(tree, 10**9), attention.attention_calls(tree, 0)
-    assert [(part.rows.start, part.rows.stop) for part in small] == [(root.start, root.stop) for root in roots]
-    assert [(part.rows.start, part.rows.stop) for part in large if part.own] == [(n.start, n.end) for n in tree.nodes]
+    assert [(call.rows.start, call.rows.stop) for call in small] == [(root.start, root.stop) for root in roots]
+    assert [(call.rows.start, call.rows.stop) for call in large if call.within] == [
+        (n.start, n.end) for n in tree.nodes
+    ]
 
 
 @pytest.mark.parametrize(
     ("size", "filled"), [(1, 32), (31, 32), (32, 32), (33, 64), (1024, 1024), (1025, 1088), (2000, 2048), (2049, 2176)]
 )
 def test_a_tree_is_filled_with_tokens_that_no_row_sees(size: int, filled: int) -> None:
-    tree = token_tree([list(range(size))]).filled()
+    tree = token_tree([list(range(size))]).padded()
     assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == filled
     assert tree.paths[0].tolist() == list(range(size))
     assert set(tree.stop_N[:size].tolist()) == {size}
