@@ -1,14 +1,18 @@
-"""What an analyst sends to `POST /v1/credit` and gets back: the models shared by the teacher, the client and the CLI.
+"""The request and the reply of `POST /v1/credit`, shared by the teacher, the client and the CLI.
 
-A request names a prompt, responses from anywhere and the two answers to contrast; the reply says for every token what
-credit training would give it (arXiv:2605.19436, Eqs 4, 5 and 7).
+A request holds a prompt, responses from any source and the two answers to contrast; the reply holds the credit that
+training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
+
+    {"messages": [{"role": "user", "content": "23 + 45 - 17 = ?"}],
+     "responses": [{"text": "23+45=68, 68-17=51", "reward": 1.0}],
+     "positive": "51", "negative": "41", "method": {"name": "cepo", "lam": 0.5, "eps_w": 0.5}}
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
@@ -20,8 +24,8 @@ MAX_TOKENS = 131_072
 MAX_ANSWER_CHARACTERS = 1000
 MAX_BATCH = 256
 MAX_VARIANTS = 4
-EPS_W = {"cepo": 0.5, "rlsd": 0.2, "grpo": 0.5}
-"""Each method's own clip, as in training; GRPO has no evidence to clip."""
+MethodName = Literal["cepo", "rlsd", "grpo"]
+METHODS: tuple[str, ...] = get_args(MethodName)
 
 Scalar = Annotated[float, Field(ge=-1e6, le=1e6)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
@@ -40,22 +44,22 @@ class _Returned(BaseModel):
 class Method(_Sent):
     """How evidence becomes credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
 
-    name: Literal["cepo", "rlsd", "grpo"] = Field(
+    name: MethodName = Field(
         default="cepo", description="delta is r+ over r- for cepo, r+ over the plain prompt for rlsd, and 0 for grpo"
     )
-    lam: float = Field(default=0.5, ge=0, le=1, description="share of the evidence; nothing for grpo")
-    eps_w: float = Field(
-        default=None, gt=0, lt=1, validate_default=True, description=f"clip of the weight; left out: {EPS_W}"
+    lam: float = Field(default=0.5, ge=0, le=1, description="share of the evidence; no effect for grpo")
+    eps_w: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="clip of the weight; left out: the method's default in training. A reply has the value used",
     )
     no_negative: Literal["rlsd", "grpo"] = Field(
-        default="rlsd", description="cepo without r-: contrast with the plain prompt (the paper), or not at all"
+        default="rlsd",
+        description="cepo, for a response without r-: contrast r+ with the plain prompt (rlsd, the paper) or do not "
+        "weigh the response (grpo)",
     )
     exclude_self: bool = Field(default=False, description="cepo: never contrast a response with its own answer")
-
-    @field_validator("eps_w", mode="before")
-    @classmethod
-    def _own_clip(cls, value: object, info: ValidationInfo) -> object:
-        return EPS_W[info.data.get("name", "cepo")] if value is None else value
 
 
 class Response(_Sent):

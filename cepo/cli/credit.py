@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import cepo.tiny
 from cepo.cli.arguments import text_of
-from cepo.credit import EPS_W, CreditReply, CreditRequest, Method, Variant
+from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.net.rest import first_mistake
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--model", default=str(cepo.tiny.path()), help="Hugging Face name or folder; default: tiny")
     parser.add_argument("--adapter", type=Path, help="a LoRA adapter's folder, as in RUN_DIR/adapters/v000020")
     parser.add_argument("--html", type=Path, metavar="OUT", help="also write the heat map as one HTML file")
-    parser.add_argument("--compare", metavar="METHODS", help=f"methods to set side by side: {','.join(EPS_W)}")
+    parser.add_argument("--compare", metavar="METHODS", help=f"methods to set side by side: {','.join(METHODS)}")
     parser.set_defaults(run=run)
 
 
@@ -101,8 +101,8 @@ def _asked(request: CreditRequest, policy: PolicyRef, compare: str | None) -> Cr
 
 
 def _method(method: Method, name: str) -> Method:
-    if name not in EPS_W:
-        raise UserError(f"--compare: {name!r} is no method; give some of {','.join(EPS_W)}")
+    if name not in METHODS:
+        raise UserError(f"--compare: {name!r} is no method; give some of {','.join(METHODS)}")
     given = {key: getattr(method, key) for key in method.model_fields_set}
     return Method.model_validate(given | {"name": name})
 

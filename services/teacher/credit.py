@@ -1,36 +1,37 @@
-"""Token credit for responses from anywhere, by the evidence and the rule that training uses.
+"""Token credit for any response, by the evidence and the rule that training uses.
 
-One request is one group: its responses are graded and contrasted as siblings. The contexts are chosen by
-`cepo.teaching.contexts`, scored by the engine that scores training groups, and weighed by `cepo.algo.core`.
+A request is one group: its responses are graded and contrasted as siblings. For each response and method,
+`cepo.teaching.contexts` chooses the hints, the engine that scores training groups measures the response under them,
+and `services.teacher.weighing` turns the log-probs into credit.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cepo.credit import CreditReply, CreditRequest, Method
+from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
-from cepo.messages.groups import ContextName, ImageRef, PolicyProof, PolicyRef, ScoredGroup
+from cepo.messages.groups import ContextName, EvidenceReason, ImageRef, PolicyProof, PolicyRef, ScoredGroup
 from cepo.prompts.renderer import Renderer
 from cepo.prompts.spans import Span, response_text, spans
-from cepo.teaching.contexts import Hint
+from cepo.teaching.contexts import Hint, hints
 from cepo.teaching.handler import Logps, Pair, Scorer
-from services.teacher.grading import Grader, completion, graded, needs_grading, negatives
+from services.teacher.grading import Grader, completion, graded, needs_grading
 from services.teacher.images import GivenImages, pictures
 from services.teacher.prompts import Prompt, prompt_of, require_vocabulary, token_ids
-from services.teacher.weighing import Evidence, Standing, standings, weighed
+from services.teacher.weighing import Standing, rejected_ask, rule_of, standings, weighed
 
 MAX_SCORED_TOKENS = 2**20
-"""Tokens that one request may have scored, its contexts included."""
+"""Most tokens scored for one request and policy; each context counts with each of its responses."""
 POLICY_SECONDS = 30.0
-"""How long a request waits for the trainer to send its policy; a run waits longer for a trainer that restarts."""
+"""How long a request waits for the trainer to send its policy. A run waits longer, for a trainer that restarts."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A request, read: everything that depends neither on the policy nor on the method."""
+    """The parts of a request that depend neither on the policy nor on the method."""
 
     request: CreditRequest
     prompt: Prompt
@@ -40,26 +41,16 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What one response is scored under."""
+class _Variant:
+    """A request with one method and one policy, and for each response its hint and its pair in each context."""
 
-    plain: Pair
-    positive: Pair
-    negative: Pair | None
-    hint: Hint | None
-
-    @property
-    def pairs(self) -> list[Pair]:
-        return [pair for pair in (self.plain, self.positive, self.negative) if pair is not None]
-
-    def evidence(self, scored: Mapping[Pair, Logps]) -> Evidence:
-        """The log-probs that were found."""
-        negative = scored[self.negative] if self.negative is not None else None
-        return Evidence(scored[self.plain], scored[self.positive], negative, self.hint)
+    request: CreditRequest
+    hints: list[dict[ContextName, Hint]]
+    pairs: list[dict[ContextName, Pair]]
 
 
 class TokenCredit:
-    """The function behind REST and the command line."""
+    """The function behind `POST /v1/credit` and `cepo credit`."""
 
     def __init__(
         self,
@@ -74,9 +65,9 @@ class TokenCredit:
         """Makes the function.
 
         Args:
-            grader: asked only for what a request leaves out; None: such requests are refused.
-            images: where the scorer reads images; it is lent those of a request.
-            policy_seconds: how long a policy is waited for.
+            grader: grades responses without a reward and finds r-; without a grader such requests are rejected.
+            images: the scorer's source of images, to which a request adds its own while it runs.
+            policy_seconds: how long a request waits for its policy.
         """
         self._scorer = scorer
         self._renderer = renderer
@@ -86,23 +77,33 @@ class TokenCredit:
         self._policy_seconds = policy_seconds
 
     async def __call__(self, request: CreditRequest) -> CreditReply:
-        """Every token's credit.
+        """Returns the credit of every token.
 
         Raises:
-            UserError: names the field that is wrong.
-            PolicyError: the policy is not to be had.
+            UserError: a field of the request is wrong; the message names it.
+            PolicyError: the policy cannot be loaded.
             Unreachable: the verifier or the trainer does not answer.
         """
-        found = await asyncio.to_thread(pictures, request.images)
-        with self._images.held(dict(found)):
-            return await self._credited(self._read(request, tuple(image for image, _ in found)))
+        images = await asyncio.to_thread(pictures, request.images)
+        with self._images.held(dict(images)):
+            group = self._read(request, tuple(ref for ref, _ in images))
+            scored = await self._graded(group)
+            variants = [self._variant(group, each, scored) for each in request.variants]
+            standing = standings(request, scored)
+            replies: dict[int, CreditReply] = {}
+            for policy in dict.fromkeys(variant.request.policy for variant in variants):
+                own = {at: variant for at, variant in enumerate(variants) if variant.request.policy == policy}
+                proof, logps = await self._score(own.values(), request.temperature, policy)
+                replies |= {at: _reply(group, variant, standing, proof, logps) for at, variant in own.items()}
+        first, *others = (replies[at] for at in range(len(variants)))
+        return first.model_copy(update={"compared": others})
 
     async def each(self, requests: Sequence[CreditRequest]) -> list[CreditReply]:
-        """The credit of a list of requests, one after the other.
+        """Returns the credit of each request; the requests run one after the other.
 
         Raises:
-            UserError: names the request and the field.
-            PolicyError, Unreachable: as for one.
+            UserError: a field of a request is wrong; the message names both.
+            PolicyError, Unreachable: as for one request.
         """
         replies = []
         for at, request in enumerate(requests):
@@ -111,23 +112,6 @@ class TokenCredit:
             except UserError as error:
                 raise UserError(f"{at}.{error}") from error
         return replies
-
-    async def _credited(self, group: _Group) -> CreditReply:
-        request = group.request
-        scored = await self._graded(group)
-        standing = standings(request, scored)
-        variants = request.variants
-        plans = [self._plans(group, variant.method, scored) for variant in variants]
-        found = {}
-        for policy in dict.fromkeys(variant.policy for variant in variants):
-            same = [part for part, variant in zip(plans, variants, strict=True) if variant.policy == policy]
-            pairs = list(dict.fromkeys(pair for part in same for plan in part for pair in plan.pairs))
-            found[policy] = await self._score(pairs, request.temperature, policy)
-        first, *others = (
-            self._reply(group, variant, standing, part, *found[variant.policy])
-            for variant, part in zip(variants, plans, strict=True)
-        )
-        return first.model_copy(update={"compared": others})
 
     def _read(self, request: CreditRequest, images: tuple[ImageRef, ...]) -> _Group:
         prompt = prompt_of(request, images, self._renderer)
@@ -166,29 +150,25 @@ class TokenCredit:
         proof = await self._loaded(request.policy)
         return await graded(request, group.prompt.messages, group.prompt.plain, completions, proof, self._grader)
 
-    def _plans(self, group: _Group, method: Method, scored: ScoredGroup | None) -> list[_Plan]:
-        contexts = {(ContextName.PLAIN, ""): group.prompt.plain}
+    def _variant(self, group: _Group, request: CreditRequest, scored: ScoredGroup | None) -> _Variant:
+        contexts = {("", ContextName.PLAIN): group.prompt.plain}
 
-        def pair(at: int, context: ContextName, answer: str) -> Pair:
-            if (context, answer) not in contexts:
-                contexts[context, answer] = group.prompt.hinted(answer)
-            prompt = contexts[context, answer]
-            self._require_room(at, group.ids[at], prompt, context)
-            return Pair(prompt, group.ids[at], group.prompt.images)
+        def pair(at: int, hint: Hint) -> Pair:
+            key = hint.answer, hint.context
+            if key not in contexts:
+                contexts[key] = group.prompt.hinted(hint.answer)
+            self._require_room(at, group.ids[at], contexts[key], hint.context)
+            return Pair(contexts[key], group.ids[at], group.prompt.images)
 
-        return [
-            _Plan(
-                plain=pair(at, ContextName.PLAIN, ""),
-                positive=pair(at, ContextName.ANSWER, group.request.positive),
-                negative=pair(at, hint.context, hint.answer) if hint is not None else None,
-                hint=hint,
-            )
-            for at, hint in enumerate(negatives(group.request, method, scored))
-        ]
+        chosen = _hints(request, scored)
+        pairs = [{name: pair(at, hint) for name, hint in row.items()} for at, row in enumerate(chosen)]
+        return _Variant(request, chosen, pairs)
 
     async def _score(
-        self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef
+        self, variants: Iterable[_Variant], temperature: float, policy: PolicyRef
     ) -> tuple[PolicyProof, dict[Pair, Logps]]:
+        """Log-probs of the distinct pairs of the variants of one policy."""
+        pairs = list(dict.fromkeys(pair for variant in variants for row in variant.pairs for pair in row.values()))
         tokens = sum(len(pair.context_ids) + len(pair.response_ids) for pair in pairs)
         if tokens > MAX_SCORED_TOKENS:
             raise UserError(
@@ -208,27 +188,52 @@ class TokenCredit:
                 "leave it out for the base model, or start the run"
             ) from error
 
-    def _reply(
-        self,
-        group: _Group,
-        request: CreditRequest,
-        standing: Sequence[Standing],
-        plans: Sequence[_Plan],
-        proof: PolicyProof,
-        scored: Mapping[Pair, Logps],
-    ) -> CreditReply:
-        rows = zip(group.texts, group.ids, group.places, standing, plans, strict=True)
-        return CreditReply(
-            responses=[
-                weighed(text, ids, places, where, plan.evidence(scored), request.method)
-                for text, ids, places, where, plan in rows
-            ],
-            method=request.method,
-            positive=request.positive,
-            template=request.template,
-            temperature=request.temperature,
-            policy=request.policy,
-            tokenizer_sha256=proof.tokenizer_sha256,
-            engine=proof.engine,
-            prompt_token_ids=list(group.prompt.plain),
-        )
+
+def _hints(request: CreditRequest, scored: ScoredGroup | None) -> list[dict[ContextName, Hint]]:
+    """The hint of each response in each context.
+
+    The rejected context has the wrong answer that the request gives, or the hint that CEPO chooses from the graded
+    group; it is absent if there is neither.
+    """
+    given = {
+        ContextName.PLAIN: Hint(ContextName.PLAIN, "", EvidenceReason.ASKED),
+        ContextName.ANSWER: Hint(ContextName.ANSWER, request.positive, EvidenceReason.ASKED),
+    }
+    if request.negative is not None:
+        given[ContextName.REJECTED] = Hint(ContextName.REJECTED, request.negative, EvidenceReason.ASKED)
+    if request.negative is not None or scored is None:
+        return [given] * len(request.responses)
+    chosen = hints(rejected_ask(request.method), scored)
+    return [given | {ContextName.REJECTED: hint} for hint in chosen if isinstance(hint, Hint)]
+
+
+def _reply(
+    group: _Group,
+    variant: _Variant,
+    standing: Sequence[Standing],
+    proof: PolicyProof,
+    logps: Mapping[Pair, Logps],
+) -> CreditReply:
+    request, rule = variant.request, rule_of(variant.request.method)
+    return CreditReply(
+        responses=[
+            weighed(
+                group.texts[at],
+                group.ids[at],
+                group.places[at],
+                standing[at],
+                {name: logps[pair] for name, pair in pairs.items()},
+                variant.hints[at].get(ContextName.REJECTED),
+                rule,
+            )
+            for at, pairs in enumerate(variant.pairs)
+        ],
+        method=request.method.model_copy(update={"eps_w": rule.eps_w}),
+        positive=request.positive,
+        template=request.template,
+        temperature=request.temperature,
+        policy=request.policy,
+        tokenizer_sha256=proof.tokenizer_sha256,
+        engine=proof.engine,
+        prompt_token_ids=list(group.prompt.plain),
+    )

@@ -1,4 +1,4 @@
-"""Verdicts on the responses of a credit request, and the r- that training would choose from them."""
+"""Verdicts on the responses of a credit request, from the verifier."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc
 
 from cepo.answers.kinds import check_reference
-from cepo.credit import CreditRequest, Method
+from cepo.credit import CreditRequest
 from cepo.errors import Unreachable, UserError
 from cepo.messages.groups import (
-    Ask,
     Completion,
     ContextName,
-    EvidenceReason,
     FinishReason,
     Message,
     PolicyProof,
@@ -29,7 +27,7 @@ from cepo.net.auth import Tokens
 from cepo.net.connections import channel
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
-from cepo.teaching.contexts import Hint, hints
+from services.teacher.weighing import rule_of
 
 Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
 """The verifier: a verdict for every response of a group."""
@@ -66,7 +64,9 @@ def needs_grading(request: CreditRequest, grader: Grader | None) -> bool:
     absent = "this teacher knows no verifier (CEPO_VERIFIER_ADDRESS)"
     if unrewarded:
         raise UserError(f"responses.{unrewarded[0]}: give a reward or an advantage; {absent} to grade it")
-    if request.negative is None and any(variant.method.name == "cepo" for variant in request.variants):
+    if request.negative is None and any(
+        rule_of(variant.method).denominator is ContextName.REJECTED for variant in request.variants
+    ):
         raise UserError(f"negative: give a wrong answer; {absent} to find one among the responses")
     return False
 
@@ -117,14 +117,3 @@ def completion(text: str, ids: tuple[int, ...], *, ended: bool) -> Completion:
     """A response as the grader reads it: nobody sampled it here, so its log-probs are 0."""
     reason = FinishReason.STOP if ended else FinishReason.LENGTH
     return Completion(token_ids=ids, logps=(0.0,) * len(ids), text=text, finish_reason=reason)
-
-
-def negatives(request: CreditRequest, method: Method, scored: ScoredGroup | None) -> list[Hint | None]:
-    """The context that stands for r-, for every response; None where none was asked for or available."""
-    if request.negative is not None:
-        return [Hint(ContextName.REJECTED, request.negative, EvidenceReason.ASKED)] * len(request.responses)
-    if scored is None:
-        return [None] * len(request.responses)
-    otherwise = ContextName.PLAIN if method.no_negative == "rlsd" else ContextName.ANSWER
-    ask = Ask(context=ContextName.REJECTED, otherwise=otherwise, exclude_self=method.exclude_self)
-    return [hint for hint in hints(ask, scored) if isinstance(hint, Hint)]

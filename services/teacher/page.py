@@ -1,4 +1,9 @@
-"""The heat map page, live or as a file."""
+"""The heat map page, live or as a file.
+
+The page bundles its data as JSON: {"request": ..., "reply": ..., "live": true, "methods": {"cepo": {"title": "CEPO",
+"numerator": "logp_positive", "denominator": "logp_negative"}, ...}}. With `methods` the page contrasts the log-probs
+of a reply as any method does, without another call.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +11,43 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cepo.credit import CreditReply, CreditRequest
+from cepo.credit import METHODS, CreditReply, CreditRequest, Method
+from cepo.messages.groups import ContextName
 from cepo.pages import document
+from services.teacher.weighing import rule_of
 
 _FOLDER = Path(__file__).parent / "heatmap"
 _SCRIPTS = ("page.js", "save.js", "start.js")
+_COLUMNS = {
+    ContextName.PLAIN: "logp_plain",
+    ContextName.ANSWER: "logp_positive",
+    ContextName.REJECTED: "logp_negative",
+}
 
 
 def live_page() -> str:
-    """The page of the service: it shows the sample and scores what is pasted."""
+    """Returns the service's page, which shows the sample and scores what the user enters."""
     return _page(json.loads((_FOLDER / "sample.json").read_text("utf-8")) | {"live": True})
 
 
 def standalone_page(request: CreditRequest, reply: CreditReply) -> str:
-    """A reply as a file of its own."""
+    """Returns a reply as one HTML file that works offline."""
     sent = request.model_dump(mode="json", exclude_none=True)
     return _page({"request": sent, "reply": reply.model_dump(mode="json"), "live": False})
 
 
 def _page(data: dict[str, Any]) -> str:
-    return document("Token credit", _FOLDER, _SCRIPTS, data)
+    return document("Token credit", _FOLDER, _SCRIPTS, data | {"methods": _methods()})
+
+
+def _methods() -> dict[str, dict[str, str]]:
+    """For each method, its title and the two log-probs of a token whose difference is delta."""
+    rules = {name: rule_of(Method.model_validate({"name": name})) for name in METHODS}
+    return {
+        name: {
+            "title": name.upper(),
+            "numerator": _COLUMNS[rule.numerator],
+            "denominator": _COLUMNS[rule.denominator],
+        }
+        for name, rule in rules.items()
+    }

@@ -1,37 +1,70 @@
-"""From evidence to credit: the pure functions of `cepo.algo.core`, one response at a time."""
+"""From log-probs to credit, by the rule of the training method that a request names.
+
+The methods' own classes say which contexts are contrasted and what their defaults are; this module is the only one of
+the teacher that reads them.
+
+Example: with a given advantage of 1, lam 0.5 and eps_w 0.5, a token that has log-prob -0.1 under r+ and -11.1 under r-
+has under CEPO a delta of 11.0, a weight of 59,874 clipped to 1.5, and the advantage 1 * (0.5 + 0.5 * 1.5) = 1.25.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from cepo.algo.core import Credit, credit, group_advantage
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.evidence import EvidenceRatio
+from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
-from cepo.messages.groups import ContextName, ScoredGroup
+from cepo.messages.groups import Ask, ContextName, ScoredGroup
 from cepo.prompts.spans import Span
 from cepo.teaching.contexts import ACCEPTED, Hint
 from cepo.teaching.handler import Logps
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The log-probs of one response under its contexts."""
+class Rule:
+    """How a method weighs: by the log-probs under `numerator` minus those under `denominator`."""
 
-    plain: Logps
-    positive: Logps
-    negative: Logps | None
-    hint: Hint | None
-    """Why `negative` is what it is; None with it."""
+    numerator: ContextName
+    denominator: ContextName
+    lam: float
+    eps_w: float
+
+
+def rule_of(method: Method) -> Rule:
+    """The rule of a training method, with the method's own defaults for the options that the request leaves out.
+
+    A method that divides no evidence, such as GRPO, contrasts the plain prompt with itself: delta is 0. Its `eps_w` is
+    CEPO's and changes nothing.
+    """
+    training = ALGORITHMS[method.name]
+    options = method.model_dump(exclude_none=True)
+    algorithm = training.model_validate({key: options[key] for key in options.keys() & training.model_fields.keys()})
+    if isinstance(algorithm, EvidenceRatio):
+        numerator, denominator = (ask.context for ask in algorithm.contrast)
+        return Rule(numerator, denominator, algorithm.lam, algorithm.eps_w)
+    return Rule(ContextName.PLAIN, ContextName.PLAIN, 0.0, options.get("eps_w", Cepo().eps_w))
+
+
+def rejected_ask(method: Method) -> Ask:
+    """CEPO's ask for r-, with the options of the request.
+
+    With `no_negative = "grpo"` CEPO leaves a response without r- unweighed. Here r+ takes the place of r-, so that
+    delta is 0 and the reply has all three log-probs.
+    """
+    ask = Cepo(no_negative=method.no_negative, exclude_self=method.exclude_self).contrast[1]
+    return ask.model_copy(update={"otherwise": ask.otherwise or ContextName.ANSWER})
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a response stands in its group."""
+    """The reward and the advantage of a response within its group."""
 
     reward: float | None
     advantage: float
@@ -40,10 +73,10 @@ class Standing:
 
 
 def standings(request: CreditRequest, scored: ScoredGroup | None) -> list[Standing]:
-    """Rewards and advantages: given ones first, else GRPO's over the rewards of the group.
+    """Rewards and advantages: those that the request gives, and otherwise GRPO's over the rewards of the group.
 
-    A single reward has nothing to be compared with, and GRPO's advantage would be 0; so it is +1 for a right response
-    and -1 for a wrong one, which shows what credit a right and a wrong rollout would get.
+    GRPO's advantage of a single reward would be 0. A single response therefore gets +1 if it is right and -1 if it is
+    wrong, which shows the credit that a right and a wrong rollout would get.
     """
     verdicts = scored.verdicts if scored is not None else [None] * len(request.responses)
     rewards = [
@@ -53,7 +86,7 @@ def standings(request: CreditRequest, scored: ScoredGroup | None) -> list[Standi
     known = [reward for reward in rewards if reward is not None]
     reward_B = torch.tensor([math.nan if reward is None else reward for reward in rewards])
     adv_B = group_advantage(reward_B, torch.zeros(len(rewards), dtype=torch.long))
-    found = []
+    rows = []
     for at, (sent, verdict, reward) in enumerate(zip(request.responses, verdicts, rewards, strict=True)):
         grade = None
         if verdict is not None:
@@ -62,32 +95,46 @@ def standings(request: CreditRequest, scored: ScoredGroup | None) -> list[Standi
                 outcome=outcome, accuracy=verdict.accuracy, extracted=verdict.extracted, reason=verdict.reason
             )
         if sent.advantage is not None:
-            found.append(Standing(reward, sent.advantage, "given", grade))
+            rows.append(Standing(reward, sent.advantage, "given", grade))
         elif len(known) > 1:
-            found.append(Standing(reward, float(adv_B[at]), "group", grade))
+            rows.append(Standing(reward, float(adv_B[at]), "group", grade))
         else:
             assert reward is not None
-            found.append(Standing(reward, 1.0 if reward >= ACCEPTED else -1.0, "single", grade))
-    return found
+            rows.append(Standing(reward, 1.0 if reward >= ACCEPTED else -1.0, "single", grade))
+    return rows
 
 
 def weighed(
-    text: str, ids: Sequence[int], places: Sequence[Span], standing: Standing, evidence: Evidence, method: Method
+    text: str,
+    ids: Sequence[int],
+    places: Sequence[Span],
+    standing: Standing,
+    logps: Mapping[ContextName, Logps],
+    negative: Hint | None,
+    rule: Rule,
 ) -> ResponseCredit:
-    """One response, token by token."""
-    parts = _credit(method, standing.advantage, evidence)
+    """The credit of one response of T tokens.
+
+    Args:
+        places: the [start, end) characters of each token in `text`.
+        logps: T log-probs under each context; the rejected one is absent if the method does not need r- and there is
+            no grader to choose it.
+        negative: the hint under which the log-probs of the rejected context were measured.
+    """
+    parts = _credit(standing.advantage, logps, rule)
     columns = (parts.delta_BT, parts.weight_BT, parts.weight_clipped_BT, parts.clipped_BT, parts.adv_BT)
     rows = zip(*(column[0].tolist() for column in columns), strict=True)
-    negative = evidence.negative or (None,) * len(ids)
+    plain, positive = logps[ContextName.PLAIN], logps[ContextName.ANSWER]
+    rejected = logps.get(ContextName.REJECTED, (None,) * len(ids))
     tokens = [
         Token(
             id=token,
             text=text[start:end],
             start=start,
             end=end,
-            logp_plain=evidence.plain[at],
-            logp_positive=evidence.positive[at],
-            logp_negative=negative[at],
+            logp_plain=plain[at],
+            logp_positive=positive[at],
+            logp_negative=rejected[at],
             delta=delta,
             weight=weight,
             weight_clipped=weight_clipped,
@@ -105,27 +152,19 @@ def weighed(
         advantage=standing.advantage,
         advantage_from=standing.source,
         grade=standing.grade,
-        negative=_negative(evidence.hint),
+        negative=_negative(negative),
         delta_pos_fraction=_share([token.delta > 0 for token in tokens]),
         delta_neg_fraction=_share([token.delta < 0 for token in tokens]),
         clip_rate=_share([token.clipped for token in tokens]),
-        sharpness=_sharpness(standing.advantage, evidence),
+        sharpness=_sharpness(standing.advantage, logps, negative),
     )
 
 
-def _credit(method: Method, advantage: float, evidence: Evidence) -> Credit:
-    numerator, denominator, lam = evidence.positive, evidence.plain, method.lam
-    if method.name == "cepo":
-        assert evidence.negative is not None
-        denominator = evidence.negative
-    elif method.name == "grpo":
-        numerator, lam = evidence.plain, 0.0
-    numerator_BT, denominator_BT = (torch.tensor([row], dtype=torch.float32) for row in (numerator, denominator))
-    return credit(_like(numerator_BT, advantage), numerator_BT, denominator_BT, lam, method.eps_w)
-
-
-def _like(value_BT: Tensor, advantage: float) -> Tensor:
-    return torch.full_like(value_BT, advantage)
+def _credit(advantage: float, logps: Mapping[ContextName, Logps], rule: Rule) -> Credit:
+    numerator_BT, denominator_BT = (
+        torch.tensor([logps[context]], dtype=torch.float32) for context in (rule.numerator, rule.denominator)
+    )
+    return credit(torch.full_like(numerator_BT, advantage), numerator_BT, denominator_BT, rule.lam, rule.eps_w)
 
 
 def _negative(hint: Hint | None) -> Negative:
@@ -137,13 +176,14 @@ def _negative(hint: Hint | None) -> Negative:
     return Negative(context=hint.context.name.lower(), answer=hint.answer, source=hint.source, reason=reason)
 
 
-def _sharpness(advantage: float, evidence: Evidence) -> float | None:
-    rejected = evidence.hint is not None and evidence.hint.context is ContextName.REJECTED
-    if not rejected or advantage == 0 or not evidence.plain:
+def _sharpness(advantage: float, logps: Mapping[ContextName, Logps], negative: Hint | None) -> float | None:
+    """Proposition 1: the share of tokens whose weight with r- exceeds the weight with the plain prompt."""
+    has_rejected = negative is not None and negative.context is ContextName.REJECTED
+    plain = logps[ContextName.PLAIN]
+    if not has_rejected or advantage == 0 or not plain:
         return None
-    assert evidence.negative is not None
-    pairs = zip(evidence.negative, evidence.plain, strict=True)
-    return _share([(negative < plain) if advantage > 0 else (negative > plain) for negative, plain in pairs])
+    pairs = zip(logps[ContextName.REJECTED], plain, strict=True)
+    return _share([(rejected < base) if advantage > 0 else (rejected > base) for rejected, base in pairs])
 
 
 def _share(flags: Sequence[bool]) -> float:

@@ -1,14 +1,16 @@
-// Everything the page shows is computed from three log-probs a token: the sliders need no further call.
+// The page computes the credit of every method and slider position from the three log-probs of each token, without
+// another call. `bundled.methods` says which two log-probs a method contrasts.
 
 const EXPONENT_BOUND = 20;
-const METHODS = { rlsd: "RLSD", cepo: "CEPO", grpo: "GRPO" };
+const METHODS = bundled.methods;
 const state = { request: bundled.request, reply: bundled.reply, response: 0, lam: 0.5, eps: 0.5, panels: [] };
 
 // ---- credit, as cepo.algo.core computes it ----
 
+// A token without one of the two log-probs has no evidence: its delta is 0.
 function deltaOf(method, token) {
-  if (method === "rlsd") return token.logp_positive - token.logp_plain;
-  return method === "cepo" && token.logp_negative !== null ? token.logp_positive - token.logp_negative : 0;
+  const [numerator, denominator] = [token[METHODS[method].numerator], token[METHODS[method].denominator]];
+  return numerator === null || denominator === null ? 0 : numerator - denominator;
 }
 
 function creditOf(method, token, advantage) {
@@ -16,7 +18,7 @@ function creditOf(method, token, advantage) {
   const exponent = Math.sign(advantage) * delta;
   const weight = Math.exp(Math.max(-EXPONENT_BOUND, Math.min(EXPONENT_BOUND, exponent)));
   const clippedWeight = Math.max(1 - state.eps, Math.min(1 + state.eps, weight));
-  const multiplier = method === "grpo" ? 1 : 1 - state.lam + state.lam * clippedWeight;
+  const multiplier = 1 - state.lam + state.lam * clippedWeight;
   return { delta, weight, clippedWeight, clipped: weight !== clippedWeight, multiplier, advantage: advantage * multiplier,
     shade: Math.sign(advantage) * (multiplier - 1) };
 }
@@ -81,7 +83,7 @@ function drawPanel(panel, at) {
   const several = replies().size > 1;
   const select = element("select", { ariaLabel: `Method of panel ${at + 1}` }, ...options.map((option) =>
     element("option", { selected: option.method === panel.method && option.policy === panel.policy },
-      METHODS[option.method] + (several ? ` · ${option.policy}` : ""))));
+      METHODS[option.method].title + (several ? ` · ${option.policy}` : ""))));
   select.onchange = () => {
     Object.assign(panel, options[select.selectedIndex]);
     recolour();
@@ -102,7 +104,7 @@ function recolour() {
     const credits = response.tokens.map((token) => creditOf(panel.method, token, response.advantage));
     const article = $("panels").children[at];
     article.querySelectorAll(".token").forEach((made, t) => {
-      paint(made, response.tokens[t].text, { ...credits[t], clipped: credits[t].clipped && panel.method !== "grpo" });
+      paint(made, response.tokens[t].text, credits[t]);
     });
     const share = (test) => percent(credits.filter(test).length / Math.max(1, credits.length));
     const figures = article.querySelectorAll("dd");
@@ -119,7 +121,7 @@ function point(panel, at, made) {
   const response = responseOf(shown);
   const token = response.tokens[at];
   const credits = state.panels.map((each) => creditOf(each.method, responseOf(each).tokens[at], responseOf(each).advantage));
-  const compared = element("table", {}, element("thead", {}, row(["", ...state.panels.map((each) => METHODS[each.method])], "th")),
+  const compared = element("table", {}, element("thead", {}, row(["", ...state.panels.map((each) => METHODS[each.method].title)], "th")),
     element("tbody", {}, row(["δ", ...credits.map((c) => signed(c.delta))]), row(["weight", ...credits.map((c) => huge(c.weight))]),
       row(["weight, clipped", ...credits.map((c) => number(c.clippedWeight))]), row(["advantage", ...credits.map((c) => signed(c.advantage))])));
   const logps = element("table", {}, element("tbody", {}, row(["log P plain", number(token.logp_plain)]),

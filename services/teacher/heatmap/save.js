@@ -10,7 +10,7 @@ function download(name, url) {
 function pageWithData() {
   const copy = document.documentElement.cloneNode(true);
   const find = (id) => copy.querySelector(`#${id}`);
-  find("data").textContent = JSON.stringify({ request: state.request, reply: state.reply, live: false }).replaceAll("<", "\\u003c");
+  find("data").textContent = JSON.stringify({ ...bundled, request: state.request, reply: state.reply, live: false }).replaceAll("<", "\\u003c");
   for (const id of ["panels", "responses", "images", "chosen", "drafts", "tip", "note", "error"]) find(id).replaceChildren();
   find("tip").hidden = true;
   find("own").hidden = true;

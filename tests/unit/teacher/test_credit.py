@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cepo.algo.variants import ALGORITHMS, Cepo
-from cepo.credit import EPS_W, Method
+from cepo.credit import Method
 from cepo.errors import Unreachable, UserError
 from cepo.messages.groups import Message, PolicyProof, PolicyRef
 from cepo.service.image_cache import no_images
@@ -29,11 +29,12 @@ from tests.helpers.credit import (
 from tests.helpers.factories import POLICY
 
 
-def test_the_defaults_are_those_of_training() -> None:
+async def test_the_defaults_are_those_of_training() -> None:
     for name in ("cepo", "rlsd"):
         fields = ALGORITHMS[name].model_fields
-        assert (Method(name=name).lam, EPS_W[name]) == (fields["lam"].default, fields["eps_w"].default)
-        assert Method(name=name).eps_w == EPS_W[name]
+        reply = await make_credit()(make_request(method={"name": name}))
+        assert (reply.method.lam, reply.method.eps_w) == (fields["lam"].default, fields["eps_w"].default)
+    assert (await make_credit()(make_request(method={"name": "grpo"}))).method.eps_w == Cepo().eps_w
     assert Method().no_negative == Cepo().no_negative
     assert not Method().exclude_self
     assert not Cepo().contrast[1].exclude_self
