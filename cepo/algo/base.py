@@ -86,8 +86,8 @@ class Algorithm(BaseModel):
         return any(ask.feedback is Feedback.SOLUTION for ask in self.asks)
 
     @property
-    def steps_at(self) -> str:
-        """What ends a reasoning step of a response; empty: the method has no use for steps."""
+    def reasoning_delimiter(self) -> str:
+        """The string that ends a reasoning step of a response, such as "\n"; empty if the method does not use steps."""
         return ""
 
     @property

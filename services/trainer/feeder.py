@@ -106,7 +106,7 @@ class Feeder:
             policy=policy,
             teacher=teacher,
             base_share=config.algorithm.teacher_source.base_share if training else 0.0,
-            step_delimiter=config.algorithm.steps_at if training else "",
+            step_delimiter=config.algorithm.reasoning_delimiter if training else "",
             reward=config.reward if training else Reward(),  # held-out problems are measured by accuracy alone
         )
 

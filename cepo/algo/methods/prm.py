@@ -48,7 +48,7 @@ class Prm(PolicyGradient):
         return True
 
     @property
-    def steps_at(self) -> str:
+    def reasoning_delimiter(self) -> str:
         return self.step_delimiter
 
     @property

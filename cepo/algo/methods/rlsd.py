@@ -34,7 +34,7 @@ class Rlsd(EvidenceRatio):
         return (self._numerator(), plain) if self.student_logp == "old" else (self._numerator(),)
 
     @property
-    def steps_at(self) -> str:
+    def reasoning_delimiter(self) -> str:
         return self.thought_end
 
     def loss(

@@ -22,7 +22,7 @@ class VinePpo(Continued):
     """What reasoning steps begin with."""
 
     @property
-    def steps_at(self) -> str:
+    def reasoning_delimiter(self) -> str:
         return self.step_delimiter
 
     def states(self, completion: Completion) -> list[int]:

@@ -94,7 +94,7 @@ def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: 
         seed=0,
         route=(Stage.ROLLOUT, Stage.VERIFY),
         reward=config.reward,
-        step_delimiter=config.algorithm.steps_at,
+        step_delimiter=config.algorithm.reasoning_delimiter,
     )
     proof = PolicyProof(policy=BASE_POLICY, bound_modules=0, canary_logp=0.0, tokenizer_sha256="", engine="check")
     completions = tuple(_completion(text, renderer, task.step_delimiter) for text in texts)

@@ -71,7 +71,10 @@ def _completion(task: PromptTask, draw: random.Random) -> Completion:
 def prompts(algorithm: Algorithm, count: int = 3, samples: int = 4, seed: int = 0) -> list[PromptTask]:
     """A step's first tasks."""
     shared: dict[str, Any] = {"samples": samples, "sampling": Sampling(max_tokens=LONGEST), "asks": ()}
-    return [make_task(index=i, seed=1000 * seed + i, step_delimiter=algorithm.steps_at, **shared) for i in range(count)]
+    return [
+        make_task(index=i, seed=1000 * seed + i, step_delimiter=algorithm.reasoning_delimiter, **shared)
+        for i in range(count)
+    ]
 
 
 def step(

@@ -96,7 +96,7 @@ def test_a_batch_in_which_nothing_was_judged_has_no_credit() -> None:
 
 
 def test_it_wants_steps_and_a_scorer() -> None:
-    assert (Prm().steps_at, Prm().scores_steps) == ("\n", True)
+    assert (Prm().reasoning_delimiter, Prm().scores_steps) == ("\n", True)
 
 
 @pytest.mark.parametrize(

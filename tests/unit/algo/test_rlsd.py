@@ -60,7 +60,7 @@ def test_with_a_thoughts_end_only_what_is_before_it_is_weighed(student: str) -> 
     everywhere_BT, found_BT = (weighed(method, sample.logp_BT, batch) for method in (whole, thought))
     torch.testing.assert_close(found_BT, torch.where(inside_BT, everywhere_BT, grpo_BT))
     assert (found_BT != everywhere_BT).any()
-    assert (whole.steps_at, thought.steps_at) == ("", "</think>")
+    assert (whole.reasoning_delimiter, thought.reasoning_delimiter) == ("", "</think>")
 
 
 def lengths(batch: TrainBatch) -> list[int]:
