@@ -148,8 +148,8 @@ class Algorithm(BaseModel):
         """
         return {}
 
-    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        """Which sequences have a gradient at all; the others count in denominators and skip the model."""
+    def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        """Whether a sequence has any gradient; the others count in the denominators and skip the model."""
         return (adv_BT != 0).any(dim=1)
 
     def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:

@@ -114,7 +114,7 @@ class Distillation(Algorithm):
         }
         return Advantages(torch.zeros_like(batch.mask_BT), metrics)
 
-    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+    def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         return self._mask_BT(batch).any(dim=1)
 
     def loss(

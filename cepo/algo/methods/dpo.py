@@ -35,7 +35,7 @@ class Preference(Algorithm):
     def offline(self) -> bool:
         return True
 
-    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+    def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         return in_groups_with(batch.mask_BT.any(dim=1), batch.group_B)  # an empty response is half of a pair too
 
     def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:

@@ -79,8 +79,8 @@ class Hdpo(PolicyGradient):
         }
         return Advantages(advantages.adv_BT, advantages.metrics | metrics)
 
-    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        return super().learns_B(batch, adv_BT) | self._kept_BT(batch).any(dim=1)
+    def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+        return super().has_gradient_B(batch, adv_BT) | self._kept_BT(batch).any(dim=1)
 
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch

@@ -166,7 +166,7 @@ class PolicyGradient(Algorithm):
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
         return Advantages(self.base_advantages(batch), credit_metrics(None, batch, batch.mask_BT, 0.0))
 
-    def learns_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
+    def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         everywhere = (self.kl_coef > 0 and self.kl_in == "loss") or self.entropy_coef > 0
         return self.loss_mask_BT(batch).any(dim=1) if everywhere else (adv_BT != 0).any(dim=1)
 

@@ -192,15 +192,15 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         minibatches = self.host.minibatches(batch)
-        learns_B = algorithm.learns_B(batch, adv_BT) & algorithm.learns_at(step)
+        has_gradient_B = algorithm.has_gradient_B(batch, adv_BT) & algorithm.learns_at(step)
         old = algorithm.old_logp_BT(batch)
         if old is None and len(minibatches) > 1:
-            old = self._old_logps(batch, learns_B)
+            old = self._old_logps(batch, has_gradient_B)
         old_seconds = time.perf_counter() - begun
         sums, norms = Sums(), []
         seen = Seen(*(torch.zeros_like(batch.mask_BT) for _ in range(3)))
         for rows in minibatches:
-            norms.append(self._one_update(rows, batch, adv_BT, learns_B, old, algorithm, sums, seen))
+            norms.append(self._one_update(rows, batch, adv_BT, has_gradient_B, old, algorithm, sums, seen))
         sums = Sums.total(self.ranks.gathered(sums))
         self.host.add_up([seen.logp_BT, seen.old_BT, seen.sampled_BT])
         sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
@@ -224,7 +224,7 @@ class Learner:
         rows: list[int],
         batch: TrainBatch,
         adv_BT: Tensor,
-        learns_B: Tensor,
+        has_gradient_B: Tensor,
         old: Tensor | None,
         algorithm: Algorithm,
         sums: Sums,
@@ -232,7 +232,7 @@ class Learner:
     ) -> float:
         whole = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
-        chosen = [row for row in rows if learns_B[row]]
+        chosen = [row for row in rows if has_gradient_B[row]]
         if not chosen:
             return 0.0  # nothing to learn from: not even weight decay
         for part in self.host.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
@@ -259,10 +259,10 @@ class Learner:
         return self.host.states(batch, self._config.sampling.temperature)
 
     @torch.no_grad()
-    def _old_logps(self, batch: TrainBatch, learns_B: Tensor) -> Tensor:
+    def _old_logps(self, batch: TrainBatch, has_gradient_B: Tensor) -> Tensor:
         """[B, T] under the present weights; 0 for sequences that do not learn."""
         old_BT = torch.zeros_like(batch.mask_BT)
-        for part in self.host.microbatches(batch, learns_B.nonzero().flatten().tolist()):
+        for part in self.host.microbatches(batch, has_gradient_B.nonzero().flatten().tolist()):
             logp_BT = self._student(batch.rows(part)).logp_BT
             old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
         self.host.add_up([old_BT])

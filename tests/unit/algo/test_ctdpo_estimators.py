@@ -109,4 +109,4 @@ def test_a_batch_of_empty_responses_changes_neither_weights_nor_momentum() -> No
     prepared = estimators.prepare(batch, FROZEN)
     assert float(loss_of(ctdpo, prepared, logp_BT)) == pytest.approx(math.log(2))
     assert ctdpo.advantages(prepared, FROZEN).metrics == dict.fromkeys(WEIGHTS, 0.0)
-    assert not ctdpo.learns_B(prepared, torch.zeros_like(logp_BT)).any()
+    assert not ctdpo.has_gradient_B(prepared, torch.zeros_like(logp_BT)).any()

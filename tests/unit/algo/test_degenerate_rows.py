@@ -43,7 +43,7 @@ def test_a_group_of_equal_rewards_skips_the_teacher_and_its_weight_is_one(
     assert destination(Stage.VERIFY, scored) == ready("run")
     batch = pack([EvidencedGroup(scored=scored)])
     assert not algorithm.advantages(batch, 0).adv_BT.any()
-    assert not algorithm.learns_B(batch, algorithm.advantages(batch, 0).adv_BT).any()
+    assert not algorithm.has_gradient_B(batch, algorithm.advantages(batch, 0).adv_BT).any()
     assert algorithm.advantages(batch, 0).metrics["credit/tokens"] == 0
 
 
@@ -106,7 +106,7 @@ def test_a_verifier_time_out_drops_the_sample_and_a_group_of_one_with_it(
 ) -> None:
     batch = pack([taught(Cepo(), verdicts)])
     adv_BT = Cepo().advantages(batch, 0).adv_BT
-    assert Cepo().learns_B(batch, adv_BT).tolist() == learns
+    assert Cepo().has_gradient_B(batch, adv_BT).tolist() == learns
     assert batch.mask_BT.any(dim=1).tolist() == [verdict is not TIMEOUT for verdict in verdicts]
     if any(learns):  # as if the third had never been sampled
         torch.testing.assert_close(adv_BT[:2, :4], Cepo().advantages(pack([taught(Cepo(), verdicts[:2])]), 0).adv_BT)

@@ -94,7 +94,13 @@ def test_a_sequence_without_a_teacher_has_no_gradient_and_is_in_no_denominator()
     lesson = make_lesson(algorithm.ask)
     adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert not adv_BT.any()
-    assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [True, True, False, False, True]  # the fourth is empty
+    assert algorithm.has_gradient_B(lesson.batch, adv_BT).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]  # the fourth is empty
     grad_BTV = gradient(algorithm, lesson)
     assert not grad_BTV[2:4].any()
     assert not grad_BTV[lesson.batch.mask_BT == 0].any()
@@ -114,7 +120,7 @@ def test_without_anything_to_learn_from_the_loss_is_a_finite_zero_with_a_graph(
         lesson = replace(lesson, batch=replace(lesson.batch, evidence={}))
     if nothing == "no tokens":
         lesson = replace(lesson, batch=replace(lesson.batch, mask_BT=torch.zeros_like(lesson.batch.mask_BT)))
-    assert not algorithm.learns_B(lesson.batch, torch.zeros_like(lesson.batch.mask_BT)).any()
+    assert not algorithm.has_gradient_B(lesson.batch, torch.zeros_like(lesson.batch.mask_BT)).any()
     loss = algorithm.loss(lesson.student(), lesson.logp_old_BT, lesson.batch, lesson.logp_old_BT, lesson.batch).loss
     assert float(loss.detach()) == 0.0
     assert not torch.autograd.grad(loss, lesson.student_BTV)[0].any()
@@ -140,8 +146,8 @@ def test_groups_of_one_kind_learn_from_whatever_could_be_shown(rows: list[int]) 
     found = algorithm.loss(
         lesson.student(rows), lesson.logp_old_BT[rows, : batch.mask_BT.shape[1]], batch, batch.mask_BT, batch
     )
-    learns_B = algorithm.learns_B(batch, torch.zeros_like(batch.mask_BT))
-    assert bool(found.loss.detach() > 0) is bool(learns_B.all()) is (rows == [0, 2])
+    has_gradient_B = algorithm.has_gradient_B(batch, torch.zeros_like(batch.mask_BT))
+    assert bool(found.loss.detach() > 0) is bool(has_gradient_B.all()) is (rows == [0, 2])
     assert algorithm.advantages(batch, 0).metrics["distill/success_group_fraction"] == float(rows == [0, 2])
 
 

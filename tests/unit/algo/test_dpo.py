@@ -101,12 +101,12 @@ def test_it_reproduces_the_formulas_numbers(case: dict[str, Any]) -> None:
 def test_an_empty_response_stays_beside_the_other_of_its_pair_and_a_pair_of_them_is_left_out() -> None:
     mask_BT = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     batch = make_batch(mask_BT, torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([4, 4, 7, 7]))
-    assert Dpo().learns_B(batch, torch.zeros(4, 2)).tolist() == [True, True, False, False]
+    assert Dpo().has_gradient_B(batch, torch.zeros(4, 2)).tolist() == [True, True, False, False]
 
 
 def test_every_response_learns_though_nothing_is_rewarded() -> None:
     batch, _ = pairs_batch(0)
     adv_BT = Dpo().advantages(batch, 0).adv_BT
     assert not adv_BT.any()
-    assert Dpo().learns_B(batch, adv_BT).all()
+    assert Dpo().has_gradient_B(batch, adv_BT).all()
     assert (Dpo().offline, Dpo().whole_groups, Dpo().asks) == (True, True, (REFERENCE,))

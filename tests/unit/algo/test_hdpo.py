@@ -140,7 +140,7 @@ def test_demonstrations_are_no_part_of_the_policy_gradient_and_wrong_ones_of_not
     adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert adv_BT.isfinite().all()
     assert not adv_BT[2:].any()
-    assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [True, True, False, False, True]
+    assert algorithm.has_gradient_B(lesson.batch, adv_BT).tolist() == [True, True, False, False, True]
     grad_BTV = torch.autograd.grad(output(algorithm, lesson).loss, lesson.student_BTV)[0]
     policy_BTV = torch.autograd.grad(output(Rloo(clip_high=0.2), lesson).loss, lesson.student_BTV)[0]
     assert torch.equal(grad_BTV[:2], policy_BTV[:2])
@@ -189,7 +189,7 @@ def test_cliffs_alone_have_no_policy_gradient_and_a_finite_loss() -> None:
     lesson = replace(lesson, batch=replace(lesson.batch, reward_B=torch.tensor([0.0, 0.0, *[math.nan] * 3])))
     adv_BT = algorithm.advantages(lesson.batch, 0).adv_BT
     assert not adv_BT.any()
-    assert algorithm.learns_B(lesson.batch, adv_BT).tolist() == [False] * 4 + [True]
+    assert algorithm.has_gradient_B(lesson.batch, adv_BT).tolist() == [False] * 4 + [True]
     assert output(algorithm, lesson).loss.isfinite()
 
 

@@ -128,7 +128,7 @@ def test_a_divergence_in_the_loss_is_added_token_by_token(form: Any) -> None:
         kls.append({"kl": d, "abs": abs(d), "mse": d * d / 2, "low_var_kl": k3}[form])
     assert float(with_it.loss - without.loss) == pytest.approx(0.3 * sum(kls) / len(kls), rel=1e-3)
     assert with_it.token_sums["kl/reference"] == pytest.approx(sum(kls), rel=1e-4)
-    assert algorithm.learns_B(batch, torch.zeros_like(adv_BT)).tolist() == batch.mask_BT.any(dim=1).tolist()
+    assert algorithm.has_gradient_B(batch, torch.zeros_like(adv_BT)).tolist() == batch.mask_BT.any(dim=1).tolist()
 
 
 def test_a_divergence_in_the_reward_moves_every_groups_rewards() -> None:
@@ -186,7 +186,7 @@ def test_demonstrations_are_never_part_of_a_policy_gradient(method: type[PolicyG
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
     assert not logp_BT.grad[3].any()
     assert logp_BT.grad.any()
-    assert not algorithm.learns_B(batch, adv_BT)[3]
+    assert not algorithm.has_gradient_B(batch, adv_BT)[3]
 
 
 def test_groups_of_equal_rewards_skip_the_teacher_where_their_advantage_is_zero() -> None:
