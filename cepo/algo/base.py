@@ -87,7 +87,7 @@ class Algorithm(BaseModel):
 
     @property
     def reasoning_delimiter(self) -> str:
-        """The string that ends a reasoning step of a response, such as "\n"; empty if the method does not use steps."""
+        """The string that ends a reasoning step of a response, such as a line break; empty if steps do not matter."""
         return ""
 
     @property
@@ -152,7 +152,7 @@ class Algorithm(BaseModel):
         """Whether a sequence has any gradient; the others count in the denominators and skip the model."""
         return (adv_BT != 0).any(dim=1)
 
-    def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
+    def logp_old_BT(self, batch: TrainBatch) -> Tensor | None:
         """Log-probs that stand for the policy at the start of the step; None: the trainer computes them."""
         return None
 

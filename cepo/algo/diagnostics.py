@@ -89,11 +89,11 @@ def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
     }
 
 
-def engine_metrics(old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) -> Metrics:
+def engine_metrics(logp_old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) -> Metrics:
     """How far the trainer's log-probs are from those that the rollout engine reported, over the sampled tokens."""
-    ratio_N = importance_ratio(old_BT, rollout_BT)[sampled_BT.bool()]
+    ratio_N = importance_ratio(logp_old_BT, rollout_BT)[sampled_BT.bool()]
     return {
-        "rollout/logp_gap": masked_mean((old_BT - rollout_BT).abs(), sampled_BT),
+        "rollout/logp_gap": masked_mean((logp_old_BT - rollout_BT).abs(), sampled_BT),
         **{f"rollout/ratio_{key}": value for key, value in quantiles(ratio_N, RATIO_QUANTILES).items()},
     }
 

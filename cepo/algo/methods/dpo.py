@@ -38,7 +38,7 @@ class Preference(Algorithm):
     def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         return in_groups_with(batch.mask_BT.any(dim=1), batch.group_B)  # an empty response is half of a pair too
 
-    def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
+    def logp_old_BT(self, batch: TrainBatch) -> Tensor | None:
         return batch.rollout_logp_BT  # no ratio to an older policy is taken: the pass for it is saved
 
     def loss(

@@ -170,7 +170,7 @@ class PolicyGradient(Algorithm):
         everywhere = (self.kl_coef > 0 and self.kl_in == "loss") or self.entropy_coef > 0
         return self.loss_mask_BT(batch).any(dim=1) if everywhere else (adv_BT != 0).any(dim=1)
 
-    def old_logp_BT(self, batch: TrainBatch) -> Tensor | None:
+    def logp_old_BT(self, batch: TrainBatch) -> Tensor | None:
         return batch.rollout_logp_BT if self.old_logp == "rollout" else None
 
     def loss(
@@ -194,20 +194,22 @@ class PolicyGradient(Algorithm):
         sums = {key: float(torch.where(mask_BT.bool(), value, 0.0).sum()) for key, value in sums_BT.items()}
         return LossOutput(aggregate(loss_BT, mask_BT, self.aggregation, totals), sums)
 
-    def _terms(self, logp_BT: Tensor, old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def _terms(self, logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The surrogate's loss of every token."""
         low, high, dual = self.clip_low, self.clip_high, self.dual_clip
         match self.surrogate:
             case "clip":
-                return clipped_terms(logp_BT, old_BT, adv_BT, clip_low=low, clip_high=high, dual_clip=dual)
+                return clipped_terms(logp_BT, logp_old_BT, adv_BT, clip_low=low, clip_high=high, dual_clip=dual)
             case "gspo":
-                return gspo_terms(logp_BT, old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual)
+                return gspo_terms(logp_BT, logp_old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual)
             case "gspo-token":
-                return gspo_token_terms(logp_BT, old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual)
+                return gspo_token_terms(
+                    logp_BT, logp_old_BT, adv_BT, mask_BT, clip_low=low, clip_high=high, dual_clip=dual
+                )
             case "cispo":
-                return cispo_terms(logp_BT, old_BT, adv_BT, ratio_min=self.ratio_min, ratio_max=self.ratio_max)
+                return cispo_terms(logp_BT, logp_old_BT, adv_BT, ratio_min=self.ratio_min, ratio_max=self.ratio_max)
             case "sapo":
-                return sapo_terms(logp_BT, old_BT, adv_BT, tau_pos=self.tau_pos, tau_neg=self.tau_neg)
+                return sapo_terms(logp_BT, logp_old_BT, adv_BT, tau_pos=self.tau_pos, tau_neg=self.tau_neg)
 
     def _penalty_BT(self, batch: TrainBatch) -> Tensor:
         """What the divergence from the base takes off each token's reward."""
@@ -217,14 +219,16 @@ class PolicyGradient(Algorithm):
         logp_BT, reference_BT = batch.rollout_logp_BT, batch.evidence[REFERENCE].logp_BT
         return apply_kl_penalty(zero_BT, logp_BT, reference_BT, batch.mask_BT, coef=self.kl_coef, form=self.kl_form)
 
-    def _reports(self, logp_BT: Tensor, old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+    def _reports(self, logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
         sequences = self.surrogate.startswith("gspo")
-        ratio_BT = sequence_ratio(logp_BT, old_BT, mask_BT) if sequences else importance_ratio(logp_BT, old_BT)
+        ratio_BT = (
+            sequence_ratio(logp_BT, logp_old_BT, mask_BT) if sequences else importance_ratio(logp_BT, logp_old_BT)
+        )
         low_BT, high_BT = ratio_clip_fractions(ratio_BT, adv_BT, clip_low=self.clip_low, clip_high=self.clip_high)
         reports = {
             "clip/ppo_low": low_BT.float(),
             "clip/ppo_high": high_BT.float(),
-            "kl/old_new": old_BT - logp_BT,
+            "kl/old_new": logp_old_BT - logp_BT,
             "entropy/sampled": -logp_BT,
         }
         if self.dual_clip is not None:

@@ -193,7 +193,7 @@ class Learner:
             group["lr"] = rate
         minibatches = self.host.minibatches(batch)
         has_gradient_B = algorithm.has_gradient_B(batch, adv_BT) & algorithm.learns_at(step)
-        old = algorithm.old_logp_BT(batch)
+        old = algorithm.logp_old_BT(batch)
         if old is None and len(minibatches) > 1:
             old = self._old_logps(batch, has_gradient_B)
         old_seconds = time.perf_counter() - begun

@@ -198,8 +198,8 @@ def test_groups_of_equal_rewards_skip_the_teacher_where_their_advantage_is_zero(
 
 def test_the_engines_log_probs_may_stand_for_the_old_ones() -> None:
     batch = random_sample(0).batch
-    assert Grpo().old_logp_BT(batch) is None
-    assert Grpo(old_logp="rollout").old_logp_BT(batch) is batch.rollout_logp_BT
+    assert Grpo().logp_old_BT(batch) is None
+    assert Grpo(old_logp="rollout").logp_old_BT(batch) is batch.rollout_logp_BT
 
 
 @pytest.mark.parametrize(
