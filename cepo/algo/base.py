@@ -158,6 +158,6 @@ class Algorithm(BaseModel):
 
     @abstractmethod
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
-        """The loss of a micro-batch; `whole` is its mini-batch, whose counts are the denominators."""
+        """The loss of a micro-batch; `minibatch` is the mini-batch it is part of, whose counts are the denominators."""

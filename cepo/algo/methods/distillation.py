@@ -118,9 +118,9 @@ class Distillation(Algorithm):
         return self._mask_BT(batch).any(dim=1)
 
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
-        mask_BT, totals = self._mask_BT(batch), Totals.of(self._mask_BT(whole), whole.max_tokens)
+        mask_BT, totals = self._mask_BT(batch), Totals.of(self._mask_BT(minibatch), minibatch.max_tokens)
         if not mask_BT.any():
             return LossOutput(aggregate(student.logp_BT, mask_BT, self.aggregation, totals), {})
         found, logp_BT = batch.evidence[self.ask], student.logp_BT.detach()

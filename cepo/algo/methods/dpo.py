@@ -42,13 +42,13 @@ class Preference(Algorithm):
         return batch.rollout_logp_BT  # no ratio to an older policy is taken: the pass for it is saved
 
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
         measured = batch.evidence[REFERENCE].logp_BT, batch.mask_BT, batch.token_weight_BT
         ratio_B = sequence_log_ratio(student.logp_BT, *measured)
         chosen_P, rejected_P = (ratio_B[_in_group_order(batch, kind)] for kind in (1.0, 0.0))
         loss_P = dpo_loss(chosen_P, rejected_P, beta=self.beta, label_smoothing=self.label_smoothing)
-        pairs = len(whole.group_B.unique())
+        pairs = len(minibatch.group_B.unique())
         chosen_P, rejected_P = chosen_P.detach(), rejected_P.detach()
         reports_P = {
             "preference/accuracy": (chosen_P > rejected_P).float(),
@@ -56,7 +56,7 @@ class Preference(Algorithm):
             "preference/chosen": self.beta * chosen_P,
             "preference/rejected": self.beta * rejected_P,
         }
-        tokens_a_pair = float(whole.mask_BT.sum()) / pairs  # the learner divides by tokens
+        tokens_a_pair = float(minibatch.mask_BT.sum()) / pairs  # the learner divides by tokens
         sums = {key: float(value_P.sum()) * tokens_a_pair for key, value_P in reports_P.items()}
         return LossOutput(loss_P.sum() / pairs, sums)
 

@@ -83,14 +83,14 @@ class Hdpo(PolicyGradient):
         return super().has_gradient_B(batch, adv_BT) | self._kept_BT(batch).any(dim=1)
 
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
-        policy = super().loss(student, logp_old_BT, batch, adv_BT, whole)
+        policy = super().loss(student, logp_old_BT, batch, adv_BT, minibatch)
         kept_BT, found = self._kept_BT(batch), batch.evidence.get(self.ask)
         if found is None or found.top_ids_BTk is None or found.top_logp_BTk is None or not kept_BT.any():
             return policy
         columns_BTC = student.per_token(self._likeliest, found.top_ids_BTk, found.top_logp_BTk)
-        totals = Totals.of(self._kept_BT(whole), whole.max_tokens)
+        totals = Totals.of(self._kept_BT(minibatch), minibatch.max_tokens)
         distilled = aggregate(columns_BTC[..., 0], kept_BT, "token-mean", totals)
         sums = {key: masked_sum(value_BT, kept_BT) for key, value_BT in reports(columns_BTC).items()}
         return LossOutput(policy.loss + self.weight * distilled, policy.token_sums, sums)

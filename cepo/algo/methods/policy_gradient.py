@@ -174,10 +174,10 @@ class PolicyGradient(Algorithm):
         return batch.rollout_logp_BT if self.old_logp == "rollout" else None
 
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
         logp_BT, mask_BT = student.logp_BT, self.loss_mask_BT(batch)
-        totals = Totals.of(self.loss_mask_BT(whole), whole.max_tokens)
+        totals = Totals.of(self.loss_mask_BT(minibatch), minibatch.max_tokens)
         loss_BT = self._terms(logp_BT, logp_old_BT, adv_BT, mask_BT)
         if self.importance_cap:
             weight_BT = importance_ratio(logp_old_BT, batch.rollout_logp_BT).detach()

@@ -38,11 +38,11 @@ class Rlsd(EvidenceRatio):
         return self.thought_end
 
     def loss(
-        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, whole: TrainBatch
+        self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
         weighing = self._weighing_now(batch, adv_BT, student.logp_BT.detach(), batch.step)
         credited_BT = adv_BT if weighing is None else weighing.credit.adv_BT
-        return super().loss(student, logp_old_BT, batch, credited_BT, whole)
+        return super().loss(student, logp_old_BT, batch, credited_BT, minibatch)
 
     def diagnostics(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Metrics:
         weighing = self._weighing_now(batch, adv_BT, logp_BT, step)

@@ -230,7 +230,7 @@ class Learner:
         sums: Sums,
         seen: Seen,
     ) -> float:
-        whole = batch.rows(rows)
+        minibatch = batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         chosen = [row for row in rows if has_gradient_B[row]]
         if not chosen:
@@ -240,7 +240,7 @@ class Learner:
             student = self._student(micro)
             width = micro.mask_BT.shape[1]
             old_BT = student.logp_BT.detach() if old is None else old[part, :width].to(self._device)
-            output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), whole)
+            output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), minibatch)
             output.loss.backward()
             sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
             sampled = int(sampled_BT.sum())
