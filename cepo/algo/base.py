@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from cepo.algo.auxiliary import AuxiliaryContext, AuxiliaryModel
 from cepo.algo.batch import Student, TrainBatch
-from cepo.algo.companion import Companion, Host
 from cepo.algo.teacher import TeacherSource
 from cepo.messages.groups import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
 
@@ -125,12 +125,12 @@ class Algorithm(BaseModel):
         """The groups to train on."""
         return groups
 
-    def companion(self, host: Host) -> Companion:
-        """The model that is trained beside the policy, once for a run."""
-        return Companion()
+    def auxiliary_model(self, context: AuxiliaryContext) -> AuxiliaryModel:
+        """The model trained beside the policy; called once a run."""
+        return AuxiliaryModel()
 
     def learns_at(self, step: int) -> bool:
-        """Whether the policy learns at this step; a companion may have to learn alone first."""
+        """Whether the policy learns at this step; an auxiliary model may have to learn alone first."""
         return True
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:

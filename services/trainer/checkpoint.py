@@ -1,6 +1,6 @@
 """What a run needs to go on bit for bit.
 
-Adapter, optimiser, companion, RNG, teacher, the next step and the policies still in flight.
+Adapter, optimiser, auxiliary model, RNG, teacher, the next step and the policies still in flight.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Checkpoints:
         """Puts the newest checkpoint into the learner; None when there is none.
 
         Raises:
-            UserError: it does not fit the run's adapter, or its companion.
+            UserError: it does not fit the run's adapter, or its auxiliary model.
         """
         saved = self._saved()
         if not saved:

@@ -20,9 +20,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cepo.algo.auxiliary import AuxiliaryContext, TrainedAuxiliaryModel
 from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
-from cepo.algo.companion import Host, TrainedCompanion
 from cepo.algo.contrastive import (
     RELEASED_FLOOR,
     Anchors,
@@ -87,8 +87,8 @@ class Clipo(PolicyGradient):
     def learns_at(self, step: int) -> bool:
         return step >= self.head_warmup
 
-    def companion(self, host: Host) -> ContrastiveHead:
-        return ContrastiveHead(self, host)
+    def auxiliary_model(self, context: AuxiliaryContext) -> ContrastiveHead:
+        return ContrastiveHead(self, context)
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class Seen:
     """The positive that was drawn for each."""
 
 
-class ContrastiveHead(TrainedCompanion):
+class ContrastiveHead(TrainedAuxiliaryModel):
     """The projection head of a run."""
 
-    def __init__(self, clipo: Clipo, host: Host) -> None:
-        head = ProjectionHead(host.hidden_size, clipo.head_size, kind=clipo.head, bias=clipo.head_bias)
+    def __init__(self, clipo: Clipo, context: AuxiliaryContext) -> None:
+        head = ProjectionHead(context.hidden_size, clipo.head_size, kind=clipo.head, bias=clipo.head_bias)
         super().__init__(head, clipo.head_lr)
         self._clipo = clipo
-        self._seed = host.seed
+        self._seed = context.seed
 
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:

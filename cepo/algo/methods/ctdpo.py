@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from cepo.algo.auxiliary import AuxiliaryContext, TrainedAuxiliaryModel, over_microbatches
 from cepo.algo.base import Advantages, Metrics
 from cepo.algo.batch import TrainBatch
-from cepo.algo.companion import Host, TrainedCompanion, in_parts
 from cepo.algo.core import masked_mean
 from cepo.algo.losses import Totals, aggregate
 from cepo.algo.methods.dpo import Preference
@@ -48,8 +48,8 @@ class CtDpo(Preference):
     def learns_at(self, step: int) -> bool:
         return step >= self.estimator_steps
 
-    def companion(self, host: Host) -> Estimators:
-        return Estimators(self, host)
+    def auxiliary_model(self, context: AuxiliaryContext) -> Estimators:
+        return Estimators(self, context)
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
         """No advantages; the metrics are the mean weights of the tokens, once the estimators are frozen."""
@@ -61,15 +61,15 @@ class CtDpo(Preference):
         return Advantages(advantages.adv_BT, dict(zip(WEIGHTS, means, strict=True)))
 
 
-class Estimators(TrainedCompanion):
+class Estimators(TrainedAuxiliaryModel):
     """The models of the chosen and of the rejected responses of a run."""
 
-    def __init__(self, ctdpo: CtDpo, host: Host) -> None:
-        adapters = {name: nn.ParameterList(host.attach(name)) for name in ESTIMATORS}
+    def __init__(self, ctdpo: CtDpo, context: AuxiliaryContext) -> None:
+        adapters = {name: nn.ParameterList(context.add_adapter(name)) for name in ESTIMATORS}
         super().__init__(nn.ModuleDict(adapters), ctdpo.estimator_lr)
         self._adapters = adapters
         self._ctdpo = ctdpo
-        self._host = host
+        self._context = context
 
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
@@ -78,7 +78,9 @@ class Estimators(TrainedCompanion):
         if not ctdpo.learns_at(step):
             return batch
         shares = {RIGHT: 1.0 + ctdpo.strength, WRONG: -ctdpo.strength}
-        logp_BT = in_parts(self._host, batch, lambda part: self._host.blended_logp(shares, part), len(shares))
+        logp_BT = over_microbatches(
+            self._context, batch, lambda part: self._context.blended_logp(shares, part), len(shares)
+        )
         chosen_B = batch.accuracy_B == 1
         weight_BT = critical_weights(logp_BT.exp(), chosen_B, batch.mask_BT, only_rejected=ctdpo.only_rejected)
         return replace(batch, token_weight_BT=weight_BT)
@@ -87,7 +89,7 @@ class Estimators(TrainedCompanion):
         """Both on their own side of the pairs, in the mini-batches of the policy; nothing once it learns."""
         if self._ctdpo.learns_at(step):
             return {}
-        minibatches = self._host.minibatches(batch)
+        minibatches = self._context.minibatches(batch)
         sums = torch.zeros(len(METRICS))
         for rows in minibatches:
             self.optimizer.zero_grad(set_to_none=True)
@@ -102,13 +104,13 @@ class Estimators(TrainedCompanion):
         totals, loss = Totals.of(side_BT[rows]), torch.zeros(())
         if not totals.tokens:
             return 0.0, 0.0  # no gradient: the optimiser leaves it alone
-        with self._host.wearing(name):
-            for part in self._host.microbatches(batch, [row for row in rows if side_BT[row].any()]):
-                logp_BT = self._host.logp(batch.rows(part))
+        with self._context.using_adapter(name):
+            for part in self._context.microbatches(batch, [row for row in rows if side_BT[row].any()]):
+                logp_BT = self._context.logp(batch.rows(part))
                 mask_BT: Tensor = side_BT[part, : logp_BT.shape[1]].to(logp_BT.device)
                 one = aggregate(-logp_BT, mask_BT, "token-mean", totals)
                 one.backward()
                 loss += one.detach().cpu()
-            self._host.add_up([loss])
-            self._host.add_up_gradients(self._adapters[name])
-        return float(loss), float(nn.utils.clip_grad_norm_(self._adapters[name], self._host.max_grad_norm))
+            self._context.all_reduce_sum([loss])
+            self._context.all_reduce_gradients(self._adapters[name])
+        return float(loss), float(nn.utils.clip_grad_norm_(self._adapters[name], self._context.max_grad_norm))

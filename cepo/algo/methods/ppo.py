@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cepo.algo.advantages import gae, terminal_reward
+from cepo.algo.auxiliary import AuxiliaryContext, TrainedAuxiliaryModel, over_microbatches
 from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
-from cepo.algo.companion import Host, TrainedCompanion, in_parts
 from cepo.algo.core import masked_mean
 from cepo.algo.kl import KlForm
 from cepo.algo.losses import Totals, aggregate
@@ -56,8 +56,8 @@ class Ppo(PolicyGradient):
     def learns_at(self, step: int) -> bool:
         return step >= self.critic_warmup
 
-    def companion(self, host: Host) -> Critic:
-        return Critic(self, host)
+    def auxiliary_model(self, context: AuxiliaryContext) -> Critic:
+        return Critic(self, context)
 
     def valued_BT(self, batch: TrainBatch) -> Tensor:
         """The tokens that have a return."""
@@ -95,29 +95,29 @@ class _Sums:
     norm: float = 0.0
 
 
-class Critic(TrainedCompanion):
+class Critic(TrainedAuxiliaryModel):
     """The value model of a run."""
 
-    def __init__(self, ppo: Ppo, host: Host) -> None:
-        adapter = host.attach(ADAPTER)
-        head = ValueHead(host.hidden_size).to(adapter[0].device)
+    def __init__(self, ppo: Ppo, context: AuxiliaryContext) -> None:
+        adapter = context.add_adapter(ADAPTER)
+        head = ValueHead(context.hidden_size).to(adapter[0].device)
         super().__init__(nn.ModuleDict({"adapter": nn.ParameterList(adapter), "head": head}), ppo.critic_lr)
         self._ppo = ppo
-        self._host = host
+        self._context = context
         self._head = head
 
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
         """The batch with the value of every token."""
-        with self._host.wearing(ADAPTER):
-            value_BT = in_parts(self._host, batch, lambda part: self._host.read(self._head, part))
+        with self._context.using_adapter(ADAPTER):
+            value_BT = over_microbatches(self._context, batch, lambda part: self._context.apply_head(self._head, part))
         return replace(batch, value_BT=value_BT)
 
     def update(self, batch: TrainBatch, step: int) -> Metrics:
         """The value loss, in the mini-batches of the policy."""
         _, return_BT = self._ppo.advantages_and_returns(batch)
-        minibatches, sums = self._host.minibatches(batch), _Sums()
-        with self._host.wearing(ADAPTER):
+        minibatches, sums = self._context.minibatches(batch), _Sums()
+        with self._context.using_adapter(ADAPTER):
             for rows in minibatches:
                 self._one_update(rows, batch, return_BT, sums)
         assert batch.value_BT is not None
@@ -139,9 +139,9 @@ class Critic(TrainedCompanion):
             return  # nothing to learn from: not even weight decay
         self.optimizer.zero_grad(set_to_none=True)
         found = torch.zeros(2, dtype=torch.float64)  # loss and clipped tokens
-        for part in self._host.microbatches(batch, [row for row in rows if valued_BT[row].any()]):
+        for part in self._context.microbatches(batch, [row for row in rows if valued_BT[row].any()]):
             micro = batch.rows(part)
-            value_BT = self._host.read(self._head, micro)
+            value_BT = self._context.apply_head(self._head, micro)
             device, width = value_BT.device, value_BT.shape[1]
             wanted_BT, mask_BT = return_BT[part, :width].to(device), valued_BT[part, :width].to(device)
             assert micro.value_BT is not None
@@ -151,11 +151,11 @@ class Critic(TrainedCompanion):
             loss.backward()
             clipped_BT = value_clipped(*given, clip_range=self._ppo.value_clip) * mask_BT
             found += torch.tensor([float(loss.detach()), float(clipped_BT.sum())])
-        self._host.add_up([found])
-        self._host.add_up_gradients(self.model.parameters())
+        self._context.all_reduce_sum([found])
+        self._context.all_reduce_gradients(self.model.parameters())
         sums.loss += float(found[0])
         sums.clipped += float(found[1])
-        sums.norm += float(nn.utils.clip_grad_norm_(self.model.parameters(), self._host.max_grad_norm))
+        sums.norm += float(nn.utils.clip_grad_norm_(self.model.parameters(), self._context.max_grad_norm))
         self.optimizer.step()
 
 

@@ -1,7 +1,7 @@
 """The model being trained: a frozen base with a LoRA adapter, its optimiser, and one update per step.
 
-A companion may put an adapter of its own beside the policy's; so may a scorer, to which the learner lends the base
-between what it does itself. Only the policy's is published.
+An auxiliary model may add an adapter of its own, and so may a scorer, which uses the base between the learner's passes.
+Only the policy's adapter is published.
 
 Sequences whose advantage is zero everywhere have no gradient; they count in the denominators and skip the model. The
 old log-probs are the trainer's own, with the weights at the start of the step.
@@ -32,7 +32,7 @@ from cepo.model.lora import make_lean
 from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
-from services.trainer.learning.host import POLICY, Host, ReadPatches, no_images
+from services.trainer.learning.context import POLICY, LearnerContext, ReadPatches, no_images
 from services.trainer.learning.ranks import ALONE, Ranks, together
 from services.trainer.learning.sums import Seen, Sums
 
@@ -83,8 +83,8 @@ class Learner:
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
-        self.host = Host(self.base, config, patches, ranks)
-        self.companion = config.algorithm.companion(self.host)
+        self.context = LearnerContext(self.base, config, patches, ranks)
+        self.auxiliary = config.algorithm.auxiliary_model(self.context)
 
     @property
     def bound_modules(self) -> int:
@@ -127,7 +127,7 @@ class Learner:
         return {
             "adapter": self.adapter(),
             "optimizer": self.optimizer.state_dict(),
-            "companion": self.companion.state_dict(),
+            "auxiliary": self.auxiliary.state_dict(),
             "rng": rng,
         }
 
@@ -139,7 +139,7 @@ class Learner:
         """
         self.put_on(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.companion.load_state_dict(state["companion"])
+        self.auxiliary.load_state_dict(state["auxiliary"])
         with self.base.lock:
             torch.set_rng_state(state["rng"])
         self.ranks.lead("load_state_dict", state)  # after it was found to fit
@@ -168,17 +168,17 @@ class Learner:
 
     @together
     def learn(self, batch: TrainBatch, step: int) -> tuple[Tensor, Metrics]:
-        """One step of the policy and its companion.
+        """One step of the policy and its auxiliary model.
 
         Returns:
             adv_BT, and the step's metrics.
         """
         algorithm = self._config.algorithm
         with self.base.lock:
-            batch = self.companion.prepare(batch, step)
+            batch = self.auxiliary.prepare(batch, step)
             advantages = algorithm.advantages(batch, step)
             metrics = advantages.metrics | self.update(batch, advantages.adv_BT, algorithm, step)
-            return advantages.adv_BT, metrics | self.companion.update(batch, step)
+            return advantages.adv_BT, metrics | self.auxiliary.update(batch, step)
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
         """The optimiser updates of one step.
@@ -191,7 +191,7 @@ class Learner:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        minibatches = self.host.minibatches(batch)
+        minibatches = self.context.minibatches(batch)
         has_gradient_B = algorithm.has_gradient_B(batch, adv_BT) & algorithm.learns_at(step)
         old = algorithm.logp_old_BT(batch)
         if old is None and len(minibatches) > 1:
@@ -202,7 +202,7 @@ class Learner:
         for rows in minibatches:
             norms.append(self._one_update(rows, batch, adv_BT, has_gradient_B, old, algorithm, sums, seen))
         sums = Sums.total(self.ranks.gathered(sums))
-        self.host.add_up([seen.logp_BT, seen.old_BT, seen.sampled_BT])
+        self.context.all_reduce_sum([seen.logp_BT, seen.old_BT, seen.sampled_BT])
         sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
         return {
             "loss/policy": sums.loss / len(minibatches),
@@ -235,7 +235,7 @@ class Learner:
         chosen = [row for row in rows if has_gradient_B[row]]
         if not chosen:
             return 0.0  # nothing to learn from: not even weight decay
-        for part in self.host.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
+        for part in self.context.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
             micro = batch.rows(part).to(self._device)
             student = self._student(micro)
             width = micro.mask_BT.shape[1]
@@ -246,7 +246,7 @@ class Learner:
             sampled = int(sampled_BT.sum())
             sums.add(Sums.of(output, sampled, int(micro.mask_BT.sum()) - sampled))
             seen.note(part, student.logp_BT, old_BT, sampled_BT)
-        self.host.add_up_gradients(self.parameters)
+        self.context.all_reduce_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm)
         self.optimizer.step()
         return float(norm)
@@ -256,14 +256,14 @@ class Learner:
         return self.parameters[0].device
 
     def _student(self, batch: TrainBatch) -> ResponseStates:
-        return self.host.states(batch, self._config.sampling.temperature)
+        return self.context.states(batch, self._config.sampling.temperature)
 
     @torch.no_grad()
     def _old_logps(self, batch: TrainBatch, has_gradient_B: Tensor) -> Tensor:
         """[B, T] under the present weights; 0 for sequences that do not learn."""
         old_BT = torch.zeros_like(batch.mask_BT)
-        for part in self.host.microbatches(batch, has_gradient_B.nonzero().flatten().tolist()):
+        for part in self.context.microbatches(batch, has_gradient_B.nonzero().flatten().tolist()):
             logp_BT = self._student(batch.rows(part)).logp_BT
             old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
-        self.host.add_up([old_BT])
+        self.context.all_reduce_sum([old_BT])
         return old_BT

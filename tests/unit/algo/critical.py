@@ -16,7 +16,7 @@ from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.methods.ctdpo import RIGHT, WRONG, CtDpo, Estimators
 from cepo.algo.methods.dpo import Preference
 from cepo.algo.methods.policy_gradient import REFERENCE
-from tests.helpers.hosts import WORDS, TableHost
+from tests.helpers.contexts import WORDS, TableContext
 from tests.parity.support import Scored, make_batch
 
 PAIRS, WIDTH = 5, 6
@@ -43,30 +43,30 @@ def make_pairs(seed: int, lengths: list[int] | None = None, pairs: int = PAIRS) 
     return batch, logp_BT
 
 
-def make_estimators(seed: int, batch: TrainBatch, **options: Any) -> tuple[Estimators, TableHost, CtDpo]:
+def make_estimators(seed: int, batch: TrainBatch, **options: Any) -> tuple[Estimators, TableContext, CtDpo]:
     """Estimators that differ from each other, on a base that knows the batch."""
     random = torch.Generator().manual_seed(100 + seed)
     ctdpo = CtDpo(**{k: v for k, v in options.items() if k in CtDpo.model_fields})
     hidden_BTD = torch.randn(*batch.mask_BT.shape, 4, generator=random)
-    of_host = {k: v for k, v in options.items() if k not in CtDpo.model_fields}
-    host = TableHost(hidden_BTD, batch.prompt_ids, **of_host)
-    estimators = ctdpo.companion(host)
+    of_context = {k: v for k, v in options.items() if k not in CtDpo.model_fields}
+    context = TableContext(hidden_BTD, batch.prompt_ids, **of_context)
+    estimators = ctdpo.auxiliary_model(context)
     with torch.no_grad():
         for name in (RIGHT, WRONG):
-            host.scales[name].copy_(torch.randn(4, generator=random))
-    return estimators, host, ctdpo
+            context.scales[name].copy_(torch.randn(4, generator=random))
+    return estimators, context, ctdpo
 
 
-def distributions(host: TableHost, adapter: str, batch: TrainBatch) -> list[list[list[float]]]:
+def distributions(context: TableContext, adapter: str, batch: TrainBatch) -> list[list[list[float]]]:
     """P(word) of an estimator at each token of each response."""
-    rows = iter(host.logits(adapter, batch).detach().double().softmax(1).tolist())
+    rows = iter(context.logits(adapter, batch).detach().double().softmax(1).tolist())
     return [[next(rows) for _ in ids] for ids in batch.response_ids]
 
 
-def looped_weights(host: TableHost, ctdpo: CtDpo, batch: TrainBatch) -> list[list[float]]:
+def looped_weights(context: TableContext, ctdpo: CtDpo, batch: TrainBatch) -> list[list[float]]:
     """right^(1 + s) / wrong^s at the token over its sum for every word; 1 less it where rejected; 1 at the end."""
     weights = []
-    both = (distributions(host, name, batch) for name in (RIGHT, WRONG))
+    both = (distributions(context, name, batch) for name in (RIGHT, WRONG))
     for row, (right, wrong) in enumerate(zip(*both, strict=True)):
         ids, found = batch.response_ids[row], []
         for t, token in enumerate(ids):

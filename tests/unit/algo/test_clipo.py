@@ -19,7 +19,7 @@ from cepo.algo.methods.clipo import METRICS, POOLED, Clipo, ContrastiveHead
 from cepo.algo.methods.policy_gradient import REFERENCE
 from cepo.algo.variants import Grpo
 from cepo.messages.groups import ContextName, TeachWhen, Want, Weights
-from tests.helpers.hosts import TableHost
+from tests.helpers.contexts import TableContext
 from tests.parity.support import golden, loop_group_advantage, make_batch, random_sample, tensor
 from tests.parity.test_contrastive import loop_loss
 
@@ -44,7 +44,7 @@ def measured(batch: TrainBatch, hidden_BH: Tensor, applicable_B: Tensor | None =
 def make_head(hidden_size: int = 6, seed: int = 0, **options: Any) -> ContrastiveHead:
     torch.manual_seed(0)
     clipo = Clipo(**{"temperature": 0.2, "head_size": 5, **options})
-    return clipo.companion(TableHost(torch.zeros(1, 1, hidden_size), [], seed=seed))
+    return clipo.auxiliary_model(TableContext(torch.zeros(1, 1, hidden_size), [], seed=seed))
 
 
 def random_batch(seed: int) -> TrainBatch:

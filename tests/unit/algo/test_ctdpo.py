@@ -37,9 +37,9 @@ SEEDS = range(4)
 def test_weights_and_loss_are_those_of_the_equation(seed: int, strength: float, only_rejected: bool) -> None:
     batch, logp_BT = make_pairs(seed)
     options = {"strength": strength, "only_rejected": only_rejected, "beta": 0.3, "label_smoothing": 0.1}
-    estimators, host, ctdpo = make_estimators(seed, batch, **options)
+    estimators, context, ctdpo = make_estimators(seed, batch, **options)
     prepared = estimators.prepare(batch, FROZEN)
-    weights = looped_weights(host, ctdpo, batch)
+    weights = looped_weights(context, ctdpo, batch)
     assert prepared.token_weight_BT is not None
     for row, found in enumerate(weights):
         assert prepared.token_weight_BT[row].tolist() == pytest.approx(
@@ -85,12 +85,12 @@ def test_with_weights_of_one_it_is_dpo(seed: int) -> None:
 def test_without_strength_and_where_the_estimators_agree_a_chosen_token_weighs_its_probability(seed: int) -> None:
     batch, _ = make_pairs(seed)
     for strength, agree in ((0.0, False), (0.7, True)):
-        estimators, host, _ = make_estimators(seed, batch, strength=strength)
+        estimators, context, _ = make_estimators(seed, batch, strength=strength)
         if agree:
-            host.scales[WRONG].data.copy_(host.scales[RIGHT].data)
+            context.scales[WRONG].data.copy_(context.scales[RIGHT].data)
         weight_BT = estimators.prepare(batch, FROZEN).token_weight_BT
         assert weight_BT is not None
-        for row, (ids, words) in enumerate(zip(batch.response_ids, distributions(host, RIGHT, batch), strict=True)):
+        for row, (ids, words) in enumerate(zip(batch.response_ids, distributions(context, RIGHT, batch), strict=True)):
             for t, token in enumerate(ids[:-1]):
                 expected = words[t][token] if batch.accuracy_B[row] == 1 else 1 - words[t][token]
                 assert float(weight_BT[row, t]) == pytest.approx(expected, abs=1e-5)
@@ -119,22 +119,22 @@ def test_of_a_pair_of_equal_responses_only_the_weights_differ() -> None:
         evidence={REFERENCE: Measured(reference_BT, torch.ones(2, dtype=torch.bool))},
     )
     logp_BT = logp_BT[[0, 0]]
-    estimators, host, ctdpo = make_estimators(2, batch)
-    host.hidden_BTD[1] = host.hidden_BTD[0]
+    estimators, context, ctdpo = make_estimators(2, batch)
+    context.hidden_BTD[1] = context.hidden_BTD[0]
     prepared = estimators.prepare(batch, FROZEN)
     weight_BT = prepared.token_weight_BT
     assert weight_BT is not None
     torch.testing.assert_close(weight_BT.sum(0), torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0, 0.0]))
-    expected = looped_loss(ctdpo, batch, logp_BT, looped_weights(host, ctdpo, batch))
+    expected = looped_loss(ctdpo, batch, logp_BT, looped_weights(context, ctdpo, batch))
     assert float(loss_of(ctdpo, prepared, logp_BT)) == pytest.approx(expected, rel=1e-5)
     assert float(loss_of(Dpo(), batch, logp_BT)) == pytest.approx(math.log(2))
 
 
 def test_estimators_that_differ_without_bound_leave_weights_within_zero_and_one() -> None:
     batch, logp_BT = make_pairs(3)
-    estimators, host, ctdpo = make_estimators(3, batch, strength=50.0)
+    estimators, context, ctdpo = make_estimators(3, batch, strength=50.0)
     for name in (RIGHT, WRONG):
-        host.scales[name].data.mul_(1e3)
+        context.scales[name].data.mul_(1e3)
     prepared = estimators.prepare(batch, FROZEN)
     assert prepared.token_weight_BT is not None
     assert prepared.token_weight_BT.isfinite().all()
@@ -144,10 +144,10 @@ def test_estimators_that_differ_without_bound_leave_weights_within_zero_and_one(
 
 def test_the_mean_weight_of_either_side_is_reported_once_the_policy_learns() -> None:
     batch, _ = make_pairs(0)
-    estimators, host, ctdpo = make_estimators(0, batch)
+    estimators, context, ctdpo = make_estimators(0, batch)
     assert ctdpo.advantages(batch, LEARNING).metrics == {}
     report = ctdpo.advantages(estimators.prepare(batch, FROZEN), FROZEN).metrics
-    weights = looped_weights(host, ctdpo, batch)
+    weights = looped_weights(context, ctdpo, batch)
     for key, accuracy in zip(WEIGHTS, (1.0, 0.0), strict=True):
         found = [w for row, side in enumerate(weights) if batch.accuracy_B[row] == accuracy for w in side]
         assert report[key] == pytest.approx(math.fsum(found) / len(found), rel=1e-5)

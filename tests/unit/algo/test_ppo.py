@@ -17,7 +17,7 @@ from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.methods.policy_gradient import REFERENCE
 from cepo.algo.methods.ppo import METRICS, Critic, Ppo, explained_variance
 from cepo.messages.groups import TeachWhen
-from tests.helpers.hosts import TableHost
+from tests.helpers.contexts import TableContext
 from tests.parity.support import golden, make_batch, random_sample, tensor
 
 GOLDEN = golden("advantages")
@@ -37,8 +37,8 @@ def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
     batch = with_prompts(replace(sample.batch, evidence={REFERENCE: reference}))
     ppo = Ppo(**{"critic_lr": 1e-2, **{k: v for k, v in options.items() if k in Ppo.model_fields}})
     host_options = {k: v for k, v in options.items() if k not in Ppo.model_fields}
-    critic = ppo.companion(
-        TableHost(torch.randn(*batch.mask_BT.shape, 5, generator=random), batch.prompt_ids, **host_options)
+    critic = ppo.auxiliary_model(
+        TableContext(torch.randn(*batch.mask_BT.shape, 5, generator=random), batch.prompt_ids, **host_options)
     )
     with torch.no_grad():
         critic.model["head"].weight.copy_(torch.randn(1, 5, generator=random) * 0.3)
@@ -168,7 +168,7 @@ def alone(reward: list[float], lengths: list[int], **changes: Any) -> tuple[Crit
     batch = with_prompts(replace(batch, **changes))
     ppo = Ppo(kl_coef=0, critic_lr=1e-2)
     hidden_BTD = torch.randn(len(reward), 4, 5, generator=torch.Generator().manual_seed(0))
-    return ppo.companion(TableHost(hidden_BTD, batch.prompt_ids)), batch, ppo
+    return ppo.auxiliary_model(TableContext(hidden_BTD, batch.prompt_ids)), batch, ppo
 
 
 @pytest.mark.parametrize("reward", [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], ids=["all correct", "all wrong"])

@@ -55,9 +55,9 @@ class Process:
         algorithm = self.config.algorithm
         batch = pack(make_ragged([(4, 6), (3, 5)], seed=step, asks=algorithm.asks))
         with self.learner.base.lock:
-            prepared = self.learner.companion.prepare(batch, step)
+            prepared = self.learner.auxiliary.prepare(batch, step)
             self.learner.update(prepared, algorithm.advantages(prepared, step).adv_BT, algorithm, step)
-            self.learner.companion.update(prepared, step)
+            self.learner.auxiliary.update(prepared, step)
 
     def state(self) -> dict[str, Any]:
         """What a learner goes on with."""

@@ -22,8 +22,8 @@ from services.trainer.checkpoint import Progress
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
 from tests.helpers.factories import make_config, make_ragged
+from tests.unit.trainer.test_auxiliary import CANARY, make_learner
 from tests.unit.trainer.test_checkpoint import Process, timeless
-from tests.unit.trainer.test_companion import CANARY, make_learner
 
 torch.set_num_threads(1)
 LENGTHS = [(3, 9), (12, 1), (0, 7), (4, 4)]
@@ -39,7 +39,7 @@ def make_pairs(algorithm: Any, seed: int = 0) -> TrainBatch:
 def plain_logits(learner: Learner, name: str, batch: TrainBatch) -> list[Tensor]:
     """[T, V] of each response by one unpadded forward of the whole model."""
     model, found = learner.peft.get_base_model(), []
-    with learner.host.wearing(name), torch.no_grad():
+    with learner.context.using_adapter(name), torch.no_grad():
         for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
             logits_SV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
             found.append(logits_SV[len(prompt) - 1 : len(prompt) + len(response) - 1])
@@ -82,7 +82,7 @@ def test_the_policy_learns_as_it_would_without_estimators() -> None:
     assert with_them.bound_modules == without.bound_modules
     ctdpo, dpo = make_config(CTDPO).algorithm, make_config(DPO).algorithm
     for step in range(4):
-        batch = with_them.companion.prepare(make_pairs(ctdpo, step), step)
+        batch = with_them.auxiliary.prepare(make_pairs(ctdpo, step), step)
         if step < 2:
             with_them.learn(batch, step)
         else:
@@ -105,9 +105,9 @@ def test_first_the_estimators_learn_alone_and_then_the_policy() -> None:
     moved = []
     for step in range(4):
         files = learner.adapter_files()
-        states = [parameter.detach().clone() for parameter in learner.companion.model.parameters()]
+        states = [parameter.detach().clone() for parameter in learner.auxiliary.model.parameters()]
         _, report = learner.learn(make_pairs(config.algorithm, step), step)
-        after = learner.companion.model.parameters()
+        after = learner.auxiliary.model.parameters()
         estimated = any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((estimated, learner.adapter_files() != files, report["tokens/trained"] > 0))
         assert ("estimator/loss_right" in report, "preference/margin" in report) == (step < 2, step >= 2)
@@ -118,13 +118,13 @@ def test_the_estimators_come_to_prefer_their_own_side() -> None:
     config = make_config('algorithm={name="ctdpo", estimator_steps=12, estimator_lr=3e-3}')
     learner = Learner(config)
     batch = make_pairs(config.algorithm)
-    reports = [learner.companion.update(batch, step) for step in range(12)]
+    reports = [learner.auxiliary.update(batch, step) for step in range(12)]
     for name in (RIGHT, WRONG):
         assert reports[-1][f"estimator/loss_{name}"] < 0.8 * reports[0][f"estimator/loss_{name}"]
     logp = {}
     for name in (RIGHT, WRONG):
-        with learner.host.wearing(name), torch.no_grad():
-            logp[name] = learner.host.logp(batch).sum(1)
+        with learner.context.using_adapter(name), torch.no_grad():
+            logp[name] = learner.context.logp(batch).sum(1)
     contrast_B, chosen_B = logp[RIGHT] - logp[WRONG], batch.accuracy_B == 1
     assert float(contrast_B[chosen_B].sum()) > 0 > float(contrast_B[~chosen_B].sum())
 
@@ -146,10 +146,10 @@ def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     second = Trainer(tmp_path, CTDPO)
     torch.manual_seed(77)
     with torch.no_grad():
-        for parameter in [*second.learner.parameters, *second.learner.companion.model.parameters()]:
+        for parameter in [*second.learner.parameters, *second.learner.auxiliary.model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
     second.checkpoints.restore()
     assert [timeless(second.train(step)) for step in range(stopped, 4)] == reports[stopped:]
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
-    found, wanted = (trainer.learner.companion.state_dict()["model"] for trainer in (second, unbroken))
+    found, wanted = (trainer.learner.auxiliary.state_dict()["model"] for trainer in (second, unbroken))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

@@ -88,9 +88,9 @@ def test_an_image_meets_the_vision_part_once_for_all_passes_of_all_steps() -> No
 
 def test_a_critic_sees_the_images() -> None:
     learner = make_learner('algorithm.name="ppo"')
-    head = torch.nn.Linear(learner.host.hidden_size, 1)
-    with learner.host.wearing(ADAPTER):
-        seen, unseen = (learner.host.read(head, make_batch([(i.ref,)] * 4)) for i in (IMAGES[0], BLANK))
+    head = torch.nn.Linear(learner.context.hidden_size, 1)
+    with learner.context.using_adapter(ADAPTER):
+        seen, unseen = (learner.context.apply_head(head, make_batch([(i.ref,)] * 4)) for i in (IMAGES[0], BLANK))
     assert float((seen - unseen).detach().abs().max()) > 1e-3
 
 

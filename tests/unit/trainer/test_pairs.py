@@ -147,7 +147,7 @@ def test_the_checks_before_a_run_accept_pairs(tmp_path: Path) -> None:
 def test_micro_batches_never_split_a_group_that_must_be_whole(tokens: int) -> None:
     learner = Learner(make_config(f"optim.tokens_per_microbatch={tokens}"))
     batch = pack(make_ragged([(3, 9), (1, 2), (12, 1), (4, 4)]))
-    parts = list(learner.host.microbatches(batch, range(batch.size), whole_groups=True))
+    parts = list(learner.context.microbatches(batch, range(batch.size), whole_groups=True))
     assert sorted(row for part in parts for row in part) == list(range(batch.size))
     for part in parts:
         groups = batch.group_B[part].tolist()

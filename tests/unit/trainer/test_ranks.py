@@ -77,7 +77,7 @@ def train(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
         canaries.append(learner.canary(canary_ids))
     learner.load_state_dict(state)
     canaries.append(learner.canary(canary_ids))
-    return {"adapter": trained, "companion": state["companion"], "reports": reports, "canaries": canaries}
+    return {"adapter": trained, "auxiliary": state["auxiliary"], "reports": reports, "canaries": canaries}
 
 
 def main(out: Path) -> None:
@@ -129,9 +129,9 @@ def test_two_processes_make_the_adapter_of_one(shared: dict[str, Any], case: str
         assert ours.keys() == theirs.keys()
         for key in set(COUNTED) & set(theirs):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
-    companions = [found["companion"].get("model", {}) for found in (two, one)]
-    for name, value in companions[1].items():
-        torch.testing.assert_close(companions[0][name], value, rtol=0, atol=1e-4)
+    auxiliaries = [found["auxiliary"].get("model", {}) for found in (two, one)]
+    for name, value in auxiliaries[1].items():
+        torch.testing.assert_close(auxiliaries[0][name], value, rtol=0, atol=1e-4)
     assert two["canaries"] == pytest.approx(one["canaries"], abs=1e-3)
     assert one["canaries"][0] == one["canaries"][3] != one["canaries"][2]
 

@@ -48,13 +48,13 @@ def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBa
 
 
 def make_learner(*overrides: str) -> tuple[Learner, Any]:
-    """A learner whose policy and companion both differ from the base, and the companion."""
+    """A learner whose policy and auxiliary model both differ from the base, and that model."""
     learner = Learner(make_config("optim.max_grad_norm=1e9", *overrides))
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in [*learner.parameters, *learner.companion.model.parameters()]:
+        for parameter in [*learner.parameters, *learner.auxiliary.model.parameters()]:
             parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
-    return learner, learner.companion
+    return learner, learner.auxiliary
 
 
 def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]:
@@ -72,10 +72,10 @@ def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critic
     learner, critic = make_learner(PPO)
     batch = make_batch(make_config(PPO).algorithm)
     weight_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(1))
-    head, host = critic.model["head"], learner.host
+    head, context = critic.model["head"], learner.context
     learner.canary(CANARY, base=True)  # after which PEFT leaves the critic frozen
-    with host.wearing(ADAPTER):
-        value_BT = host.read(head, batch)
+    with context.using_adapter(ADAPTER):
+        value_BT = context.apply_head(head, batch)
         (value_BT * weight_BT).sum().backward()
     found = [parameter.grad.clone() for parameter in critic.model.parameters()]
     assert all(parameter.grad is None for parameter in learner.parameters)
@@ -119,11 +119,11 @@ def test_the_policy_learns_as_it_would_without_a_critic() -> None:
     assert with_critic.bound_modules == without.bound_modules == 28
     algorithm = make_config(PPO).algorithm
     for step in range(2):
-        batch = with_critic.companion.prepare(make_batch(algorithm, step), step)
+        batch = with_critic.auxiliary.prepare(make_batch(algorithm, step), step)
         adv_BT = algorithm.advantages(batch, step).adv_BT
         reports = [learner.update(batch, adv_BT, algorithm, step) for learner in (with_critic, without)]
         assert timeless(reports[0]) == timeless(reports[1])
-        with_critic.companion.update(batch, step)
+        with_critic.auxiliary.update(batch, step)
         assert with_critic.adapter_files() == without.adapter_files()
         for base in (True, False):
             assert with_critic.canary(CANARY, base=base) == without.canary(CANARY, base=base)
@@ -146,22 +146,22 @@ def test_the_critics_gradient_does_not_depend_on_the_micro_batches_or_on_what_is
 
 
 @pytest.mark.parametrize("algorithm", ['{name="ppo", critic_warmup=2}', '{name="clipo", head_warmup=2}'])
-def test_while_it_warms_up_the_companion_learns_alone(algorithm: str) -> None:
+def test_while_it_warms_up_the_auxiliary_model_learns_alone(algorithm: str) -> None:
     config = make_config(f"algorithm={algorithm}")
     learner = Learner(config)
     moved = []
     for step in range(3):
         files = learner.adapter_files()
-        states = [parameter.detach().clone() for parameter in learner.companion.model.parameters()]
+        states = [parameter.detach().clone() for parameter in learner.auxiliary.model.parameters()]
         _, report = learner.learn(make_batch(config.algorithm, step), step)
-        after = learner.companion.model.parameters()
+        after = learner.auxiliary.model.parameters()
         assert any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((learner.adapter_files() != files, report["tokens/trained"] > 0))
     assert moved == [(False, False), (False, False), (True, True)]
 
 
 class Trainer(Process):
-    """A process whose algorithm has a companion."""
+    """A process whose algorithm has an auxiliary model."""
 
     def train(self, step: int) -> dict[str, float]:
         return self.learner.learn(make_batch(self.config.algorithm, step), step)[1]
@@ -178,12 +178,12 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     second = Trainer(tmp_path, algorithm)
     torch.manual_seed(77)
     with torch.no_grad():
-        for parameter in [*second.learner.parameters, *second.learner.companion.model.parameters()]:
+        for parameter in [*second.learner.parameters, *second.learner.auxiliary.model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
     assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,), (BASE_POLICY,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
-    found, wanted = (trainer.learner.companion.state_dict() for trainer in (second, unbroken))
+    found, wanted = (trainer.learner.auxiliary.state_dict() for trainer in (second, unbroken))
     assert found["model"].keys() == wanted["model"].keys()
     for name, value in wanted["model"].items():
         assert torch.equal(found["model"][name], value)
@@ -202,7 +202,7 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     ],
     ids=["none", "another", "another size", "another's adapter"],
 )
-def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: str, after: str) -> None:
+def test_a_checkpoint_of_another_auxiliary_model_is_refused(tmp_path: Path, before: str, after: str) -> None:
     Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
     with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections"):
         Process(tmp_path, after).checkpoints.restore()
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_companion_is_refused(tmp_path: Path, before: st
 
 def test_the_critics_explained_variance_rises_within_a_few_updates() -> None:
     config = make_config('algorithm={name="ppo", kl_coef=0.0, critic_lr=5e-3}')
-    critic, batch = Learner(config).companion, make_batch(config.algorithm)
+    critic, batch = Learner(config).auxiliary, make_batch(config.algorithm)
     odd_B = torch.tensor([float(sum(ids[:1]) % 2) for ids in batch.response_ids])  # the first token decides
     toy = replace(batch, reward_B=odd_B)
     reports = [critic.update(critic.prepare(toy, step), step) for step in range(16)]

@@ -1,4 +1,4 @@
-"""What the learner lends a companion: adapters of its own on the frozen base, and the step's pieces."""
+"""The passes of a learner over its frozen base: adapters, minibatches, micro-batches and collectives."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ def no_images(image: ImageRef) -> Patches:
     raise LookupError(image.sha256)
 
 
-class Host:
-    """Reads the base under other adapters than the policy's; in between, the policy's is the active one."""
+class LearnerContext:
+    """The `AuxiliaryContext` of a run; the learner itself uses its passes too.
+
+    Outside `using_adapter` the policy's adapter is the active one.
+    """
 
     def __init__(self, base: SharedModel, config: RunConfig, patches: ReadPatches, ranks: Ranks) -> None:
         self._peft, self._model, self._features = base.peft, base.model, base.features
@@ -51,19 +54,19 @@ class Host:
     def max_grad_norm(self) -> float:
         return self._config.optim.max_grad_norm
 
-    def attach(self, adapter: str) -> Sequence[nn.Parameter]:
+    def add_adapter(self, adapter: str) -> Sequence[nn.Parameter]:
         self._peft.add_adapter(adapter, self._peft.peft_config[POLICY])
         return [p for name, p in self._peft.named_parameters() if f".{adapter}." in name]
 
     @contextmanager
-    def wearing(self, adapter: str) -> Iterator[None]:
+    def using_adapter(self, adapter: str) -> Iterator[None]:
         self._peft.set_adapter(adapter)  # it freezes the others, which keep what gradient they have
         try:
             yield
         finally:
             self._peft.set_adapter(POLICY)
 
-    def read(self, head: nn.Module, batch: TrainBatch) -> Tensor:
+    def apply_head(self, head: nn.Module, batch: TrainBatch) -> Tensor:
         return replace(self.states(batch, 1.0), head=head).per_token(lambda found_N, _: found_N)
 
     def logp(self, batch: TrainBatch) -> Tensor:
@@ -74,7 +77,7 @@ class Host:
         """The head is linear: the logits of a blend of states are that blend of logits, and it is met once."""
         blend_ND = torch.zeros(())
         for adapter, part in shares.items():
-            with self.wearing(adapter):
+            with self.using_adapter(adapter):
                 states = self.states(batch, 1.0)
             blend_ND = blend_ND + part * states.hidden_ND.float()
         return replace(states, hidden_ND=blend_ND.to(states.hidden_ND.dtype)).logp_BT
@@ -99,10 +102,10 @@ class Host:
         for _ in range(passes * (most - len(parts))):
             self._pass_nothing()
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         self._ranks.add_up(tensors)
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         self._ranks.add_up_gradients(parameters)
 
     def _pass_nothing(self) -> None:

@@ -1,4 +1,4 @@
-"""A host whose base is a table, so that what a companion makes of it can be worked out by hand."""
+"""An auxiliary context whose base is a table, so that a model trained on it can be checked by hand."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ WORDS = 6
 
 
 @dataclass
-class TableHost:
-    """Hidden states are random and its own for every token of every response; the adapter worn multiplies them.
+class TableContext:
+    """Every token of every response has random hidden states of its own; the active adapter multiplies them.
 
     Rows are recognised by their prompt, so every sequence of a batch needs one of its own.
     """
@@ -29,27 +29,27 @@ class TableHost:
     updates: int = 1
     rows_per_pass: int = 100
     scales: dict[str, nn.Parameter] = field(default_factory=dict)
-    worn: str = ""
+    active: str = ""
 
     @property
     def hidden_size(self) -> int:
         return self.hidden_BTD.shape[2]
 
-    def attach(self, adapter: str) -> Sequence[nn.Parameter]:
+    def add_adapter(self, adapter: str) -> Sequence[nn.Parameter]:
         self.scales[adapter] = nn.Parameter(torch.ones(self.hidden_size))
         return [self.scales[adapter]]
 
     @contextmanager
-    def wearing(self, adapter: str) -> Iterator[None]:
-        self.worn = adapter
+    def using_adapter(self, adapter: str) -> Iterator[None]:
+        self.active = adapter
         yield
-        self.worn = ""
+        self.active = ""
 
-    def read(self, head: nn.Module, batch: TrainBatch) -> Tensor:
-        return self._spread(batch, head(self._hidden_ND(batch) * self.scales[self.worn]))
+    def apply_head(self, head: nn.Module, batch: TrainBatch) -> Tensor:
+        return self._spread(batch, head(self._hidden_ND(batch) * self.scales[self.active]))
 
     def logp(self, batch: TrainBatch) -> Tensor:
-        return self._logp({self.worn: 1.0}, batch)
+        return self._logp({self.active: 1.0}, batch)
 
     @torch.no_grad()
     def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
@@ -83,8 +83,8 @@ class TableHost:
         for at in range(0, len(rows), self.rows_per_pass):
             yield list(rows[at : at + self.rows_per_pass])
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """It is the only process."""
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """It is the only process."""
