@@ -24,8 +24,12 @@ import httpx
 import torch
 
 from benchmarks._processes import SYSTEM_TICKS, USER_TICKS, members, memory
+from cepo.data.problems import load_sets
+from cepo.data.stored import begin
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
+from cepo.prompts.images import ImageStore
+from cepo.prompts.renderer import Renderer
 from cepo.run import file as runfile
 from cepo.run.config import RunConfig
 from cepo.run.deployment import SPECS
@@ -114,7 +118,7 @@ def services(config: RunConfig) -> Iterator[Services]:
 async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIterator[Run]:
     """A run's trainer, which serves its adapters to the engines; its folder is made at `path`."""
     folder = RunDir(path)
-    folder.create(config, resume=False, excluded={})
+    begin(folder, config, load_sets(config, Renderer(config.model.path), store=ImageStore(folder.images)), resume=False)
     bus = await RedisBus.connect(engines.settings)
     run = assemble(folder, bus, engines.settings)
 

@@ -16,8 +16,10 @@ from typing import Any
 from cepo.cli.arguments import add_run_file
 from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.preflight import Preflight
+from cepo.data.stored import begin, digests
 from cepo.errors import UserError
 from cepo.net.settings import Place, Settings, child_environment, node_rank
+from cepo.prompts.images import ImageStore
 from cepo.run import file as runfile
 from cepo.run.config import RunConfig
 from cepo.run.deployment import SPECS, environment, processes
@@ -52,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
             )
         asyncio.run(reached(surroundings))
         folder, node = RunDir(options.run_dir), node_rank()
-        if not (node or folder.config.is_file()):  # the other machines learn the run from the first
-            begin(config, folder, surroundings.redis_url)
         if folder.config.is_file():
             config = runfile.load(folder.config)
+        if not (node or digests(folder)):  # the other machines learn the run from the first
+            prepare(config, folder, surroundings.redis_url)
         arguments, launcher = [str(folder.path)], [] if node is None else TORCHRUN
     variables = child_environment(environment(spec.settings(config, surroundings)))
     os.execve(sys.executable, [sys.executable, *launcher, *spec.command(*arguments)], variables)
@@ -71,13 +73,15 @@ async def reached(settings: Settings) -> None:
     await bus.close()
 
 
-def begin(config: RunConfig, folder: RunDir, redis_url: str) -> None:
-    """Checks a run as `cepo train` does, then makes its folder.
+def prepare(config: RunConfig, folder: RunDir, redis_url: str) -> None:
+    """Checks a run as `cepo train` does, then makes its folder; a folder of an older version gets its problems.
 
     Raises:
         UserError: what blocks the run.
     """
-    preflight = Preflight(config, folder.path, redis_url, starts=("trainer",))
-    for finding in run_checks(preflight):
-        print(f"{finding.check}: {finding.text}", flush=True)
-    folder.create(config, resume=False, excluded=preflight.excluded)
+    store, resume = ImageStore(folder.images), folder.config.is_file()
+    preflight = Preflight(config, folder.path, redis_url, starts=("trainer",), store=store, resume=resume)
+    with store.transaction():
+        for finding in run_checks(preflight):
+            print(f"{finding.check}: {finding.text}", flush=True)
+        begin(folder, config, preflight.sets, resume=resume, excluded=preflight.excluded)

@@ -12,9 +12,11 @@ from cepo.cli.arguments import add_redis, add_run_file
 from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.preflight import Preflight
 from cepo.cli.progress import Progress
+from cepo.data.stored import begin
 from cepo.errors import UserError
 from cepo.net.connections import web_client
 from cepo.net.settings import Settings
+from cepo.prompts.images import ImageStore
 from cepo.run import file as runfile
 from cepo.run.deployment import SPECS
 from cepo.run.folder import RunDir
@@ -38,10 +40,12 @@ def run(options: argparse.Namespace) -> int:
     folder = RunDir(_run_dir(options, config.name))
     folder.check(resume=options.resume)
     progress = Progress(config, folder)
-    preflight = Preflight(config, folder.path, options.redis, starts=tuple(SPECS))
-    notes = [finding.text for finding in run_checks(preflight) if finding.state == "note"]
-    progress.checked(preflight.train, preflight.held_out, notes)
-    folder.create(config, resume=options.resume, excluded=preflight.excluded)
+    store = ImageStore(folder.images)
+    preflight = Preflight(config, folder.path, options.redis, starts=tuple(SPECS), store=store, resume=options.resume)
+    with store.transaction():
+        notes = [finding.text for finding in run_checks(preflight) if finding.state == "note"]
+        progress.checked(preflight.train, preflight.held_out, notes)
+        begin(folder, config, preflight.sets, resume=options.resume, excluded=preflight.excluded)
     interrupts = 0
 
     def interrupt(number: int, frame: object) -> None:

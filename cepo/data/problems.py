@@ -24,6 +24,7 @@ from cepo.prompts.renderer import Renderer
 
 if TYPE_CHECKING:
     from cepo.run.config import Data, RunConfig
+    from cepo.run.folder import Excluded
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,25 @@ def load_problems(
     if not problems:
         raise UserError(f"{source} is empty: every row was dropped, the first because: {dropped[0]}")
     return Problems(tuple(problems), tuple(dropped), source, columns)
+
+
+def load_sets(
+    config: RunConfig, renderer: Renderer, *, excluded: Excluded | None = None, store: ImageStore | None = None
+) -> dict[str, Problems]:
+    """Reads and checks the training problems as `train` and, if `data.eval` names any, the held-out ones as `eval`.
+
+    Args:
+        excluded: the rows of each set that were found unusable before, and why.
+        store: keeps the images; None: they are checked and not kept.
+
+    Raises:
+        UserError: as for `load_problems`.
+    """
+    bad = excluded or {}
+    sets = {"train": load_problems(config, renderer, excluded=bad.get("train"), store=store)}
+    if config.data.eval:
+        sets["eval"] = load_problems(config, renderer, held_out=True, excluded=bad.get("eval"), store=store)
+    return sets
 
 
 def drop(reason: str, data: Data) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,20 @@ class ImageStore:
         self._folder = folder
         self._max_bytes = max_bytes
         self._bytes = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+        self._made: list[Path] = []
+        """The folders and images that this store made, in order."""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Removes the images that were put in the block, and the folders made for them, if the block raises."""
+        self._made.clear()
+        try:
+            yield
+        except BaseException:
+            for path in reversed(self._made):
+                with contextlib.suppress(OSError):  # a folder that holds other files stays
+                    path.rmdir() if path.is_dir() else path.unlink()
+            raise
 
     def put(self, data: bytes) -> None:
         """Keeps an image; one that is there is not written again.
@@ -67,7 +83,9 @@ class ImageStore:
             raise UserError(
                 f"the images of {self._folder} are more than {self._max_bytes} bytes; use fewer rows (data.limit)"
             )
+        missing = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._made += [*reversed(missing), path]
         scratch = path.with_suffix(f".{os.getpid()}")
         scratch.write_bytes(data)
         scratch.rename(path)

@@ -1,5 +1,5 @@
-"""The run folder: config.toml, excluded.json, metrics.jsonl, failures.jsonl, status.json, checkpoints/, adapters/,
-rollouts/, logs/.
+"""The run folder: config.toml, problems/, excluded.json, images/, metrics.jsonl, failures.jsonl, status.json,
+checkpoints/, adapters/, rollouts/ and logs/.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "rollouts"
 
     @property
+    def problems(self) -> Path:
+        """The problems that the run trains and evaluates on, one JSON Lines file each, and their digests."""
+        return self.path / "problems"
+
+    @property
     def images(self) -> Path:
         return self.path / "images"
 
@@ -94,7 +99,7 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         if excluded and not resume:
             self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
-        _replace(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
+        replace_file(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
 
     def excluded_rows(self) -> Excluded:
         """The rows of each set that the run leaves out."""
@@ -112,7 +117,7 @@ class RunDir:
 
     def write_status(self, status: Row) -> None:
         """Puts a new status in the place of the last."""
-        _replace(self.status, json.dumps(status).encode() + b"\n")
+        replace_file(self.status, json.dumps(status).encode() + b"\n")
 
     def rows(self) -> list[Row]:
         """The steps so far; a last line that a crash cut short is left out."""
@@ -127,7 +132,7 @@ class RunDir:
         for path in (self.metrics, self.failures):
             lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
             kept = [line + b"\n" for line in lines if any(row.get("step", step) < step for row in parsed(line))]
-            _replace(path, b"".join(kept))
+            replace_file(path, b"".join(kept))
         for path in self.rollouts.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()
@@ -140,7 +145,8 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         os.fsync(file.fileno())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in one step: a reader gets the old content or the new content, never a part."""
     scratch = path.with_suffix(".tmp")
     scratch.write_bytes(content)
     scratch.rename(path)

@@ -17,7 +17,7 @@ import grpc
 
 from cepo.dashboard.folder import Watched
 from cepo.dashboard.rest import application
-from cepo.data.problems import load_problems
+from cepo.data.stored import digests, stored
 from cepo.errors import UserError
 from cepo.messages.wire import to_proto
 from cepo.net.settings import Place, Settings
@@ -97,12 +97,9 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     config = load(folder.config)
     ranks = lead(folder, config)
     renderer = Renderer(config.model.path)
-    excluded = folder.excluded_rows()
     store = ImageStore(folder.images)
-    problems = load_problems(config, renderer, excluded=excluded.get("train"), store=store)
-    held_out = None
-    if config.data.eval:
-        held_out = load_problems(config, renderer, held_out=True, excluded=excluded.get("eval"), store=store)
+    problems = stored(folder, "train")
+    held_out = stored(folder, "eval") if config.data.eval else None
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
@@ -128,6 +125,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
             config.checkpoint.every,
             config.checkpoint.keep,
             config.checkpoint.keep_policies,
+            digests(folder)["train"],
         ),
         trackers=Trackers(config, folder),
         status=Status(folder, config.loop.steps),

@@ -46,6 +46,7 @@ class Checkpoints:
         every: int,
         keep: int,
         keep_policies: int = 0,
+        problems_sha256: str = "",
     ) -> None:
         self._folder = folder
         self._learner = learner
@@ -54,6 +55,7 @@ class Checkpoints:
         self._every = every
         self._keep = keep
         self._keep_policies = keep_policies
+        self._problems_sha256 = problems_sha256
         self._named: set[str] = set()
         """Folders of the adapters that the kept checkpoints name."""
 
@@ -72,6 +74,7 @@ class Checkpoints:
             "policies": [self._proven(policy) for policy in progress.policies],
             "teachers": [self._proven(policy) for policy in progress.teachers],
             "average": self._teacher.average,
+            "problems_sha256": self._problems_sha256,
             **self._learner.state_dict(),
         }
         folder = self._folder / f"step-{progress.next_step:06d}"
@@ -92,13 +95,18 @@ class Checkpoints:
         """Puts the newest checkpoint into the learner; None when there is none.
 
         Raises:
-            UserError: it does not fit the run's adapter, or its auxiliary model.
+            UserError: it does not fit the run's adapter or its auxiliary model, or was trained on other problems.
         """
         saved = self._saved()
         if not saved:
             return None
         self._named = set().union(*map(_named, saved))
         state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
+        if (trained_on := state.get("problems_sha256", self._problems_sha256)) != self._problems_sha256:
+            raise UserError(
+                f"{saved[-1]} was trained on problems with sha256 {trained_on}, and problems/train.jsonl of the run "
+                f"folder has {self._problems_sha256}; restore that file and its line in problems/SHA256SUMS"
+            )
         try:
             self._learner.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:

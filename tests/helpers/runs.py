@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cepo.run.folder import RunDir
+from cepo.data.problems import load_sets
+from cepo.data.stored import begin
+from cepo.prompts.images import ImageStore
+from cepo.prompts.renderer import Renderer
+from cepo.run.config import RunConfig
+from cepo.run.folder import Excluded, RunDir
 from tests.helpers.factories import make_config
 
 ADVANTAGE = {"correct": 1.5, "wrong": -0.5}
@@ -22,6 +27,13 @@ def make_run(path: Path, steps: int = 0, *overrides: str) -> RunDir:
     for step in range(steps):
         run.append(make_metrics(step))
     return run
+
+
+def begin_run(folder: RunDir, config: RunConfig, *, resume: bool = False, excluded: Excluded | None = None) -> None:
+    """Makes the folder of a run with its problems, as the launcher does, so that a trainer can start in it."""
+    store = ImageStore(folder.images)
+    sets = load_sets(config, Renderer(config.model.path), excluded=excluded, store=store)
+    begin(folder, config, sets, resume=resume, excluded=excluded)
 
 
 def make_metrics(step: int, **changes: Any) -> dict[str, Any]:

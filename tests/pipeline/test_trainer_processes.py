@@ -16,6 +16,7 @@ from cepo.run.file import load
 from cepo.run.folder import RunDir
 from cepo.run.local import Child, Stack, running
 from tests.helpers.factories import make_config
+from tests.helpers.runs import begin_run
 from tests.pipeline.support import kill
 from tests.unit.deploy.test_parity import in_kubernetes
 from tests.unit.trainer.test_pairs import ROWS
@@ -29,7 +30,7 @@ def run_of(tmp_path: Path, name: str, *overrides: str) -> RunDir:
     pairs.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     settings = ("data.eval=''", "data.instruction=''", 'algorithm={name="dpo"}', "sampling.prompts=3", "optim.lr=1e-4")
     folder = RunDir(tmp_path / name)
-    folder.create(make_config(f"data.train={pairs}", *settings, f"loop.steps={STEPS}", *overrides), resume=False)
+    begin_run(folder, make_config(f"data.train={pairs}", *settings, f"loop.steps={STEPS}", *overrides))
     return folder
 
 

@@ -8,17 +8,19 @@ from dataclasses import replace
 from cepo.cli.preflight.grading import example_verdicts, ungradable
 from cepo.cli.preflight.preflight import Found, Preflight
 from cepo.data import audit
-from cepo.data.problems import drop, load_problems
+from cepo.data.problems import drop, load_sets
 from cepo.errors import UserError
 from cepo.messages.groups import Reward
+from cepo.run.folder import RunDir
 
 ROWS_NAMED = 3
 
 
 def data(run: Preflight) -> Found:
     """Columns, questions, answers and lengths of every row."""
-    run.train = load_problems(run.config, run.renderer)
-    run.held_out = load_problems(run.config, run.renderer, held_out=True) if run.config.data.eval else None
+    excluded = RunDir(run.folder).excluded_rows() if run.resume else {}
+    sets = load_sets(run.config, run.renderer, excluded=excluded, store=run.store)
+    run.train, run.held_out = sets["train"], sets.get("eval")
     for found in run.sets.values():
         yield "ok", f"{found.source}: {len(found.problems)} problems, {found.columns}"
         yield from _dropped(found.source, found.dropped)
@@ -48,7 +50,10 @@ def answers(run: Preflight) -> Found:
             "ok",
             f"{name}: {right} of {len(problems)} reference answers verify, and not when changed{rest}",
         )
-        if wrong:
+        if wrong and run.resume:
+            rows = ", ".join(map(str, sorted(wrong)[:ROWS_NAMED]))
+            yield "note", f"{name}: {len(wrong)} rows of the run cannot be graded, the first are {rows}"
+        elif wrong:
             yield from _dropped(found.source, reasons)
             _leave_out(run, name, wrong, reasons)
 

@@ -15,6 +15,7 @@ from cepo.answers.perturb import perturbed
 from cepo.cli.preflight import sizes
 from cepo.data.problems import Problems
 from cepo.messages.groups import ImageRef, Placement
+from cepo.prompts.images import ImageStore
 from cepo.prompts.renderer import Renderer
 from cepo.run.config import RunConfig
 
@@ -68,6 +69,10 @@ class Preflight:
     """Grade all reference answers and not a sample of a large set."""
     starts: Sequence[str] = ()
     """The services that are about to start on this machine."""
+    store: ImageStore | None = None
+    """Keeps the images of the problems for the run; None: they are checked and not kept."""
+    resume: bool = False
+    """Whether the run in the folder continues; it leaves out the rows that it left out before, and no others."""
     check: str = ""
     train: Problems = field(init=False)
     held_out: Problems | None = field(init=False, default=None)

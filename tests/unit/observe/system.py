@@ -25,6 +25,7 @@ from services.trainer.loop import Run, train
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers.factories import make_config
+from tests.helpers.runs import begin_run
 
 SMALL = ("loop.steps=2", "sampling.prompts=2", "sampling.samples=4", "eval.prompts=2", "eval.every=1")
 
@@ -78,7 +79,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
         ExceptionGroup: the run cannot go on.
     """
     config, run_dir, bus = make_config(*SMALL), RunDir(folder), MemoryBus()
-    run_dir.create(config, resume=False)
+    begin_run(run_dir, config)
     settings = Settings(model=config.model.path, dtype="float32", max_model_len=512, threads=1)
     run = assemble(run_dir, bus, settings)  # type: ignore[arg-type]
     renderer = Renderer(config.model.path)

@@ -276,3 +276,22 @@ def test_a_store_is_bounded_and_notices_damage(tmp_path: Path) -> None:
     (tmp_path / "store" / checked(data).sha256).write_bytes(b"other")
     with pytest.raises(UserError, match="is missing or damaged"):
         store.read(checked(data))
+
+
+def test_images_of_a_run_that_does_not_start_are_removed_again(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "runs" / "run" / "images")
+
+    def refused(*images: bytes) -> None:
+        with store.transaction():
+            for image in images:
+                store.put(image)
+            raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused"):
+        refused(picture())
+    assert list(tmp_path.iterdir()) == []
+    store.put(picture())
+    with pytest.raises(UserError, match="refused"):
+        refused(picture(), picture(colour=10))
+    assert store.read(checked(picture())) == picture()
+    assert len(list((tmp_path / "runs" / "run" / "images").iterdir())) == 1

@@ -28,7 +28,15 @@ START = Progress(0, (BASE_POLICY,), (BASE_POLICY,))
 class Process:
     """The parts of a trainer that a checkpoint concerns, as one process builds them."""
 
-    def __init__(self, folder: Path, *overrides: str, every: int = 1, keep: int = 2, keep_policies: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *overrides: str,
+        every: int = 1,
+        keep: int = 2,
+        keep_policies: int = 0,
+        problems_sha256: str = "",
+    ) -> None:
         self.config = make_config(*RUN, *overrides)
         self.learner = Learner(self.config)
         self.publisher = Publisher(
@@ -36,7 +44,14 @@ class Process:
         )
         self.teacher = Teacher(self.config.algorithm.teacher_source, self.learner, self.publisher)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", self.learner, self.publisher, self.teacher, every, keep, keep_policies
+            folder / "checkpoints",
+            self.learner,
+            self.publisher,
+            self.teacher,
+            every,
+            keep,
+            keep_policies,
+            problems_sha256,
         )
 
     def train(self, step: int) -> dict[str, float]:
@@ -164,3 +179,12 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path, change: str)
         Process(wider).checkpoints.restore()
     shutil.rmtree(wider / "checkpoints")
     assert Process(wider).checkpoints.restore() is None
+
+
+def test_a_checkpoint_of_other_problems_is_refused(tmp_path: Path) -> None:
+    Process(tmp_path, problems_sha256="a" * 64).checkpoints.save(START)
+    assert Process(tmp_path, problems_sha256="a" * 64).checkpoints.restore() == START
+    with pytest.raises(
+        UserError, match=f"step-000000 was trained on problems with sha256 {'a' * 64}, and .*{'b' * 64}"
+    ):
+        Process(tmp_path, problems_sha256="b" * 64).checkpoints.restore()

@@ -20,6 +20,7 @@ from cepo.testing import MemoryBus
 from services.rollout import handler as rollout
 from services.trainer.__main__ import assemble
 from tests.helpers.factories import make_config
+from tests.helpers.runs import begin_run
 from tests.unit.algo.continuing import judged
 from tests.unit.trainer.loops import ToyEngine, timeless, trained
 
@@ -69,7 +70,7 @@ async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[En
     """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far."""
     folder, bus = RunDir(path), MemoryBus()
     if not folder.config.exists():
-        folder.create(make_config(*SMALL, *overrides), resume=False)
+        begin_run(folder, make_config(*SMALL, *overrides))
     run = assemble(folder, bus, Settings())
     engines = Engines(run, Renderer(run.config.model.path))
     handlers = {

@@ -23,6 +23,7 @@ from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
 from tests.helpers.factories import make_config, make_verdict
+from tests.helpers.runs import begin_run
 from tests.unit.trainer.loops import ToyEngine, timeless, trained
 
 torch.set_num_threads(1)
@@ -91,7 +92,7 @@ async def trained_with(
     """
     folder, bus = RunDir(path), MemoryBus()
     if not folder.config.exists():
-        folder.create(make_config(*SMALL, "loop.steps=3", "loop.deterministic=true", *overrides), resume=False)
+        begin_run(folder, make_config(*SMALL, "loop.steps=3", "loop.deterministic=true", *overrides))
     run = assemble(folder, bus, Settings())
     toys = Toys(run, Renderer(run.config.model.path), broken)
     teach = make_handler(real_teacher(toys, path) if real else toys, toys.renderer, 200)

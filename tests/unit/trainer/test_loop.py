@@ -34,6 +34,7 @@ from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from tests.helpers.factories import make_config, make_verdict
+from tests.helpers.runs import begin_run
 
 torch.set_num_threads(1)
 Unbroken = Callable[[str], Awaitable[tuple[Path, list[EvidencedGroup]]]]
@@ -88,7 +89,7 @@ class Stages:
 async def went_on(folder: Path, *overrides: str, drain_after: int | None = None) -> list[EvidencedGroup]:
     """Starts a run or goes on with it; `drain_after` that many graded groups it is asked to stop."""
     run_dir, bus = RunDir(folder), MemoryBus()
-    run_dir.create(make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
+    begin_run(run_dir, make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
     run: Any = assemble(run_dir, bus, Settings(threads=1, adapter_cache=folder / "own"))  # type: ignore[arg-type]
     stages, drain, stop = Stages(run, folder / "cache"), asyncio.Event(), asyncio.Event()
 

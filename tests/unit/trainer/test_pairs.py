@@ -23,6 +23,7 @@ from services.trainer.__main__ import assemble
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
 from tests.helpers.factories import make_config, make_ragged
+from tests.helpers.runs import begin_run
 from tests.unit.trainer.loops import timeless, trained
 from tests.unit.trainer.test_continuing import Engines
 
@@ -53,7 +54,7 @@ async def taught(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
 async def test_a_run_on_pairs_needs_a_teacher_and_no_rollouts(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
     config = config_of(tmp_path / "pairs.jsonl", ROWS, "loop.steps=4", *ALL)
-    folder.create(config, resume=False)
+    begin_run(folder, config)
     rows = await taught(folder)
     assert len(rows) == 4
     for row in rows:
@@ -70,7 +71,7 @@ async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_eith
     config = config_of(tmp_path / "pairs.jsonl", ROWS, "loop.steps=6", algorithm, *ALL)
     whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
     for folder in (whole, parts):
-        folder.create(config, resume=False)
+        begin_run(folder, config)
     rows = await taught(whole)
     assert len(await taught(parts, until=1)) <= 3 < len(await taught(parts, until=4)) < 6
     assert timeless(await taught(parts)) == timeless(rows)
@@ -87,7 +88,7 @@ async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_eith
 
 def test_a_pair_becomes_a_group_that_only_the_teacher_sees(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
-    folder.create(config_of(tmp_path / "pairs.jsonl", ROWS), resume=False)
+    begin_run(folder, config_of(tmp_path / "pairs.jsonl", ROWS))
     feeder = assemble(folder, MemoryBus(), Settings()).feeder  # type: ignore[arg-type]
     tasks = feeder.tasks(1, BASE_POLICY, BASE_POLICY)
     assert len(tasks) == 3
