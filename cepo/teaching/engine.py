@@ -34,7 +34,7 @@ from cepo.service.image_cache import ReadImage, no_images
 from cepo.service.metrics import LOAD_FAILURES
 from cepo.service.telemetry import loading
 from cepo.teaching import measures
-from cepo.teaching.handler import Likeliest, Logps, Pair, scoring_seconds
+from cepo.teaching.handler import Likeliest, Logps, Pair, Scored
 from cepo.teaching.request import Request, Take
 
 TOKENS_PER_PASS = 32768
@@ -96,26 +96,28 @@ class TransformersScorer:
         finally:
             self._proofs[policy.name] = await binding
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
         return await self._measure(pairs, temperature, policy, _logps)
 
-    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
+    async def likeliest(
+        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
+    ) -> Scored[Likeliest]:
         return await self._measure(pairs, temperature, policy, lambda states, _: measures.likeliest(states, k))
 
     async def gather(
         self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> list[Likeliest]:
+    ) -> Scored[Likeliest]:
         return await self._measure(
             pairs, temperature, policy, lambda states, rows: measures.gather(states, [ids[row] for row in rows])
         )
 
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
         return await self._measure(pairs, 1.0, policy, lambda states, _: measures.pooled(states))
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> list[Any]:
+    async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> Scored[Any]:
         await self.load(policy)  # another group's load may have dropped it since
         images = dict.fromkeys(image for pair in pairs for image in pair.images)
         data = {image: await self._read_image(image) for image in images}
@@ -125,8 +127,7 @@ class TransformersScorer:
             await self._on_thread(self._serve, request)
         finally:
             self._waiting.pop(request, None)
-        scoring_seconds.set(scoring_seconds.get() + request.seconds)
-        return request.found
+        return Scored(request.found, request.seconds)
 
     async def _on_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)

@@ -1,11 +1,10 @@
-"""A scored group becomes an evidenced one: choose the hints, render the contexts, measure the sampled tokens."""
+"""Turns a scored group into an evidenced one: chooses the hints, renders the contexts, measures the sampled tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from cepo.errors import UserError
 from cepo.messages.groups import (
@@ -29,9 +28,7 @@ from cepo.service.metrics import SCORED_TOKENS
 from cepo.teaching.contexts import Hint, hints
 
 Logps = tuple[float, ...]
-
-scoring_seconds: ContextVar[float] = ContextVar("scoring_seconds", default=0.0)
-"""What a scorer has worked for the group in hand, without waiting for its turn; the scorer adds to it."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -41,68 +38,85 @@ class Pair:
     context_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     images: tuple[ImageRef, ...] = ()
-    """Of the context, in the order of their placeholders."""
+    """The images of the context, in the order of their placeholders."""
     base_share: float = 0.0
-    """Share of the base model's logits; the rest are the policy's that scores."""
+    """Share of the base model's logits in the mix; the rest are the logits of the scoring policy."""
 
 
 @dataclass(frozen=True)
 class Likeliest:
-    """k tokens at every one of T positions and their log-probs, in the bytes of an evidence row."""
+    """k tokens at each of T positions, in the bytes of an evidence row.
+
+    Example: T = 2 positions and k = 3 give 2 * 3 int32 ids and 2 * 3 float32 log-probs, 24 bytes each.
+    """
 
     ids: bytes
     logps: bytes
 
 
-class Scorer(Engine, Protocol):
-    """An engine that measures given tokens with any policy it is asked for; contexts repeat across pairs."""
+@dataclass(frozen=True)
+class Scored(Generic[Value]):
+    """One value for each pair."""
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        """Log-probs of every response token, of logits over the temperature."""
+    values: list[Value]
+    seconds: float = 0.0
+    """Time that the model worked for these pairs, without waiting; a pass shared by groups is split by tokens."""
+
+
+class Scorer(Engine, Protocol):
+    """An engine that measures given tokens with any policy; the same context may occur in several pairs."""
+
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
+        """The log-prob of each response token, with logits divided by the temperature."""
         ...
 
-    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
-        """The k likeliest tokens at every response position, the likeliest first; k = 0: the whole vocabulary."""
+    async def likeliest(
+        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
+    ) -> Scored[Likeliest]:
+        """The k likeliest tokens at each response position, likeliest first; k = 0 means the whole vocabulary."""
         ...
 
     async def gather(
         self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> list[Likeliest]:
-        """The log-probs of given tokens: T x k ids for every pair, as `likeliest` gives them."""
+    ) -> Scored[Likeliest]:
+        """The log-probs of given tokens: T x k ids for each pair, laid out as `likeliest` returns them."""
         ...
 
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
-        """The mean last hidden state over every response."""
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
+        """The mean last hidden state over each response."""
         ...
 
 
 def make_handler(
     scorer: Scorer, renderer: Renderer, max_model_len: int
 ) -> Callable[[ScoredGroup], Awaitable[EvidencedGroup]]:
-    """The teacher function behind the stage loop and the gRPC call."""
+    """Returns the function that the stage loop and the gRPC call run on each group."""
 
     async def measure(group: ScoredGroup) -> EvidencedGroup:
-        scoring_seconds.set(0.0)
         task = group.task
         policies = dict.fromkeys(policy for ask in task.asks for policy in _policies(ask, task))
         proofs = tuple([await scorer.load(policy) for policy in policies])
         chosen = [hints(ask, group) for ask in task.asks]
         pairs = _pairs(group, chosen, renderer, max_model_len)
-        logps = await _scores(task, pairs, scorer)
+        logps, seconds = await _logps(task, pairs, scorer)
         evidence = []
         for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
             own = {i: pair for (at, i), pair in pairs.items() if at == a}
-            extra = await _extra(ask, group, own, scorer)
-            more = {i: {"hint_tokens": _hint_tokens(group, pair)} | extra.get(i, {}) for i, pair in own.items()}
-            rows = [_row(hint, logps.get((a, i), ()), more.get(i, {})) for i, hint in enumerate(row)]
+            extra = await _extra(ask, group, list(own.values()), scorer)
+            seconds += extra.seconds
+            fields = {
+                i: {"hint_tokens": _hint_tokens(group, pair)} | more
+                for (i, pair), more in zip(own.items(), extra.values, strict=True)
+            }
+            rows = [_row(hint, logps.get((a, i), ()), fields.get(i, {})) for i, hint in enumerate(row)]
             evidence.append(Evidence(ask=ask, rows=tuple(rows)))
-        return EvidencedGroup(scored=group, evidence=tuple(evidence), proofs=proofs, seconds=scoring_seconds.get())
+        return EvidencedGroup(scored=group, evidence=tuple(evidence), proofs=proofs, seconds=seconds)
 
     return measure
 
 
 def _policies(ask: Ask, task: PromptTask) -> tuple[PolicyRef, ...]:
-    """Whose weights an ask needs."""
+    """The policies whose weights an ask needs."""
     weights = (ask.weights, ask.support) if ask.want is Want.DISTRIBUTION else (ask.weights,)
     return (*map(task.policy_of, weights), *([BASE_POLICY] if _base_share(ask, task) else []))
 
@@ -111,36 +125,39 @@ def _base_share(ask: Ask, task: PromptTask) -> float:
     return task.base_share if ask.weights is Weights.TEACHER else 0.0
 
 
-async def _scores(
+async def _logps(
     task: PromptTask, pairs: Mapping[tuple[int, int], Pair], scorer: Scorer
-) -> dict[tuple[int, int], Logps]:
-    """Log-probs by (ask, completion): one pass for each policy, each pair once."""
-    found: dict[tuple[PolicyRef, Pair], Logps] = {}
+) -> tuple[dict[tuple[int, int], Logps], float]:
+    """Log-probs by (ask, completion), and the seconds they took; each policy scores its distinct pairs in one call."""
+    logps: dict[tuple[PolicyRef, Pair], Logps] = {}
+    seconds = 0.0
     policy_of = [task.policy_of(ask.weights) for ask in task.asks]
     for policy in dict.fromkeys(policy_of):
-        wanted = list(dict.fromkeys(pair for (a, _), pair in pairs.items() if policy_of[a] == policy))
-        scored = await scorer.score(wanted, task.sampling.temperature, policy)
-        SCORED_TOKENS.inc(sum(len(pair.response_ids) for pair in wanted))
-        found |= {(policy, pair): row for pair, row in zip(wanted, scored, strict=True)}
-    return {(a, i): found[policy_of[a], pair] for (a, i), pair in pairs.items()}
+        distinct = list(dict.fromkeys(pair for (a, _), pair in pairs.items() if policy_of[a] == policy))
+        scored = await scorer.score(distinct, task.sampling.temperature, policy)
+        SCORED_TOKENS.inc(sum(len(pair.response_ids) for pair in distinct))
+        logps |= {(policy, pair): row for pair, row in zip(distinct, scored.values, strict=True)}
+        seconds += scored.seconds
+    return {(a, i): logps[policy_of[a], pair] for (a, i), pair in pairs.items()}, seconds
 
 
-async def _extra(ask: Ask, group: ScoredGroup, pairs: Mapping[int, Pair], scorer: Scorer) -> dict[int, dict[str, Any]]:
-    """What an ask wants beyond the log-probs of the sampled tokens, as fields of its rows."""
-    task, rows = group.task, list(pairs.values())
+async def _extra(ask: Ask, group: ScoredGroup, pairs: Sequence[Pair], scorer: Scorer) -> Scored[dict[str, Any]]:
+    """The fields of an evidence row beyond the log-probs of the sampled tokens, for each pair."""
+    task = group.task
     policy, temperature = task.policy_of(ask.weights), task.sampling.temperature
     if ask.want is Want.HIDDEN:
-        pooled = await scorer.pool(rows, policy)
-        return {i: {"pooled": vector} for i, vector in zip(pairs, pooled, strict=True)}
+        pooled = await scorer.pool(pairs, policy)
+        return Scored([{"pooled": vector} for vector in pooled.values], pooled.seconds)
     if ask.want is Want.DISTRIBUTION:
         if ask.support is ask.weights:
-            found = await scorer.likeliest(rows, ask.top, temperature, policy)
+            top = await scorer.likeliest(pairs, ask.top, temperature, policy)
         else:
-            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids, task.images) for pair in rows]
+            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids, task.images) for pair in pairs]
             support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
-            found = await scorer.gather(rows, [one.ids for one in support], temperature, policy)
-        return {i: {"top_ids": one.ids, "top_logps": one.logps} for i, one in zip(pairs, found, strict=True)}
-    return {}
+            top = await scorer.gather(pairs, [row.ids for row in support.values], temperature, policy)
+            top = Scored(top.values, support.seconds + top.seconds)
+        return Scored([{"top_ids": row.ids, "top_logps": row.logps} for row in top.values], top.seconds)
+    return Scored([{} for _ in pairs])
 
 
 def _pairs(

@@ -176,7 +176,8 @@ class TokenCredit:
                 "send fewer or shorter responses at once"
             )
         proof = await self._loaded(policy)
-        return proof, dict(zip(pairs, await self._scorer.score(pairs, temperature, policy), strict=True))
+        scored = await self._scorer.score(pairs, temperature, policy)
+        return proof, dict(zip(pairs, scored.values, strict=True))
 
     async def _loaded(self, policy: PolicyRef) -> PolicyProof:
         try:

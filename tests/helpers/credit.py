@@ -18,7 +18,7 @@ from cepo.service.adapters import AdapterCache
 from cepo.service.chassis import Service, rest
 from cepo.service.image_cache import no_images
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair
+from cepo.teaching.handler import Logps, Pair, Scored
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import Grader
 from services.teacher.images import GivenImages
@@ -42,14 +42,16 @@ class ToyScorer:
     async def load(self, policy: PolicyRef) -> PolicyProof:
         return make_proof(policy)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        return [
-            tuple(
-                -((sum(pair.context_ids) * (at + 3) + 31 * token + policy.version) % 97) / 32 / temperature
-                for at, token in enumerate(pair.response_ids)
-            )
-            for pair in pairs
-        ]
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
+        return Scored(
+            [
+                tuple(
+                    -((sum(pair.context_ids) * (at + 3) + 31 * token + policy.version) % 97) / 32 / temperature
+                    for at, token in enumerate(pair.response_ids)
+                )
+                for pair in pairs
+            ]
+        )
 
     def close(self) -> None: ...
 

@@ -27,7 +27,7 @@ from cepo.messages.groups import (
 )
 from cepo.prompts.renderer import Renderer
 from cepo.run.file import load
-from cepo.teaching.handler import Logps, Pair, make_handler
+from cepo.teaching.handler import Logps, Pair, Scored, make_handler
 from cepo.teaching.published import boxed
 from tests.helpers.factories import RUNS, make_proof, make_task
 from tests.parity.support import golden
@@ -60,9 +60,9 @@ class Recorder:
     async def load(self, policy: PolicyRef) -> PolicyProof:
         return make_proof(policy)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
         self.pairs += pairs
-        return [(-float(self.pairs.index(pair)),) * len(pair.response_ids) for pair in pairs]
+        return Scored([(-float(self.pairs.index(pair)),) * len(pair.response_ids) for pair in pairs])
 
     def close(self) -> None: ...
 

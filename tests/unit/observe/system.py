@@ -63,7 +63,7 @@ class ToyGenerator:
         total = sum(int(term) for term in re.findall(r"[-+]?\d+", found[1].replace(" ", "")))
         answers = [f"\\boxed{{{total + (i % 2 or self._fault.always_wrong)}}}" for i in range(samples)]
         pairs = [Pair(prompt.ids, tuple(self._tokenizer.encode(text))) for text in answers]
-        scored = await self._scorer.score(pairs, sampling.temperature, policy)
+        scored = (await self._scorer.score(pairs, sampling.temperature, policy)).values
         return [
             SampledResponse(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
             for pair, logps in zip(pairs, scored, strict=True)

@@ -32,12 +32,12 @@ async def test_what_is_announced_is_loaded_while_a_pass_of_the_version_before_go
     scorer = TransformersScorer(Settings(model=MODEL, dtype="float32", max_loras=2), RENDERER, cache)
     old, new = published
     async with asyncio.timeout(200), resident(scorer, bus, cache):
-        before = await scorer.score(make_pairs(), 1.0, old)
+        before = (await scorer.score(make_pairs(), 1.0, old)).values
         scoring = asyncio.create_task(scorer.score(make_pairs(), 1.0, old))
         while fetched != [old, new]:
             await bus.announce(new)
             await asyncio.sleep(0.01)
-        assert await scoring == before
-        assert await scorer.score(make_pairs(), 1.0, new) != before
-        assert await scorer.score(make_pairs(), 1.0, old) == before
+        assert (await scoring).values == before
+        assert (await scorer.score(make_pairs(), 1.0, new)).values != before
+        assert (await scorer.score(make_pairs(), 1.0, old)).values == before
         assert fetched == [old, new]

@@ -19,7 +19,7 @@ from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
+from cepo.teaching.handler import Likeliest, Logps, Pair, Scored, make_handler
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
 
 torch.set_num_threads(1)
@@ -50,30 +50,36 @@ class NamingScorer:
     async def load(self, policy: PolicyRef) -> PolicyProof:
         return make_proof(policy)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        return [(-1.0,) * len(pair.response_ids) for pair in pairs]
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
+        return Scored([(-1.0,) * len(pair.response_ids) for pair in pairs])
 
-    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
-        return [
-            Likeliest(
-                array(
-                    "i", [token * 100 + policy.version * 10 + j for token in pair.response_ids for j in range(k)]
-                ).tobytes(),
-                array("f", [-temperature * len(pair.context_ids)] * (k * len(pair.response_ids))).tobytes(),
-            )
-            for pair in pairs
-        ]
+    async def likeliest(
+        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
+    ) -> Scored[Likeliest]:
+        return Scored(
+            [
+                Likeliest(
+                    array(
+                        "i", [token * 100 + policy.version * 10 + j for token in pair.response_ids for j in range(k)]
+                    ).tobytes(),
+                    array("f", [-temperature * len(pair.context_ids)] * (k * len(pair.response_ids))).tobytes(),
+                )
+                for pair in pairs
+            ]
+        )
 
     async def gather(
         self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> list[Likeliest]:
-        return [
-            Likeliest(row, array("f", [-policy.version - len(pair.context_ids)] * (len(row) // 4)).tobytes())
-            for pair, row in zip(pairs, ids, strict=True)
-        ]
+    ) -> Scored[Likeliest]:
+        return Scored(
+            [
+                Likeliest(row, array("f", [-policy.version - len(pair.context_ids)] * (len(row) // 4)).tobytes())
+                for pair, row in zip(pairs, ids, strict=True)
+            ]
+        )
 
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
-        return [(float(len(pair.context_ids)), float(len(pair.response_ids))) for pair in pairs]
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
+        return Scored([(float(len(pair.context_ids)), float(len(pair.response_ids))) for pair in pairs])
 
     def close(self) -> None: ...
 
@@ -146,7 +152,7 @@ def plain(model: Any, pair: Pair, temperature: float) -> tuple[Tensor, Tensor]:
 async def test_the_likeliest_tokens_are_those_of_a_full_softmax(
     tmp_path: Path, base: Any, k: int, temperature: float
 ) -> None:
-    found = await make_scorer(tmp_path).likeliest(PAIRS, k, temperature, BASE_POLICY)
+    found = (await make_scorer(tmp_path).likeliest(PAIRS, k, temperature, BASE_POLICY)).values
     for one, pair in zip(found, PAIRS, strict=True):
         ids, logps = unpacked(one, len(pair.response_ids))
         full_TV = plain(base, pair, temperature)[0]
@@ -159,7 +165,7 @@ async def test_the_likeliest_tokens_are_those_of_a_full_softmax(
 
 
 async def test_a_whole_distribution_has_all_the_mass(tmp_path: Path) -> None:
-    found = await make_scorer(tmp_path).likeliest(PAIRS, 0, 1.0, BASE_POLICY)
+    found = (await make_scorer(tmp_path).likeliest(PAIRS, 0, 1.0, BASE_POLICY)).values
     for one, pair in zip(found, PAIRS, strict=True):
         for values in unpacked(one, len(pair.response_ids))[1]:
             assert float(torch.tensor(values).exp().sum()) == pytest.approx(1.0, abs=1e-5)
@@ -168,7 +174,7 @@ async def test_a_whole_distribution_has_all_the_mass(tmp_path: Path) -> None:
 async def test_given_tokens_have_the_log_probs_of_a_full_softmax(tmp_path: Path, base: Any) -> None:
     ids = [[[(7 * t + j * 31) % VOCABULARY for j in range(3)] for t in range(len(p.response_ids))] for p in PAIRS]
     sent = [array("i", [x for row in rows for x in row]).tobytes() for rows in ids]
-    found = await make_scorer(tmp_path).gather(PAIRS, sent, 0.7, BASE_POLICY)
+    found = (await make_scorer(tmp_path).gather(PAIRS, sent, 0.7, BASE_POLICY)).values
     for one, rows, pair in zip(found, ids, PAIRS, strict=True):
         got_ids, got_logps = unpacked(one, len(pair.response_ids))
         full_TV = plain(base, pair, 0.7)[0]
@@ -179,8 +185,8 @@ async def test_given_tokens_have_the_log_probs_of_a_full_softmax(tmp_path: Path,
 
 async def test_gathering_at_the_likeliest_tokens_gives_their_log_probs_back(tmp_path: Path) -> None:
     scorer = make_scorer(tmp_path)
-    likely = await scorer.likeliest(PAIRS, 4, 1.0, BASE_POLICY)
-    found = await scorer.gather(PAIRS, [one.ids for one in likely], 1.0, BASE_POLICY)
+    likely = (await scorer.likeliest(PAIRS, 4, 1.0, BASE_POLICY)).values
+    found = (await scorer.gather(PAIRS, [one.ids for one in likely], 1.0, BASE_POLICY)).values
     for one, other, pair in zip(found, likely, PAIRS, strict=True):
         assert one.ids == other.ids
         for row, values in zip(*(unpacked(x, len(pair.response_ids))[1] for x in (one, other)), strict=True):
@@ -188,7 +194,7 @@ async def test_gathering_at_the_likeliest_tokens_gives_their_log_probs_back(tmp_
 
 
 async def test_pooled_states_are_means_over_the_response_alone(tmp_path: Path, base: Any) -> None:
-    found = await make_scorer(tmp_path).pool(PAIRS, BASE_POLICY)
+    found = (await make_scorer(tmp_path).pool(PAIRS, BASE_POLICY)).values
     for one, pair in zip(found, PAIRS, strict=True):
         states_TD = plain(base, pair, 1.0)[1]
         expected_D = states_TD.mean(0) if pair.response_ids else torch.zeros(len(one))
@@ -197,7 +203,11 @@ async def test_pooled_states_are_means_over_the_response_alone(tmp_path: Path, b
 
 async def test_nothing_and_an_empty_response_alone_are_measured_as_such(tmp_path: Path) -> None:
     scorer, empty = make_scorer(tmp_path), [Pair((5, 6), ())]
-    assert await scorer.likeliest(empty, 3, 1.0, BASE_POLICY) == [Likeliest(b"", b"")]
-    assert await scorer.gather(empty, [b""], 1.0, BASE_POLICY) == [Likeliest(b"", b"")]
-    assert await scorer.likeliest([], 3, 1.0, BASE_POLICY) == await scorer.gather([], [], 1.0, BASE_POLICY) == []
-    assert not any((await scorer.pool(empty, BASE_POLICY))[0])
+    assert (await scorer.likeliest(empty, 3, 1.0, BASE_POLICY)).values == [Likeliest(b"", b"")]
+    assert (await scorer.gather(empty, [b""], 1.0, BASE_POLICY)).values == [Likeliest(b"", b"")]
+    assert (
+        (await scorer.likeliest([], 3, 1.0, BASE_POLICY)).values
+        == (await scorer.gather([], [], 1.0, BASE_POLICY)).values
+        == []
+    )
+    assert not any((await scorer.pool(empty, BASE_POLICY)).values[0])

@@ -18,7 +18,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair, make_handler
+from cepo.teaching.handler import Logps, Pair, Scored, make_handler
 from services.trainer.learning.batch import pack
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
 
@@ -36,11 +36,11 @@ class ToyPooler:
     async def load(self, policy: PolicyRef) -> PolicyProof:
         return make_proof(policy)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        return [tuple(-1.0 for _ in pair.response_ids) for pair in pairs]
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
+        return Scored([tuple(-1.0 for _ in pair.response_ids) for pair in pairs])
 
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
-        return [(float(policy.version), float(sum(p.context_ids)), float(sum(p.response_ids))) for p in pairs]
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
+        return Scored([(float(policy.version), float(sum(p.context_ids)), float(sum(p.response_ids))) for p in pairs])
 
     def close(self) -> None: ...
 
@@ -110,26 +110,26 @@ async def test_pooled_states_are_the_exact_mean_over_the_response_under_every_po
     assert max(abs(a - b) for a, b in zip(wanted[policy][0], wanted[BASE_POLICY][0], strict=True)) > 0.01
     scorer = make_scorer(tmp_path / "cache", published)
     for asked in (policy, BASE_POLICY, policy):
-        for found, expected in zip(await scorer.pool(PAIRS, asked), wanted[asked], strict=True):
+        for found, expected in zip((await scorer.pool(PAIRS, asked)).values, wanted[asked], strict=True):
             assert found == pytest.approx(expected, abs=1e-4)
-    assert len((await scorer.pool(PAIRS, policy))[2]) == 128
-    assert not any((await scorer.pool(PAIRS, policy))[2])
+    assert len((await scorer.pool(PAIRS, policy)).values[2]) == 128
+    assert not any((await scorer.pool(PAIRS, policy)).values[2])
 
 
 async def test_an_empty_response_alone_and_no_response_at_all(
     tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
 ) -> None:
     scorer = make_scorer(tmp_path, published)
-    assert await scorer.pool([Pair((8, 3), ())], BASE_POLICY) == [(0.0,) * 128]
-    assert await scorer.pool([], BASE_POLICY) == []
+    assert (await scorer.pool([Pair((8, 3), ())], BASE_POLICY)).values == [(0.0,) * 128]
+    assert (await scorer.pool([], BASE_POLICY)).values == []
 
 
 async def test_pooled_states_depend_on_neither_company_nor_order(
     tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
 ) -> None:
     scorer = make_scorer(tmp_path, published)
-    together = await scorer.pool(PAIRS, BASE_POLICY)
-    backwards = await scorer.pool(PAIRS[::-1], BASE_POLICY)
+    together = (await scorer.pool(PAIRS, BASE_POLICY)).values
+    backwards = (await scorer.pool(PAIRS[::-1], BASE_POLICY)).values
     for i, pair in enumerate(PAIRS):
-        assert (await scorer.pool([pair], BASE_POLICY))[0] == pytest.approx(together[i], abs=1e-4)
+        assert (await scorer.pool([pair], BASE_POLICY)).values[0] == pytest.approx(together[i], abs=1e-4)
         assert backwards[-1 - i] == pytest.approx(together[i], abs=1e-4)

@@ -34,7 +34,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair, make_handler
+from cepo.teaching.handler import Logps, Pair, Scored, make_handler
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict
 
 torch.set_num_threads(1)
@@ -55,9 +55,9 @@ class ToyScorer:
     async def load(self, policy: PolicyRef) -> PolicyProof:
         return make_proof(policy)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
         self.asked += pairs
-        return [toy_logps(pair.context_ids, pair.response_ids, temperature, policy) for pair in pairs]
+        return Scored([toy_logps(pair.context_ids, pair.response_ids, temperature, policy) for pair in pairs])
 
     def close(self) -> None: ...
 
@@ -235,17 +235,17 @@ def assert_close(found: Sequence[Logps], expected: Sequence[Sequence[float]]) ->
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_log_probs_equal_a_plain_forward(tmp_path: Path, base: Any, temperature: float) -> None:
     pairs = make_pairs()
-    found = await make_scorer(tmp_path, {}).score(pairs, temperature, BASE_POLICY)
+    found = (await make_scorer(tmp_path, {}).score(pairs, temperature, BASE_POLICY)).values
     assert_close(found, [plain_logps(base, pair, temperature) for pair in pairs])
 
 
 async def test_log_probs_depend_on_neither_company_nor_order(tmp_path: Path) -> None:
     scorer, pairs = make_scorer(tmp_path, {}), make_pairs()
-    together = await scorer.score(pairs, 1.0, BASE_POLICY)
-    assert_close([(await scorer.score([pair], 1.0, BASE_POLICY))[0] for pair in pairs], together)
-    assert_close(await scorer.score(pairs[::-1], 1.0, BASE_POLICY), together[::-1])
-    assert await scorer.score([Pair((5, 6), ())], 1.0, BASE_POLICY) == [()]
-    assert await scorer.score([], 1.0, BASE_POLICY) == []
+    together = (await scorer.score(pairs, 1.0, BASE_POLICY)).values
+    assert_close([(await scorer.score([pair], 1.0, BASE_POLICY)).values[0] for pair in pairs], together)
+    assert_close((await scorer.score(pairs[::-1], 1.0, BASE_POLICY)).values, together[::-1])
+    assert (await scorer.score([Pair((5, 6), ())], 1.0, BASE_POLICY)).values == [()]
+    assert (await scorer.score([], 1.0, BASE_POLICY)).values == []
 
 
 async def test_each_policy_gives_the_numbers_of_stock_peft_however_they_alternate(
@@ -261,10 +261,10 @@ async def test_each_policy_gives_the_numbers_of_stock_peft_however_they_alternat
     one, two, three = published
     assert abs(expected[one][0][0] - expected[BASE_POLICY][0][0]) > 100 * TOLERANCE
     for policy in (one, BASE_POLICY, two, one, BASE_POLICY, three, one, two, BASE_POLICY):  # three evicts one
-        assert_close(await scorer.score(pairs, 1.0, policy), expected[policy])
+        assert_close((await scorer.score(pairs, 1.0, policy)).values, expected[policy])
     results = await asyncio.gather(*(scorer.score(pairs, 1.0, policy) for policy in expected))
     for found, wanted in zip(results, expected.values(), strict=True):
-        assert_close(found, wanted)
+        assert_close(found.values, wanted)
 
 
 async def test_the_proof_counts_the_modules_and_tells_the_weights_apart(
@@ -284,11 +284,11 @@ async def test_a_damaged_adapter_is_refused_and_the_others_go_on(
     one, two, _ = published
     damaged = {**published, one: {**published[one], adapters.FILES[1]: b"\0" + published[one][adapters.FILES[1]][1:]}}
     scorer, pairs = make_scorer(tmp_path, damaged), make_pairs()
-    before = await scorer.score(pairs, 1.0, BASE_POLICY)
+    before = (await scorer.score(pairs, 1.0, BASE_POLICY)).values
     with pytest.raises(PolicyError, match="does not match its sha256"):
         await scorer.score(pairs, 1.0, one)
-    assert await scorer.score(pairs, 1.0, BASE_POLICY) == before
-    assert await scorer.score(pairs, 1.0, two) != before
+    assert (await scorer.score(pairs, 1.0, BASE_POLICY)).values == before
+    assert (await scorer.score(pairs, 1.0, two)).values != before
 
 
 async def test_swapping_the_answers_swaps_the_evidence(tmp_path: Path) -> None:

@@ -82,10 +82,10 @@ async def test_log_probs_depend_on_neither_company_nor_order(tmp_path: Path) -> 
     prompt = RENDERER.prompt_ids(TURN, [IMAGE.ref])
     pairs = [Pair(prompt, tuple(ids_of("1+1=2")), (image.ref,)) for image in (IMAGE, OTHER)]
     pairs += [Pair(prompt, tuple(ids_of("13-5=8\n")), (IMAGE.ref,)), Pair((5, 6, 7), (8, 9))]
-    together = await scorer.score(pairs, 1.0, BASE_POLICY)
+    together = (await scorer.score(pairs, 1.0, BASE_POLICY)).values
     assert together[0] != pytest.approx(together[1], abs=1e-2)
     for pair, row in zip(pairs, together, strict=True):
-        assert (await scorer.score([pair], 1.0, BASE_POLICY))[0] == pytest.approx(row, abs=1e-5)
+        assert (await scorer.score([pair], 1.0, BASE_POLICY)).values[0] == pytest.approx(row, abs=1e-5)
 
 
 async def test_a_missing_image_fails_its_group_in_one_line(tmp_path: Path) -> None:

@@ -70,12 +70,13 @@ async def started(folder: Path, concurrency: int = 8) -> tuple[CountedScorer, Co
 
 
 async def at_once(scorer: CountedScorer, base: SharedModel, *calls: Any) -> list[Any]:
-    """What the first calls of a scorer give, that all came before its first pass began; an error in its place."""
+    """The values or the error of each of a scorer's first calls; all of them came before its first pass began."""
     with base.lock:
         tasks = [asyncio.ensure_future(call) for call in calls]
         while scorer.calls < len(calls):
             await asyncio.sleep(0.01)
-    return await asyncio.gather(*tasks, return_exceptions=True)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [result if isinstance(result, BaseException) else result.values for result in results]
 
 
 async def test_what_waits_is_scored_in_one_pass(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ async def test_what_waits_is_scored_in_one_pass(tmp_path: Path) -> None:
     found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
     assert base.passes <= 2  # the first may have been taken before the others came
     for pairs, rows in zip(GROUPS, found, strict=True):
-        for row, wanted in zip(rows, await scorer.score(pairs, 1.0, BASE_POLICY), strict=True):
+        for row, wanted in zip(rows, (await scorer.score(pairs, 1.0, BASE_POLICY)).values, strict=True):
             assert row == pytest.approx(wanted, abs=1e-5)
 
 
@@ -100,7 +101,7 @@ async def test_with_a_concurrency_of_one_a_group_is_always_alone(tmp_path: Path)
     scorer, base = await started(tmp_path, concurrency=1)
     found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS))
     assert base.passes == len(GROUPS)
-    assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
+    assert found == [(await scorer.score(pairs, 1.0, BASE_POLICY)).values for pairs in GROUPS]
 
 
 async def test_groups_share_a_pass_as_long_as_they_are_small(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ async def test_a_bad_group_fails_alone(tmp_path: Path) -> None:
     groups = [*GROUPS[:3], OUTSIDE, *GROUPS[3:]]
     found = await at_once(scorer, base, *(scorer.score(pairs, 1.0, BASE_POLICY) for pairs in groups))
     assert isinstance(found.pop(3), IndexError)
-    assert found == [await scorer.score(pairs, 1.0, BASE_POLICY) for pairs in GROUPS]
+    assert found == [(await scorer.score(pairs, 1.0, BASE_POLICY)).values for pairs in GROUPS]
 
 
 async def test_a_groups_seconds_are_those_of_its_scoring(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def make_pairs(shares: tuple[float, ...] = SHARES) -> list[Pair]:
 
 async def test_log_probs_are_those_of_the_mixed_logits_each_pair_in_its_own_shares(models: Models) -> None:
     pairs = make_pairs()
-    found = await models.scorer.score(pairs, TEMPERATURE, models.policy)
+    found = (await models.scorer.score(pairs, TEMPERATURE, models.policy)).values
     for row, pair in zip(found, pairs, strict=True):
         logp_TV = models.logp_TV(pair)
         expected = [float(logp_TV[t, token]) for t, token in enumerate(pair.response_ids)]
@@ -87,8 +87,8 @@ async def test_log_probs_are_those_of_the_mixed_logits_each_pair_in_its_own_shar
 
 async def test_likeliest_and_given_tokens_are_those_of_the_mixed_logits(models: Models) -> None:
     pairs = make_pairs()
-    likely = await models.scorer.likeliest(pairs, 5, TEMPERATURE, models.policy)
-    given = await models.scorer.gather(pairs, [one.ids for one in likely], TEMPERATURE, models.policy)
+    likely = (await models.scorer.likeliest(pairs, 5, TEMPERATURE, models.policy)).values
+    given = (await models.scorer.gather(pairs, [one.ids for one in likely], TEMPERATURE, models.policy)).values
     for one, other, pair in zip(likely, given, pairs, strict=True):
         top = models.logp_TV(pair).topk(5)
         assert array("f", one.logps).tolist() == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
@@ -97,9 +97,9 @@ async def test_likeliest_and_given_tokens_are_those_of_the_mixed_logits(models: 
 
 async def test_the_policy_scores_as_before_once_the_base_was_asked(models: Models) -> None:
     alone = make_pairs((0.0,))
-    before = await models.scorer.score(alone, TEMPERATURE, models.policy)
+    before = (await models.scorer.score(alone, TEMPERATURE, models.policy)).values
     await models.scorer.score(make_pairs(), TEMPERATURE, models.policy)
-    assert await models.scorer.score(alone, TEMPERATURE, models.policy) == before
+    assert (await models.scorer.score(alone, TEMPERATURE, models.policy)).values == before
 
 
 @pytest.mark.parametrize("want", [Want.LOGPROBS, Want.DISTRIBUTION])

@@ -95,7 +95,7 @@ async def test_a_shared_base_scores_as_one_of_its_own_while_the_learner_goes_on(
     alone = process.scoring_on(tmp_path / "alone", None)
     process.update(0)
     policy = await process.publisher.publish(1)
-    expected = {each: await alone.score(PAIRS, 1.0, each) for each in (BASE_POLICY, policy)}
+    expected = {each: (await alone.score(PAIRS, 1.0, each)).values for each in (BASE_POLICY, policy)}
     assert expected[policy] != expected[BASE_POLICY]
 
     async def learn() -> None:
@@ -106,7 +106,7 @@ async def test_a_shared_base_scores_as_one_of_its_own_while_the_learner_goes_on(
     scored = 0
     while not learning.done():
         for each in (policy, BASE_POLICY):
-            assert await process.scorer.score(PAIRS, 1.0, each) == expected[each]
+            assert (await process.scorer.score(PAIRS, 1.0, each)).values == expected[each]
             scored += 1
     await learning
     assert scored > 0

@@ -62,8 +62,10 @@ class Engines(ToyEngine):
         self.tasks.append(group.task)
         return ScoredGroup(rollout=group, verdicts=tuple(judged(c.token_ids) for c in group.completions))
 
-    async def score(self, pairs: Sequence[teacher.Pair], temperature: float, policy: PolicyRef) -> list[teacher.Logps]:
-        return [(-2.0,) * len(pair.response_ids) for pair in pairs]
+    async def score(
+        self, pairs: Sequence[teacher.Pair], temperature: float, policy: PolicyRef
+    ) -> teacher.Scored[teacher.Logps]:
+        return teacher.Scored([(-2.0,) * len(pair.response_ids) for pair in pairs])
 
 
 async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[Engines, list[dict[str, Any]]]:

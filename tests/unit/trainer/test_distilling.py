@@ -124,7 +124,7 @@ async def test_the_tokens_the_teacher_service_finds_likeliest_for_the_policy_are
     settings = Settings(model=config.model.path, dtype="float32")
     scorer = TransformersScorer(settings, renderer, AdapterCache(tmp_path, fetch, keep=2))
     pairs = [Pair(*pair) for pair in zip(batch.prompt_ids, batch.response_ids, strict=True)]
-    found = await scorer.likeliest(pairs, 5, 1.0, BASE_POLICY)
+    found = (await scorer.likeliest(pairs, 5, 1.0, BASE_POLICY)).values
     for one, pair in zip(found, pairs, strict=True):
         with torch.no_grad():
             logits_SV = learner.peft(input_ids=torch.tensor([[*pair.context_ids, *pair.response_ids]])).logits[0]

@@ -19,7 +19,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Likeliest, Logps, Pair, make_handler
+from cepo.teaching.handler import Likeliest, Logps, Pair, Scored, make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
 from tests.helpers.factories import make_config, make_verdict
@@ -60,20 +60,24 @@ class Toys(ToyEngine):
         verdicts = tuple(make_verdict(float(not cliff and i % 2 == 0)) for i in range(group.task.samples))
         return ScoredGroup(rollout=group, verdicts=verdicts)
 
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> list[Logps]:
-        return [(-2.0,) * len(pair.response_ids) for pair in pairs]
+    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
+        return Scored([(-2.0,) * len(pair.response_ids) for pair in pairs])
 
-    async def likeliest(self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef) -> list[Likeliest]:
+    async def likeliest(
+        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
+    ) -> Scored[Likeliest]:
         row = array("i", [(len(pair.context_ids) + j) % 512 for pair in pairs[:1] for j in range(k)])
         logps = array("f", [-2.0 - j for j in range(k)])
-        return [Likeliest(row.tobytes() * len(p.response_ids), logps.tobytes() * len(p.response_ids)) for p in pairs]
+        return Scored(
+            [Likeliest(row.tobytes() * len(p.response_ids), logps.tobytes() * len(p.response_ids)) for p in pairs]
+        )
 
     async def gather(
         self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> list[Likeliest]:
-        return [Likeliest(row, array("f", [-3.0] * (len(row) // 4)).tobytes()) for row in ids]
+    ) -> Scored[Likeliest]:
+        return Scored([Likeliest(row, array("f", [-3.0] * (len(row) // 4)).tobytes()) for row in ids])
 
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> list[tuple[float, ...]]:
+    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
         raise AssertionError("no method here asks for pooled states")
 
 

@@ -100,7 +100,7 @@ async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_p
     engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
     assert [process.publisher.prove(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
     pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
-    scores = [(await engine.score([pair], 1.0, one))[0] for one in (policy, teacher, BASE_POLICY)]
+    scores = [(await engine.score([pair], 1.0, one)).values[0] for one in (policy, teacher, BASE_POLICY)]
     assert len(set(scores)) == 3
     assert process.publisher.folder(teacher) == tmp_path / "adapters" / "ema-v000002"
     assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"
