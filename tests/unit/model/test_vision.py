@@ -27,6 +27,7 @@ from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, Picture, drawn, h
 torch.set_num_threads(1)
 PLACEHOLDER = RENDERER.pixels.placeholder
 WIDE, TALL = drawn(130, 50, (9, 99, 200)), drawn(40, 150, (200, 3, 3))
+LARGE = drawn(700, 500)
 FIRST, SECOND = (image for _, image in held_out(2))
 ROWS: list[tuple[str, list[Picture], str]] = [
     ("<image>Find x.", [FIRST], "13+15=28\n\\boxed{28}"),
@@ -141,7 +142,7 @@ def read(image: Picture) -> int:
     return int(answer) if answer.isdecimal() else -1
 
 
-@pytest.mark.parametrize("image", [FIRST, WIDE, TALL, drawn(1, 1), drawn(300, 2), drawn(700, 500)])
+@pytest.mark.parametrize("image", [FIRST, WIDE, TALL, drawn(1, 1), drawn(300, 2), LARGE])
 def test_an_image_has_as_many_tokens_as_its_size_says(image: Picture) -> None:
     pixels = RENDERER.pixels
     rows, columns = image.patches.grid[1:]
@@ -182,12 +183,13 @@ def test_a_placeholder_in_a_hint_after_the_images_is_a_token() -> None:
     [
         (2, (FIRST, SECOND, FIRST, WIDE, FIRST, SECOND), (FIRST, SECOND, WIDE, SECOND)),
         (0, (FIRST, FIRST, SECOND, FIRST), (FIRST, SECOND, FIRST)),
+        (2, (FIRST, LARGE, LARGE, FIRST), (FIRST, LARGE, FIRST)),
     ],
 )
 def test_features_are_kept_while_there_is_room(
     room: int, read: tuple[Picture, ...], asked: tuple[Picture, ...]
 ) -> None:
-    """Room for so many; the least recently used goes first, and what comes back is the same."""
+    """The least recently used image is evicted first; an image larger than the whole room is kept alone."""
     calls: list[ImageRef] = []
 
     def patches(image: ImageRef) -> Patches:
