@@ -168,4 +168,4 @@ class Browser:
     def _centre(self, selector: str) -> tuple[float, float]:
         found = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{found}.scrollIntoView({{block: 'nearest'}})")
-        return tuple(self.run(f"(r => [r.left + r.width / 2, r.top + r.height / 2])({found}.getClientRects()[0])"))  # type: ignore[return-value]
+        return tuple(self.run(f"(r => [r.left + r.width / 2, r.top + r.height / 2])({found}.getClientRects()[0])"))

@@ -239,7 +239,7 @@ def test_a_broken_invariant_is_a_wire_error_that_names_it(broken: Contract, says
 
 def test_an_enum_number_we_do_not_know_is_a_wire_error() -> None:
     message = to_proto(make_verdict())
-    message.outcome = 77  # type: ignore[attr-defined]
+    message.outcome = 77
     with pytest.raises(WireError, match="outcome"):
         from_proto(contracts.Verdict, message)
 

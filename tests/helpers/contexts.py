@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from cepo.algo.auxiliary import AuxiliaryModel, TrainedAuxiliaryModel
 from cepo.algo.batch import TrainBatch
 
 WORDS = 6
@@ -62,7 +63,7 @@ class TableContext:
         return self._hidden_ND(batch) * self.scales[adapter] @ head_VD.T
 
     def _logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
-        blend_NV = sum(share * self.logits(adapter, batch) for adapter, share in shares.items())
+        blend_NV = torch.stack([share * self.logits(adapter, batch) for adapter, share in shares.items()]).sum(0)
         target_N = torch.tensor([token for ids in batch.response_ids for token in ids], dtype=torch.long)
         return self._spread(batch, blend_NV.log_softmax(1).gather(1, target_N[:, None]).squeeze(1))
 
@@ -88,3 +89,9 @@ class TableContext:
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """It is the only process."""
+
+
+def with_weights(auxiliary: AuxiliaryModel) -> TrainedAuxiliaryModel:
+    """The auxiliary model of a method that trains one."""
+    assert isinstance(auxiliary, TrainedAuxiliaryModel)
+    return auxiliary

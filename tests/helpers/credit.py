@@ -85,7 +85,7 @@ async def toy_grade(group: RolloutGroup) -> ScoredGroup:
 
 
 def make_credit(scorer: Any = None, grader: Grader | None = grade) -> TokenCredit:
-    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))
+    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))  # type: ignore[arg-type]
 
 
 def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:

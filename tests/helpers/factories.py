@@ -149,19 +149,22 @@ def make_ragged(lengths: Sequence[Sequence[int]], seed: int = 0, **task: Any) ->
     return [_ragged(rng, make_task(index=index, samples=len(row), **task), row) for index, row in enumerate(lengths)]
 
 
-def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> EvidencedGroup:
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(3, 500) for _ in range(count))
+def random_ids(rng: random.Random, count: int) -> tuple[int, ...]:
+    """Token ids of words of the tiny model: none below 3, which are special."""
+    return tuple(rng.randrange(3, 500) for _ in range(count))
 
+
+def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> EvidencedGroup:
     def logps(count: int) -> tuple[float, ...]:
         return tuple(-rng.randrange(1, 64) / 16 for _ in range(count))
 
     completions = tuple(
-        Completion(token_ids=tokens(n), logps=logps(n), text="", finish_reason=FinishReason.STOP) for n in lengths
+        Completion(token_ids=random_ids(rng, n), logps=logps(n), text="", finish_reason=FinishReason.STOP)
+        for n in lengths
     )
     group = RolloutGroup(
         task=task,
-        prompt_token_ids=tokens(rng.randrange(4, 12)),
+        prompt_token_ids=random_ids(rng, rng.randrange(4, 12)),
         completions=completions,
         proof=make_proof(task.policy),
     )

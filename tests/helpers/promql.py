@@ -23,6 +23,7 @@ TOKEN = re.compile(r'\s*("[^"]*"|\d+(?:\.\d+)?[smh](?!\w)|\d+(?:\.\d+)?|\w+|[=!]
 COMPARISONS = {
     "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le,
 }  # fmt: skip
+FOLDS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max}
 ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
@@ -152,7 +153,7 @@ class Query:
                 by.append(self._next())
                 self._next(",")
         self._expect("(")
-        inner, fold = self._union(), {"sum": sum, "max": max}[name]
+        inner, fold = self._union(), FOLDS[name]
         self._expect(")")
 
         def aggregated(scrapes: Scrapes, now: float) -> Vector:

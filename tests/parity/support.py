@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cepo.algo.batch import Measured, Rule, TrainBatch
-from cepo.algo.variants import Cepo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
 
 GOLDEN = Path(__file__).parent / "golden"
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "dr-grpo")

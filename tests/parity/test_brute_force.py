@@ -13,7 +13,10 @@ from cepo.algo.base import Algorithm
 from cepo.algo.batch import Measured
 from cepo.algo.core import group_advantage, reweight
 from cepo.algo.losses import Totals, aggregate, clipped_surrogate, clipped_terms
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.policy_gradient import PolicyGradient
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import Grpo
 from tests.parity.support import (
     AGGREGATIONS,
     Scored,
@@ -85,7 +88,9 @@ def test_reweight_is_equations_4_5_and_7(seed: int, lam: float, eps_w: float) ->
     evidence[1][:5, 1] = torch.tensor([-math.inf, -100.0, -math.inf, math.nan, -25.0])
     evidence[0][5, 2] = evidence[1][5, 2] = -math.inf
     expected = loop_reweight(adv_BT.tolist(), evidence[0].tolist(), evidence[1].tolist(), lam, eps_w)
-    torch.testing.assert_close(reweight(adv_BT, *evidence, lam, eps_w), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        reweight(adv_BT, evidence[0], evidence[1], lam, eps_w), torch.tensor(expected), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("step", [0, 3, 9, 10, 40])
@@ -95,8 +100,8 @@ def test_advantages_of_a_method_are_its_equations(seed: int, method: type[Cepo] 
     batch = random_sample(seed).batch
     adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
     adv_BT = [[a * valid for valid in mask] for a, mask in zip(adv_B, batch.mask_BT.tolist(), strict=True)]
-    evidence = [logp_BT.tolist() for logp_BT in both(batch)]
-    expected = loop_reweight(adv_BT, *evidence, 0.8 * max(0.0, 1 - step / 10), 0.4)
+    plus, minus = (logp_BT.tolist() for logp_BT in both(batch))
+    expected = loop_reweight(adv_BT, plus, minus, 0.8 * max(0.0, 1 - step / 10), 0.4)
     found = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step).adv_BT
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
@@ -167,14 +172,14 @@ def test_aggregation_divides_by_the_totals_it_is_given(aggregation: Any) -> None
 
 
 @pytest.mark.parametrize("algorithm", [Grpo(), Rlsd(), Cepo(dual_clip=3.0, aggregation="seq-mean-token-mean")])
-def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: Algorithm) -> None:
+def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: PolicyGradient) -> None:
     sample = random_sample(1)
     batch, masks = sample.batch, sample.batch.mask_BT.tolist()
     adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
     adv = [[a * valid for valid in mask] for a, mask in zip(adv_B, masks, strict=True)]
     if isinstance(algorithm, Rlsd | Cepo):
-        evidence = [logp_BT.tolist() for logp_BT in both(batch)]
-        adv = loop_reweight(adv, *evidence, algorithm.lam, algorithm.eps_w)
+        plus, minus = (logp_BT.tolist() for logp_BT in both(batch))
+        adv = loop_reweight(adv, plus, minus, algorithm.lam, algorithm.eps_w)
     losses, _ = loop_surrogate(
         sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), adv, low=0.2, high=0.28, dual=algorithm.dual_clip
     )

@@ -23,7 +23,7 @@ INPUTS = CLIPO["inputs"]
 EMBEDDING_BD = tensor(INPUTS["embeddings"])
 CORRECT_B = tensor(INPUTS["labels"])
 GROUP_B = torch.tensor(["abcd".index(uid) for uid in INPUTS["uid"]])
-SIMILARITIES = {"cosine_distance": "cosine", "-cosine_distance": "negative_cosine", "l2_distance": "l2"}
+SIMILARITIES: dict[str, Any] = {"cosine_distance": "cosine", "-cosine_distance": "negative_cosine", "l2_distance": "l2"}
 CONTRASTS = ("infonce", "supcon_out", "supcon_in", "soft_nn")
 LEVELS = ("group", "cross", "batch")
 
@@ -214,5 +214,6 @@ def test_infonce_without_its_positives_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["contrast", "level", "similarity"])
 def test_an_unknown_name_is_refused(key: str) -> None:
+    options: dict[str, Any] = {"contrast": "soft_nn", key: "other"}
     with pytest.raises(ValueError, match=f"unknown {key} 'other'"):
-        contrastive_loss(EMBEDDING_BD, CORRECT_B, GROUP_B, **{"contrast": "soft_nn", key: "other"})
+        contrastive_loss(EMBEDDING_BD, CORRECT_B, GROUP_B, **options)

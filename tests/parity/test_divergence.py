@@ -193,5 +193,6 @@ def test_a_beta_outside_the_unit_interval_is_refused(beta: float) -> None:
 
 
 def test_an_unknown_remainder_is_refused() -> None:
+    unknown: Any = "drop"
     with pytest.raises(ValueError, match="unknown remainder 'drop'"):
-        generalized_jsd(*random_case(0, 4), beta=0.5, remainder="drop")
+        generalized_jsd(*random_case(0, 4), beta=0.5, remainder=unknown)

@@ -20,7 +20,7 @@ INPUTS = DISTILLATION["inputs"]
 TEACHER_BTV = tensor(INPUTS["teacher_logits"])
 MASK_BT = tensor(INPUTS["response_mask"])
 SAMPLED_BT1 = torch.tensor(INPUTS["sampled_ids"])[..., None]
-AGGREGATIONS = {"token": "token-mean", "seq": "seq-mean-token-mean"}
+AGGREGATIONS: dict[str, Any] = {"token": "token-mean", "seq": "seq-mean-token-mean"}
 
 Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from cepo.algo.batch import Measured
 from cepo.algo.core import credit, group_advantage, masked_mean, reweight
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.schedules import constant, cosine_with_warmup, linear_decay, warmup_decay
-from cepo.algo.variants import Cepo, Rlsd
 from tests.parity.support import Scored, golden, make_batch, tensor
 
 ADVANTAGES = golden("advantages")

@@ -18,7 +18,7 @@ from services.verifier.rewards import overlong
 from tests.parity.support import golden, tensor
 
 EASYR1, VERL, KL = golden("policy_loss_easyr1"), golden("policy_loss_verl"), golden("kl_and_value")
-AVERAGES = {"token": "token-mean", "seq": "seq-mean-token-mean"}
+AVERAGES: dict[str, Any] = {"token": "token-mean", "seq": "seq-mean-token-mean"}
 VERL_NAMES = {"vanilla": "default", "gspo": "gspo_token"}  # what verl calls GSPO has the gradient of the token form
 CASES = [
     *({"impl": "easyr1", **case, "agg": AVERAGES[case["avg"]]} for case in EASYR1["cases"]),

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cepo.algo.variants import Cepo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
 from cepo.messages.groups import (
     Completion,
     FinishReason,
@@ -92,8 +93,8 @@ def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) ->
             Verdict(outcome=outcome, reward=row["score"], accuracy=accuracy, extracted=answer, normalised=answer)
         )
     prompt = renderer.prompt_ids(task.messages)
-    rollout = RolloutGroup(task=task, prompt_token_ids=prompt, completions=completions, proof=make_proof())
-    return ScoredGroup(rollout=rollout, verdicts=verdicts)
+    rollout = RolloutGroup(task=task, prompt_token_ids=prompt, completions=tuple(completions), proof=make_proof())
+    return ScoredGroup(rollout=rollout, verdicts=tuple(verdicts))
 
 
 async def contexts(renderer: Renderer, algorithm: Cepo | Rlsd, hint: str = " {answer}") -> list[list[str | None]]:
@@ -101,7 +102,7 @@ async def contexts(renderer: Renderer, algorithm: Cepo | Rlsd, hint: str = " {an
     found: list[list[str | None]] = []
     for uid in GROUPS:
         scorer, group = Recorder(), group_of(uid, renderer, algorithm, hint)
-        evidenced = await make_handler(scorer, renderer, 1000)(group)
+        evidenced = await make_handler(scorer, renderer, 1000)(group)  # type: ignore[arg-type]
         texts = [renderer.tokenizer.decode((*pair.context_ids, *pair.response_ids)) for pair in scorer.pairs]
         for i in range(len(group.verdicts)):
             rows = [evidence.rows[i] for evidence in evidenced.evidence]

@@ -105,13 +105,14 @@ def published_tree(node: dict[str, Any], text: str = "Q") -> Node:
 def test_tree_edges_reproduce_the_published_spo(case: dict[str, Any]) -> None:
     root = published_tree(SEGMENTS["spo_tree"]["tree"])
     assert root.value == SEGMENTS["spo_tree"]["tree"]["reward"]
+    approximately: Any = pytest.approx
     found = tree_edges(root, scale="std" if case["adv_method"] == "grpo" else "none")
     expected = [
         Edge(
             tuple(map(ord, edge["query_text"])),
             tuple(map(ord, edge["response_text"])),
-            pytest.approx(edge["advantage"], rel=1e-9),
-            pytest.approx(edge["prover_advantage"]),
+            approximately(edge["advantage"], rel=1e-9),
+            approximately(edge["prover_advantage"]),
             edge["value"],
             edge["leaf"],
         )
@@ -165,8 +166,9 @@ def test_without_steps_there_are_no_process_rewards(form: Any) -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
+    unknown: Any = "mean"
     with pytest.raises(ValueError, match="unknown form 'mean'"):
-        process_rewards(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), 1, form="mean")
+        process_rewards(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long), 1, form=unknown)
 
 
 def test_effective_rewards_add_the_prover_s_advantage_to_the_outcome() -> None:

@@ -65,7 +65,7 @@ def started_on(model: str, arguments: str, folder: Path, token: str) -> Abstract
     words = ["run", "--model", model, "--model_args", arguments, "--tasks", "tiny_sums,tiny_steps", "--device", "cpu"]
     words += ["--include_path", str(folder), "--output_path", str(folder / model), "--log_samples", "--batch_size", "8"]
     variables = {**offline, "OPENAI_API_KEY": token, "OMP_NUM_THREADS": "1"}
-    return started([sys.executable, "-m", "lm_eval", *words], folder / f"{model}.log", **variables)
+    return started([sys.executable, "-m", "lm_eval", *words], variables, folder / f"{model}.log")
 
 
 def results(folder: Path) -> dict[str, Any]:

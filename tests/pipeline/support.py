@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -23,6 +24,7 @@ SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3",
 """A run of seconds once the engines are up."""
 SLOW_SECONDS = 60.0
 """For one call, to a service that shares two cores with others."""
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 DOCUMENTED_KEYS = [
     "step",
     "policy_version",
@@ -62,7 +64,9 @@ def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: 
 
 
 @contextmanager
-def started(words: Sequence[str], log: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def started(
+    words: Sequence[str], variables: Mapping[str, str] = NO_VARIABLES, log: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A process that ends with the block, and everything that it started with it, so that nothing stays behind.
 
     What it says is kept for `communicate`, or written to a file.
@@ -70,7 +74,7 @@ def started(words: Sequence[str], log: Path | None = None, **variables: str) -> 
     with (
         log.open("w") if log else nullcontext(subprocess.PIPE) as out,
         subprocess.Popen(
-            words, cwd=ROOT, env=child_environment(variables), stdout=out, stderr=subprocess.STDOUT, text=True
+            words, cwd=ROOT, env=child_environment(dict(variables)), stdout=out, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
         try:
@@ -91,7 +95,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def run(run_dir: Path, *more: str, **variables: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """A run as a user starts it."""
-    return started(command(run_dir, *more), **variables)
+    return started(command(run_dir, *more), variables)
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:

@@ -69,7 +69,7 @@ def test_a_run_over_mutual_tls_with_tokens(
     run_dir = tmp_path / "run"
     with RedisServer(tmp_path, PASSWORD) as redis, TlsFront(str(certificates / "redis"), redis.port) as front:
         url = f"rediss://:{PASSWORD}@127.0.0.1:{front.port}/0"
-        with started(command(run_dir, "--redis", url, settings=SETTINGS), **secure) as process:
+        with started(command(run_dir, "--redis", url, settings=SETTINGS), secure) as process:
             wait_until(lambda: listening(run_dir), process)
             with redis.silent():  # the run cannot be over before
                 for name, value in secure.items():

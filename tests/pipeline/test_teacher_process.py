@@ -45,7 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         for name, settings in (("verifier", verifier), ("teacher", teacher)):
             words, log = [sys.executable, "-m", f"services.{name}"], folder / f"{name}.log"
-            process = stack.enter_context(started(words, log, **settings.to_environment()))
+            process = stack.enter_context(started(words, settings.to_environment(), log))
         address = f"http://127.0.0.1:{teacher.http_port}"
         wait_until(lambda: answers(address), process)
         yield address

@@ -62,7 +62,7 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
     stack = Stack(load(folder.config), folder, services=("teacher", "trainer"))
     port, trainer = free_port(), stack.children["trainer"]
     first, second = (pod(number, folder, trainer, port) for number in range(2))
-    rows, stopped = [], 0.0
+    rows, stopped = list[int](), 0.0
 
     def interfere() -> None:
         nonlocal stopped

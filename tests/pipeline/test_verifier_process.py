@@ -55,12 +55,13 @@ class Running:
 
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    ports = {"grpc_port": unused_port(), "http_port": unused_port()}
     with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
-        settings = Settings(redis_url=redis.url, token=TOKEN, threads=1, **ports)
+        settings = Settings(
+            redis_url=redis.url, token=TOKEN, threads=1, grpc_port=unused_port(), http_port=unused_port()
+        )
         base, headers = f"http://127.0.0.1:{settings.http_port}", AUTHORIZED
         with (
-            started(COMMAND, **settings.to_environment()) as process,
+            started(COMMAND, settings.to_environment()) as process,
             httpx.Client(base_url=base, headers=headers, timeout=SLOW_SECONDS) as web,
             grpc.insecure_channel(f"127.0.0.1:{settings.grpc_port}") as channel,
         ):
@@ -203,7 +204,7 @@ async def test_groups_pass_from_the_verify_stream_to_the_teach_stream(verifier: 
 @pytest.mark.parametrize("taken", ["grpc_port", "http_port"])
 def test_a_taken_port_is_one_line_and_exit_2(verifier: Running, taken: str) -> None:
     port = getattr(verifier.settings, taken)
-    settings = Settings(redis_url=verifier.settings.redis_url, threads=1, **{taken: port})
+    settings = Settings(redis_url=verifier.settings.redis_url, threads=1).model_copy(update={taken: port})
     assert_refused(settings, f"127.0.0.1:{port}", f"CEPO_{taken.upper()}")
 
 
@@ -213,7 +214,7 @@ def test_an_absent_redis_is_one_line_and_exit_2(free_port: Callable[[], int]) ->
 
 
 def assert_refused(settings: Settings, *says: str) -> None:
-    with started(COMMAND, **settings.to_environment()) as process:
+    with started(COMMAND, settings.to_environment()) as process:
         said, _ = process.communicate()
     assert process.returncode == 2, said
     (line,) = said.splitlines()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ async def measure(plan: Plan, stack: Stack, tick: Tick) -> AsyncIterator[Measure
         await bus.close()
 
 
-async def measured(plan: Plan, bus: Bus, tick: Tick) -> AsyncIterator[Measured]:
+async def measured(plan: Plan, bus: Bus, tick: Tick) -> AsyncGenerator[Measured]:
     """The same on any bus, whoever works on it."""
     from services.trainer.collector import Collector
     from services.trainer.feeder import Feeder

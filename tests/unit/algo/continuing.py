@@ -54,7 +54,7 @@ def sampled(task: PromptTask, unjudged: float = 0.0) -> EvidencedGroup:
 
 
 def _completion(task: PromptTask, draw: random.Random) -> Completion:
-    ids, logps = list(task.prefix), []
+    ids, logps = list(task.prefix), list[float]()
     while len(ids) < task.sampling.max_tokens and (not logps or ids[-1] != END):
         ids.append(draw.choice([END, 3, 3, *range(4, 12)]))
         logps.append(-draw.choice([1, 2, 64, 128]) / 128)

@@ -25,7 +25,7 @@ from tests.parity.test_contrastive import loop_loss
 
 CLIPO = golden("clipo")
 INPUTS = CLIPO["inputs"]
-LEVELS = ("group", "cross", "batch")
+LEVELS: tuple[Any, ...] = ("group", "cross", "batch")
 DRAWLESS = ("supcon_out", "supcon_in", "soft_nn")
 SIMILARITIES = {"cosine_distance": "cosine", "-cosine_distance": "negative_cosine", "l2_distance": "l2"}
 PUBLISHED = [
@@ -256,8 +256,8 @@ def test_the_diagnostics_are_plain_statistics() -> None:
                     label = {2: "correct_correct", 1: "correct_wrong", 0: "wrong_wrong"}
                     cosine = torch.cosine_similarity(vector_BD[i], vector_BD[j], dim=0)
                     pairs[label[int(batch.accuracy_B[i] + batch.accuracy_B[j])]].append(float(cosine))
-        for label, found in pairs.items():
-            assert report[f"clipo/similarity_{what}_{label}"] == pytest.approx(sum(found) / len(found), abs=1e-5)
+        for which, found in pairs.items():
+            assert report[f"clipo/similarity_{what}_{which}"] == pytest.approx(sum(found) / len(found), abs=1e-5)
     correct_B = batch.accuracy_B > 0
     every = contrastive_loss(
         embedding_BD, batch.accuracy_B, batch.group_B, contrast="soft_nn", temperature=0.2, anchors="all"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +163,6 @@ def test_it_learns_offline_from_whole_pairs_and_asks_for_the_base() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("estimator_steps", 0), ("strength", -0.1), ("estimator_lr", 0.0), ("beta", 0.0)]
 )
-def test_a_setting_without_meaning_is_refused(option: str, value: float) -> None:
+def test_a_setting_without_meaning_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{option}\n.*greater than"):
         CtDpo(**{option: value})

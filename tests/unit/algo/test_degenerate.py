@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import Grpo
 from cepo.messages.groups import ContextName, Evidence, EvidencedGroup, EvidenceRow, Outcome, Verdict
 from cepo.teaching.contexts import Hint, hints
 from services.trainer.learning.batch import pack
@@ -71,7 +73,7 @@ def test_with_a_wrong_answer_the_contrast_is_between_the_two_answers() -> None:
     ids=["all-correct", "no-answer", "empty-box", "truncated", "same-as-the-answer"],
 )
 def test_without_a_wrong_answer_no_negative_decides(verdicts: tuple[Verdict, Verdict]) -> None:
-    options = {"eps_w": 0.9}
+    options: dict[str, Any] = {"eps_w": 0.9}
     signs = [1, -1] if verdicts[0].reward > verdicts[1].reward else [-1, 1]
     rlsd = [weighed(1, sign, Cepo(**options)) for sign in signs]
     assert multiplier(Cepo(**options), *verdicts).tolist() == pytest.approx(rlsd)

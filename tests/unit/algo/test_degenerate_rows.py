@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 
 from cepo.algo.base import LossOutput
 from cepo.algo.batch import TrainBatch
+from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.policy_gradient import PolicyGradient
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import Grpo
 from cepo.messages.groups import ContextName, EvidencedGroup, EvidenceReason, FinishReason, Outcome, Stage, Verdict
 from cepo.service.bus import ready, stream_of
 from cepo.service.stage import destination
@@ -78,7 +81,8 @@ def test_an_empty_response_is_in_no_denominator_and_its_reward_in_the_group(algo
 def test_a_micro_batch_masked_whole_has_a_loss_of_zero_with_a_graph(algorithm: PolicyGradient) -> None:
     batch = pack([EvidencedGroup(scored=make_scored(verdicts=[TIMEOUT, TIMEOUT]))])
     output, grad_BT = loss(algorithm, batch)
-    assert (float(output.loss.detach()), grad_BT.abs().sum()) == (0.0, 0.0)
+    assert float(output.loss.detach()) == 0
+    assert not grad_BT.any()
     assert not any(output.token_sums.values())
     assert all(math.isfinite(value) for value in algorithm.advantages(batch, 0).metrics.values())
 
@@ -125,7 +129,7 @@ def test_at_lambda_zero_nothing_is_asked_and_the_advantage_is_grpos(algorithm: C
 @pytest.mark.parametrize("options", [{"eps_w": 1.0}, {"eps_w": 1.5}, {"eps_w": 0.0}, {"lam": 1.1}, {"lam": -0.1}])
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
 def test_what_could_turn_an_advantage_round_is_refused(
-    method: type[Rlsd] | type[Cepo], options: dict[str, float]
+    method: type[Rlsd] | type[Cepo], options: dict[str, Any]
 ) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         method(**options)

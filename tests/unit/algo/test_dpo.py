@@ -36,8 +36,8 @@ def looped(algorithm: Dpo, batch: TrainBatch, logp_BT: Tensor) -> tuple[float, d
     for row in range(batch.size):
         length = len(batch.response_ids[row])
         reference = batch.evidence[REFERENCE].logp_BT[row]
-        found = sum(float(logp_BT[row, t] - reference[t]) for t in range(length))
-        ratio[int(batch.group_B[row]), float(batch.accuracy_B[row])] = found
+        log_ratio = sum(float(logp_BT[row, t] - reference[t]) for t in range(length))
+        ratio[int(batch.group_B[row]), float(batch.accuracy_B[row])] = log_ratio
     groups = sorted({group for group, _ in ratio})
     losses, reports = [], {"accuracy": 0.0, "margin": 0.0, "chosen": 0.0, "rejected": 0.0}
     for group in groups:

@@ -139,7 +139,7 @@ def test_what_padding_holds_cannot_matter() -> None:
     reward_BT, value_BT = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
     noisy = [torch.where(mask_BT.bool(), tensor_BT, math.nan) for tensor_BT in (reward_BT, value_BT)]
     expected = gae(reward_BT, value_BT, mask_BT, gamma=1.0, lam=0.9)
-    assert all(map(torch.equal, gae(*noisy, mask_BT, gamma=1.0, lam=0.9), expected))
+    assert all(map(torch.equal, gae(noisy[0], noisy[1], mask_BT, gamma=1.0, lam=0.9), expected))
     found_BT = reinforce_plus_plus_advantage(noisy[0], mask_BT, gamma=0.9)
     assert torch.equal(found_BT, reinforce_plus_plus_advantage(reward_BT, mask_BT, gamma=0.9))
 

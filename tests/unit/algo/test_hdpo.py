@@ -194,7 +194,7 @@ def test_cliffs_alone_have_no_policy_gradient_and_a_finite_loss() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "reinforce++", "reinforce++-baseline", "pass@k"])
-def test_every_estimator_leaves_demonstrations_alone(estimator: str) -> None:
+def test_every_estimator_leaves_demonstrations_alone(estimator: Any) -> None:
     lesson = make_hdpo_lesson(Hdpo())
     adv_BT = Hdpo(estimator=estimator).advantages(lesson.batch, 0).adv_BT
     assert adv_BT[:2].any()

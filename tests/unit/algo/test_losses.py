@@ -6,6 +6,7 @@ Shapes: B sequences, T response tokens (padded).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from hypothesis import given, settings, strategies as st
 
 from cepo.algo.base import Algorithm
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate, clipped_terms
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.policy_gradient import PolicyGradient
+from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.schedules import cosine_with_warmup, linear_decay
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.variants import Grpo
 from tests.parity.support import (
     AGGREGATIONS,
     Scored,
@@ -51,7 +55,7 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batches(aggregation: Any, 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("method", [Grpo, Rlsd, Cepo])
-def test_permuting_the_batch_permutes_the_result(method: type[Algorithm], aggregation: Any) -> None:
+def test_permuting_the_batch_permutes_the_result(method: Callable[..., Algorithm], aggregation: Any) -> None:
     sample, algorithm = random_sample(7), method(aggregation=aggregation)
     order = torch.randperm(13, generator=torch.Generator().manual_seed(7))
     shuffled = sample.batch.rows(order.tolist())
@@ -97,8 +101,16 @@ def test_whatever_stands_on_padding_the_gradient_is_a_number_and_reaches_the_pol
     found = []
     for fill in (0.0, padding):
         inputs = [torch.where(valid_BT, x_BT, fill).requires_grad_() for x_BT in given]
+        logp_BT, logp_old_BT, adv_BT = inputs
         clipped_surrogate(
-            *inputs, mask_BT, clip_low=0.2, clip_high=0.28, aggregation="token-mean", dual_clip=dual_clip
+            logp_BT,
+            logp_old_BT,
+            adv_BT,
+            mask_BT,
+            clip_low=0.2,
+            clip_high=0.28,
+            aggregation="token-mean",
+            dual_clip=dual_clip,
         ).backward()
         found.append([x_BT.grad for x_BT in inputs])
     (clean_BT, *_), (noisy_BT, *others) = found
@@ -141,7 +153,7 @@ def test_the_gradient_vanishes_exactly_where_the_clip_fractions_say(seed: int) -
 
 
 @pytest.mark.parametrize("algorithm", [Grpo(), Rlsd(dual_clip=3.0), Cepo(clip_high=0.5, aggregation="dr-grpo")])
-def test_the_loss_of_a_method_is_the_clipped_surrogate(algorithm: Algorithm) -> None:
+def test_the_loss_of_a_method_is_the_clipped_surrogate(algorithm: PolicyGradient) -> None:
     sample = random_sample(9)
     mask_BT, adv_BT = sample.batch.mask_BT, algorithm.advantages(sample.batch, 0).adv_BT
     expected = clipped_surrogate(

@@ -41,8 +41,9 @@ def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
         TableContext(torch.randn(*batch.mask_BT.shape, 5, generator=random), batch.prompt_ids, **host_options)
     )
     with torch.no_grad():
-        critic.model["head"].weight.copy_(torch.randn(1, 5, generator=random) * 0.3)
-        critic.model["head"].bias.fill_(0.2)
+        head: Any = critic.model.get_submodule("head")
+        head.weight.copy_(torch.randn(1, 5, generator=random) * 0.3)
+        head.bias.fill_(0.2)
     return critic, batch, ppo
 
 

@@ -66,7 +66,7 @@ def earned(batch: TrainBatch, row: int, algorithm: Prm) -> list[tuple[int, float
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_credit_is_that_of_a_loop_over_the_steps(seed: int, form: Any, scale: Any) -> None:
-    options = {"progress": 0.5} if form == "progress" else {}
+    options: dict[str, Any] = {"progress": 0.5} if form == "progress" else {}
     algorithm, batch = Prm(form=form, outcome=0.7, advantage_scale=scale, **options), scored_batch(seed)
     adv_BT = algorithm.advantages(batch, 0).adv_BT
     for group in range(3):

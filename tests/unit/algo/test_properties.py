@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 from cepo.algo.base import Algorithm
 from cepo.algo.batch import Measured, TrainBatch
 from cepo.algo.core import credit, reweight
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import Grpo
 from tests.parity.support import (
     Scored,
     both,
@@ -114,7 +117,7 @@ def test_a_batch_without_evidence_is_grpo(method: type[Rlsd] | type[Cepo]) -> No
 
 def test_cepo_with_the_plain_evidence_as_the_rejected_one_is_rlsd() -> None:
     batch = random_sample(1).batch
-    options = {"lam": 0.6, "eps_w": 0.3, "decay_steps": 9}
+    options: dict[str, Any] = {"lam": 0.6, "eps_w": 0.3, "decay_steps": 9}
     found_BT = Cepo(**options).advantages(batch, 2).adv_BT
     assert torch.equal(found_BT, Rlsd(**options).advantages(batch, 2).adv_BT)
     assert not torch.allclose(found_BT, Grpo().advantages(batch, 2).adv_BT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import fmean, pstdev
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_the_log_probs_and_the_evidence_of_a_row_are_those_of_its_tokens() -> No
     groups, sent = step(tree, tasks)
     assert {task.asks for task in sent} == {tree.asks}
     assert {task.route for task in sent} == {tasks[0].route}
-    told = {}
+    told: dict[Any, Any] = {}
     measured = []
     for group in groups:
         rows = []

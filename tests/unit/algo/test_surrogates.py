@@ -109,10 +109,11 @@ def test_gspo_averages_one_clipped_term_per_sequence() -> None:
 @pytest.mark.parametrize("name", GSPO)
 def test_gspo_of_one_token_is_the_clipped_surrogate(name: str) -> None:
     sample = random_sample(1)
-    tokens = [tensor.flatten()[:, None] for tensor in (sample.logp_BT, sample.logp_old_BT, uniform_advantage(sample))]
-    expected_BT = clipped_terms(*tokens, **CLIP)
-    found_BT = GSPO[name](*tokens, torch.ones_like(expected_BT))
-    torch.testing.assert_close(found_BT, expected_BT)
+    given = (sample.logp_BT, sample.logp_old_BT, uniform_advantage(sample))
+    logp_N1, logp_old_N1, adv_N1 = (tensor.flatten()[:, None] for tensor in given)
+    expected_N1 = clipped_terms(logp_N1, logp_old_N1, adv_N1, **CLIP)
+    found_N1 = GSPO[name](logp_N1, logp_old_N1, adv_N1, torch.ones_like(expected_N1))
+    torch.testing.assert_close(found_N1, expected_N1)
 
 
 def test_gspo_clips_whole_sequences() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from benchmarks import _gpu, _plain, _processes, report
+from benchmarks._report import RESULTS
 from benchmarks._shapes import Group, case
 from benchmarks._stack import tiny
 from benchmarks.learner import on_gpu as learn_on_gpu
@@ -69,7 +70,7 @@ def test_the_chart_has_a_row_for_each_result(tmp_path: Path) -> None:
 
 
 def test_every_result_has_a_benchmark_with_a_question() -> None:
-    assert all(report.question(result["name"]) for result in report.results(report.RESULTS))
+    assert all(report.question(result["name"]) for result in report.results(RESULTS))
 
 
 @pytest.mark.parametrize("profile", [score_on_gpu, learn_on_gpu])

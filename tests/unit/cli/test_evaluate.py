@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.service.stage import StageLoop
 from cepo.testing import MemoryBus
-from services.rollout.handler import SampledResponse, make_handler
+from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers.factories import POLICY, RUNS, make_config, make_evidenced, make_failed, make_task
@@ -47,7 +46,7 @@ class ToyGenerator:
         )
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[SampledResponse]:
         self.asked.append(sampling)
         right = [policy != BASE_POLICY or i % 2 == 0 for i in range(samples)]

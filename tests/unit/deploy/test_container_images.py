@@ -88,7 +88,7 @@ def test_images_are_pinned_unprivileged_and_watched(path: Path) -> None:
 
 def test_triton_finds_what_was_compiled_for_it(tmp_path: Path) -> None:
     """As on a GPU, in an image without a compiler; what was not compiled for it is refused in one line."""
-    triton = Path(find_spec("triton").submodule_search_locations[0]) / "backends" / "nvidia"  # type: ignore[union-attr,index]
+    triton = Path(find_spec("triton").submodule_search_locations[0]) / "backends" / "nvidia"
     made, other = tmp_path / "lib" / "triton", tmp_path / "other.c"
     made.mkdir(parents=True)
     shutil.copy(triton / "driver.c", made)

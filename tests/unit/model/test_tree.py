@@ -244,10 +244,11 @@ def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
     masked = [sum(call.mask_RC is not None for call in plan) for plan in plans]
     assert masked[0] == 0 < masked[2]
     assert len(plans[0]) > len(plans[1]) >= len(plans[2])
-    wanted = attention.attend(*(each.detach() for each in inputs), attention.block_mask(tree, device), 0.25)
+    query, key, value = inputs
+    wanted = attention.attend(query.detach(), key.detach(), value.detach(), attention.block_mask(tree, device), 0.25)
     slopes = []
     for plan in plans:
-        found = attention.attend(*inputs, plan, 0.25)
+        found = attention.attend(query, key, value, plan, 0.25)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
         slopes.append(torch.autograd.grad((found * weight).sum(), inputs))
         for one, other in zip(slopes[-1], slopes[0], strict=True):

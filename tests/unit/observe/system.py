@@ -15,7 +15,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache, resident
-from cepo.service.stage import StageLoop
+from cepo.service.stage import Handler, StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler as teacher
 from cepo.testing import MemoryBus
@@ -81,7 +81,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
     config, run_dir, bus = make_config(*SMALL), RunDir(folder), MemoryBus()
     begin_run(run_dir, config)
     settings = Settings(model=config.model.path, dtype="float32", max_model_len=512, threads=1)
-    run = assemble(run_dir, bus, settings)  # type: ignore[arg-type]
+    run = assemble(run_dir, bus, settings)
     renderer = Renderer(config.model.path)
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
@@ -95,7 +95,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
         await asyncio.sleep(fault.teacher_seconds)
         return await measure(group)
 
-    handlers = {
+    handlers: dict[Stage, Handler] = {
         Stage.ROLLOUT: rollout(ToyGenerator(scorer, renderer, fault), renderer, settings.max_model_len),
         Stage.VERIFY: Verifier(GraderPool(1)).verify,  # plain numbers are decided in this process
         Stage.TEACH: slow,

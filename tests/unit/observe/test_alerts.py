@@ -125,7 +125,7 @@ async def test_a_group_that_nobody_finishes_is_an_alert(redis_server: RedisServe
     bus, stop = RedisBus(redis_server.url), asyncio.Event()
     long_ago = int((time.time() - 16 * 60) * 1000)
     entry = {"type": "PromptTask", "body": to_bytes(make_task())}
-    await bus._redis.xadd("{cepo}:rollout", entry, id=f"{long_ago}-0")  # type: ignore[arg-type]
+    await bus._redis.xadd("{cepo}:rollout", entry, id=f"{long_ago}-0")
 
     async def never(task: Any) -> RolloutGroup:
         await stop.wait()

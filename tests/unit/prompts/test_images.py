@@ -80,7 +80,7 @@ def as_lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
     ],
 )
 def test_an_image_is_named_by_its_content(kind: str, media_type: str) -> None:
-    behind = {"save_all": True, "append_images": [Image.new("RGB", (5, 3))]} if kind == "MPO" else {}
+    behind: dict[str, Any] = {"save_all": True, "append_images": [Image.new("RGB", (5, 3))]} if kind == "MPO" else {}
     data = picture(kind, **behind)
     assert checked(data) == ImageRef(sha256=hashlib.sha256(data).hexdigest(), media_type=media_type, width=5, height=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -61,7 +62,7 @@ KEYS = {
 
 def keys_of(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = field.annotation
+        inner: Any = field.annotation
         nested = isinstance(inner, type) and issubclass(inner, BaseModel)
         yield from keys_of(inner, f"{prefix}{name}.") if nested else [prefix + name]
 

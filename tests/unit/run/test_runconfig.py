@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cepo.algo.variants import ALGORITHMS, Grpo, Rlsd
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import ALGORITHMS, Grpo
 from cepo.errors import UserError
 from cepo.run.file import load
 from cepo.run.folder import RunDir

@@ -22,7 +22,7 @@ def _project() -> dict[str, Any]:
 
 
 def test_the_environment_is_the_lock_and_the_bill_lists_it() -> None:
-    command = [sys.executable, REQUIREMENTS / "audit.py", "--check"]
+    command = [sys.executable, str(REQUIREMENTS / "audit.py"), "--check"]
     checked = subprocess.run(command, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert "vulnerabilities were not looked up" in checked.stdout
@@ -41,7 +41,7 @@ def test_a_stale_bill_and_a_loose_pin_are_found(tmp_path: Path) -> None:
     lock = tmp_path / "deploy" / "requirements" / "cpu.txt"
     for line, said in (("redis==8.1.0", "sbom.json is stale"), ("redis>=8", "'redis>=8' is not NAME==VERSION")):
         lock.write_text(f"{line}\n")
-        command = [sys.executable, lock.parent / "audit.py", "--check"]
+        command = [sys.executable, str(lock.parent / "audit.py"), "--check"]
         checked = subprocess.run(command, capture_output=True, text=True)
         assert checked.returncode == 1
         assert said in checked.stderr

@@ -61,7 +61,7 @@ class Bucket:
 
         async def send(message: Any) -> None: ...
 
-        await self._limit({"type": "http", "client": (address, 1)}, None, send)  # type: ignore[arg-type]
+        await self._limit({"type": "http", "client": (address, 1)}, None, send)
         return self.passed > before
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:

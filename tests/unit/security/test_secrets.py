@@ -44,9 +44,15 @@ def answers(web: httpx.Client) -> str:
 
 
 def test_logs_replies_and_openapi_of_a_service_hold_no_secret(tmp_path: Path) -> None:
-    ports = {"grpc_port": unused_port(), "http_port": unused_port()}
     with RedisServer(tmp_path, PASSWORD) as redis:
-        settings = Settings(redis_url=redis.url, token=TOKEN, threads=1, log_level="DEBUG", **ports)
+        settings = Settings(
+            redis_url=redis.url,
+            token=TOKEN,
+            threads=1,
+            log_level="DEBUG",
+            grpc_port=unused_port(),
+            http_port=unused_port(),
+        )
         process = start(settings)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{settings.http_port}", timeout=60) as web:

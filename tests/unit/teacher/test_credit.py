@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cepo.algo.variants import ALGORITHMS, Cepo
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.variants import ALGORITHMS
 from cepo.credit import Method
 from cepo.errors import Unreachable, UserError
 from cepo.messages.groups import Message, PolicyProof, PolicyRef
@@ -175,6 +176,6 @@ async def test_a_policy_that_nobody_sends_is_not_waited_for_long() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    credit = TokenCredit(Waiting(), RENDERER, 256, grade, GivenImages(no_images), policy_seconds=0.05)
+    credit = TokenCredit(Waiting(), RENDERER, 256, grade, GivenImages(no_images), policy_seconds=0.05)  # type: ignore[arg-type]
     with pytest.raises(Unreachable, match=f"^policy: {POLICY.name} is not here, and no trainer has sent it for 0.05 s"):
         await credit(make_request(policy=POLICY.model_dump()))

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from cepo.algo.base import Algorithm
-from cepo.algo.variants import Cepo, Grpo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
+from cepo.algo.variants import Grpo
 from cepo.credit import CreditReply
 from cepo.messages.groups import Completion, FinishReason, Message, RolloutGroup
 from cepo.messages.hints import HINT

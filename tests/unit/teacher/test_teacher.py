@@ -35,7 +35,7 @@ from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Logps, Pair, Scored, make_handler
-from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict
+from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict, random_ids
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())
@@ -71,7 +71,7 @@ def hinted(group: ScoredGroup, answer: str) -> tuple[int, ...]:
 
 
 async def toy_scored(group: ScoredGroup, max_model_len: int = 200) -> EvidencedGroup:
-    return await make_handler(ToyScorer(), RENDERER, max_model_len)(group)
+    return await make_handler(ToyScorer(), RENDERER, max_model_len)(group)  # type: ignore[arg-type]
 
 
 async def test_every_ask_is_measured_under_its_own_context() -> None:
@@ -115,7 +115,7 @@ async def test_no_context_of_a_response_is_scored_twice() -> None:
     scorer = ToyScorer()
     fallback = Ask(context=ContextName.REJECTED, otherwise=ContextName.ANSWER)
     group = make_scored([1.0, 1.0], make_task(asks=(ANSWER, fallback)))
-    await make_handler(scorer, RENDERER, 200)(group)
+    await make_handler(scorer, RENDERER, 200)(group)  # type: ignore[arg-type]
     assert len(scorer.asked) == len(set(scorer.asked)) == 2
 
 
@@ -130,7 +130,7 @@ async def test_a_hint_is_as_long_as_its_context_is_longer() -> None:
 async def test_a_peer_after_the_generation_prompt_is_its_own_tokens() -> None:
     scorer, ask = ToyScorer(), Ask(context=ContextName.REJECTED, feedback=Feedback.PEER_SUFFIX, tokens=2)
     group = make_scored([1.0, 0.0], make_task(asks=(ask,), placement=Placement.ASSISTANT))
-    found = await make_handler(scorer, RENDERER, 200)(group)
+    found = await make_handler(scorer, RENDERER, 200)(group)  # type: ignore[arg-type]
     prompt, peer = RENDERER.prompt_ids(group.task.messages), group.rollout.completions[1].token_ids
     assert {pair.context_ids for pair in scorer.asked} == {(*prompt, *peer[-2:])}
     assert [(row.answer, row.source) for row in found.evidence[0].rows] == [("", 1)] * 2
@@ -214,7 +214,7 @@ def make_scorer(folder: Path, published: dict[PolicyRef, dict[str, bytes]], max_
 
 def make_pairs(seed: int = 0) -> list[Pair]:
     rng = random.Random(seed)
-    return [Pair(*(tuple(rng.randrange(3, 500) for _ in range(n)) for n in lengths)) for lengths in LENGTHS]
+    return [Pair(random_ids(rng, context), random_ids(rng, response)) for context, response in LENGTHS]
 
 
 @torch.no_grad()

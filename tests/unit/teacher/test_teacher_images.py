@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from cepo.algo.variants import Cepo, Rlsd
+from cepo.algo.methods.cepo import Cepo
+from cepo.algo.methods.rlsd import Rlsd
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, Ask, ImageRef, Message, PolicyRef, RolloutGroup, ScoredGroup, Weights
 from cepo.messages.hints import HINT, with_hint

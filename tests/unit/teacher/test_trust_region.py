@@ -21,7 +21,7 @@ from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
-from tests.helpers.factories import make_scored, make_task
+from tests.helpers.factories import make_scored, make_task, random_ids
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())
@@ -69,8 +69,8 @@ def make_pairs(shares: tuple[float, ...] = SHARES) -> list[Pair]:
     rng = random.Random(0)
     lengths = [(5, 9), (3, 0), (12, 4)]
     return [
-        Pair(*(tuple(rng.randrange(3, 500) for _ in range(n)) for n in pair), (), share)
-        for pair in lengths
+        Pair(random_ids(rng, context), random_ids(rng, response), (), share)
+        for context, response in lengths
         for share in shares
     ]
 

@@ -26,6 +26,7 @@ from cepo.service import adapters
 from services.trainer.checkpoint import Progress
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from tests.helpers.contexts import with_weights
 from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
 
@@ -52,7 +53,7 @@ def make_learner(*overrides: str) -> tuple[Learner, Any]:
     learner = Learner(make_config("optim.max_grad_norm=1e9", *overrides))
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in [*learner.parameters, *learner.auxiliary.model.parameters()]:
+        for parameter in [*learner.parameters, *with_weights(learner.auxiliary).model.parameters()]:
             parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
     return learner, learner.auxiliary
 
@@ -152,9 +153,9 @@ def test_while_it_warms_up_the_auxiliary_model_learns_alone(algorithm: str) -> N
     moved = []
     for step in range(3):
         files = learner.adapter_files()
-        states = [parameter.detach().clone() for parameter in learner.auxiliary.model.parameters()]
+        states = [parameter.detach().clone() for parameter in with_weights(learner.auxiliary).model.parameters()]
         _, report = learner.learn(make_batch(config.algorithm, step), step)
-        after = learner.auxiliary.model.parameters()
+        after = with_weights(learner.auxiliary).model.parameters()
         assert any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((learner.adapter_files() != files, report["tokens/trained"] > 0))
     assert moved == [(False, False), (False, False), (True, True)]
@@ -178,7 +179,7 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     second = Trainer(tmp_path, algorithm)
     torch.manual_seed(77)
     with torch.no_grad():
-        for parameter in [*second.learner.parameters, *second.learner.auxiliary.model.parameters()]:
+        for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
     assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,), (BASE_POLICY,))
     assert timeless(second.train(3)) == timeless(reports[-1])

@@ -15,6 +15,7 @@ from cepo.messages.groups import PolicyRef, PromptTask, RolloutGroup, Sampling, 
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
+from cepo.service.stage import Handler
 from cepo.teaching import handler as teacher
 from cepo.testing import MemoryBus
 from services.rollout import handler as rollout
@@ -48,7 +49,7 @@ class Engines(ToyEngine):
     tasks: list[PromptTask] = field(default_factory=list)
 
     async def generate(
-        self, prompt_ids: Sequence[int], samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        self, prompt: rollout.RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[rollout.SampledResponse]:
         draw, words = random.Random(f"{seed}/{policy.name}"), self.renderer.tokenizer("1 2+3\n=\n")["input_ids"]
         found = []
@@ -75,7 +76,7 @@ async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[En
         begin_run(folder, make_config(*SMALL, *overrides))
     run = assemble(folder, bus, Settings())
     engines = Engines(run, Renderer(run.config.model.path))
-    handlers = {
+    handlers: dict[Stage, Handler] = {
         Stage.ROLLOUT: rollout.make_handler(engines, engines.renderer, 160),
         Stage.VERIFY: engines.verify,
         Stage.TEACH: teacher.make_handler(engines, engines.renderer, 200),  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from cepo.service import adapters
 from services.trainer.checkpoint import Progress
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from tests.helpers.contexts import with_weights
 from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_auxiliary import CANARY, make_learner
 from tests.unit.trainer.test_checkpoint import Process, timeless
@@ -105,9 +106,9 @@ def test_first_the_estimators_learn_alone_and_then_the_policy() -> None:
     moved = []
     for step in range(4):
         files = learner.adapter_files()
-        states = [parameter.detach().clone() for parameter in learner.auxiliary.model.parameters()]
+        states = [parameter.detach().clone() for parameter in with_weights(learner.auxiliary).model.parameters()]
         _, report = learner.learn(make_pairs(config.algorithm, step), step)
-        after = learner.auxiliary.model.parameters()
+        after = with_weights(learner.auxiliary).model.parameters()
         estimated = any(not torch.equal(one, two) for one, two in zip(states, after, strict=True))
         moved.append((estimated, learner.adapter_files() != files, report["tokens/trained"] > 0))
         assert ("estimator/loss_right" in report, "preference/margin" in report) == (step < 2, step >= 2)
@@ -146,7 +147,7 @@ def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     second = Trainer(tmp_path, CTDPO)
     torch.manual_seed(77)
     with torch.no_grad():
-        for parameter in [*second.learner.parameters, *second.learner.auxiliary.model.parameters()]:
+        for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
     second.checkpoints.restore()
     assert [timeless(second.train(step)) for step in range(stopped, 4)] == reports[stopped:]

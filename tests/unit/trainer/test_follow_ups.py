@@ -18,6 +18,7 @@ from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
+from cepo.service.stage import Handler
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Likeliest, Logps, Pair, Scored, make_handler
 from cepo.testing import MemoryBus
@@ -100,7 +101,7 @@ async def trained_with(
     run = assemble(folder, bus, Settings())
     toys = Toys(run, Renderer(run.config.model.path), broken)
     teach = make_handler(real_teacher(toys, path) if real else toys, toys.renderer, 200)
-    handlers = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
+    handlers: dict[Stage, Handler] = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
     return toys, await trained(run, bus, handlers, until)
 
 

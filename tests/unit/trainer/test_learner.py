@@ -219,8 +219,9 @@ def test_the_gap_to_the_engine_is_a_mean_over_the_trained_tokens(temperature: fl
 
 @pytest.mark.parametrize("updates", [1, 3])
 def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(updates: int) -> None:
-    common = ('algorithm={name="rlsd", student_logp="current", clip_high=9.0}', f"optim.minibatches={updates}")
-    common = (*common, "sampling.prompts=3", "optim.lr=1e-1", "optim.schedule=constant")
+    method = 'algorithm={name="rlsd", student_logp="current", clip_high=9.0}'
+    optim = (f"optim.minibatches={updates}", "optim.lr=1e-1", "optim.schedule=constant")
+    common = (method, "sampling.prompts=3", *optim)
     algorithm = make_config(*common).algorithm
     batch = pack(make_ragged(LENGTHS, asks=algorithm.asks))
     adv_BT = algorithm.advantages(batch, 0).adv_BT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def make_learner(*overrides: str) -> Learner:
     return learner
 
 
-def make_batch(images: list[tuple[ImageRef, ...]]) -> TrainBatch:
+def make_batch(images: Sequence[tuple[ImageRef, ...]]) -> TrainBatch:
     """Two groups of two; a sequence without an image has the prompt without its place."""
     responses = [tuple(ids_of(text)) for text in TEXTS]
     width = max(map(len, responses))

@@ -74,7 +74,7 @@ class Stages:
                 Completion(token_ids=ids, logps=(-1.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
             )
         prompt_ids, proof = RENDERER.prompt_ids(task.messages), await self.engine.load(task.policy)
-        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
+        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=tuple(completions), proof=proof)
 
     async def grade(self, group: RolloutGroup) -> ScoredGroup:
         self.graded += 1
@@ -90,7 +90,7 @@ async def went_on(folder: Path, *overrides: str, drain_after: int | None = None)
     """Starts a run or goes on with it; `drain_after` that many graded groups it is asked to stop."""
     run_dir, bus = RunDir(folder), MemoryBus()
     begin_run(run_dir, make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
-    run: Any = assemble(run_dir, bus, Settings(threads=1, adapter_cache=folder / "own"))  # type: ignore[arg-type]
+    run: Any = assemble(run_dir, bus, Settings(threads=1, adapter_cache=folder / "own"))
     stages, drain, stop = Stages(run, folder / "cache"), asyncio.Event(), asyncio.Event()
 
     async def grade(group: RolloutGroup) -> ScoredGroup:

@@ -89,7 +89,7 @@ async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_eith
 def test_a_pair_becomes_a_group_that_only_the_teacher_sees(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
     begin_run(folder, config_of(tmp_path / "pairs.jsonl", ROWS))
-    feeder = assemble(folder, MemoryBus(), Settings()).feeder  # type: ignore[arg-type]
+    feeder = assemble(folder, MemoryBus(), Settings()).feeder
     tasks = feeder.tasks(1, BASE_POLICY, BASE_POLICY)
     assert len(tasks) == 3
     renderer = Renderer(feeder.config.model.path)

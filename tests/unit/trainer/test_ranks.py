@@ -31,7 +31,7 @@ PAIRS = [(3, 9), (40, 31), (12, 1), (8, 6), (7, 5)]
 COMMON = ("optim.schedule=constant", "optim.lr=3e-4")
 TIGHT = "optim.tokens_per_microbatch=70"
 TWICE = ("optim.minibatches=2", "sampling.prompts=4")
-CASES: dict[str, tuple[list[tuple[int, ...]], Sequence[str]]] = {
+CASES: dict[str, tuple[Sequence[tuple[int, ...]], Sequence[str]]] = {
     "tokens, uneven passes, layers recomputed": (
         UNEVEN,
         ["algorithm.aggregation=token-mean", TIGHT, "optim.gradient_checkpointing=true"],
@@ -55,7 +55,7 @@ COUNTED = (
 )
 
 
-def make_batch(lengths: list[tuple[int, ...]], config: Any, step: int) -> TrainBatch:
+def make_batch(lengths: Sequence[tuple[int, ...]], config: Any, step: int) -> TrainBatch:
     return pack(make_ragged(lengths, seed=step, asks=config.algorithm.asks, step=step))
 
 

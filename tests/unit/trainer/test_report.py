@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from cepo.errors import UserError
-from cepo.messages.groups import ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason, Outcome
+from cepo.messages.groups import (
+    ContextName,
+    EvidencedGroup,
+    EvidenceReason,
+    EvidenceRow,
+    FinishReason,
+    GroupFailed,
+    Outcome,
+)
 from cepo.run.folder import RunDir
 from services.trainer.learning.batch import pack
 from services.trainer.report import (
@@ -52,7 +60,7 @@ def test_group_metrics_count_what_came() -> None:
     cut = unparsed.rollout.completions[0].model_copy(update={"finish_reason": FinishReason.LENGTH})
     rollout = unparsed.rollout.model_copy(update={"completions": (cut, unparsed.rollout.completions[1])})
     last = unparsed.model_copy(update={"rollout": rollout, "verdicts": (unparsed.verdicts[0], verdict)})
-    groups = [
+    groups: list[EvidencedGroup | GroupFailed] = [
         make_evidenced([1.0, 1.0]),
         make_evidenced([0.0, 0.0], make_task(index=1)),
         EvidencedGroup(scored=last),
@@ -121,7 +129,7 @@ def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
 
 
 def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Path) -> None:
-    groups = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
+    groups: list[EvidencedGroup | GroupFailed] = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
     batch = pack(finished(groups))
     adv_BT = torch.arange(16.0).reshape(4, 4)
     write_rollouts(tmp_path / "step-000007.jsonl", groups, adv_BT, 2, texts)
