@@ -19,7 +19,7 @@ Rule = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvidenceTensors:
     """What one ask found. Positions and sequences where it does not apply hold 0."""
 
     logp_BT: Tensor
@@ -35,9 +35,9 @@ class Measured:
     substitute_B: Tensor | None = None
     """Where the context asked for did not exist and the ask's `otherwise` was scored."""
 
-    def rows(self, index: Tensor, width: int) -> Measured:
+    def rows(self, index: Tensor, width: int) -> EvidenceTensors:
         """The chosen sequences, cut to `width` tokens."""
-        return Measured(
+        return EvidenceTensors(
             logp_BT=self.logp_BT[index, :width],
             applicable_B=self.applicable_B[index],
             top_ids_BTk=None if self.top_ids_BTk is None else self.top_ids_BTk[index, :width],
@@ -46,7 +46,7 @@ class Measured:
             substitute_B=None if self.substitute_B is None else self.substitute_B[index],
         )
 
-    def to(self, device: Any) -> Measured:
+    def to(self, device: Any) -> EvidenceTensors:
         """The same with its tensors on a device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
@@ -74,7 +74,7 @@ class TrainBatch:
     """Sampled with a privileged prompt and shown to the student under its own: never part of a policy gradient."""
     images: Sequence[tuple[ImageRef, ...]] = ()
     """Of each sequence's prompt, in the order of their placeholders; empty: no prompt has any."""
-    evidence: Mapping[Ask, Measured] = field(default_factory=dict)
+    evidence: Mapping[Ask, EvidenceTensors] = field(default_factory=dict)
     """By ask; an ask that no group of the step was measured for is absent."""
     prefix_value_BT1: Tensor | None = None
     """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""

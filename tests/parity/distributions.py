@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.messages.groups import Ask, Want, Weights
 from tests.parity.support import Distributed, make_batch
 
@@ -56,7 +56,7 @@ def taught(lesson: Lesson, ask: Ask, applicable_B: Tensor) -> Lesson:
     teacher_BTV = lesson.teacher_BTV.log_softmax(-1)
     where_BT = lesson.batch.mask_BT.bool() & applicable_B[:, None]
     sampled_BT = teacher_BTV.gather(-1, lesson.target_BT[..., None]).squeeze(-1)
-    found = Measured(torch.where(where_BT, sampled_BT, 0.0), applicable_B)
+    found = EvidenceTensors(torch.where(where_BT, sampled_BT, 0.0), applicable_B)
     if ask.want is Want.DISTRIBUTION:
         whose_BTV = lesson.student_BTV.detach() if ask.support is Weights.POLICY else teacher_BTV
         ids_BTk = whose_BTV.topk(min(ask.top or VOCABULARY, VOCABULARY)).indices

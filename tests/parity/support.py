@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, Rule, TrainBatch
+from cepo.algo.batch import EvidenceTensors, Rule, TrainBatch
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 
@@ -102,8 +102,10 @@ def make_batch(
     measured = {}
     if evidence:
         numerator, denominator = evidence
-        measured = {ask: Measured(denominator, everywhere_B if measured_B is None else measured_B) for ask in OTHERS}
-        measured[Cepo().asks[0]] = Measured(numerator, everywhere_B)
+        measured = {
+            ask: EvidenceTensors(denominator, everywhere_B if measured_B is None else measured_B) for ask in OTHERS
+        }
+        measured[Cepo().asks[0]] = EvidenceTensors(numerator, everywhere_B)
     return TrainBatch(
         prompt_ids=[(1,)] * len(reward_B),
         response_ids=[(2,) * int(length) for length in mask_BT.sum(dim=1)],

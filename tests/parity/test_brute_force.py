@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cepo.algo.base import Algorithm
-from cepo.algo.batch import Measured
+from cepo.algo.batch import EvidenceTensors
 from cepo.algo.core import group_advantage, reweight
 from cepo.algo.losses import Totals, aggregate, clipped_surrogate, clipped_terms
 from cepo.algo.methods.cepo import Cepo
@@ -198,7 +198,7 @@ def test_contrast_with_several_wrong_hints_is_a_loop_over_sequences_and_tokens(s
     sample, random = random_sample(seed).batch, torch.Generator().manual_seed(seed)
     accuracy_B = sample.accuracy_B * (sample.group_B != 3)  # one group without a correct answer
     found = [
-        Measured(-3 * torch.rand(sample.mask_BT.shape, generator=random), torch.rand(13, generator=random) < 0.7)
+        EvidenceTensors(-3 * torch.rand(sample.mask_BT.shape, generator=random), torch.rand(13, generator=random) < 0.7)
         for _ in algorithm.asks
     ]
     batch = replace(sample, accuracy_B=accuracy_B, evidence=dict(zip(algorithm.asks, found, strict=True)))

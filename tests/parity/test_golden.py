@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured
+from cepo.algo.batch import EvidenceTensors
 from cepo.algo.core import credit, group_advantage, masked_mean, reweight
 from cepo.algo.losses import Totals, aggregate, clip_fractions, clipped_surrogate
 from cepo.algo.methods.cepo import Cepo
@@ -137,7 +137,7 @@ def test_the_weights_put_on_in_the_loss_are_the_published_ones(case: dict[str, A
         schedule="constant",
     )
     batch = make_batch(mask_BT, torch.zeros(6), torch.zeros(6, dtype=torch.long))
-    measured = Measured(tensor(inputs["teacher_log_probs"]), torch.ones(6, dtype=torch.bool))
+    measured = EvidenceTensors(tensor(inputs["teacher_log_probs"]), torch.ones(6, dtype=torch.bool))
     batch = replace(batch, evidence={algorithm.asks[0]: measured})
     logp_BT = (tensor(inputs["student_log_probs"]) * mask_BT).requires_grad_()
     algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT * mask_BT, batch).loss.backward()

@@ -57,10 +57,10 @@ class Cepo(EvidenceRatio):
         return (self._numerator(exclude_self=self.exclude_self is not False), *rejected)
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
-        advantages, measured = super().advantages(batch, step), self._measured(batch)
-        if self.no_negative != "skip_group" or measured is None:
+        advantages, evidence = super().advantages(batch, step), self._evidence(batch)
+        if self.no_negative != "skip_group" or evidence is None:
             return advantages
-        contrasted_B = in_groups_with(measured[1].applicable_B, batch.group_B)
+        contrasted_B = in_groups_with(evidence[1].applicable_B, batch.group_B)
         return replace(advantages, adv_BT=advantages.adv_BT * contrasted_B[:, None])
 
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Clipo(PolicyGradient):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embeddings:
     """What the head makes of the U sequences that can be compared."""
 
     row_U: Tensor
@@ -116,23 +116,23 @@ class ContrastiveHead(TrainedAuxiliaryModel):
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
         """The batch with the bonus in its rewards."""
-        if (seen := self._seen(batch, step)) is None:
+        if (embeddings := self._embeddings(batch, step)) is None:
             return batch
-        bonus_U = self._bonus(seen, self._loss(seen))
-        return replace(batch, reward_B=batch.reward_B.index_add(0, seen.row_U, bonus_U))
+        bonus_U = self._bonus(embeddings, self._loss(embeddings))
+        return replace(batch, reward_B=batch.reward_B.index_add(0, embeddings.row_U, bonus_U))
 
     def update(self, batch: TrainBatch, step: int) -> Metrics:
         """One step of the head; none, not even of its momentum, without a response to compare."""
-        if (seen := self._seen(batch, step)) is None:
+        if (embeddings := self._embeddings(batch, step)) is None:
             return dict.fromkeys(METRICS, 0.0)
-        found = self._loss(seen)
+        found = self._loss(embeddings)
         if found.anchor_B.any() and not self._clipo.fixed_head:
             self.optimizer.zero_grad(set_to_none=True)
             found.loss.backward()
             self.optimizer.step()
-        return self._metrics(seen, found)
+        return self._metrics(embeddings, found)
 
-    def _seen(self, batch: TrainBatch, step: int) -> Seen | None:
+    def _embeddings(self, batch: TrainBatch, step: int) -> Embeddings | None:
         """Everything measured that has a token and a verdict; None where the step measured nothing."""
         if POOLED not in batch.evidence or (pooled_BH := batch.evidence[POOLED].pooled_BD) is None:
             return None
@@ -142,36 +142,37 @@ class ContrastiveHead(TrainedAuxiliaryModel):
         correct_U = (batch.accuracy_B[row_U] >= 0.5).float()
         generator = torch.Generator().manual_seed(random.Random(f"{self._seed}/{step}").getrandbits(32))
         positive_U = draw_positives(correct_U, group_U, level=self._clipo.level, generator=generator)
-        return Seen(row_U, hidden_UH, self.model(hidden_UH), correct_U, group_U, positive_U)
+        return Embeddings(row_U, hidden_UH, self.model(hidden_UH), correct_U, group_U, positive_U)
 
-    def _loss(self, seen: Seen, anchors: Anchors = "correct") -> ContrastiveLoss:
+    def _loss(self, embeddings: Embeddings, anchors: Anchors = "correct") -> ContrastiveLoss:
         clipo = self._clipo
         return contrastive_loss(
-            seen.embedding_UD,
-            seen.correct_U,
-            seen.group_U,
+            embeddings.embedding_UD,
+            embeddings.correct_U,
+            embeddings.group_U,
             contrast=clipo.contrast,
             level=clipo.level,
             similarity=clipo.similarity,
             temperature=clipo.temperature,
             anchors=anchors,
             floor=RELEASED_FLOOR if clipo.logarithms == "released" else 0.0,
-            positive_B=seen.positive_U,
+            positive_B=embeddings.positive_U,
         )
 
-    def _bonus(self, seen: Seen, found: ContrastiveLoss) -> Tensor:
+    def _bonus(self, embeddings: Embeddings, found: ContrastiveLoss) -> Tensor:
         clipo = self._clipo
         return contrastive_bonus(
             found.loss_B,
-            seen.correct_U,
+            embeddings.correct_U,
             weight=clipo.bonus_weight,
             constant=clipo.bonus_constant,
             minimum=clipo.bonus_minimum,
         )
 
     @torch.no_grad()
-    def _metrics(self, seen: Seen, found: ContrastiveLoss) -> Metrics:
-        bonus_U, correct_U, every = self._bonus(seen, found), seen.correct_U.bool(), self._loss(seen, "all")
+    def _metrics(self, embeddings: Embeddings, found: ContrastiveLoss) -> Metrics:
+        bonus_U, correct_U = self._bonus(embeddings, found), embeddings.correct_U.bool()
+        every = self._loss(embeddings, "all")
         given_U = bonus_U[correct_U]
         values = [
             float(found.loss),
@@ -180,8 +181,8 @@ class ContrastiveHead(TrainedAuxiliaryModel):
             *_moments(every.loss_B[every.anchor_B & ~correct_U]),
             *_moments(given_U),
             masked_mean(given_U == self._clipo.bonus_minimum, torch.ones_like(given_U)),
-            *_pair_similarities(seen.embedding_UD, correct_U, seen.group_U),
-            *_pair_similarities(seen.hidden_UH, correct_U, seen.group_U),
+            *_pair_similarities(embeddings.embedding_UD, correct_U, embeddings.group_U),
+            *_pair_similarities(embeddings.hidden_UH, correct_U, embeddings.group_U),
         ]
         return dict(zip(METRICS, values, strict=True))
 

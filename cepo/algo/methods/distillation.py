@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cepo.algo.base import LAGGING_CAP, Advantages, Algorithm, LossOutput
-from cepo.algo.batch import Measured, Student, TrainBatch
+from cepo.algo.batch import EvidenceTensors, Student, TrainBatch
 from cepo.algo.divergence import Remainder, generalized_jsd, importance_weight, sampled_token
 from cepo.algo.losses import Aggregation, Totals, aggregate, importance_ratio
 from cepo.algo.teacher import TeacherSource
@@ -135,7 +135,7 @@ class Distillation(Algorithm):
         loss = self.weight * aggregate(loss_BT, mask_BT, self.aggregation, totals)
         return LossOutput(loss, {key: masked_sum(value_BT, mask_BT) for key, value_BT in sums_BT.items()})
 
-    def _compared(self, student: Student, found: Measured) -> Tensor:
+    def _compared(self, student: Student, found: EvidenceTensors) -> Tensor:
         """`compared` for the response tokens, [B, T, 3]."""
         if self.support == "sampled":
             return student.per_token(_at_sample, found.logp_BT)

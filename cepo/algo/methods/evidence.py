@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cepo.algo.base import Advantages, Metrics
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import Credit, credit
 from cepo.algo.diagnostics import credit_metrics
 from cepo.algo.methods.policy_gradient import PolicyGradient
@@ -36,7 +36,7 @@ class Weighing:
 
     adv_BT: Tensor
     """Before."""
-    denominator: Measured
+    denominator: EvidenceTensors
     weighed_BT: Tensor
     """Tokens that have both evidences and may be weighed."""
     credit: Credit
@@ -158,23 +158,23 @@ class EvidenceRatio(PolicyGradient):
             **fields,
         )
 
-    def _measured(self, batch: TrainBatch) -> list[Measured] | None:
+    def _evidence(self, batch: TrainBatch) -> list[EvidenceTensors] | None:
         """What each ask found; None where the step measured nothing."""
         if any(ask not in batch.evidence for ask in self.contrast):
             return None
         return [batch.evidence[ask] for ask in self.contrast]
 
-    def _ratio(self, measured: Sequence[Measured]) -> tuple[Measured, Measured]:
+    def _ratio(self, evidence: Sequence[EvidenceTensors]) -> tuple[EvidenceTensors, EvidenceTensors]:
         """Numerator and denominator."""
-        return measured[0], mean_of(measured[1:])
+        return evidence[0], mean_of(evidence[1:])
 
     def _weighing(self, batch: TrainBatch, adv_BT: Tensor, step: int) -> Weighing | None:
         """The weighing of a step; None where the step measured nothing."""
-        measured = self._measured(batch)
-        return None if measured is None else self._weigh(batch, adv_BT, step, *self._ratio(measured))
+        evidence = self._evidence(batch)
+        return None if evidence is None else self._weigh(batch, adv_BT, step, *self._ratio(evidence))
 
     def _weigh(
-        self, batch: TrainBatch, adv_BT: Tensor, step: int, numerator: Measured, denominator: Measured
+        self, batch: TrainBatch, adv_BT: Tensor, step: int, numerator: EvidenceTensors, denominator: EvidenceTensors
     ) -> Weighing:
         has_both_B = numerator.applicable_B & denominator.applicable_B
         weighed_BT = has_both_B[:, None] & self._may_weigh_BT(batch, adv_BT)
@@ -194,12 +194,12 @@ class EvidenceRatio(PolicyGradient):
         return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step))
 
 
-def mean_of(found: Sequence[Measured]) -> Measured:
+def mean_of(found: Sequence[EvidenceTensors]) -> EvidenceTensors:
     """The mean of the log-probs of those that apply to a sequence."""
     applicable_KB = torch.stack([one.applicable_B for one in found])
     logp_KBT = torch.stack([one.logp_BT for one in found])
     sum_BT = torch.where(applicable_KB[:, :, None], logp_KBT, 0.0).sum(dim=0)
-    return Measured(sum_BT / applicable_KB.sum(dim=0).clamp(min=1)[:, None], applicable_KB.any(dim=0))
+    return EvidenceTensors(sum_BT / applicable_KB.sum(dim=0).clamp(min=1)[:, None], applicable_KB.any(dim=0))
 
 
 def in_groups_with(flag_B: Tensor, group_B: Tensor) -> Tensor:

@@ -54,10 +54,10 @@ class Rlsd(EvidenceRatio):
 
     def _weighing_now(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Weighing | None:
         """The weighing against the student as it is; None with student_logp="old", and where nothing was measured."""
-        measured = self._measured(batch)
-        if self.student_logp == "old" or measured is None:
+        evidence = self._evidence(batch)
+        if self.student_logp == "old" or evidence is None:
             return None
-        return self._weigh(batch, adv_BT, step, measured[0], replace(measured[0], logp_BT=logp_BT))
+        return self._weigh(batch, adv_BT, step, evidence[0], replace(evidence[0], logp_BT=logp_BT))
 
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         weighed_BT = super()._may_weigh_BT(batch, adv_BT)

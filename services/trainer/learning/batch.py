@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.messages.groups import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason
 
 NOT_MEASURED = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED)
@@ -69,7 +69,7 @@ def _asks(groups: Iterable[EvidencedGroup]) -> list[Ask]:
     return list(dict.fromkeys(evidence.ask for group in groups for evidence in group.evidence))
 
 
-def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Measured:
+def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> EvidenceTensors:
     rows = [row for group in groups for row in _rows(ask, group)]
     applicable_B = torch.tensor([row.applicable for row in rows])
     top_ids_BTk = top_logp_BTk = pooled_BD = None
@@ -80,7 +80,7 @@ def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Measure
         pooled_BD = torch.tensor([row.pooled or (0.0,) * units for row in rows])
     substitute_B = torch.tensor([row.applicable and row.reason is not EvidenceReason.ASKED for row in rows])
     logp_BT = _pad([row.logps for row in rows], width)
-    return Measured(logp_BT, applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD, substitute_B)
+    return EvidenceTensors(logp_BT, applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD, substitute_B)
 
 
 def _rows(ask: Ask, group: EvidencedGroup) -> Sequence[EvidenceRow]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.methods.ctdpo import RIGHT, WRONG, CtDpo, Estimators
 from cepo.algo.methods.dpo import Preference
 from cepo.algo.methods.policy_gradient import REFERENCE
@@ -38,7 +38,7 @@ def make_pairs(seed: int, lengths: list[int] | None = None, pairs: int = PAIRS) 
         make_batch(mask_BT, (order % 2).float(), order // 2),
         prompt_ids=[(row,) for row in range(2 * pairs)],
         response_ids=words,
-        evidence={REFERENCE: Measured(reference_BT, torch.ones(2 * pairs, dtype=torch.bool))},
+        evidence={REFERENCE: EvidenceTensors(reference_BT, torch.ones(2 * pairs, dtype=torch.bool))},
     )
     return batch, logp_BT
 

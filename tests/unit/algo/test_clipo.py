@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.contrastive import contrastive_loss
 from cepo.algo.methods.clipo import METRICS, POOLED, Clipo, ContrastiveHead
 from cepo.algo.methods.policy_gradient import REFERENCE
@@ -37,8 +37,10 @@ PUBLISHED = [
 
 def measured(batch: TrainBatch, hidden_BH: Tensor, applicable_B: Tensor | None = None) -> TrainBatch:
     everywhere_B = torch.ones(batch.size, dtype=torch.bool)
-    found = Measured(batch.mask_BT * 0, everywhere_B if applicable_B is None else applicable_B, pooled_BD=hidden_BH)
-    return replace(batch, evidence={POOLED: found, REFERENCE: Measured(batch.mask_BT * 0, everywhere_B)})
+    found = EvidenceTensors(
+        batch.mask_BT * 0, everywhere_B if applicable_B is None else applicable_B, pooled_BD=hidden_BH
+    )
+    return replace(batch, evidence={POOLED: found, REFERENCE: EvidenceTensors(batch.mask_BT * 0, everywhere_B)})
 
 
 def make_head(hidden_size: int = 6, seed: int = 0, **options: Any) -> ContrastiveHead:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cepo.algo.batch import Measured
+from cepo.algo.batch import EvidenceTensors
 from cepo.algo.methods.ctdpo import RIGHT, WEIGHTS, WRONG, CtDpo
 from cepo.algo.methods.dpo import Dpo
 from cepo.algo.methods.policy_gradient import REFERENCE
@@ -117,7 +117,7 @@ def test_of_a_pair_of_equal_responses_only_the_weights_differ() -> None:
     batch = replace(
         batch,
         response_ids=[batch.response_ids[0]] * 2,
-        evidence={REFERENCE: Measured(reference_BT, torch.ones(2, dtype=torch.bool))},
+        evidence={REFERENCE: EvidenceTensors(reference_BT, torch.ones(2, dtype=torch.bool))},
     )
     logp_BT = logp_BT[[0, 0]]
     estimators, context, ctdpo = make_estimators(2, batch)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.methods.dpo import Dpo
 from cepo.algo.methods.policy_gradient import REFERENCE
 from tests.parity.support import Scored, golden, make_batch
@@ -26,7 +26,7 @@ def pairs_batch(seed: int, pairs: int = 5, width: int = 6) -> tuple[TrainBatch, 
     mask_BT = (torch.arange(width) < length_B[:, None]).float()
     logp_BT, reference_BT = (-torch.rand(mask_BT.shape, generator=random) * 3 * mask_BT for _ in range(2))
     batch = make_batch(mask_BT, (order % 2).float(), order // 2)
-    measured = Measured(reference_BT, torch.ones(2 * pairs, dtype=torch.bool))
+    measured = EvidenceTensors(reference_BT, torch.ones(2 * pairs, dtype=torch.bool))
     return replace(batch, evidence={REFERENCE: measured}), logp_BT
 
 
@@ -92,7 +92,7 @@ def test_it_reproduces_the_formulas_numbers(case: dict[str, Any]) -> None:
     logp_BT = torch.tensor([[case["policy_rejected"]], [case["policy_chosen"]]])
     reference_BT = torch.tensor([[case["ref_rejected"]], [case["ref_chosen"]]])
     batch = make_batch(torch.ones(2, 1), torch.tensor([0.0, 1.0]), torch.tensor([0, 0]))
-    batch = replace(batch, evidence={REFERENCE: Measured(reference_BT, torch.ones(2, dtype=torch.bool))})
+    batch = replace(batch, evidence={REFERENCE: EvidenceTensors(reference_BT, torch.ones(2, dtype=torch.bool))})
     algorithm = Dpo(beta=case["beta"], label_smoothing=case["label_smoothing"])
     output = algorithm.loss(Scored(logp_BT), logp_BT, batch, torch.zeros(2, 1), batch)
     assert float(output.loss) == pytest.approx(case["loss"], rel=1e-5)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cepo.algo import advantages as estimators, surrogates
 from cepo.algo.base import Algorithm
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import group_advantage
 from cepo.algo.losses import Totals, aggregate, clipped_terms
 from cepo.algo.methods.cepo import Cepo
@@ -109,7 +109,7 @@ def test_the_loss_is_the_surrogates_whatever_the_micro_batches(
 def with_reference(batch: TrainBatch, seed: int = 0) -> tuple[TrainBatch, Tensor]:
     random = torch.Generator().manual_seed(seed)
     reference_BT = -torch.rand(batch.mask_BT.shape, generator=random) * batch.mask_BT
-    measured = Measured(reference_BT, torch.ones(batch.size, dtype=torch.bool))
+    measured = EvidenceTensors(reference_BT, torch.ones(batch.size, dtype=torch.bool))
     return replace(batch, evidence={**batch.evidence, REFERENCE: measured}), reference_BT
 
 

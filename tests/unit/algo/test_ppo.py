@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.methods.policy_gradient import REFERENCE
 from cepo.algo.methods.ppo import METRICS, Critic, Ppo, explained_variance
 from cepo.messages.groups import TeachWhen
@@ -33,7 +33,7 @@ def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
     """A critic that has learned something, and a ragged batch that it has not seen."""
     random = torch.Generator().manual_seed(seed)
     sample = random_sample(seed)
-    reference = Measured(sample.logp_old_BT, torch.ones(13, dtype=torch.bool))
+    reference = EvidenceTensors(sample.logp_old_BT, torch.ones(13, dtype=torch.bool))
     batch = with_prompts(replace(sample.batch, evidence={REFERENCE: reference}))
     ppo = Ppo(**{"critic_lr": 1e-2, **{k: v for k, v in options.items() if k in Ppo.model_fields}})
     host_options = {k: v for k, v in options.items() if k not in Ppo.model_fields}

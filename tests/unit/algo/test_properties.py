@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from cepo.algo.base import Algorithm
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import credit, reweight
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
@@ -284,8 +284,8 @@ def with_wrong_hints(algorithm: Cepo, denominators: list[Tensor], applicable: li
     """Three sequences of one group; rewards 1, 0, 0; the numerator is 0."""
     mask_BT = torch.ones(3, 2)
     batch = make_batch(mask_BT, torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long))
-    found = [Measured(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
-    found += [Measured(logp, torch.tensor(flags)) for logp, flags in zip(denominators, applicable, strict=True)]
+    found = [EvidenceTensors(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
+    found += [EvidenceTensors(logp, torch.tensor(flags)) for logp, flags in zip(denominators, applicable, strict=True)]
     return replace(batch, evidence=dict(zip(algorithm.asks, found, strict=True)))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cepo.algo.batch import Measured, TrainBatch
+from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import reweight
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.variants import Grpo
@@ -40,7 +40,7 @@ def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
 def test_the_current_student_is_measured_where_it_was_seen() -> None:
     """Metrics after an update are those of the old student, with the log-probs of the update in its place."""
     sample = random_sample(4)
-    plain = {Rlsd().asks[1]: Measured(sample.logp_BT, torch.ones(13, dtype=torch.bool))}
+    plain = {Rlsd().asks[1]: EvidenceTensors(sample.logp_BT, torch.ones(13, dtype=torch.bool))}
     moved = replace(sample.batch, evidence={**sample.batch.evidence, **plain})
     expected, current = Rlsd().advantages(moved, 0).metrics, Rlsd(student_logp="current")
     before = current.advantages(sample.batch, 0)
