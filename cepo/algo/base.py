@@ -7,7 +7,7 @@ adv_BT and, with the policy being trained, into a loss.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -19,6 +19,7 @@ from cepo.algo.auxiliary import AuxiliaryContext, AuxiliaryModel
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.teacher import TeacherSource
 from cepo.messages.groups import Ask, EvidencedGroup, Feedback, PromptTask, TeachWhen
+from cepo.messages.vocabulary import changed
 
 Metrics = dict[str, float]
 LAGGING_CAP = 2.0
@@ -64,6 +65,19 @@ class Algorithm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str
+
+    def changed(self, key: str) -> bool:
+        """Whether an option differs from the method's default."""
+        return changed(self, key)
+
+    def refuse_idle(self, keys: Iterable[str], why: str) -> None:
+        """Refuses a changed option that the other options leave without effect.
+
+        Raises:
+            ValueError: "KEY has no effect WHY", for the first of the keys that was changed.
+        """
+        for key in filter(self.changed, keys):
+            raise ValueError(f"{key} has no effect {why}")
 
     @property
     def asks(self) -> tuple[Ask, ...]:

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from cepo.messages.vocabulary import Contract
+from cepo.messages.vocabulary import Contract, changed
 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
@@ -42,7 +42,7 @@ class Reward(Contract):
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
         for key, of in (("overlong_factor", "overlong_buffer"), ("repetition_ngram", "repetition")):
-            if getattr(self, of) == 0 and getattr(self, key) != type(self).model_fields[key].default:
+            if getattr(self, of) == 0 and changed(self, key):
                 raise ValueError(
                     f"reward.{key}={getattr(self, key)} has no effect while reward.{of} is 0; set that too"
                 )

@@ -13,6 +13,11 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
 
 
+def changed(model: BaseModel, key: str) -> bool:
+    """Whether a field of a model differs from its default."""
+    return bool(getattr(model, key) != type(model).model_fields[key].default)
+
+
 class Stage(IntEnum):
     """The streams a group visits."""
 

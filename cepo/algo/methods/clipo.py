@@ -68,12 +68,9 @@ class Clipo(PolicyGradient):
 
     @model_validator(mode="after")
     def _a_fixed_head_learns_nothing(self) -> Self:
-        if self.fixed_head and (idle := [key for key in ("head_lr", "head_warmup") if self._changed(key)]):
-            raise ValueError(f"{idle[0]} has no effect with fixed_head=true")
+        if self.fixed_head:
+            self.refuse_idle(("head_lr", "head_warmup"), "with fixed_head=true")
         return self
-
-    def _changed(self, key: str) -> bool:
-        return getattr(self, key) != type(self).model_fields[key].default
 
     @property
     def asks(self) -> tuple[Ask, ...]:

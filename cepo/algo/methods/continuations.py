@@ -29,9 +29,7 @@ class PartCredit(PolicyGradient):
 
     @model_validator(mode="after")
     def _compares_nothing(self) -> Self:
-        for key in _COMPARING:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect: {self.name} compares parts of a response, not responses")
+        self.refuse_idle(_COMPARING, f"with {self.name}, which compares parts of one response, not responses")
         if self.kl_in == "reward":
             raise ValueError('kl_in="reward" has no effect: no value knows of the divergence; write kl_in = "loss"')
         return self

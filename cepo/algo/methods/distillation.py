@@ -62,13 +62,12 @@ class Distillation(Algorithm):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
-        changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
-        if not self.support.endswith("topk") and (idle := sorted(changed & {"top", "remainder"})):
-            raise ValueError(f"{idle[0]} has no effect with support={self.support!r}")
+        if not self.support.endswith("topk"):
+            self.refuse_idle(("remainder", "top"), f"with support={self.support!r}")
         if self.support == "sampled" and self.beta != 1.0:
             raise ValueError(f"support='sampled' is an estimate of KL(S || T): it needs beta=1.0, not {self.beta}")
-        if not self.shows_peers and "pick" in changed:
-            raise ValueError(f"pick has no effect with positive={self.positive!r}: there is nothing to choose from")
+        if not self.shows_peers:
+            self.refuse_idle(("pick",), f"with positive={self.positive!r}, which shows no response of the group")
         if not self.shows_peers and self.apply_to == "demo":
             raise ValueError(f"apply_to='demo' needs responses to show, and positive={self.positive!r} shows none")
         return self

@@ -71,21 +71,17 @@ class EvidenceRatio(PolicyGradient):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
-        if self._set("warmup_steps") and self.schedule != "warmup_decay":
+        if self.changed("warmup_steps") and self.schedule != "warmup_decay":
             raise ValueError(f'warmup_steps is for schedule = "warmup_decay", not "{self.schedule}"; leave it out')
-        for key in filter(self._set, ("decay_steps", "offset") if self.schedule == "constant" else ()):
+        for key in filter(self.changed, ("decay_steps", "offset") if self.schedule == "constant" else ()):
             raise ValueError(f'{key} has no meaning with schedule = "constant"; leave it out')
         if self.cuts and self.feedback_tokens is None:
             raise ValueError("feedback_tokens is missing: a peer's prefix or suffix needs its length")
         if not self.cuts and self.feedback_tokens is not None:
             raise ValueError("feedback_tokens is the length of a peer's prefix or suffix; leave it out")
-        if self._set("pick") and not self.shows_peers:
+        if self.changed("pick") and not self.shows_peers:
             raise ValueError("pick chooses among peers and none is shown; leave it out")
         return self
-
-    def _set(self, key: str) -> bool:
-        """Whether a key has another value than it has by itself."""
-        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def credits_tokens(self) -> bool:

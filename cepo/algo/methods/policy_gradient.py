@@ -97,13 +97,14 @@ class PolicyGradient(Algorithm):
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
         reads = _READS.get(self.estimator, frozenset()) | _READS[self.surrogate]
-        changed = {key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default}
-        if idle := sorted((changed & _PARTICULAR) - reads):
-            raise ValueError(f"{idle[0]} has no effect with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
-        if self.advantage_scale == "none" and (idle := sorted(changed & {"advantage_eps", "std_correction"})):
-            raise ValueError(f"{idle[0]} has no effect with advantage_scale='none', which divides by nothing")
-        if self.kl_coef == 0 and (idle := sorted(changed & {"kl_form", "kl_in"})):
-            raise ValueError(f"{idle[0]} has no effect while kl_coef is 0")
+        unread = sorted(_PARTICULAR - reads)
+        self.refuse_idle(unread, f"with estimator={self.estimator!r}, surrogate={self.surrogate!r}")
+        if self.advantage_scale == "none":
+            self.refuse_idle(
+                ("advantage_eps", "std_correction"), "with advantage_scale='none', which divides by nothing"
+            )
+        if self.kl_coef == 0:
+            self.refuse_idle(("kl_form", "kl_in"), "while kl_coef is 0")
         if self.old_logp == "rollout" and self.importance_cap:
             raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")
         if self.surrogate == "gspo" and self.credits_tokens:

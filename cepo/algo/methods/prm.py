@@ -35,12 +35,11 @@ class Prm(PolicyGradient):
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
-        if self.estimator != "grpo":
-            raise ValueError("estimator has no effect: prm normalises the rewards of steps")
+        self.refuse_idle(("estimator",), "with prm, which normalises the rewards of steps")
         if self.kl_in == "reward":
             raise ValueError('kl_in="reward" has no effect: rewards are those of steps; write kl_in = "loss"')
-        if self.form != "progress" and self.progress != type(self).model_fields["progress"].default:
-            raise ValueError(f'progress has no effect with form={self.form!r}; write form = "progress"')
+        if self.form != "progress":
+            self.refuse_idle(("progress",), f'with form={self.form!r}; write form = "progress"')
         return self
 
     @property
