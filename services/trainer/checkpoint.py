@@ -1,6 +1,8 @@
-"""What a run needs to go on bit for bit.
+"""Checkpoints of a run, from which it resumes bit for bit.
 
-Adapter, optimiser, auxiliary model, RNG, teacher, the next step and the policies still in flight.
+A checkpoint holds the adapter, the optimizer, the auxiliary model, the RNG state, the averaged teacher, the digest of
+the problems, and the pipeline: the next step and the policies of the steps in flight. Lambda, the order of the data and
+the learning rate are functions of the step and are not stored.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,15 @@ import torch
 from cepo.errors import UserError
 from cepo.messages.groups import PolicyRef
 from services.trainer.learning.learner import Learner
+from services.trainer.pipeline import Pinned, Pipeline
 from services.trainer.publisher import Expected, Publisher
 from services.trainer.teacher import Teacher
 
 FILE = "state.pt"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: lambda, the data order and the learning rate are functions of the step."""
-
-    next_step: int
-    policies: tuple[PolicyRef, ...]
-    """The newest last; as many as can be in flight."""
-    teachers: tuple[PolicyRef, ...]
-    """The teacher of each."""
-
-
 class Checkpoints:
-    """Folders checkpoints/step-N, each whole or not there; the newest are kept."""
+    """Writes and reads the folders `checkpoints/step-N`; a folder appears only once it is complete."""
 
     def __init__(
         self,
@@ -48,6 +39,14 @@ class Checkpoints:
         keep_policies: int = 0,
         problems_sha256: str = "",
     ) -> None:
+        """Takes the objects whose state is saved.
+
+        Args:
+            every: steps between checkpoints.
+            keep: the number of checkpoints to keep, the newest ones.
+            keep_policies: the number of adapter versions to keep; 0 keeps all.
+            problems_sha256: the digest of the problems that the run trains on.
+        """
         self._folder = folder
         self._learner = learner
         self._publisher = publisher
@@ -57,27 +56,29 @@ class Checkpoints:
         self._keep_policies = keep_policies
         self._problems_sha256 = problems_sha256
         self._named: set[str] = set()
-        """Folders of the adapters that the kept checkpoints name."""
+        """The adapter folders that the kept checkpoints refer to."""
 
-    def maybe_save(self, progress: Progress, *, last: bool) -> None:
-        """Saves every `every` steps and at the end, then drops the adapters that nothing names any more."""
-        if last or progress.next_step % self._every == 0:
-            self.save(progress)
+    def maybe_save(self, pipeline: Pipeline, *, last: bool) -> None:
+        """Saves every `every` steps and after the last, then deletes adapters that nothing refers to any more."""
+        if last or pipeline.next_step % self._every == 0:
+            self.save(pipeline)
         if self._keep_policies:
-            in_use = {self._publisher.expected(policy).folder for policy in (*progress.policies, *progress.teachers)}
-            oldest = progress.policies[-1].version - self._keep_policies + 1
+            policies = {policy for pinned in pipeline.pinned for policy in (pinned.policy, pinned.teacher)}
+            in_use = {self._publisher.expected(policy).folder for policy in policies}
+            oldest = pipeline.newest.policy.version - self._keep_policies + 1
             self._publisher.drop_before(oldest, in_use | self._named)
 
-    def save(self, progress: Progress) -> None:
+    def save(self, pipeline: Pipeline) -> None:
+        """Writes a checkpoint and deletes the oldest ones above `keep`."""
         state = {
-            "next_step": progress.next_step,
-            "policies": [self._proven(policy) for policy in progress.policies],
-            "teachers": [self._proven(policy) for policy in progress.teachers],
+            "next_step": pipeline.next_step,
+            "policies": [self._proven(pinned.policy) for pinned in pipeline.pinned],
+            "teachers": [self._proven(pinned.teacher) for pinned in pipeline.pinned],
             "average": self._teacher.average,
             "problems_sha256": self._problems_sha256,
             **self._learner.state_dict(),
         }
-        folder = self._folder / f"step-{progress.next_step:06d}"
+        folder = self._folder / f"step-{pipeline.next_step:06d}"
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -91,11 +92,11 @@ class Checkpoints:
             shutil.rmtree(old)
         self._named = set().union(*map(_named, self._saved()))
 
-    def restore(self) -> Progress | None:
-        """Puts the newest checkpoint into the learner; None when there is none.
+    def restore(self) -> Pipeline | None:
+        """Loads the newest checkpoint into the learner, the teacher and the publisher; None if there is none.
 
         Raises:
-            UserError: it does not fit the run's adapter or its auxiliary model, or was trained on other problems.
+            UserError: the checkpoint does not fit the run's adapter or auxiliary model, or the run has other problems.
         """
         saved = self._saved()
         if not saved:
@@ -114,7 +115,7 @@ class Checkpoints:
             raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
-        return Progress(state["next_step"], policies, teachers)
+        return Pipeline(state["next_step"], tuple(map(Pinned, policies, teachers)))
 
     def _proven(self, policy: PolicyRef) -> dict[str, Any]:
         return {**policy.model_dump(), **vars(self._publisher.expected(policy))}
@@ -129,6 +130,6 @@ class Checkpoints:
 
 
 def _named(saved: Path) -> set[str]:
-    """Folders of the adapters that a run which goes on from a checkpoint asks for."""
+    """The adapter folders that a run needs when it resumes from a checkpoint."""
     state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
     return {row["folder"] for key in ("policies", "teachers") for row in state[key]}

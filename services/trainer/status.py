@@ -1,13 +1,16 @@
-"""Where a run stands: what `GET /v1/status` and the dashboard show, written to the run folder."""
+"""The state of a run: its current phase and step, written to the run folder for `GET /v1/status` and the dashboard."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cepo.messages.groups import BASE_POLICY, PolicyRef, Stage
+from cepo.algo.base import Metrics
+from cepo.messages.groups import BASE_POLICY, PolicyRef, PromptTask, Stage
 from cepo.run.folder import RunDir
 from cepo.service.bus import Bus, ready, stream_of
 
@@ -16,30 +19,32 @@ BEAT_SECONDS = 1.0
 
 @dataclass
 class Status:
-    """What an operator sees of a run."""
+    """The state of a run as an operator sees it."""
 
     folder: RunDir
     steps: int
     phase: str = "loading"
+    """One of loading, rollout, train, publish, eval, drained and done."""
     step: int = 0
     policy: PolicyRef = BASE_POLICY
-    row: dict[str, float] = field(default_factory=dict)
+    row: Metrics = field(default_factory=dict)
+    """The metrics of the last finished step."""
     queues: dict[str, int] = field(default_factory=dict)
-    """Items on each stream, in hands or not."""
+    """The number of items on each stream, including those that a worker holds."""
     _peaks: dict[str, int] = field(default_factory=dict)
     _since: float = field(default_factory=time.time)
 
     def enter(self, phase: str) -> None:
-        """Says that a phase begins."""
+        """Begins a phase and writes the status."""
         self.phase, self._since = phase, time.time()
         self.write()
 
     def write(self) -> None:
-        """Writes it to the run folder."""
+        """Writes the status to the run folder."""
         self.folder.write_status(self.shown())
 
     def shown(self) -> dict[str, Any]:
-        """As JSON; times are Unix seconds."""
+        """The status as JSON; times are Unix seconds."""
         return {
             "run": self.folder.name,
             "phase": self.phase,
@@ -53,7 +58,7 @@ class Status:
         }
 
     async def beat(self, bus: Bus) -> None:
-        """Measures the queues and writes the status, for as long as it is left to."""
+        """Measures the queues and writes the status every second, until it is cancelled."""
         streams = {stage.name.lower(): stream_of(stage) for stage in Stage} | {"ready": ready(self.folder.name)}
         while True:
             self.queues = {name: await bus.depth(stream) for name, stream in streams.items()}
@@ -62,8 +67,47 @@ class Status:
             self.write()
             await asyncio.sleep(BEAT_SECONDS)
 
-    def take_peaks(self) -> dict[str, float]:
-        """The longest each queue was seen since the last call, as metrics."""
+    def take_peaks(self) -> Metrics:
+        """The greatest depth of each queue since the last call, as metrics `queue/NAME_max`."""
         peaks = {f"queue/{name}_max": float(depth) for name, depth in self._peaks.items()}
         self._peaks = dict(self.queues)
         return peaks
+
+
+class StepRow:
+    """The row of one step in metrics.jsonl, filled while the step runs.
+
+    A step is a sequence of phases, and each sets the status and measures its own time:
+
+        with row.phase("train"):
+            row.add(learner.learn(batch, step))   # adds what was measured, then `time/train_seconds`
+    """
+
+    def __init__(self, status: Status, task: PromptTask, metrics: Mapping[str, float]) -> None:
+        """Begins the step of a task.
+
+        Args:
+            metrics: values that are known before the step.
+        """
+        self._status = status
+        self._started = time.perf_counter()
+        self.metrics: Metrics = {"step": task.step, "policy_version": task.policy.version, **metrics}
+        self.add({"time/eval_seconds": 0.0})
+        status.step = task.step
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Runs a phase of the step; afterwards the row has its duration as `time/NAME_seconds`."""
+        self._status.enter(name)
+        started = time.perf_counter()
+        yield
+        self.add({f"time/{name}_seconds": time.perf_counter() - started})
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Adds metrics to the row."""
+        self.metrics.update(metrics)
+
+    def ended(self) -> Metrics:
+        """The row with the duration of the whole step and the peaks of the queues."""
+        self.add({"time/step_seconds": time.perf_counter() - self._started, **self._status.take_peaks()})
+        return self.metrics

@@ -216,7 +216,6 @@ class Learner:
             "tokens/trained": float(sums.sampled + sums.demonstrated),
             **algorithm.diagnostics(batch, adv_BT, seen.logp_BT, step),
             "time/old_seconds": old_seconds,
-            "time/train_seconds": time.perf_counter() - begun,
         }
 
     def _one_update(

@@ -23,14 +23,15 @@ from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY
 from cepo.model.forward import response_logps
 from cepo.service import adapters
-from services.trainer.checkpoint import Progress
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from services.trainer.pipeline import Pinned, Pipeline
 from tests.helpers.contexts import with_weights
 from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_checkpoint import Process, timeless
 
 torch.set_num_threads(1)
+BASE = Pinned(BASE_POLICY, BASE_POLICY)
 LENGTHS = [(3, 9, 0, 5), (12, 1, 7, 2), (4, 4, 6, 8)]
 PPO = 'algorithm={name="ppo", critic_lr=1e-2}'
 CLIPO = 'algorithm={name="clipo", contrast="infonce"}'
@@ -175,13 +176,13 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     first = Trainer(tmp_path, algorithm)
     first.train(1)
     first.train(2)
-    first.checkpoints.save(Progress(3, (BASE_POLICY,), (BASE_POLICY,)))
+    first.checkpoints.save(Pipeline(3, (BASE,)))
     second = Trainer(tmp_path, algorithm)
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
             parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
-    assert second.checkpoints.restore() == Progress(3, (BASE_POLICY,), (BASE_POLICY,))
+    assert second.checkpoints.restore() == Pipeline(3, (BASE,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
     found, wanted = (trainer.learner.auxiliary.state_dict() for trainer in (second, unbroken))
@@ -204,7 +205,7 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     ids=["none", "another", "another size", "another's adapter"],
 )
 def test_a_checkpoint_of_another_auxiliary_model_is_refused(tmp_path: Path, before: str, after: str) -> None:
-    Process(tmp_path, before).checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    Process(tmp_path, before).checkpoints.save(Pipeline(1, (BASE,)))
     with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections"):
         Process(tmp_path, after).checkpoints.restore()
 

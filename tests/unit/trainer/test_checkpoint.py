@@ -12,17 +12,19 @@ from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, PolicyProof
 from cepo.prompts.renderer import Renderer
 from cepo.testing import MemoryBus
-from services.trainer.checkpoint import Checkpoints, Progress
+from services.trainer.checkpoint import Checkpoints
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from services.trainer.pipeline import Pinned, Pipeline
 from services.trainer.publisher import Publisher
 from services.trainer.teacher import Teacher
 from tests.helpers.factories import POLICY, make_config, make_ragged
 
 torch.set_num_threads(1)
+BASE = Pinned(BASE_POLICY, BASE_POLICY)
 RUN = ("optim.minibatches=2", "optim.schedule=cosine", "optim.warmup_steps=1", "loop.steps=9")
 RENDERER = Renderer(make_config().model.path)
-START = Progress(0, (BASE_POLICY,), (BASE_POLICY,))
+START = Pipeline.start(lag=0)
 
 
 class Process:
@@ -74,10 +76,10 @@ def test_going_on_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> No
     report = unbroken.train(2)
     first = Process(tmp_path)
     first.train(1)
-    first.checkpoints.save(Progress(2, (BASE_POLICY,), (BASE_POLICY,)))
+    first.checkpoints.save(Pipeline(2, (BASE,)))
     second = Process(tmp_path, "loop.seed=77")  # another start, so that everything must come from the checkpoint
     assert second.learner.adapter_files() != first.learner.adapter_files()
-    assert second.checkpoints.restore() == Progress(2, (BASE_POLICY,), (BASE_POLICY,))
+    assert second.checkpoints.restore() == Pipeline(2, (BASE,))
     assert second.learner.adapter_files() == first.learner.adapter_files()
     assert timeless(second.train(2)) == timeless(report)
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
@@ -108,10 +110,10 @@ async def test_policies_in_flight_are_still_proven_after_a_restart(tmp_path: Pat
         )
         for policy in policies
     ]
-    first.checkpoints.save(Progress(3, tuple(policies[1:]), tuple(policies[1:])))
+    first.checkpoints.save(Pipeline(3, tuple(Pinned(policy, policy) for policy in policies[1:])))
     second = Process(tmp_path)
     assert [second.publisher.prove(proof) is None for proof in proofs] == [True, False, False]
-    assert second.checkpoints.restore() == Progress(3, tuple(policies[1:]), tuple(policies[1:]))
+    assert second.checkpoints.restore() == Pipeline(3, tuple(Pinned(policy, policy) for policy in policies[1:]))
     assert [second.publisher.prove(proof) for proof in proofs] == [None, None, None]
     assert second.publisher.prove(proofs[2].model_copy(update={"policy": POLICY})) is not None
     assert await second.publisher.publish(2) == policies[2]
@@ -124,41 +126,41 @@ def test_without_a_checkpoint_a_run_starts_afresh(tmp_path: Path) -> None:
 def test_the_newest_checkpoint_is_the_one_that_goes_on(tmp_path: Path) -> None:
     process = Process(tmp_path, keep=3)
     for step in (2, 10, 9):
-        process.checkpoints.save(Progress(step, (BASE_POLICY,), (BASE_POLICY,)))
-    assert process.checkpoints.restore() == Progress(10, (BASE_POLICY,), (BASE_POLICY,))
+        process.checkpoints.save(Pipeline(step, (BASE,)))
+    assert process.checkpoints.restore() == Pipeline(10, (BASE,))
 
 
 def test_only_so_many_are_kept(tmp_path: Path) -> None:
     process = Process(tmp_path, keep=2)
     for step in range(1, 6):
-        process.checkpoints.save(Progress(step, (BASE_POLICY,), (BASE_POLICY,)))
+        process.checkpoints.save(Pipeline(step, (BASE,)))
     assert saved(tmp_path) == ["step-000004", "step-000005"]
 
 
 def test_saving_happens_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
     process = Process(tmp_path, every=3, keep=9)
     for step in range(1, 8):
-        process.checkpoints.maybe_save(Progress(step, (BASE_POLICY,), (BASE_POLICY,)), last=step == 7)
+        process.checkpoints.maybe_save(Pipeline(step, (BASE,)), last=step == 7)
     assert saved(tmp_path) == ["step-000003", "step-000006", "step-000007"]
 
 
 def test_a_folder_half_written_is_no_checkpoint(tmp_path: Path) -> None:
     process = Process(tmp_path)
-    process.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    process.checkpoints.save(Pipeline(1, (BASE,)))
     cut = tmp_path / "checkpoints" / ".step-000002"
     cut.mkdir()
     (cut / "state.pt").write_bytes(b"half")
-    assert process.checkpoints.restore() == Progress(1, (BASE_POLICY,), (BASE_POLICY,))
-    process.checkpoints.save(Progress(2, (BASE_POLICY,), (BASE_POLICY,)))
+    assert process.checkpoints.restore() == Pipeline(1, (BASE,))
+    process.checkpoints.save(Pipeline(2, (BASE,)))
     assert saved(tmp_path) == ["step-000001", "step-000002"]
-    assert process.checkpoints.restore() == Progress(2, (BASE_POLICY,), (BASE_POLICY,))
+    assert process.checkpoints.restore() == Pipeline(2, (BASE,))
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     process = Process(tmp_path)
-    process.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    process.checkpoints.save(Pipeline(1, (BASE,)))
     process.train(1)
-    process.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    process.checkpoints.save(Pipeline(1, (BASE,)))
     assert saved(tmp_path) == ["step-000001"]
     fresh = Process(tmp_path)
     fresh.checkpoints.restore()
@@ -169,12 +171,12 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path, change: str) -> None:
     first = Process(tmp_path)
     first.train(1)
-    first.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    first.checkpoints.save(Pipeline(1, (BASE,)))
     with pytest.raises(UserError, match="does not fit this run's lora and algorithm sections; resume with"):
         Process(tmp_path, change).checkpoints.restore()
     wider = tmp_path / "wider"
     narrow = Process(wider, change)
-    narrow.checkpoints.save(Progress(1, (BASE_POLICY,), (BASE_POLICY,)))
+    narrow.checkpoints.save(Pipeline(1, (BASE,)))
     with pytest.raises(UserError, match="does not fit"):
         Process(wider).checkpoints.restore()
     shutil.rmtree(wider / "checkpoints")

@@ -18,15 +18,16 @@ from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.ctdpo import ESTIMATORS, RIGHT, WRONG
 from cepo.messages.groups import BASE_POLICY
 from cepo.service import adapters
-from services.trainer.checkpoint import Progress
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from services.trainer.pipeline import Pinned, Pipeline
 from tests.helpers.contexts import with_weights
 from tests.helpers.factories import make_config, make_ragged
 from tests.unit.trainer.test_auxiliary import CANARY, make_learner
 from tests.unit.trainer.test_checkpoint import Process, timeless
 
 torch.set_num_threads(1)
+BASE = Pinned(BASE_POLICY, BASE_POLICY)
 LENGTHS = [(3, 9), (12, 1), (0, 7), (4, 4)]
 CTDPO = 'algorithm={name="ctdpo", estimator_steps=2, estimator_lr=1e-2}'
 DPO = 'algorithm={name="dpo"}'
@@ -143,7 +144,7 @@ def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     reports = [timeless(unbroken.train(step)) for step in range(4)]
     for step in range(stopped):
         first.train(step)
-    first.checkpoints.save(Progress(stopped, (BASE_POLICY,), (BASE_POLICY,)))
+    first.checkpoints.save(Pipeline(stopped, (BASE,)))
     second = Trainer(tmp_path, CTDPO)
     torch.manual_seed(77)
     with torch.no_grad():

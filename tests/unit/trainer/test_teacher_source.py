@@ -16,9 +16,10 @@ from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair
 from cepo.testing import MemoryBus
-from services.trainer.checkpoint import Checkpoints, Progress
+from services.trainer.checkpoint import Checkpoints
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
+from services.trainer.pipeline import Pipeline
 from services.trainer.publisher import Publisher
 from services.trainer.teacher import Teacher
 from tests.helpers.factories import make_config, make_ragged, make_task
@@ -40,19 +41,19 @@ class Process:
         self.teacher = Teacher(source, self.learner, self.publisher)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, self.teacher, 1, 2)
 
-    async def steps(self, progress: Progress, until: int) -> list[Progress]:
+    async def steps(self, pipeline: Pipeline, until: int) -> list[Pipeline]:
         """Updates and publishes as the loop does."""
-        seen = [progress]
-        for step in range(progress.next_step, until):
+        seen = [pipeline]
+        for step in range(pipeline.next_step, until):
             batch = pack(make_ragged([(4, 6), (3, 5)], seed=step))
             algorithm = self.config.algorithm
             self.learner.update(batch, algorithm.advantages(batch, step).adv_BT, algorithm, step)
             policy = await self.publisher.publish(step + 1)
-            seen.append(Progress(step + 1, (policy,), (await self.teacher.of(policy, seen[-1].teachers[-1]),)))
+            seen.append(seen[-1].advanced(policy, await self.teacher.of(policy, seen[-1].newest.teacher)))
         return seen
 
 
-START = Progress(0, (BASE_POLICY,), (BASE_POLICY,))
+START = Pipeline.start(lag=0)
 SOURCES = {
     "actor": TeacherSource(),
     "reference": TeacherSource(source="reference"),
@@ -74,8 +75,8 @@ SOURCES = {
 )
 async def test_the_teacher_of_every_version(tmp_path: Path, source: str, versions: list[int]) -> None:
     seen = await Process(tmp_path, SOURCES[source]).steps(START, 5)
-    assert [one.teachers[0].version for one in seen] == versions
-    same = [one.teachers == one.policies for one in seen]
+    assert [one.newest.teacher.version for one in seen] == versions
+    same = [one.newest.teacher == one.newest.policy for one in seen]
     assert (
         same
         == {
@@ -91,7 +92,7 @@ async def test_the_teacher_of_every_version(tmp_path: Path, source: str, version
 async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_path: Path) -> None:
     process = Process(tmp_path, SOURCES["ema"])
     (*_, last) = await process.steps(START, 2)
-    (policy,), (teacher,) = last.policies, last.teachers
+    policy, teacher = last.newest.policy, last.newest.teacher
 
     async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
         return adapters.read(process.publisher.folder(wanted))
@@ -120,7 +121,7 @@ def proof_of(policy: PolicyRef, canary_logp: float) -> PolicyProof:
 async def test_publishing_an_average_leaves_the_learner_as_it_was(tmp_path: Path) -> None:
     process = Process(tmp_path, SOURCES["ema"])
     (*_, last) = await process.steps(START, 1)
-    assert adapters.digest(process.learner.adapter_files()) == last.policies[0].sha256
+    assert adapters.digest(process.learner.adapter_files()) == last.newest.policy.sha256
     assert all(parameter.requires_grad for parameter in process.learner.parameters)
 
 
@@ -152,7 +153,7 @@ async def test_a_resumed_run_has_the_teachers_of_one_that_never_stopped(tmp_path
     restored = second.checkpoints.restore()
     assert restored == saved == unbroken[3]
     assert await second.steps(restored, 5) == unbroken[3:]
-    (teacher,) = restored.teachers
+    teacher = restored.newest.teacher
     assert second.publisher.expected(teacher) == first.publisher.expected(teacher)
     if teacher != BASE_POLICY:
         assert adapters.digest(adapters.read(second.publisher.folder(teacher))) == teacher.sha256
