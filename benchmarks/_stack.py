@@ -36,7 +36,7 @@ from cepo.run.deployment import SPECS
 from cepo.run.folder import RunDir
 from cepo.run.local import Stack, running
 from cepo.service.bus import RedisBus
-from services.trainer.__main__ import assemble
+from services.trainer.__main__ import TrainerServicer, assemble
 from services.trainer.loop import Run, train
 
 RUNS = Path(__file__).parents[1] / "deploy" / "runs"
@@ -121,12 +121,8 @@ async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIter
     begin(folder, config, load_sets(config, Renderer(config.model.path), store=ImageStore(folder.images)), resume=False)
     bus = await RedisBus.connect(engines.settings)
     run = assemble(folder, bus, engines.settings)
-
-    class Servicer(services_pb2_grpc.TrainerServiceServicer):
-        FetchPolicy = staticmethod(run.publisher.stream)
-
     server = grpc.aio.server()
-    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
+    services_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(run, asyncio.Event()), server)
     server.add_insecure_port(f"{engines.settings.host}:{engines.settings.grpc_port}")
     await server.start()
     try:

@@ -1,13 +1,14 @@
 """`python -m services.trainer RUN_DIR`: the trainer of the run whose config.toml is in that folder.
 
-It always goes on from the newest checkpoint there is, so a trainer that died is simply started again. Where it is one
-of several processes (`torchrun -m services.trainer RUN_DIR`, or `engine.trainer_processes`), rank 0 is the service.
+It resumes from the newest checkpoint of the folder if there is one, so a trainer that died is simply started again.
+With several processes (`torchrun -m services.trainer RUN_DIR`, or `engine.trainer_processes`), rank 0 is the service.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -43,53 +44,77 @@ from services.trainer.status import Status
 from services.trainer.teacher import Teacher
 
 
-async def build(settings: Settings) -> chassis.Service:
-    folder = RunDir(Path(sys.argv[1]))
-    bus = await RedisBus.connect(settings)
-    run = assemble(folder, bus, settings)
-    drain = asyncio.Event()
+class TrainerServicer(services_pb2_grpc.TrainerServiceServicer):
+    """The gRPC methods of a run's trainer."""
 
-    class Servicer(services_pb2_grpc.TrainerServiceServicer):
-        async def Status(self, request: Any, context: Any) -> services_pb2.StatusReply:
-            status = run.status
-            return services_pb2.StatusReply(
-                run=status.folder.name,
-                phase=status.phase,
-                step=status.step,
-                steps=status.steps,
-                policy=to_proto(status.policy),
-            )
+    def __init__(self, run: Run, drain: asyncio.Event) -> None:
+        """Serves a run.
 
-        async def Drain(self, request: Any, context: Any) -> services_pb2.DrainReply:
-            drain.set()
-            return services_pb2.DrainReply(step=run.status.step)
+        Args:
+            drain: what `Drain` sets; the run ends after the current step.
+        """
+        self._status, self._drain = run.status, drain
+        self.FetchPolicy = run.publisher.stream
+        self.FetchImage = serve_images(ImageStore(run.folder.images))
 
-        FetchPolicy = staticmethod(run.publisher.stream)
-        FetchImage = staticmethod(serve_images(ImageStore(folder.images)))
+    async def Status(self, request: Any, context: Any) -> services_pb2.StatusReply:
+        """The phase, the step and the newest policy of the run."""
+        status = self._status
+        return services_pb2.StatusReply(
+            run=status.folder.name,
+            phase=status.phase,
+            step=status.step,
+            steps=status.steps,
+            policy=to_proto(status.policy),
+        )
 
-    async def work(stop: asyncio.Event) -> None:
-        async def forward() -> None:
-            await stop.wait()
-            drain.set()
+    async def Drain(self, request: Any, context: Any) -> services_pb2.DrainReply:
+        """Ends the run after the current step, and returns that step."""
+        self._drain.set()
+        return services_pb2.DrainReply(step=self._status.step)
 
-        service.ready.set()
-        beside = [asyncio.create_task(forward()), asyncio.create_task(run.status.beat(bus))]
+
+class Trainer:
+    """A run that trains, as the work of a service."""
+
+    def __init__(self, run: Run, bus: Bus) -> None:
+        self._run = run
+        self._bus = bus
+        self._drain = asyncio.Event()
+        dashboard = application([Watched(run.folder)])
+        self.service = chassis.Service("trainer", "cepo.v1.TrainerService", self._register, self._work, dashboard)
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        servicer = TrainerServicer(self._run, self._drain)
+        services_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        """Trains to the last step, or to the end of the current step once the service is told to stop."""
+        self.service.ready.set()
+        background = [
+            asyncio.create_task(self._drain_after(stop)),
+            asyncio.create_task(self._run.status.beat(self._bus)),
+        ]
         try:
-            async with run.beside:
-                await train(run, drain)
+            async with self._run.beside:
+                await train(self._run, self._drain)
             if stop.is_set():
-                service.code = chassis.STOPPED
-            run.learner.ranks.close(service.code)
+                self.service.code = chassis.STOPPED
+            self._run.learner.ranks.close(self.service.code)
         finally:
-            for task in beside:
+            for task in background:
                 task.cancel()
-            await bus.close()
+            await self._bus.close()
 
-    def register(server: grpc.aio.Server) -> None:
-        services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
+    async def _drain_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._drain.set()
 
-    service = chassis.Service("trainer", "cepo.v1.TrainerService", register, work, application([Watched(folder)]))
-    return service
+
+async def build(folder: RunDir, settings: Settings) -> chassis.Service:
+    """The service that trains the run of a folder."""
+    bus = await RedisBus.connect(settings)
+    return Trainer(assemble(folder, bus, settings), bus).service
 
 
 def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
@@ -134,17 +159,21 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     )
 
 
-def main() -> None:
-    """Entry point of every process of a trainer."""
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of every process of a trainer.
+
+    Args:
+        arguments: the run folder; for a process that rank 0 started, also where the processes meet (`serve`).
+    """
     with chassis.mistakes_told("trainer"):
-        place = Place.from_environment()
-        if len(sys.argv) < 2:
+        if not arguments:
             raise UserError("give the folder of a run: python -m services.trainer RUN_DIR")
+        folder, place = RunDir(Path(arguments[0])), Place.from_environment()
         if place is not None and place.rank:
-            follow(RunDir(Path(sys.argv[1])), place, *sys.argv[2:])
+            follow(folder, place, *arguments[1:])
         else:
-            chassis.main("trainer", build)
+            chassis.main("trainer", partial(build, folder))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

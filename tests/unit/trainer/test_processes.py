@@ -47,12 +47,9 @@ def test_a_place_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch, n
         Place.from_environment()
 
 
-def test_a_trainer_without_a_run_says_what_it_needs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["trainer"])
+def test_a_trainer_without_a_run_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main()
+        main([])
     assert ended.value.code == 2
     assert capsys.readouterr().err == ("cepo trainer: give the folder of a run: python -m services.trainer RUN_DIR\n")
 
