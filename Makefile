@@ -8,12 +8,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench proto sbom format clean
+.PHONY: help train test check bench docs proto sbom format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make test    the CPU test suite; ARGS=\"-k name\" for a part of it"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
+	@echo "make docs    the reference pages of docs/ from the code"
 	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
 
 $(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
@@ -47,6 +48,9 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do echo "$$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 	@$(BIN)/python -m benchmarks.report
+
+docs: $(INSTALLED)
+	@$(BIN)/python -m cepo.run.reference docs
 
 proto: $(INSTALLED)
 	@$(BIN)/python proto/generate.py
