@@ -1,8 +1,9 @@
 """Memory that one forward pass of the learner keeps for its backward pass, per token and layer: the sizing table.
 
-It needs no GPU: tensors that autograd saves are counted by their storages, for one and for two decoder layers of a model's
-published shape in bfloat16 with LoRA of rank 16; the difference is one layer. A GPU keeps the same tensors, as FlexAttention
-saves query, key, value, output and log-sum-exp like the CPU kernel; workspaces and fragmentation come on top.
+The script needs no GPU. It counts the storages that autograd saves for one and for two decoder layers of a model's
+published shape, in bfloat16 with LoRA of rank 16; the difference is one layer. A GPU keeps the same tensors, because
+FlexAttention saves query, key, value, output and log-sum-exp like the CPU kernel. Workspaces and fragmentation are not
+counted.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads: the publishe
 WORDS = 151_936
 LENGTHS = (128, 16, 48)
 """Tokens of the question, of a hint and of each of eight responses: 504 distinct tokens."""
+TOKENS = 16_384
+"""The default of optim.tokens_per_microbatch."""
 GIB = 2**30
 
 
@@ -75,17 +78,19 @@ def main() -> None:
     """Prints the rows of the sizing table in docs/memory.md."""
     torch.manual_seed(0)
     rows = [
-        "| model | weights | KiB per token and layer | the same with checkpointing | 16,384 tokens | the same with checkpointing |",
+        "| model | weights | KiB per token and layer | with checkpointing | 16,384 tokens | with checkpointing |",
         "|---|---|---|---|---|---|",
     ]
     for name, shape in SHAPES.items():
         hidden, intermediate, layers, heads, key_values = shape
         attention = 128 * hidden * (2 * heads + 2 * key_values)
-        weights = 2 * (layers * (attention + 3 * hidden * intermediate) + (2 if name == "Qwen3-8B" else 1) * WORDS * hidden)
+        tables = 2 if name == "Qwen3-8B" else 1  # the others tie the head to the embeddings
+        weights = 2 * (layers * (attention + 3 * hidden * intermediate) + tables * WORDS * hidden) / GIB
         kept, light = (per_token_and_layer(shape, checkpointing=flag) for flag in (False, True))
-        whole, again = (16_384 * 1024 * (each * layers) / GIB for each in (kept, light))
-        again += 16_384 * 1024 * kept / GIB  # the layer that is recomputed
-        rows.append(f"| {name} | {weights / GIB:.1f} GiB | {kept:.0f} | {light:.0f} | {whole:.1f} GiB | {again:.1f} GiB |")
+        plain = TOKENS * 1024 * kept * layers / GIB
+        recomputing = TOKENS * 1024 * (light * layers + kept) / GIB  # one layer is recomputed at a time
+        row = (name, f"{weights:.1f} GiB", f"{kept:.0f}", f"{light:.0f}", f"{plain:.1f} GiB", f"{recomputing:.1f} GiB")
+        rows.append(f"| {' | '.join(row)} |")
     sys.stdout.write("\n".join(rows) + "\n")
 
 
