@@ -1,4 +1,3 @@
-# make train · make test · make check · make bench · make proto · make sbom · make clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,7 +1,7 @@
-"""Models of real sizes with random weights, from their sizes alone, and how much of a device they use.
+"""Models of real sizes with random weights, and the share of a device's peak rate that they reach.
 
-Sizes are those of the models' config.json on Hugging Face; of Qwen3-VL-2B the language part. Peak rates are NVIDIA's
-data sheets': dense bfloat16, no sparsity.
+The sizes are those of the models' config.json on Hugging Face (of Qwen3-VL-2B, the language model). Peak rates are from
+NVIDIA's data sheets: dense bfloat16 without sparsity.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 32,
     },
 }
-"""`tiny` tries the code out where there is no GPU."""
+"""`tiny` runs the code without a GPU."""
 VOCABULARY = dict.fromkeys(SHAPES, 151_936) | {"tiny": 512}
 PEAK_TERAFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A6000": 154.8}
 PRIME_RL = {
@@ -74,36 +74,36 @@ PRIME_RL = {
         "A6000": {"tokens_per_second": 1233, "mfu": 0.136, "peak_gib": 23.3},
     },
 }
-"""Its trainer alone with LoRA of rank 16 on sequences of 16k tokens, one GPU (github.com/PrimeIntellect-ai/prime-rl,
-benchmarks/baselines)."""
+"""Figures of prime-rl's trainer without its other services, LoRA of rank 16, sequences of 16k tokens, one GPU:
+benchmarks/baselines in github.com/PrimeIntellect-ai/prime-rl."""
 EXAMPLES = 31
-"""Solved questions before the one that is asked: about Geo3k's 512 tokens, by the tiny tokenizer."""
+"""Solved questions before the actual one: about the 512 tokens of Geometry3K with the tiny tokenizer."""
 
 
 def device() -> str:
-    """The GPU, or the CPU where there is none."""
+    """The GPU, or the CPU if there is none."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def random_model(shape: str) -> Any:
-    """A frozen one of this shape."""
+    """A frozen random model of this shape."""
     return random_qwen3(VOCABULARY[shape], SHAPES[shape], device())
 
 
 def overrides(folder: Path, shape: str) -> list[str]:
-    """Writes a random model of this shape and prompts of Geo3k's length; what the tiny run files take to train it.
+    """Writes a random model of this shape and prompts of Geometry3K's length; returns overrides for a tiny run file.
 
-    Its tokenizer is the tiny one, with words that no text holds up to the size of its vocabulary. Responses are as long
-    as they may be: one word of 151,936 ends them.
+    The tokenizer is the tiny one, padded with unused tokens to the vocabulary size. Responses reach the maximal length,
+    because only one of 151,936 tokens ends them.
     """
     model, data = folder / "model", folder / "prompts.jsonl"
     shutil.copytree(tiny.path(), model)
     fill_vocabulary(model / "tokenizer.json", VOCABULARY[shape])
     made = random_model(shape)
-    made.generation_config = GenerationConfig.from_pretrained(model)  # it names the token that ends a response
+    made.generation_config = GenerationConfig.from_pretrained(model)  # it names the end-of-sequence token
     made.save_pretrained(model)
     del made
-    torch.cuda.empty_cache()  # others need the room
+    torch.cuda.empty_cache()  # other processes need the memory
     write_prompts(data, EXAMPLES)
     on_gpu = device() == "cuda"
     return [
@@ -127,7 +127,7 @@ def overrides(folder: Path, shape: str) -> list[str]:
 
 
 def fill_vocabulary(file: Path, size: int) -> None:
-    """Adds words that no text holds to a tokenizer's file."""
+    """Adds unused tokens to a tokenizer's file."""
     tokenizer = json.loads(file.read_text())
     words = tokenizer["model"]["vocab"]
     words |= {f"w{number}": number for number in range(len(words), size)}
@@ -135,17 +135,17 @@ def fill_vocabulary(file: Path, size: int) -> None:
 
 
 def described() -> str:
-    """What the figures were taken on, and in which precision."""
+    """The device and precision of the figures."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, bfloat16, torch {torch.__version__}"
     return f"CPU, {torch.get_num_threads()} threads, float32, torch {torch.__version__}"
 
 
 def flops(config: Any, group: Group, *contexts: str, tree: bool) -> float:
-    """Of a forward pass over a group in these contexts, by a model of this configuration.
+    """FLOPs of a forward pass over a group in these contexts.
 
-    They are those that the way itself needs: a tree has each shared token once, and meets the vocabulary for the
-    responses alone.
+    Counts what the algorithm needs: a tree processes each shared token once, and computes logits for response tokens
+    only.
     """
     prompts, responses = group.rows(*contexts)
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
@@ -162,7 +162,7 @@ def flops(config: Any, group: Group, *contexts: str, tree: bool) -> float:
 
 
 def mfu(flops: float, seconds: float) -> float | None:
-    """The share of the GPU's peak; None where the peak is not known."""
+    """The share of the GPU's peak rate; None if the peak is unknown."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -173,10 +173,10 @@ def mfu(flops: float, seconds: float) -> float | None:
 def compared(
     works: Mapping[str, Callable[[], Tensor]], config: Any, group: Group, *contexts: str, backward: bool = False
 ) -> dict[str, Any]:
-    """Our way and the alternative's over a group, side by side, with how much of the device they use.
+    """Our pass and the alternative's over a group, with the share of the peak rate of each.
 
-    Tokens are counted row by row, as if nothing were shared, so that both do the same. The backward pass of a frozen
-    base under LoRA costs as much as the forward pass.
+    Tokens are counted row by row, as if nothing were shared, so that both have the same count. The backward pass of a
+    frozen base under LoRA costs as much as the forward pass.
     """
     figures, gap = side_by_side(works, ROUNDS)
     tokens = sum(map(len, chain(*group.rows(*contexts))))
@@ -192,10 +192,10 @@ def compared(
 
 
 def rates(config: RunConfig, figures: Mapping[str, float]) -> dict[str, Any]:
-    """Tokens a second and MFU of a step whose seconds and mean response are these figures.
+    """Tokens per second and MFU of a step from its seconds and mean response length.
 
-    FLOPs are the least that the step needs, the same for whoever makes it: each prompt read once to sample, a tree
-    forward and backward to learn; and where a teacher measures, one of both hints.
+    FLOPs are the minimum that the step needs, for any implementation: each prompt once to sample, a tree forward and
+    backward to learn, and with a teacher one more tree with both hints.
     """
     model = AutoConfig.from_pretrained(config.model.path)
     problems = load_problems(config, renderer := Renderer(config.model.path))
@@ -216,11 +216,11 @@ def rates(config: RunConfig, figures: Mapping[str, float]) -> dict[str, Any]:
 
 
 def report(name: str, shape: str, found: dict[str, Any], aim: float) -> None:
-    """Writes the figures of both ways on a model of a real size."""
+    """Writes the figures of both implementations for a model of a real size."""
     ratio = found["alternative"]["seconds"] / found["ours"]["seconds"]
     _report.write(name, shape, **found, ratio=ratio, aim=aim, **about(shape))
 
 
 def about(shape: str | None) -> dict[str, Any]:
-    """What a result on a model of a real size says besides, where it is one."""
+    """Additional fields of a result for a model of a real size."""
     return {"device": described()} if shape else {}

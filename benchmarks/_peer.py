@@ -1,6 +1,6 @@
-"""Whom we are compared with, in a process of its own: TRL, or a plain loop of transformers and PEFT.
+"""Runs the alternative in a separate process: TRL, or a plain loop of transformers and PEFT.
 
-TRL has a virtual environment of its own, with the versions of PyTorch, transformers, PEFT and vLLM that we use.
+TRL has its own virtual environment with the same versions of PyTorch, transformers, PEFT and vLLM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOCK = HERE.parent / "deploy" / "requirements" / "cpu.txt"
 
 
 def install() -> None:
-    """Makes the environment unless it is there: a few minutes and 4 GB."""
+    """Creates the environment if it does not exist: a few minutes and 4 GB."""
     done = FOLDER / f".{TRL}"
     if done.exists():
         return
@@ -35,10 +35,10 @@ def install() -> None:
 
 
 def trained(folder: Path, task: dict[str, Any], *, plain: bool) -> dict[str, list[float]]:
-    """What `_trl.py` prints of a run, or `_plain.py`.
+    """Runs `_trl.py` or `_plain.py` and returns the result that it prints.
 
     Args:
-        task: as `train.task` has it.
+        task: the task as returned by `train.task`.
     """
     file, log = folder / "task.json", folder / "peer.log"
     file.write_text(json.dumps(task))

@@ -1,4 +1,4 @@
-"""Processes of this machine: those of services, and the memory they hold, a GPU's where there is one."""
+"""The processes of services and the memory that they use, on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from cepo.service import gpu
 
 PARENT, SESSION, USER_TICKS, SYSTEM_TICKS = 1, 3, 11, 12
-"""Where proc(5) has them, counted from the state, which follows the name."""
+"""Field positions of proc(5), counted from the state, which follows the name."""
 QUERY = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
 
 
 def stats() -> Iterator[tuple[int, list[str]]]:
-    """Every process there is: its id, and the fields of its stat from the state on."""
+    """All processes: id and the fields of /proc/ID/stat from the state on."""
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has exited
             yield int(file.parent.name), file.read_text().rpartition(")")[2].split()
 
 
 def members(sessions: Mapping[str, int]) -> Iterator[tuple[str, int, list[str]]]:
-    """Every process of these sessions: the session's name, the process and its stat."""
+    """All processes of these sessions: session name, process id, stat fields."""
     names = {session: name for name, session in sessions.items()}
     for pid, fields in stats():
         if name := names.get(int(fields[SESSION])):
@@ -30,10 +30,10 @@ def members(sessions: Mapping[str, int]) -> Iterator[tuple[str, int, list[str]]]
 
 
 def memory(processes: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Bytes by name that these processes hold now.
+    """Bytes that these processes use, by name.
 
-    A GPU's as its driver counts them, where there is one: PyTorch and vLLM keep what they once took, so that after a
-    run this is the most they had. Else proportional set sizes, which count once what processes share.
+    On a GPU, as the driver counts them: PyTorch and vLLM keep memory that they have allocated, so after a run this is
+    their peak. Otherwise proportional set sizes, which count shared pages once.
     """
     found: dict[str, int] = {}
     on_gpu = _asked() if gpu.memory() else None
@@ -43,7 +43,7 @@ def memory(processes: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def read(answer: str) -> dict[int, int]:
-    """Bytes by process from what nvidia-smi says in MiB; on several GPUs their sum. It knows no size of some."""
+    """Bytes by process from the output of nvidia-smi in MiB, summed over GPUs; some processes have no size there."""
     found: dict[int, int] = {}
     for line in answer.splitlines():
         pid, _, size = line.partition(",")
@@ -60,5 +60,5 @@ def _proportional(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0  # it ended meanwhile
+        return 0  # the process has exited
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -1,4 +1,4 @@
-"""What every benchmark writes: one JSON object, printed and kept under benchmarks/results/."""
+"""The result of a benchmark: one JSON object, printed and written to benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def machine() -> str:
-    """What the figures depend on."""
+    """The machine that the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{model or platform.machine()}, {cores()} cores, Python {platform.python_version()}"
 
 
 def arguments(about: str | None, quick: str, shapes: Iterable[str] = ()) -> argparse.ArgumentParser:
-    """The options of a benchmark.
+    """Parses the options of a benchmark.
 
     Args:
-        quick: what `--quick` does.
-        shapes: real sizes that `--gpu` takes, where the benchmark has a profile for a GPU.
+        quick: help text of `--quick`.
+        shapes: the model sizes that `--gpu` accepts, if the benchmark has a profile for a GPU.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help=quick)
@@ -53,14 +53,14 @@ def write(
     besides: bool = True,
     **more: Any,
 ) -> None:
-    """Prints a result and writes benchmarks/results/NAME.json, with the command that this process was.
+    """Prints a result and writes benchmarks/results/NAME.json, with the command of this process.
 
     Args:
-        name: of the benchmark.
-        tried_on: a case of it that has a result of its own, NAME-CASE.json.
-        ratio: what is compared with the aim; at least the aim is good.
-        besides: what else the aim asks for.
-        more: whatever else helps to read the figures.
+        name: name of the benchmark.
+        tried_on: a case with its own result file, NAME-CASE.json.
+        ratio: the figure that is compared with the aim; the aim is met if it is at least as large.
+        besides: a further condition of the aim.
+        more: further fields that help to read the figures.
     """
     case = f"{name}-{tried_on}" if tried_on else name
     result = {
@@ -78,4 +78,4 @@ def write(
     text = json.dumps(result, indent=2)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{case}.json").write_text(text + "\n")
-    print(text)  # noqa: T201 what it is for
+    print(text)  # noqa: T201 printing is its purpose

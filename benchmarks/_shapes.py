@@ -1,4 +1,4 @@
-"""What the scoring and the learning benchmark share: the model, the group, and how time and memory are taken."""
+"""The model, group, timing and memory measurement shared by the scoring and learning benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 THREADS = 2
 ROUNDS = 5
 PROMPT, HINT, RESPONSE, SAMPLES = 512, 16, 256, 8
-"""Geo3k's shape: tokens of a question, a hint and a response; responses a question."""
+"""The shape of Geometry3K: tokens of a question, a hint and a response; responses per question."""
 
 Ids = list[int]
 
@@ -41,7 +41,7 @@ SMALL = {
     "num_attention_heads": 8,
     "head_dim": 64,
 }
-"""What a CPU can do in seconds: 25.2 M weights in linear layers, before the vocabulary."""
+"""A model that a CPU runs in seconds: 25.2 M weights in linear layers, without the vocabulary."""
 
 
 def random_qwen3(vocabulary: int, sizes: Mapping[str, int] | None = None, device: str = "cpu") -> Any:
@@ -71,7 +71,7 @@ TINY_WORDS, TINY_LENGTHS = 512, (35, 10, 27)
 
 
 def random_group(vocabulary: int, lengths: tuple[int, int, int] = (PROMPT, HINT, RESPONSE), seed: int = 0) -> Group:
-    """Random tokens: nothing is shared but the question and the hints.
+    """A group of random tokens that shares only the question and the hints.
 
     Args:
         lengths: tokens of the question, of a hint and of a response.
@@ -88,9 +88,9 @@ def random_group(vocabulary: int, lengths: tuple[int, int, int] = (PROMPT, HINT,
 
 
 def watched(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What `work` returns, and memory in MiB at its highest meanwhile, above what it was before.
+    """Returns the result of `work` and the peak increase of memory in MiB while it ran.
 
-    Memory is the GPU's where there is one, else what is resident; Linux.
+    Memory is that of the GPU if there is one, otherwise resident memory (Linux).
     """
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -112,7 +112,7 @@ def _status(key: str) -> int:
 
 
 def case(works: Mapping[str, Callable[[], Tensor]], rounds: int, tolerance: float) -> dict[str, Any]:
-    """Figures of ours and the alternative side by side, with the ratios of their seconds and memory.
+    """Figures of ours and of the alternative, with the ratios of their seconds and memory.
 
     Raises:
         SystemExit: their results differ by more than the tolerance.
@@ -130,7 +130,7 @@ def case(works: Mapping[str, Callable[[], Tensor]], rounds: int, tolerance: floa
 
 
 def side_by_side(works: Mapping[str, Callable[[], Tensor]], rounds: int) -> tuple[dict[str, dict[str, float]], float]:
-    """Median seconds, a round of each in turn, and the peak memory of a first run, in which results are compared too.
+    """Median seconds over alternating rounds, and the peak memory of a first run, whose results are compared.
 
     Returns:
         Figures by name, and the largest difference between the results of the first two.

@@ -1,7 +1,7 @@
-"""What widens the comparison with TRL: prompts of some 256 tokens, and responses of any length up to 512.
+"""The wide task of the comparison with TRL: prompts of about 256 tokens and responses of any length up to 512.
 
-A random model of the tiny model's shape draws all of its 512 tokens alike, the end among them, so that responses end
-anywhere. Nothing it says is right; the share of digits is the reward, so that every group has a gradient.
+A random model of the tiny model's shape samples its 512 tokens uniformly, including the end of sequence, so responses
+end anywhere. None of them is correct; the share of digits is the reward, so that every group has a gradient.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ EXAMPLES = 14
 
 
 def digits(sample: Sample) -> float:
-    """The share of digits in the response, as `_trl.py` has it."""
+    """The share of digits in the response, the same reward as in `_trl.py`."""
     return sum(letter.isdigit() for letter in sample.response) / max(1, len(sample.response))
 
 
 def write_prompts(file: Path, examples: int) -> None:
-    """The tiny task's problems, each behind so many solved ones."""
+    """The problems of the tiny task, each after `examples` solved ones."""
     rows = [json.loads(line) for line in (DATA / "train.jsonl").read_text().splitlines()]
     solved = [f"{row['question'].removesuffix('?')}{row['answer']}" for row in rows]
     prompts = [" ".join([*solved[at : at + examples], row["question"]]) for at, row in enumerate(rows[examples:])]
@@ -32,7 +32,7 @@ def write_prompts(file: Path, examples: int) -> None:
 
 
 def overrides(folder: Path) -> list[str]:
-    """Writes the model and the prompts, each a question behind solved ones; what the run file takes to use them."""
+    """Writes the model and the prompts, each a question after solved ones; returns overrides for the run file."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
 """Writes the table of docs/benchmarks.md and its chart from the newest result of every benchmark.
 
-A benchmark's question is the first line of its docstring; the figures shown are the first of its result, or, where they
-belong to numbers of workers, the last.
+A benchmark's question is the first line of its docstring. The table shows the first figure of a result, or the last one
+if the figures belong to numbers of workers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MET, MISSED, INK, PALE = "#0072b2", "#d55e00", "#1a1a1a", "#dddddd"
 
 
 def results(folder: Path) -> list[Result]:
-    """Of every benchmark that has been run, by name."""
+    """The newest result of every benchmark, by name."""
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
 
 
 def question(name: str) -> str:
-    """The first line of a benchmark's docstring; of its namesake before a dash where it has a GPU's profile."""
+    """The first line of a benchmark's docstring; NAME-CASE shares the docstring of NAME."""
     source = (Path(__file__).parent / f"{name.partition('-')[0]}.py").read_text()
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
 
@@ -46,7 +46,7 @@ def headline(figures: Any) -> str:
 
 
 def table(found: Sequence[Result]) -> str:
-    """A row for each result, then how each was taken."""
+    """A row per result, followed by the command, machine and date of each."""
     lines = ["| benchmark | ours | against | ratio | aim | |", "|---|---|---|---|---|---|"]
     for result in found:
         held = "met" if result["met"] else "**missed**"
@@ -67,7 +67,7 @@ def table(found: Sequence[Result]) -> str:
 
 
 def chart(found: Sequence[Result], file: Path) -> None:
-    """Each ratio as a share of its aim, as bars; the aim is the line."""
+    """A bar chart of each ratio divided by its aim; the line is the aim."""
     height = TOP + ROW * len(found) + 30
     image = Image.new("RGB", (WIDTH, height), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
@@ -86,14 +86,14 @@ def chart(found: Sequence[Result], file: Path) -> None:
 
 
 def write(page: Path, text: str) -> None:
-    """Puts text between the page's two marks."""
+    """Replaces the text between the page's two markers."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main() -> None:
-    """Reads every result and writes both files."""
+    """Reads all results and writes the page and the chart."""
     found = results(RESULTS)
     chart(found, CHART)
     write(PAGE, table(found))

@@ -5,12 +5,12 @@ ENV PATH=/opt/cepo/bin:$PATH
 COPY deploy/requirements/cpu.txt pyproject.toml README.md /build/
 COPY cepo /build/cepo
 COPY services /build/services
-# The lock pins what this image needs; what it does not need is not installed. PyTorch's CUDA build asks for a triton of
-# its own.
+# The lock pins the packages of this image and others, which are not installed. PyTorch's CUDA build requires its own
+# version of Triton.
 RUN sed -i '/^triton==/d' /build/cpu.txt \
     && pip install --no-cache-dir --constraint /build/cpu.txt torch==2.13.0 "/build[teacher,trainer]"
-# FlexAttention is compiled by Triton, which asks a C compiler for one file of its own. That is done here, against a
-# stand-in for the driver's library, so that the image needs no compiler.
+# Triton compiles FlexAttention and needs a C compiler for one file. This file is compiled here against a stub of the
+# driver's library, so that the image needs no compiler.
 COPY deploy/docker/cc /opt/cepo/bin/cc
 RUN triton=$(python -c "import triton.backends.nvidia as nvidia; print(nvidia.__path__[0])") \
     && python=$(python -c "import sysconfig; print(sysconfig.get_paths()['include'])") \

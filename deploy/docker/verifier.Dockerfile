@@ -5,7 +5,7 @@ ENV PATH=/opt/cepo/bin:$PATH
 COPY deploy/requirements/cpu.txt pyproject.toml README.md /build/
 COPY cepo /build/cepo
 COPY services /build/services
-# The lock pins what this image needs; what it does not need is not installed.
+# The lock pins the packages of this image and others, which are not installed.
 RUN pip install --no-cache-dir --constraint /build/cpu.txt "/build[verifier]"
 
 FROM python:3.11.14-slim-bookworm
