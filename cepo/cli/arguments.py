@@ -1,34 +1,29 @@
-"""Arguments that several commands take, each said once."""
+"""Arguments and options that several commands take."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cepo.errors import UserError
 
-
-def add_run_file(parser: argparse.ArgumentParser) -> None:
-    """RUN.toml and --set."""
-    parser.add_argument("file", type=Path, metavar="RUN.toml", help="such as deploy/runs/tiny_cepo.toml")
-    add_set(parser, "override a key of the run file")
-
-
-def add_set(parser: argparse.ArgumentParser, what: str) -> None:
-    """--set, as often as wanted."""
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="A run file, such as deploy/runs/tiny_cepo.toml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; may be repeated."),
+]
+RedisUrl = Annotated[
+    str, typer.Option("--redis", metavar="URL", help="Use this Redis instead of an embedded one.", show_default=False)
+]
 
 
-def add_redis(parser: argparse.ArgumentParser) -> None:
-    """--redis."""
-    parser.add_argument("--redis", default="", metavar="URL", help="a Redis to use (default: an embedded one)")
-
-
-def text_of(file: Path) -> str:
-    """What a file that was named holds.
+def read_text(file: Path) -> str:
+    """The text of a file that the user named; a byte order mark is left out.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read, or is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig")

@@ -1,17 +1,17 @@
-"""`cepo credit FILE.json`: what `POST /v1/credit` answers, without a service."""
+"""`cepo credit FILE.json`: the reply of `POST /v1/credit`, computed in this process."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import TypeAdapter, ValidationError
 
 import cepo.tiny
-from cepo.cli.arguments import text_of
+from cepo.cli.arguments import read_text
 from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
@@ -26,40 +26,53 @@ _REQUESTS = TypeAdapter(list[CreditRequest])
 _REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply | list[CreditReply])
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("credit", help="the credit of every token of given responses")
-    parser.add_argument("file", type=Path, help="JSON: a request of POST /v1/credit, or a list; images may be files")
-    parser.add_argument("--model", default=str(cepo.tiny.path()), help="Hugging Face name or folder; default: tiny")
-    parser.add_argument("--adapter", type=Path, help="a LoRA adapter's folder, as in RUN_DIR/adapters/v000020")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="also write the heat map as one HTML file")
-    parser.add_argument("--compare", metavar="METHODS", help=f"methods to set side by side: {','.join(METHODS)}")
-    parser.set_defaults(run=run)
+def credit(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.json", help="A request of POST /v1/credit, or a list of them; images may be file names."
+        ),
+    ],
+    *,
+    model: Annotated[
+        str, typer.Option("--model", help="A Hugging Face name or a model folder.", show_default="the tiny model")
+    ] = str(cepo.tiny.path()),
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="The folder of a LoRA adapter, such as RUN_DIR/adapters/v000020.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help="Also write the heat map as one HTML file.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="METHODS", help=f"Methods to compare: {','.join(METHODS)}.")
+    ] = None,
+) -> None:
+    """Prints the reply as one line of JSON.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Prints the reply, one line of JSON."""
-    requests, many = _read(options.file)
-    policy, files = _adapter(options.adapter)
-    folder = options.file.absolute().parent
-    asked = [_asked(_pictured(request, folder), policy, options.compare) for request in requests]
-    if options.html is not None and many:
-        raise UserError(f"--html shows one request, and {options.file} holds a list; give one object")
-    replies = asyncio.run(_scored(asked, many, options.model, policy, files))
-    if options.html is not None:
+    Raises:
+        UserError: names the option or the field that does not fit.
+    """
+    requests, many = _read(file)
+    policy, files = _adapter(adapter)
+    folder = file.absolute().parent
+    requests = [_with_options(_with_images(request, folder), policy, compare) for request in requests]
+    if html is not None and many:
+        raise UserError(f"--html shows one request, and {file} holds a list; give one object")
+    replies = asyncio.run(_scored(requests, many, model, policy, files))
+    if html is not None:
         from services.teacher.page import standalone_page
 
         try:
-            options.html.write_text(standalone_page(asked[0], replies[0]), encoding="utf-8")
+            html.write_text(standalone_page(requests[0], replies[0]), encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--html {options.html} cannot be written: {error.strerror}") from error
-        print(f"heat map written to {options.html}", file=sys.stderr)
+            raise UserError(f"--html {html} cannot be written: {error.strerror}") from error
+        print(f"heat map written to {html}", file=sys.stderr)
     print(_REPLIES.dump_json(replies if many else replies[0]).decode())
-    return 0
 
 
 def _read(file: Path) -> tuple[list[CreditRequest], bool]:
-    """The requests, and whether the file holds a list of them."""
-    text = text_of(file)
+    """The requests of a file, and whether it holds a list."""
+    text = read_text(file)
     try:
         if text.lstrip().startswith("["):
             return _REQUESTS.validate_json(text), True
@@ -68,8 +81,8 @@ def _read(file: Path) -> tuple[list[CreditRequest], bool]:
         raise UserError(f"{file}: {first_mistake(error.errors(), unnamed='the file')}") from error
 
 
-def _pictured(request: CreditRequest, folder: Path) -> CreditRequest:
-    """The request with images that it names as files read; paths are relative to the request's."""
+def _with_images(request: CreditRequest, folder: Path) -> CreditRequest:
+    """The request with image files as data URIs; paths are relative to the folder of the request's file."""
     uris = []
     for at, image in enumerate(request.images):
         try:
@@ -89,8 +102,8 @@ def _adapter(folder: Path | None) -> tuple[PolicyRef, dict[str, bytes]]:
     return PolicyRef(version=1, sha256=adapters.digest(files)), files
 
 
-def _asked(request: CreditRequest, policy: PolicyRef, compare: str | None) -> CreditRequest:
-    """The request with what the command line changes."""
+def _with_options(request: CreditRequest, policy: PolicyRef, compare: str | None) -> CreditRequest:
+    """The request with the adapter and the methods of the command line."""
     changes: dict[str, Any] = {}
     if policy != BASE_POLICY:
         changes["policy"] = policy
@@ -102,7 +115,7 @@ def _asked(request: CreditRequest, policy: PolicyRef, compare: str | None) -> Cr
 
 def _method(method: Method, name: str) -> Method:
     if name not in METHODS:
-        raise UserError(f"--compare: {name!r} is no method; give some of {','.join(METHODS)}")
+        raise UserError(f"--compare: {name!r} is no method; choose from {','.join(METHODS)}")
     given = {key: getattr(method, key) for key in method.model_fields_set}
     return Method.model_validate(given | {"name": name})
 
@@ -126,9 +139,9 @@ async def _scored(
     renderer = Renderer(model)
     settings = Settings(model=model, dtype="float32", device=_device())
 
-    async def fetch(asked: PolicyRef) -> dict[str, bytes]:
-        if asked != policy:
-            raise UserError(f"policy: {asked.name} is not at hand; the command line has --adapter")
+    async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
+        if wanted != policy:
+            raise UserError(f"policy: {wanted.name} is not loaded; give its folder with --adapter")
         return files
 
     async def grade(group: RolloutGroup) -> ScoredGroup:

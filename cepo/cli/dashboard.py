@@ -1,10 +1,11 @@
-"""`cepo dashboard RUN_DIR`: the run dashboard over a run folder, of a run that works or has ended."""
+"""`cepo dashboard RUN_DIR`: the dashboard of a run that is training or has ended."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import typer
 
 from cepo.errors import UserError
 from cepo.net.settings import Settings
@@ -13,18 +14,20 @@ from cepo.run.folder import RunDir
 PORT = 8050
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("dashboard", help="a page with the curves, groups and failures of a run")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument(
-        "--compare", type=Path, action="append", default=[], metavar="RUN_DIR", help="another run to draw beside it"
-    )
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes a free one")
-    parser.set_defaults(run=run)
+def dashboard(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    *,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option("--compare", metavar="RUN_DIR", help="Another run to draw beside it; may be repeated."),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="The port to listen on; 0 takes a free port.")] = PORT,
+) -> None:
+    """Serves the page until it is interrupted.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Serves the page until it is interrupted."""
+    Raises:
+        UserError: a folder holds no run, or the port cannot be used.
+    """
     import uvicorn
 
     from cepo.dashboard.folder import Watched
@@ -34,16 +37,15 @@ def run(options: argparse.Namespace) -> int:
     from cepo.net.tls import uvicorn_options
     from cepo.service.chassis import bound
 
-    if not 0 <= options.port <= 65535:
-        raise UserError(f"--port {options.port}: give one from 0 to 65535")
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: give one from 0 to 65535")
     settings = Settings.from_environment()
     check_exposure(settings)
-    app = application([Watched(RunDir(path)) for path in (options.run_dir, *options.compare)])
+    app = application([Watched(RunDir(path)) for path in (run_dir, *(compare or []))])
     guard(app, settings)
-    listener = bound(settings.host, options.port, "HTTP", "give another --port")
+    listener = bound(settings.host, port, "HTTP", "give another --port")
     tls = uvicorn_options(settings)
-    scheme, port = "https" if tls else "http", listener.getsockname()[1]
-    print(f"dashboard of {options.run_dir} on {scheme}://{settings.host}:{port}/", flush=True)
+    scheme = "https" if tls else "http"
+    print(f"dashboard of {run_dir} on {scheme}://{settings.host}:{listener.getsockname()[1]}/", flush=True)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **tls))
     server.run(sockets=[listener])
-    return 0

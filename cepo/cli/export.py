@@ -1,42 +1,46 @@
-"""`cepo export RUN_DIR OUT [--merge]`: the newest adapter of a run, or a whole model with it merged in."""
+"""`cepo export RUN_DIR OUT [--merge]`: the newest adapter of a run, or the whole model with the adapter merged in."""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from cepo.errors import UserError
-from cepo.run import config as runconfig, file as runfile
+from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 
-
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("export", help="write the trained adapter, or a merged model")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--merge", action="store_true", help="write the whole model with the adapter merged in")
-    parser.set_defaults(run=run)
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 
-def run(options: argparse.Namespace) -> int:
-    """Copies or merges; refuses to overwrite."""
-    folder = RunDir(options.run_dir)
-    versions = sorted(folder.adapters.glob("v*"))
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    *,
+    merge: Annotated[bool, typer.Option("--merge", help="Write the whole model with the adapter merged in.")] = False,
+) -> None:
+    """Copies or merges the newest adapter.
+
+    Raises:
+        UserError: the run holds no adapter, or OUT exists.
+    """
+    run = RunDir(run_dir)
+    versions = sorted(run.adapters.glob("v*"))
     if not versions:
-        raise UserError(f"{folder.path} holds no adapter; train it first")
-    if options.out.exists():
-        raise UserError(f"{options.out} exists; give a new folder")
-    if options.merge:
-        _merge(runfile.load(folder.config), versions[-1], options.out)
+        raise UserError(f"{run.path} holds no adapter; train it first")
+    if out.exists():
+        raise UserError(f"{out} exists; give a new folder")
+    if merge:
+        _merge(runfile.load(run.config), versions[-1], out)
     else:
-        shutil.copytree(versions[-1], options.out)
-    print(f"{versions[-1].name} of {folder.name} written to {options.out}")
-    return 0
+        shutil.copytree(versions[-1], out)
+    print(f"{versions[-1].name} of {run.name} written to {out}")
 
 
-def _merge(config: runconfig.RunConfig, adapter: Path, out: Path) -> None:
+def _merge(config: RunConfig, adapter: Path, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoTokenizer
 

@@ -1,23 +1,25 @@
-"""What a user sees of a run: a live display on a terminal, a line a step elsewhere, and what was gained at the end."""
+"""The output of `cepo train`: a live table on a terminal, otherwise a line per step, and the gain at the end."""
 
 from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import httpx
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cepo.data.problems import Problems
-from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
+from cepo.run.lines import Lines, Row
+
+if TYPE_CHECKING:
+    from cepo.data.problems import Problems
+    from cepo.run.config import RunConfig
 
 PROGRAM = sys.argv[0] if Path(sys.argv[0]).name == "cepo" else "python -m cepo"
 ROWS_SHOWN = 12
@@ -38,14 +40,15 @@ COLUMNS = (
 )
 
 
-class Progress:
-    """Shows a run from its metrics and the trainer's status."""
+class ProgressDisplay:
+    """Shows a run's steps from metrics.jsonl, and the trainer's current phase from its status."""
 
     def __init__(self, config: RunConfig, folder: RunDir) -> None:
         self._config = config
         self._folder = folder
+        self._metrics = Lines(folder.metrics)
         self._console = Console(highlight=False)
-        self._bar = Bar(
+        self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -54,12 +57,11 @@ class Progress:
         )
         self._task = self._bar.add_task("starting", total=config.loop.steps, left="")
         self._live: Live | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._begun = time.monotonic()
+        self._rows: list[Row] = []
         self._draining = False
 
     def checked(self, train: Problems, held_out: Problems | None, notes: Sequence[str]) -> None:
-        """Says what will be trained on, and what the checks found."""
+        """Prints the data that the run trains on, and the notes of the checks."""
         config = self._config
         dropped = len(train.dropped) + (len(held_out.dropped) if held_out else 0)
         evaluated = min(len(held_out.problems), config.eval.prompts) if held_out else 0
@@ -73,7 +75,7 @@ class Progress:
         self._console.print(f"run folder {self._folder.path}", soft_wrap=True)
 
     def __enter__(self) -> Self:
-        self._rows = self._folder.rows()
+        self._rows = self._metrics.refresh()
         if self._console.is_terminal:
             self._live = Live(self._view(), console=self._console, refresh_per_second=4)
             self._live.start()
@@ -86,12 +88,12 @@ class Progress:
         self._show_new_rows()
 
     def draining(self) -> None:
-        """Says that the run will end after this step."""
+        """Prints that the run ends after the current step."""
         self._draining = True
-        self._console.print("draining: the step at hand is finished and saved; Ctrl-C again stops at once")
+        self._console.print("draining: finishing and saving the current step; press Ctrl-C again to stop at once")
 
     def poll(self, trainer: httpx.Client) -> None:
-        """Reads the status once and shows what is new."""
+        """Reads the trainer's status and shows the phase and the new steps."""
         try:
             status = trainer.get("/v1/status").json()
             phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
@@ -103,19 +105,19 @@ class Progress:
             self._live.update(self._view())
 
     def summary(self, file: Path) -> None:
-        """The last lines: what was gained, where it is, what to try next."""
-        rows = self._folder.rows()
+        """Prints the gain, the run folder and the commands to try next."""
+        rows = self._metrics.refresh()
         say = functools.partial(self._console.print, soft_wrap=True)
         say()
         if self._draining:
-            say(f"stopped after {len(rows)} of {self._config.loop.steps} steps; go on with:")
+            say(f"stopped after {len(rows)} of {self._config.loop.steps} steps; resume with:")
             say(f"  {PROGRAM} train {file} --run-dir {self._folder.path} --resume")
         if not rows:
             return
         if all(row["reward/mean"] == 0 for row in rows):
             say(
-                "every reward was 0: the model never gave a right answer, so there was nothing to learn from. Read the "
-                f"answers in {self._folder.rollouts}, then use a stronger model or easier data."
+                "every reward was 0: the model never gave a right answer, so the run could not learn. Read its answers "
+                f"in {self._folder.rollouts}, then use a stronger model or easier data."
             )
         self._print_gain(rows)
         say(f"run folder: {self._folder.path}")
@@ -128,14 +130,14 @@ class Progress:
         samples = sorted(self._folder.rollouts.glob("*.jsonl"))
         suggestions = [(f"{PROGRAM} export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
         if samples:
-            suggestions.append((f"head -n 1 {samples[-1]}", "a group with every token's evidence and advantage"))
-        if not (self._config.algorithm.offline or self._config.algorithm.scores_steps):  # others need other data
+            suggestions.append((f"head -n 1 {samples[-1]}", "one group with the evidence and advantage of every token"))
+        if not (self._config.algorithm.offline or self._config.algorithm.scores_steps):  # GRPO and RLSD need other data
             suggestions.append(
                 (f"{PROGRAM} train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
             )
         return suggestions
 
-    def _print_gain(self, rows: list[dict[str, Any]]) -> None:
+    def _print_gain(self, rows: list[Row]) -> None:
         before = next((row["accuracy/eval_before"] for row in rows if "accuracy/eval_before" in row), None)
         after = next((row["accuracy/eval"] for row in reversed(rows) if "accuracy/eval" in row), None)
         if before is not None and after is not None:
@@ -146,11 +148,11 @@ class Progress:
             )
 
     def _show_new_rows(self) -> None:
-        rows = self._folder.rows()
+        rows = self._metrics.refresh()
         if self._live is None:
             for row in rows[len(self._rows) :]:
-                shown = (f"{name} {form.format(row[key])}" for name, key, form in COLUMNS if key in row)
-                self._console.print("  ".join(shown), self._time_left(), soft_wrap=True)
+                cells = (f"{name} {_cell(row, key, form)}" for name, key, form in COLUMNS if key in row)
+                self._console.print("  ".join(cells), self._time_left(), soft_wrap=True)
         self._rows = rows
 
     def _time_left(self) -> str:
@@ -165,5 +167,11 @@ class Progress:
         for name, _, _ in COLUMNS:
             table.add_column(name, justify="right")
         for row in self._rows[-ROWS_SHOWN:]:
-            table.add_row(*(form.format(row[key]) if key in row else "" for _, key, form in COLUMNS))
+            table.add_row(*(_cell(row, key, form) for _, key, form in COLUMNS))
         return Group(table, self._bar)
+
+
+def _cell(row: Row, key: str, form: str) -> str:
+    if key not in row:
+        return ""
+    return "nan" if row[key] is None else form.format(row[key])  # JSON has no NaN: the reader gives None

@@ -1,13 +1,13 @@
-"""`cepo status RUN_DIR`: where a run stands."""
+"""`cepo status RUN_DIR`: the trainer's current phase and step."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import httpx
+import typer
 
 from cepo.dashboard.folder import FINAL
 from cepo.errors import Unreachable, UserError
@@ -17,29 +17,27 @@ from cepo.run.folder import RunDir
 from cepo.run.lines import parsed
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("status", help="where a run stands")
-    parser.add_argument("run_dir", type=Path)
-    parser.set_defaults(run=run)
+def status(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")]) -> None:
+    """Prints the trainer's status as JSON; for a run that has ended, the last status it wrote.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Prints the trainer's status as JSON; of a run that has ended, what it said last."""
+    Raises:
+        UserError: the folder holds no run that was started on this machine.
+        Unreachable: the trainer does not answer, and its last status is not final.
+    """
     try:
-        address = json.loads((options.run_dir / "services.json").read_text())["http"]["trainer"]
-    except (OSError, ValueError, KeyError) as error:  # `cepo up` and `cepo eval` write addresses too, without a trainer
-        raise UserError(f"{options.run_dir} holds no run that was started here; give the folder of one") from error
+        address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
+    except (OSError, ValueError, KeyError) as error:  # `cepo up` and `cepo eval` write addresses without a trainer
+        raise UserError(f"{run_dir} holds no run that was started here; give the folder of one") from error
     try:
         with web_client(Settings.from_environment(), address) as web:
             reply = web.get("/v1/status")
-        said = reply.raise_for_status().json()
+        current = reply.raise_for_status().json()
     except httpx.HTTPError as error:
-        path = RunDir(options.run_dir).status
-        said = parsed(path.read_bytes())[-1:] if path.is_file() else []
-        if not said or said[0].get("phase") not in FINAL:
+        path = RunDir(run_dir).status
+        written = parsed(path.read_bytes())[-1:] if path.is_file() else []
+        if not written or written[0].get("phase") not in FINAL:
             raise Unreachable(
                 f"the trainer at {address} does not answer ({error}); the run has ended, or see logs/"
             ) from error
-        (said,) = said
-    print(json.dumps(said, indent=2))
-    return 0
+        (current,) = written
+    print(json.dumps(current, indent=2))

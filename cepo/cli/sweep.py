@@ -1,22 +1,21 @@
-"""`cepo sweep SWEEP.toml`: trains a list of run files with changes, one after the other, and compares them.
+"""`cepo sweep SWEEP.toml`: trains a list of run files one after the other and compares them.
 
-A sweep that was stopped goes on where it was: runs that ended are not trained again.
+The same command resumes a sweep that was stopped; runs that are complete are not trained again.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from cepo.cli import train
-from cepo.cli.arguments import add_redis, add_set
+from cepo.cli.arguments import RedisUrl
+from cepo.cli.train import train
 from cepo.errors import UserError
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
@@ -29,13 +28,13 @@ class Entry(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
     file: str
-    """Run file, relative to the sweep's."""
+    """The run file, relative to the sweep file."""
     set: tuple[str, ...] = ()
-    """Keys it changes, as `--set` does."""
+    """Keys that the run overrides, as with `--set`."""
 
 
 class Sweep(BaseModel):
-    """What a sweep file holds."""
+    """A sweep file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,41 +42,47 @@ class Sweep(BaseModel):
     run: tuple[Entry, ...] = Field(min_length=1)
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("sweep", help="train several run files and compare them")
-    parser.add_argument("file", type=Path, metavar="SWEEP.toml")
-    parser.add_argument("--run-dir", type=Path, help="folder of the runs (default: runs/NAME)")
-    add_set(parser, "change a key of every run")
-    add_redis(parser)
-    parser.set_defaults(run=run)
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="A sweep file, such as deploy/sweeps/table2.toml.")
+    ],
+    *,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="The folder of the runs; default: runs/NAME.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run; may be repeated."),
+    ] = None,
+    redis: RedisUrl = "",
+) -> None:
+    """Trains the runs that are not complete, then prints the table.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Trains what has not ended yet, then prints the table."""
-    sweep = read(options.file)
-    folder = options.run_dir or Path("runs") / sweep.name
-    plans = {entry.name: (options.file.parent / entry.file, [*entry.set, *options.set]) for entry in sweep.run}
-    steps = {name: runfile.load(file, changes).loop.steps for name, (file, changes) in plans.items()}
-    for name, (file, changes) in plans.items():
-        done = len(rows(folder / name))
-        if done >= steps[name]:
+    Raises:
+        UserError: the sweep file or a run file is invalid, or a run was stopped.
+    """
+    plan = read(file)
+    folder = run_dir or Path("runs") / plan.name
+    runs = {entry.name: (file.parent / entry.file, [*entry.set, *(set or ())]) for entry in plan.run}
+    steps = {name: runfile.load(run_file, overrides).loop.steps for name, (run_file, overrides) in runs.items()}
+    for name, (run_file, overrides) in runs.items():
+        run = RunDir(folder / name)
+        if len(run.rows()) >= steps[name]:
             continue
-        arguments = {"file": file, "set": changes, "run_dir": folder / name, "redis": options.redis}
-        train.run(argparse.Namespace(**arguments, resume=RunDir(folder / name).config.is_file()))
-        if len(rows(folder / name)) < steps[name]:
-            raise UserError(f"{name} was stopped; go on with the same command")
-    Console().print(table(sweep, folder))
-    return 0
+        train(run_file, run_dir=run.path, set=overrides, resume=run.config.is_file(), redis=redis)
+        if len(run.rows()) < steps[name]:
+            raise UserError(f"{name} was stopped; resume with the same command")
+    Console().print(table(plan, folder))
 
 
 def read(path: Path) -> Sweep:
-    """A sweep file.
+    """Reads a sweep file.
 
     Raises:
-        UserError: it is not there, is no TOML, or a key does not fit.
+        UserError: the file is missing or not TOML, or a key does not fit.
     """
     try:
-        sweep = Sweep.model_validate(tomllib.loads(path.read_text()))
+        plan = Sweep.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"no sweep file {path}; see deploy/sweeps for examples") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -85,30 +90,21 @@ def read(path: Path) -> Sweep:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"sweep file {path}, key {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    names = [entry.name for entry in sweep.run]
+    names = [entry.name for entry in plan.run]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"sweep file {path} names {sorted(twice)[0]!r} twice; give each run a name of its own")
-    return sweep
+    return plan
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    """The steps of a run so far."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def table(sweep: Sweep, folder: Path) -> Table:
-    """Held-out accuracy before and after, and the best, of every run."""
-    found = Table("run", "before", "after", "best", "seconds a step", title=sweep.name)
-    for entry in sweep.run:
-        steps = rows(folder / entry.name)
-        measured = [row["accuracy/eval"] for row in steps if "accuracy/eval" in row]
-        before = steps[0].get("accuracy/eval_before") if steps else None
-        seconds = sum(row["time/step_seconds"] for row in steps) / max(1, len(steps))
-        shown = [f"{value:.2%}" if value is not None else "-" for value in (before, *_ends(measured))]
-        found.add_row(entry.name, *shown, f"{seconds:.1f}")
-    return found
-
-
-def _ends(measured: list[float]) -> tuple[float | None, float | None]:
-    return (measured[-1], max(measured)) if measured else (None, None)
+def table(plan: Sweep, folder: Path) -> Table:
+    """Each run's held-out accuracy before and after training, the best one, and its seconds per step."""
+    shown = Table("run", "before", "after", "best", "seconds a step", title=plan.name)
+    for entry in plan.run:
+        rows = RunDir(folder / entry.name).rows()
+        measured = [value for row in rows if (value := row.get("accuracy/eval")) is not None]  # None was NaN
+        before = rows[0].get("accuracy/eval_before") if rows else None
+        after, best = (measured[-1], max(measured)) if measured else (None, None)
+        seconds = sum(row["time/step_seconds"] for row in rows) / max(1, len(rows))
+        cells = [f"{value:.2%}" if value is not None else "-" for value in (before, after, best)]
+        shown.add_row(entry.name, *cells, f"{seconds:.1f}")
+    return shown

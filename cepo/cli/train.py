@@ -1,17 +1,18 @@
-"""`cepo train RUN.toml`: starts everything, trains, shows progress, says what was gained."""
+"""`cepo train RUN.toml`: starts every process of a run, trains, shows progress and prints the gain."""
 
 from __future__ import annotations
 
-import argparse
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from cepo.cli.arguments import add_redis, add_run_file
+import typer
+
+from cepo.cli.arguments import Overrides, RedisUrl, RunFile
 from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.preflight import Preflight
-from cepo.cli.progress import Progress
+from cepo.cli.progress import ProgressDisplay
 from cepo.data.stored import begin
 from cepo.errors import UserError
 from cepo.net.connections import web_client
@@ -25,27 +26,34 @@ from cepo.run.local import Stack, running
 POLL_SECONDS = 0.25
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train from a run file")
-    add_run_file(parser)
-    parser.add_argument("--run-dir", type=Path, help="folder of the run (default: runs/NAME-TIME)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
-    add_redis(parser)
-    parser.set_defaults(run=run)
+def train(
+    file: RunFile,
+    *,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="The folder of the run; default: runs/NAME-TIME.")
+    ] = None,
+    set: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the newest checkpoint of the run folder.")
+    ] = False,
+    redis: RedisUrl = "",
+) -> None:
+    """Trains. The first Ctrl-C or SIGTERM finishes and saves the current step; the second stops at once.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Trains; Ctrl-C drains and checkpoints."""
-    config = runfile.load(options.file, options.set)
-    folder = RunDir(_run_dir(options, config.name))
-    folder.check(resume=options.resume)
-    progress = Progress(config, folder)
+    Raises:
+        UserError: a check blocks the run, or a second Ctrl-C stopped it.
+        Unreachable: Redis does not answer.
+    """
+    config = runfile.load(file, set or ())
+    folder = RunDir(run_dir or _default_run_dir(config.name, resume=resume))
+    folder.check(resume=resume)
+    progress = ProgressDisplay(config, folder)
     store = ImageStore(folder.images)
-    preflight = Preflight(config, folder.path, options.redis, starts=tuple(SPECS), store=store, resume=options.resume)
+    preflight = Preflight(config, folder.path, redis, starts=tuple(SPECS), store=store, resume=resume)
     with store.transaction():
         notes = [finding.text for finding in run_checks(preflight) if finding.state == "note"]
         progress.checked(preflight.train, preflight.held_out, notes)
-        begin(folder, config, preflight.sets, resume=options.resume, excluded=preflight.excluded)
+        begin(folder, config, preflight.sets, resume=resume, excluded=preflight.excluded)
     interrupts = 0
 
     def interrupt(number: int, frame: object) -> None:
@@ -56,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         progress.draining()
         stack.drain()
 
-    stack = Stack(config, folder, options.redis)
+    stack = Stack(config, folder, redis)
     previous = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, interrupt)
     try:
         with web_client(Settings.from_environment(), stack.http["trainer"]) as trainer, running(stack), progress:
@@ -64,20 +72,16 @@ def run(options: argparse.Namespace) -> int:
                 progress.poll(trainer)
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        raise UserError(
-            f"stopped at once; go on with: cepo train {options.file} --run-dir {folder.path} --resume"
-        ) from None
+        raise UserError(f"stopped at once; resume with: cepo train {file} --run-dir {folder.path} --resume") from None
     finally:
         signal.signal(signal.SIGINT, previous[0])
         signal.signal(signal.SIGTERM, previous[1])
-    progress.summary(options.file)
-    return 0
+    progress.summary(file)
 
 
-def _run_dir(options: argparse.Namespace, name: str) -> Path:
-    if options.run_dir is not None:
-        return Path(options.run_dir)
-    if not options.resume:
+def _default_run_dir(name: str, *, resume: bool) -> Path:
+    """A new folder under runs/, or with `resume` the newest one of that name."""
+    if not resume:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     earlier = sorted(Path("runs").glob(f"{name}-*"))
     if not earlier:

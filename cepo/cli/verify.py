@@ -1,24 +1,26 @@
-"""`cepo verify FILE`: verdicts for JSON lines, in the same order."""
+"""`cepo verify FILE`: grades JSON lines and prints the verdicts in the same order."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from cepo.cli.arguments import text_of
+import typer
 
-
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("verify", help="verdicts for responses against reference answers")
-    parser.add_argument("file", type=Path, help="JSON lines with response, answer and optionally kind")
-    parser.set_defaults(run=run)
+from cepo.cli.arguments import read_text
 
 
-def run(options: argparse.Namespace) -> int:
-    """Prints a JSON line per input line."""
+def verify(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines with the keys response, answer and optionally kind.")
+    ],
+) -> None:
+    r"""Prints a JSON line for each line of the file.
+
+    Example:
+        {"response": "\\boxed{7}", "answer": "7"} gives {"outcome": "correct", "reward": 1.0, ...}.
+    """
     from services.verifier.files import verify_lines
 
-    for line in verify_lines(text_of(options.file).split("\n")):
+    for line in verify_lines(read_text(file).split("\n")):
         print(line)
-    return 0

@@ -8,14 +8,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from cepo.algo.variants import ALGORITHMS
 from cepo.errors import UserError
 from cepo.names import is_path
-from cepo.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 Tree = dict[str, Any]
 
@@ -41,6 +42,8 @@ def parse(tree: Tree) -> RunConfig:
     Raises:
         UserError: names the first key that does not fit.
     """
+    from cepo.run.config import RunConfig  # loads PyTorch, which the help of a command does not need
+
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -110,6 +113,9 @@ def _explain(error: ValidationError) -> str:
 
 
 def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
+    from cepo.algo.variants import ALGORITHMS
+    from cepo.run.config import RunConfig
+
     section: Any = RunConfig
     for parent in parents:
         section = ALGORITHMS[str(loc[1])] if parent == "algorithm" else section.model_fields[parent].annotation

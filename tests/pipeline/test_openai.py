@@ -5,7 +5,6 @@ Three policies are measured on a run folder; then the official OpenAI SDK and lm
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from cepo import tiny
 from cepo.cli.evaluation import command as evaluate
-from cepo.cli.evaluation.scores import Measured
+from cepo.cli.evaluation.scores import MeasuredPolicy
 from cepo.messages.groups import Message, RolloutGroup
 from cepo.messages.hints import INSTRUCTION
 from cepo.messages.wire import from_proto, to_proto
@@ -50,7 +49,7 @@ SUM = "23 + 45 - 17 = ?"
 class Served:
     """What was measured, and the service that measured it, still up."""
 
-    def __init__(self, stack: Stack, out: Path, found: list[Measured], run_dir: RunDir) -> None:
+    def __init__(self, stack: Stack, out: Path, found: list[MeasuredPolicy], run_dir: RunDir) -> None:
         self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
         self.process = stack.children["rollout"].process
         self.out = out
@@ -81,17 +80,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         disturb(learner, version)
         adapters.write(run_dir.adapters / f"v{version:06d}", learner.adapter_files())
     policies = ["base", *map(str, range(1, VERSIONS)), "latest"]
-    words = [str(run_dir.config), "--run-dir", str(run_dir.path), "--samples", "2", "--limit", str(LIMIT)]
-    words += [word for policy in policies for word in ("--policy", policy)]
-    parser = argparse.ArgumentParser()
-    evaluate.add_parser(parser.add_subparsers())
+    overrides = [*evaluate.PAPER, "eval.samples=2"]
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CEPO_TOKEN", TOKEN)
-        plan, out = evaluate.prepare(parser.parse_args(["eval", *words]))
+        plan, out = evaluate.prepare(run_dir.config, overrides, run_dir=run_dir.path, policies=policies, limit=LIMIT)
         out.logs.mkdir(parents=True)
         stack = Stack(plan.config, out, services=evaluate.SERVICES)
         with running(stack):
-            found = asyncio.run(evaluate.evaluate(plan, stack, out.path, Console(quiet=True)))
+            found = asyncio.run(evaluate.measure_all(plan, stack, out.path, Console(quiet=True)))
             yield Served(stack, out.path, found, run_dir)
 
 

@@ -1,7 +1,7 @@
-"""Accuracy from repeated samples: mean, pass@k, and how far off they may be. Pure arithmetic.
+"""Estimates of accuracy from repeated samples: the mean and pass@k, with 95 % intervals.
 
-pass@k is the unbiased estimator of Chen et al. (arXiv:2107.03374, equation 1). Its interval is that of a mean over
-problems, as in Miller (arXiv:2411.00640, section 2); the mean's other interval holds the problems fixed.
+pass@k is the unbiased estimator of Chen et al. (arXiv:2107.03374, equation 1). Its interval is for a mean over problems
+(Miller, arXiv:2411.00640, section 2). The interval of the mean keeps the problems fixed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959964
-"""Normal quantile of a two-sided 95 % interval."""
+"""The normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """One problem: how many of its samples are right."""
+    """The samples of one problem, and how many are correct."""
 
     correct: int
     samples: int
@@ -24,7 +24,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share with its 95 % interval, cut to [0, 1]; without one where a single value says nothing of the spread."""
+    """A share with its 95 % interval, clipped to [0, 1]; no interval where a single value gives no spread."""
 
     value: float
     low: float | None = None
@@ -32,7 +32,7 @@ class Estimate:
 
     @classmethod
     def of(cls, value: float, variance: float | None) -> Estimate:
-        """From the variance of the value."""
+        """The estimate of a value with this variance; None gives no interval."""
         if variance is None:
             return cls(value)
         reach = Z95 * math.sqrt(variance)
@@ -40,16 +40,19 @@ class Estimate:
 
 
 def pass_at(tally: Tally, k: int) -> float:
-    """Chance that k samples drawn without replacement hold a right one: 1 - C(n - c, k) / C(n, k)."""
+    """The probability that k samples drawn without replacement hold a correct one: 1 - C(n - c, k) / C(n, k).
+
+    Example: with 1 correct of 4 samples, pass@2 is 1 - C(3, 2) / C(4, 2) = 0.5.
+    """
     return 1.0 - math.comb(tally.samples - tally.correct, k) / math.comb(tally.samples, k)
 
 
 def pass_at_k(tallies: Sequence[Tally], k: int) -> Estimate:
-    """Mean pass@k; the interval says how it would move with other problems of the same kind."""
+    """The mean of pass@k; its interval is for other problems of the same kind."""
     shares = [pass_at(tally, k) for tally in tallies]
     count, mean = len(shares), sum(shares) / len(shares)
     if min(shares) == max(shares) and mean in (0.0, 1.0):
-        unseen = Z95**2 / (count + Z95**2)  # Wilson's bound: all right, or all wrong, is not certainty
+        unseen = Z95**2 / (count + Z95**2)  # Wilson's bound: all correct, or all wrong, is not certainty
         return Estimate(mean, 1.0 - unseen, 1.0) if mean else Estimate(mean, 0.0, unseen)
     if count == 1:
         return Estimate(mean)
@@ -58,7 +61,7 @@ def pass_at_k(tallies: Sequence[Tally], k: int) -> Estimate:
 
 
 def mean_over_samples(tallies: Sequence[Tally]) -> Estimate:
-    """Mean accuracy; the interval says how it would move if the same problems were sampled again."""
+    """The mean accuracy; its interval is for sampling the same problems again."""
     shares = [tally.correct / tally.samples for tally in tallies]
     mean = sum(shares) / len(shares)
     if min(tally.samples for tally in tallies) == 1:
@@ -67,6 +70,6 @@ def mean_over_samples(tallies: Sequence[Tally]) -> Estimate:
     return Estimate.of(mean, sum(variances) / len(tallies) ** 2)
 
 
-def sizes_up_to(samples: int) -> tuple[int, ...]:
-    """The k to show: powers of two below the number of samples, and that number."""
+def ks_up_to(samples: int) -> tuple[int, ...]:
+    """The values of k in the results. Example: ks_up_to(12) == (1, 2, 4, 8, 12)."""
     return (*(2**i for i in range(samples.bit_length()) if 2**i < samples), samples)

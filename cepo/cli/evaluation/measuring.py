@@ -1,7 +1,7 @@
 """Samples and grades the held-out problems with any policy of a run, on a stack without trainer and teacher.
 
-It stands in the trainer's place: it publishes evaluation tasks, serves the adapters that they name and collects the
-groups.
+This process takes the place of the trainer: it publishes the evaluation tasks, serves the adapters that the tasks name
+and collects the groups.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cepo.cli.evaluation.scores import Measured
+from cepo.cli.evaluation.scores import MeasuredPolicy
 from cepo.data.problems import Problems
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, GroupFailed, PolicyProof, PolicyRef
@@ -26,53 +26,59 @@ from cepo.net.connections import GRPC_OPTIONS, listen
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.prompts.images import ImageStore
-from cepo.run.config import RunConfig
 from cepo.run.local import Stack
 from cepo.service import adapters
 from cepo.service.bus import Bus, RedisBus
 from cepo.service.image_cache import serve_images
 
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
+
 WATCH_SECONDS = 0.25
 
-Tick = Callable[[PolicyRef], None]
+OnProblemDone = Callable[[PolicyRef], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: these problems with these policies."""
+    """The problems and policies of one evaluation."""
 
     config: RunConfig
-    """Its `eval` section says how to sample."""
+    """Its `eval` section holds the sampling settings."""
     problems: Problems
     folders: Mapping[PolicyRef, Path]
-    """The adapter of each policy, in the order they are measured; the base has no adapter and any path."""
+    """The adapter folder of each policy, in the order of measuring; the path of the base is not read."""
     tokenizer_sha256: str
     images: Path
     """The folder of the problems' images."""
 
 
-async def measure(plan: Plan, stack: Stack, tick: Tick) -> AsyncIterator[Measured]:
-    """Each policy as it is done; `tick` is called after each of its problems.
+async def measure(plan: Plan, stack: Stack, on_problem_done: OnProblemDone) -> AsyncIterator[MeasuredPolicy]:
+    """Measures on a started stack; yields each policy when its problems are done.
 
     Raises:
-        UserError: a process met a user's mistake, or no group of a policy was finished.
+        UserError: a process rejected its input, or every group of a policy failed.
         ServiceDown: a process keeps dying.
     """
     bus = RedisBus(stack.redis_url, certificates=Settings.from_environment().certificates)
     try:
         async with _serving(plan, stack.grpc["trainer"]):
-            done = measured(plan, bus, tick)
+            policies = measure_on_bus(plan, bus, on_problem_done)
             while True:
-                found = await _while_alive(stack, anext(done, None))
-                if found is None:
+                measured = await _while_alive(stack, anext(policies, None))
+                if measured is None:
                     return
-                yield found
+                yield measured
     finally:
         await bus.close()
 
 
-async def measured(plan: Plan, bus: Bus, tick: Tick) -> AsyncGenerator[Measured]:
-    """The same on any bus, whoever works on it."""
+async def measure_on_bus(plan: Plan, bus: Bus, on_problem_done: OnProblemDone) -> AsyncGenerator[MeasuredPolicy]:
+    """Measures with the workers of a bus; yields each policy when its problems are done.
+
+    Raises:
+        UserError: every group of a policy failed.
+    """
     from services.trainer.collector import Collector
     from services.trainer.feeder import Feeder
 
@@ -82,18 +88,18 @@ async def measured(plan: Plan, bus: Bus, tick: Tick) -> AsyncGenerator[Measured]
     feeder = Feeder(config, run, plan.problems, plan.problems, bus)
     collector = Collector(bus, run, lambda proof: _refusal(proof, plan.tokenizer_sha256))
     for policy in plan.folders:
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         tasks = feeder.eval_tasks(policy.version, policy)
         collector.expect(tasks)
         await feeder.publish(tasks)
         groups = []
         for task in tasks:
             groups += await collector.take([task])
-            tick(policy)
+            on_problem_done(policy)
         failed = [group for group in groups if isinstance(group, GroupFailed)]
         if len(failed) == len(groups):
             raise UserError(f"every group of {policy.name} failed, the first because: {failed[0].error}")
-        yield Measured(policy, plan.problems.problems, tuple(groups), time.perf_counter() - begun)
+        yield MeasuredPolicy(policy, plan.problems.problems, tuple(groups), time.perf_counter() - begin)
 
 
 def _refusal(proof: PolicyProof, tokenizer_sha256: str) -> str | None:
@@ -104,7 +110,7 @@ def _refusal(proof: PolicyProof, tokenizer_sha256: str) -> str | None:
 
 @asynccontextmanager
 async def _serving(plan: Plan, address: str) -> AsyncIterator[None]:
-    class Servicer(services_pb2_grpc.TrainerServiceServicer):
+    class EvaluationServicer(services_pb2_grpc.TrainerServiceServicer):
         async def FetchPolicy(self, request: Any, context: Any) -> AsyncIterator[services_pb2.PolicyChunk]:
             policy = PolicyRef(version=request.version, sha256=request.sha256)
             if policy not in plan.folders or policy == BASE_POLICY:
@@ -116,7 +122,7 @@ async def _serving(plan: Plan, address: str) -> AsyncIterator[None]:
 
     settings = Settings.from_environment("trainer")
     server = grpc.aio.server(interceptors=[TokenInterceptor(Tokens.of(settings))], options=GRPC_OPTIONS)
-    services_pb2_grpc.add_TrainerServiceServicer_to_server(Servicer(), server)
+    services_pb2_grpc.add_TrainerServiceServicer_to_server(EvaluationServicer(), server)
     listen(server, address, settings)
     await server.start()
     try:
@@ -126,7 +132,7 @@ async def _serving(plan: Plan, address: str) -> AsyncIterator[None]:
 
 
 async def _while_alive(stack: Stack, work: Any) -> Any:
-    """The result of some work, or what ended a process of the stack for good."""
+    """Awaits `work` while the stack is alive; raises the error of a process that cannot be restarted."""
 
     async def watch() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What an evaluation found: pass@k of each policy, whole and per kind of answer, as data, as a table, as lines."""
+"""The results of an evaluation: pass@k of each policy, overall and per kind of answer, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from cepo.answers.kinds import kind_of
-from cepo.cli.evaluation.estimates import Estimate, Tally, mean_over_samples, pass_at_k, sizes_up_to
+from cepo.cli.evaluation.estimates import Estimate, Tally, ks_up_to, mean_over_samples, pass_at_k
 from cepo.data.problems import Problem
 from cepo.messages.groups import EvidencedGroup, GroupFailed, PolicyRef
 
@@ -19,8 +19,8 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One policy on all problems."""
+class MeasuredPolicy:
+    """The groups of one policy on all problems."""
 
     policy: PolicyRef
     problems: Sequence[Problem]
@@ -34,39 +34,39 @@ class Measured:
 
     @property
     def label(self) -> str:
-        """The policy as people name it."""
+        """The short name of the policy: "base" or, for version 20, "v20"."""
         return f"v{self.policy.version}" if self.policy.version else self.policy.name
 
 
 @dataclass(frozen=True)
 class Score:
-    """Some problems under one policy."""
+    """The score of one policy on a set of problems."""
 
     problems: int
     mean: Estimate
-    """Over the samples: how far off if the same problems were sampled again."""
+    """Its interval is for sampling the same problems again."""
     pass_at: dict[int, Estimate]
-    """By k: how far off if other problems had been asked."""
+    """By k; its interval is for other problems of the same kind."""
 
     @classmethod
     def of(cls, tallies: Sequence[Tally]) -> Score:
-        sizes = sizes_up_to(min(tally.samples for tally in tallies))
-        return cls(len(tallies), mean_over_samples(tallies), {k: pass_at_k(tallies, k) for k in sizes})
+        ks = ks_up_to(min(tally.samples for tally in tallies))
+        return cls(len(tallies), mean_over_samples(tallies), {k: pass_at_k(tallies, k) for k in ks})
 
 
-def scores(measured: Measured) -> dict[str, Score]:
-    """The score of all problems, then of each kind of answer."""
+def scores(measured: MeasuredPolicy) -> dict[str, Score]:
+    """The scores by kind of answer; `ALL` holds the score of all problems."""
     tallies: dict[str, list[Tally]] = {ALL: []}
     for group in measured.finished:
         tally = Tally(sum(v.accuracy >= 0.5 for v in group.scored.verdicts), len(group.scored.verdicts))
         for name in (ALL, kind_of(group.task.answer_kind, group.task.reference_answer).name):
             tallies.setdefault(name, []).append(tally)
-    return {name: Score.of(found) for name, found in tallies.items()}
+    return {name: Score.of(of_kind) for name, of_kind in tallies.items()}
 
 
-def as_data(measured: Measured) -> dict[str, Any]:
+def as_data(measured: MeasuredPolicy) -> dict[str, Any]:
     """One policy's entry of results.json."""
-    found = scores(measured)
+    by_kind = scores(measured)
     verdicts = [verdict for group in measured.finished for verdict in group.scored.verdicts]
     lengths = [len(c.token_ids) for group in measured.finished for c in group.scored.rollout.completions]
     outcomes = Counter(verdict.outcome.name.lower() for verdict in verdicts)
@@ -74,8 +74,8 @@ def as_data(measured: Measured) -> dict[str, Any]:
         "policy": measured.policy.name,
         "version": measured.policy.version,
         "sha256": measured.policy.sha256,
-        **_plain(found[ALL]),
-        "kinds": {name: _plain(score) for name, score in found.items() if name != ALL},
+        **_plain(by_kind[ALL]),
+        "kinds": {name: _plain(score) for name, score in by_kind.items() if name != ALL},
         "outcomes": {name: count / len(verdicts) for name, count in sorted(outcomes.items())},
         "length/mean": sum(lengths) / len(lengths),
         "groups/failed": len(measured.groups) - len(measured.finished),
@@ -83,12 +83,12 @@ def as_data(measured: Measured) -> dict[str, Any]:
     }
 
 
-def table(found: Iterable[Measured]) -> Table:
-    """pass@k with half the width of its 95 % interval; a row for each kind where there are several."""
+def table(policies: Iterable[MeasuredPolicy]) -> Table:
+    """pass@k with half the width of its 95 % interval; with several kinds of answers, a row for each kind."""
     shown = Table(box=None, pad_edge=False)
     for name in ("policy", "answers", "problems"):
         shown.add_column(name, justify="right" if name == "problems" else "left")
-    for number, measured in enumerate(found):
+    for number, measured in enumerate(policies):
         rows = scores(measured)
         if number == 0:
             for k in rows[ALL].pass_at:
@@ -100,8 +100,8 @@ def table(found: Iterable[Measured]) -> Table:
     return shown
 
 
-def sample_lines(measured: Measured) -> Iterator[str]:
-    """A JSON line for each problem: what was asked, what each sample said, how it was graded."""
+def sample_lines(measured: MeasuredPolicy) -> Iterator[str]:
+    """A JSON line for each problem: question, answer, and each sample with its grade."""
     for problem, group in zip(measured.problems, measured.groups, strict=True):
         row = {"row": problem.row, "question": problem.messages[-1].content, "answer": problem.answer}
         if isinstance(group, GroupFailed):

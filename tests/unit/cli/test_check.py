@@ -83,7 +83,7 @@ def test_the_text_marks_the_hint_and_says_how_to_train(capsys: pytest.CaptureFix
     assert main(["check", TINY, "--set", "data.eval=''"]) == 0
     said = capsys.readouterr().out
     assert ">>Here is a sample answer: 84<<" in said
-    assert "note data     data.eval is empty: nothing will say whether training helps" in said
+    assert "note data     data.eval is empty: the run will not measure whether training helps" in said
     assert f"train with: cepo train {TINY} --set 'data.eval='" in said
     assert len(said.splitlines()) < 40
 
@@ -172,13 +172,13 @@ def test_the_reward_is_tried_on_a_right_and_a_wrong_answer(
     said = {finding["check"]: finding["text"] for finding in reply["findings"]}
     assert said["reward"] == "a boxed right answer alone earns 2, a boxed wrong one 1.1"
     assert notes(checked(capsys, data, "reward.accuracy=0.0")) == [
-        "a right answer earns no more than a wrong one: look at [reward]"
+        "a right answer earns no more than a wrong one: check [reward]"
     ]
     error = checked(capsys, data, 'reward.functions=["mine:brief"]', code=2)["error"]
     assert error == {
         "check": "reward",
         "text": "reward.functions: reward function mine:brief failed with ZeroDivisionError: division by zero; "
-        "mend the function",
+        "fix the function",
     }
     error = checked(capsys, data, 'reward.functions=["absent:f"]', code=2)["error"]
     assert "reward.functions: absent:f cannot be imported: ModuleNotFoundError" in error["text"]
@@ -187,9 +187,9 @@ def test_the_reward_is_tried_on_a_right_and_a_wrong_answer(
 def test_repeated_questions_and_leaks_are_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = written(tmp_path, *GOOD, GOOD[1])
     assert notes(checked(capsys, f"data.train={path}", f"data.eval={path}")) == [
-        "train: questions that are asked again: 1 (row 4 as row 1)",
-        "eval: questions that are asked again: 1 (row 4 as row 1)",
-        "held-out questions that are trained on, which flatters accuracy/eval: 5 (eval row 0 is train row 0, "
+        "train: repeated questions: 1 (row 4 as row 1)",
+        "eval: repeated questions: 1 (row 4 as row 1)",
+        "held-out questions that are also trained on, which inflates accuracy/eval: 5 (eval row 0 is train row 0, "
         "eval row 1 is train row 4, eval row 2 is train row 2, and 2 more)",
     ]
 

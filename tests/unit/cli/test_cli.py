@@ -1,17 +1,42 @@
-"""What every command does alike: a path that cannot be used, a reader that leaves and Ctrl-C are no tracebacks."""
+"""Every command: its help, options and start-up cost; a bad path, a closed pipe and Ctrl-C print no traceback."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cepo.cli import main
+from cepo.cli.commands import COMMANDS
+from cepo.cli.serve import Service
+from cepo.net.settings import child_environment
+from cepo.run.deployment import SPECS
 from tests.helpers.factories import RUNS
 
+OPTIONS = {
+    "train": "--run-dir --set --resume --redis",
+    "sweep": "--run-dir --set --redis",
+    "check": "--set --run-dir --redis --all --html --json",
+    "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",
+    "credit": "--model --adapter --html --compare",
+    "verify": "",
+    "export": "--merge",
+    "status": "",
+    "dashboard": "--compare --port",
+    "up": "--set --redis",
+    "down": "",
+    "serve": "--set --run-dir",
+    "certs": "--host --days",
+}
+HELP_CPU_SECONDS = 0.6
+"""Ten times what `cepo --help` takes on a quiet core; an import of PyTorch takes more."""
 ROOT = RUNS.parents[1]
 LINE = '{"response": "\\\\boxed{1}", "answer": "1"}\n'
 
@@ -63,3 +88,105 @@ def test_a_mark_of_byte_order_is_no_mistake(tmp_path: Path, capsys: pytest.Captu
     file.write_text(LINE, encoding="utf-8-sig")
     assert main(["verify", str(file)]) == 0
     assert '"outcome":"correct"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_its_help_and_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "-h"):
+        assert main([command, option]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"Usage: cepo {command} ")
+        assert COMMANDS[command].help in said
+        options = re.findall(r"^  (?:-h, )?(--[a-z-]+)", said, re.MULTILINE)
+        assert options == [*OPTIONS[command].split(), "--help"]
+
+
+def test_the_help_lists_every_command_with_its_whole_purpose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(
+        re.search(rf"^  {name} +{re.escape(entry.help)}$", said, re.MULTILINE) for name, entry in COMMANDS.items()
+    )
+    assert set(COMMANDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_neither_pytorch_nor_another_command(words: list[str]) -> None:
+    code = f"import sys; from cepo.cli import main; main({words}); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = set(ended.stdout.splitlines()[-1].split())
+    assert not imported & {"torch", "transformers", "vllm", "numpy", "datasets", "pyarrow"}
+    modules = {entry.module for entry in COMMANDS.values()}
+    needed = {COMMANDS[words[0]].module} if words[0] in COMMANDS else set()
+    assert imported & modules == needed | ({"cepo.cli.train"} if words[0] == "sweep" else set())
+    if not needed:
+        assert not imported & {"pydantic", "rich", "httpx", "grpc", "cepo.cli.arguments"}
+
+
+def test_help_costs_little() -> None:
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "cepo", "--help"], check=True, capture_output=True, cwd=ROOT)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < HELP_CPU_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "missing command. Try 'cepo --help'."),
+        (["trian"], "no such command 'trian'. Did you mean 'train'? Try 'cepo --help'."),
+        (["--quiet"], "no such option: --quiet. Try 'cepo --help'."),
+        (["train"], "missing argument 'RUN.toml'. Try 'cepo train --help'."),
+        (["train", "a", "b"], "got unexpected extra argument(s) (b). Try 'cepo train --help'."),
+        (
+            ["train", "a", "--resum"],
+            "no such option: --resum (Possible options: --redis, --resume). Try 'cepo train --help'.",
+        ),
+        (["train", "a", "--set"], "option '--set' requires an argument. Try 'cepo train --help'."),
+        (["serve", "verifier", "a"], "invalid value for 'SERVICE': 'verifier' is not one of 'rollout', 'teacher', "),
+        (["dashboard", "a", "--port", "x"], "invalid value for '--port': Input should be a valid integer"),
+        (["check", "a", "--json", "--html", "b"], "--html and --json exclude each other; give one of them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_usage_error_is_one_line_and_exit_2(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"cepo: {says}")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cepo {version}\n"
+
+
+def test_only_the_services_that_follow_a_run_file_are_served() -> None:
+    assert set(get_args(Service)) == {name for name, spec in SPECS.items() if spec.follows_run}
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("cepo s", ["sweep", "status", "serve"]),
+        ("cepo train --re", ["--resume", "--redis"]),
+        ("cepo eval a.toml --sampling ", ["paper", "run"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_choices(words: str, completions: list[str]) -> None:
+    cursor = str(words.count(" "))
+    variables = child_environment({"_CEPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": cursor})
+    command = [sys.executable, "-m", "cepo"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert (ended.stdout.split(), ended.stderr) == (completions, "")
+
+
+def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m cepo --install-completion; true"  # the last word keeps the shell as the parent
+    variables = child_environment({"HOME": str(tmp_path)})
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert "bash completion installed" in ended.stdout, ended.stderr
+    assert "_CEPO_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "cepo.sh").read_text()

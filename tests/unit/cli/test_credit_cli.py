@@ -87,7 +87,11 @@ def test_an_adapter_is_scored_with_and_named(tmp_path: Path, capsys: Any) -> Non
         ([BODY, BODY | {"method": {"name": "ppo"}}], (), "1.method.name: "),
         ('{"messages": ', (), "the file: Invalid JSON"),
         (BODY | {"responses": [{"token_ids": [512], "reward": 1.0}]}, (), "responses.0.token_ids.0: 512 is outside"),
-        (BODY | {"policy": {"version": 1, "sha256": "ab" * 32}}, (), "policy: v000001-abababababab is not at hand"),
+        (
+            BODY | {"policy": {"version": 1, "sha256": "ab" * 32}},
+            (),
+            "policy: v000001-abababababab is not loaded; give its folder with --adapter",
+        ),
         (BODY, ("--compare", "rlsd,ppo"), "--compare: 'ppo' is no method"),
         (BODY, ("--adapter", "absent"), "--adapter absent: no adapter_config.json"),
         (BODY, ("--model", "./absent"), "no model folder './absent'"),

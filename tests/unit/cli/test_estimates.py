@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from cepo.cli.evaluation.estimates import Estimate, Tally, mean_over_samples, pass_at, pass_at_k, sizes_up_to
+from cepo.cli.evaluation.estimates import Estimate, Tally, ks_up_to, mean_over_samples, pass_at, pass_at_k
 
 
 @pytest.mark.parametrize(("correct", "samples"), [(0, 5), (1, 5), (3, 5), (5, 5), (1, 1), (2, 7)])
@@ -61,4 +61,4 @@ def test_one_sample_says_nothing_of_its_spread() -> None:
 
 @pytest.mark.parametrize(("samples", "shown"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
 def test_the_sizes_that_are_shown(samples: int, shown: tuple[int, ...]) -> None:
-    assert sizes_up_to(samples) == shown
+    assert ks_up_to(samples) == shown

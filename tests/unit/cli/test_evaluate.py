@@ -13,9 +13,9 @@ import pytest
 import cepo.tiny
 from cepo.cli import main
 from cepo.cli.evaluation.estimates import Estimate
-from cepo.cli.evaluation.measuring import Plan, measured
+from cepo.cli.evaluation.measuring import Plan, measure_on_bus
 from cepo.cli.evaluation.plot import Line, pass_at_k_svg
-from cepo.cli.evaluation.scores import ALL, Measured, as_data, sample_lines, scores
+from cepo.cli.evaluation.scores import ALL, MeasuredPolicy, as_data, sample_lines, scores
 from cepo.data.problems import Problem, Problems
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, Message, Outcome, PolicyProof, PolicyRef, Purpose, Sampling, Stage
@@ -57,7 +57,7 @@ class ToyGenerator:
     def close(self) -> None: ...
 
 
-async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[PolicyRef, Path]) -> list[Measured]:
+async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[PolicyRef, Path]) -> list[MeasuredPolicy]:
     """A plan on a bus in this process, with the toy generator and the real verifier."""
     problems = Problems(
         tuple(Problem((Message(role="user", content=f"{a} + {7 - a} = ?"),), "7", a) for a in range(5)), ()
@@ -71,7 +71,7 @@ async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[Policy
         ):
             group.create_task(StageLoop(bus, stage, handler).run(stop))
         try:
-            async with aclosing(measured(plan, bus, lambda policy: None)) as found:
+            async with aclosing(measure_on_bus(plan, bus, lambda policy: None)) as found:
                 return [each async for each in found]
         finally:
             stop.set()
@@ -99,12 +99,12 @@ async def test_an_engine_with_another_tokenizer_is_not_counted() -> None:
         await run_plan(ToyGenerator("ab" * 32), folders={BASE_POLICY: Path()})
 
 
-def make_measured() -> Measured:
+def make_measured() -> MeasuredPolicy:
     """A number that is right once in two, a choice that is always right, and a group that failed."""
     number = make_evidenced([1.0, 0.0], make_task(index=0))
     choice = make_evidenced([1.0, 1.0], make_task(index=1, reference_answer="B"))
     problems = [Problem((Message(role="user", content="?"),), answer, row) for row, answer in enumerate("7B9")]
-    return Measured(POLICY, problems, (number, choice, make_failed(make_task(index=2))), 1.5)
+    return MeasuredPolicy(POLICY, problems, (number, choice, make_failed(make_task(index=2))), 1.5)
 
 
 def test_scores_are_whole_and_by_kind_and_failed_groups_are_not_counted() -> None:

@@ -49,7 +49,9 @@ def test_an_answer_that_is_not_found_in_its_own_box_is_not_gradable() -> None:
 
 
 def test_an_answer_that_a_wrong_one_passes_for_is_not_gradable() -> None:
-    assert ungradable(["1=1", "1"], "") == {"1=1": "reference answer '1=1' cannot be told from '2=1'"}
+    assert ungradable(["1=1", "1"], "") == {
+        "1=1": "reference answer '1=1' verifies against '2=1', which is another answer"
+    }
 
 
 def test_a_large_set_is_sampled_by_seed_and_a_small_one_is_taken_whole() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.examples import example_prompts
 from cepo.cli.preflight.preflight import Preflight
 from cepo.data.problems import load_problems
 from cepo.errors import UserError
@@ -141,7 +142,7 @@ def test_the_checks_before_a_run_accept_pairs(tmp_path: Path) -> None:
     found = {finding.check: finding.text for finding in run_checks(preflight) if finding.state == "ok"}
     assert "6 problems" in found["data"]
     assert found["reward"] == "none: the run learns from pairs"
-    assert [prompt.context for prompt in preflight.prompts()] == ["plain"]
+    assert [prompt.context for prompt in example_prompts(preflight)] == ["plain"]
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 10**6])

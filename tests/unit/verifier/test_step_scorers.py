@@ -143,6 +143,6 @@ def test_the_checks_before_a_run_ask_the_scorer(tmp_path: Path) -> None:
     with server(each) as (address, received):
         assert [state for state, _ in data_checks.reward(checked(address))] == ["ok"]
     assert [len(body["steps"]) for body in received] == [1, 1]
-    refusal = "reward.scorer=.*: the step scorer answered 503; start it, or mend it"
+    refusal = "reward.scorer=.*: the step scorer answered 503; start it, or fix it"
     with server(lambda _: (503, "")) as (address, _), pytest.raises(UserError, match=refusal):
         list(data_checks.reward(checked(address)))

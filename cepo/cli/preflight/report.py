@@ -1,0 +1,113 @@
+"""The report of `cepo check`: lines and drawings on a terminal, and one HTML page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from cepo.cli.preflight.examples import ExamplePrompt
+from cepo.cli.preflight.preflight import CheckFinding
+from cepo.prompts.pixels import picture
+
+MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
+HEAD_CHARACTERS = 160
+TAIL_CHARACTERS = 300
+CONTEXT_CHARACTERS = 80
+DRAWING_PIXELS = 96
+"""The largest width and height of a drawing; a character shows two pixels, one above the other."""
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{name}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ color: #1a1a1a; background: #fff; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: 1rem; }}
+figure {{ margin: 1rem 0; }}
+img {{ max-width: 100%; min-width: 12rem; border: 1px solid #ccc; }}
+mark {{ background: #ffe08a; }}
+td {{ padding: 0 1rem 0 0; vertical-align: top; }}
+</style>
+<h1>{name}</h1>
+<table>{findings}</table>
+{figures}
+{prompts}
+"""
+
+
+def print_finding(console: Console, finding: CheckFinding) -> None:
+    """Prints one finding as one line."""
+    line = Text.assemble(state_mark(finding.state), f" {finding.check:<8} ", finding.text)
+    console.print(line, soft_wrap=True)
+
+
+def state_mark(state: str) -> Text:
+    """The coloured word for "ok", "note" or "fail"."""
+    word, style = MARKS[state]
+    return Text(word, style=style)
+
+
+def print_prompt(console: Console, prompt: ExamplePrompt, images: Sequence[bytes]) -> None:
+    """Prints a prompt: the plain one with its images and a long middle left out, a hinted one around its hint."""
+    console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
+    if not prompt.hint:
+        for number, (description, data) in enumerate(zip(prompt.images, images, strict=True), start=1):
+            console.print(f"image {number}: {description}", soft_wrap=True)
+            if console.color_system is not None:
+                console.print(drawing(data, console.width))
+    head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)
+    before, hint, after = prompt.parts
+    if len(before) > head + tail:
+        before = f"{before[:head]}[...]{before[-tail:]}"
+    marked = f">>{hint}<<" if hint else ""
+    console.print(Text.assemble((before, "dim"), (marked, "bold cyan"), (after, "dim")), soft_wrap=True)
+
+
+def drawing(data: bytes, columns: int) -> Text:
+    """An image in half-block characters, for a terminal of `columns` columns.
+
+    Example: an image of 96 x 64 pixels becomes 32 lines of 96 characters.
+    """
+    image = picture(data)
+    image.thumbnail((min(DRAWING_PIXELS, columns), DRAWING_PIXELS))
+    width, height = image.size
+    text = Text()
+    for y in range(0, height, 2):
+        for x in range(width):
+            upper, lower = image.getpixel((x, y)), image.getpixel((x, min(y + 1, height - 1)))
+            text.append("\u2580", Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+        text.append("\n")
+    return text
+
+
+def html_page(
+    name: str, findings: Iterable[CheckFinding], prompts: Sequence[ExamplePrompt], images: Sequence[bytes]
+) -> str:
+    """The findings, the images of the example and its prompts with marked hints, as one HTML document."""
+    rows = [(finding.state, finding.check, finding.text) for finding in findings]
+    figures = zip(images, prompts[0].images, strict=True)
+    return PAGE.format(
+        name=escape(name),
+        findings="\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows),
+        figures="\n".join(_figure(number, *figure) for number, figure in enumerate(figures, start=1)),
+        prompts="\n".join(map(_section, prompts)),
+    )
+
+
+def _figure(number: int, data: bytes, description: str) -> str:
+    kind, caption = escape(description.partition(",")[0]), escape(f"image {number}: {description}")
+    source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _section(prompt: ExamplePrompt) -> str:
+    before, hint, after = prompt.parts
+    marked = f"<mark>{escape(hint)}</mark>" if hint else ""
+    return (
+        f"<h2>{escape(prompt.title)}, {prompt.tokens} tokens</h2>\n<pre>{escape(before)}{marked}{escape(after)}</pre>"
+    )
