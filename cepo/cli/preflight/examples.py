@@ -61,12 +61,12 @@ def example_prompts(run: Preflight) -> list[ExamplePrompt]:
 def _prompt(
     run: Preflight, context: str, ids: tuple[int, ...], hint: str, images: tuple[ImageRef, ...], *, blind: bool
 ) -> ExamplePrompt:
-    pixels = run.renderer.pixels
-    compact = pixels.compact(ids, images) if images else ids
+    compact = run.renderer.pixels.compact(ids, images) if images else ids
     if blind:
         compact = run.renderer.mask_images(compact)
     descriptions = tuple(
-        f"{image.media_type}, {image.width} x {image.height} pixels, {pixels.tokens(image)} tokens" for image in images
+        f"{image.media_type}, {image.width} x {image.height} pixels, {run.renderer.pixels.tokens(image)} tokens"
+        for image in images
     )
     text = str(run.renderer.tokenizer.decode(compact))
     return ExamplePrompt(context, text, hint, len(ids), descriptions, blind)
