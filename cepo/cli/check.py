@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cepo.cli.arguments import Overrides, RedisUrl, RunFile
 from cepo.cli.preflight.checks import run_checks
-from cepo.cli.preflight.examples import example_images, example_prompts
+from cepo.cli.preflight.examples import FirstImages, example_prompts
 from cepo.cli.preflight.preflight import Preflight
 from cepo.cli.preflight.report import html_page, print_finding, print_prompt, state_mark
 from cepo.errors import Unreachable, UserError
@@ -53,7 +53,8 @@ def check(
         return _print_json(file, overrides, run_dir, redis, every_row=every_row)
     begin = time.monotonic()
     console = Console(highlight=False)
-    preflight = Preflight(runfile.load(file, overrides), run_dir, redis, every_row=every_row)
+    first_images = FirstImages()
+    preflight = Preflight(runfile.load(file, overrides), run_dir, redis, every_row=every_row, store=first_images)
     findings = []
     try:
         for finding in run_checks(preflight):
@@ -62,7 +63,7 @@ def check(
     except (UserError, Unreachable):
         console.print(state_mark("fail"), f"{preflight.check}")
         raise
-    prompts, images = example_prompts(preflight), example_images(preflight)
+    prompts, images = example_prompts(preflight), first_images.of(preflight)
     for prompt in prompts:
         print_prompt(console, prompt, images)
     if html is not None:

@@ -21,7 +21,7 @@ from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 
 
-class Entry(BaseModel):
+class SweepRun(BaseModel):
     """One run of a sweep."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
-    run: tuple[Entry, ...] = Field(min_length=1)
+    run: tuple[SweepRun, ...] = Field(min_length=1)
 
 
 def sweep(

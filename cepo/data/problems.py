@@ -19,7 +19,7 @@ from cepo.data.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
 from cepo.messages.hints import MARK, with_marks
-from cepo.prompts.images import ImageStore, cells, checked, read
+from cepo.prompts.images import ImageSink, cells, checked, read
 from cepo.prompts.renderer import Renderer
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def load_problems(
     *,
     held_out: bool = False,
     excluded: Mapping[int, str] | None = None,
-    store: ImageStore | None = None,
+    store: ImageSink | None = None,
 ) -> Problems:
     """Reads, maps and checks a run's training or held-out problems.
 
     Args:
         excluded: rows found unusable before, and why; they count as dropped.
-        store: keeps the images; None: they are checked and no more.
+        store: takes the images; None: they are only checked.
 
     Raises:
         UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
@@ -108,13 +108,13 @@ def load_problems(
 
 
 def load_sets(
-    config: RunConfig, renderer: Renderer, *, excluded: Excluded | None = None, store: ImageStore | None = None
+    config: RunConfig, renderer: Renderer, *, excluded: Excluded | None = None, store: ImageSink | None = None
 ) -> dict[str, Problems]:
     """Reads and checks the training problems as `train` and, if `data.eval` names any, the held-out ones as `eval`.
 
     Args:
         excluded: the rows of each set that were found unusable before, and why.
-        store: keeps the images; None: they are checked and not kept.
+        store: takes the images; None: they are only checked.
 
     Raises:
         UserError: as for `load_problems`.
@@ -167,7 +167,7 @@ class _Reader:
     columns: Columns
     folder: Path | None
     """What the paths of images are relative to; None: the data set may name no files."""
-    store: ImageStore | None
+    store: ImageSink | None
 
     def problem(self, number: int, row: Row) -> Problem:
         """The problem of a row, once nothing is wrong with it.

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef
@@ -41,6 +41,13 @@ _READERS = ("PNG", "JPEG", "WEBP", "GIF")
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 _BAD = (OSError, ValueError, SyntaxError, EOFError)
 """What Pillow raises for bytes that are no image, or half of one."""
+
+
+class ImageSink(Protocol):
+    """Takes the images of a data set while its rows are read."""
+
+    def put(self, data: bytes) -> None:
+        """Takes the bytes of one image, which was checked before."""
 
 
 class ImageStore:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from cepo.answers.perturb import perturbed
 from cepo.cli.preflight.preflight import Preflight
-from cepo.data.rows import column, folder_of, read_rows
 from cepo.messages.groups import ImageRef, Placement
-from cepo.prompts.images import cells, read
+
+KEPT_BYTES = 2**28
+"""Enough for the images of the first problem, unless the data set begins with many bad rows."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,21 @@ def _prompt(
     return ExamplePrompt(context, text, hint, len(ids), descriptions, blind)
 
 
-def example_images(run: Preflight) -> list[bytes]:
-    """The bytes of the images of the first training problem, as the data set holds them."""
-    problem, data = run.train.problems[0], run.config.data
-    if not problem.images:
-        return []
-    row = read_rows(data.train, data.split, "data.train")[problem.row]
-    return [read(cell, folder_of(data.train)) for cell in cells(column(row, run.train.columns.images))]
+class FirstImages:
+    """Keeps the first images of a data set in memory while its rows are read."""
+
+    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
+        self._free_bytes = max_bytes
+        self._images: dict[str, bytes] = {}
+
+    def put(self, data: bytes) -> None:
+        """Keeps an image if there is room for it."""
+        if len(data) <= self._free_bytes:
+            self._free_bytes -= len(data)
+            self._images[hashlib.sha256(data).hexdigest()] = data
+
+    def of(self, run: Preflight) -> list[bytes]:
+        """The images of the first training problem, as the data set holds them; empty if one was not kept."""
+        images = [self._images.get(image.sha256) for image in run.train.problems[0].images]
+        kept = [data for data in images if data is not None]
+        return kept if len(kept) == len(images) else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cepo.cli.preflight import sizes
 from cepo.data.problems import Problems
-from cepo.prompts.images import ImageStore
+from cepo.prompts.images import ImageSink
 from cepo.prompts.renderer import Renderer
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class Preflight:
     """Grade every reference answer, not a sample of a large set."""
     starts: Sequence[str] = ()
     """The services that are about to start on this machine."""
-    store: ImageStore | None = None
-    """Keeps the images of the problems for the run; None: they are checked and not kept."""
+    store: ImageSink | None = None
+    """Takes the images of the problems; None: they are only checked."""
     resume: bool = False
-    """Whether the run in the folder continues; it leaves out the rows that it left out before, and no others."""
+    """Resume the run in the folder: it leaves out the rows that it left out before, and no others."""
     check: str = ""
     """The name of the current check."""
     train: Problems = field(init=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import zip_longest
 
 from rich.color import Color
 from rich.console import Console
@@ -53,12 +54,16 @@ def state_mark(state: str) -> Text:
 
 
 def print_prompt(console: Console, prompt: ExamplePrompt, images: Sequence[bytes]) -> None:
-    """Prints a prompt: the plain one with its images and a long middle left out, a hinted one around its hint."""
+    """Prints a prompt: the plain one with its images and a long middle left out, a hinted one around its hint.
+
+    Args:
+        images: the bytes of the prompt's images, or nothing; then they are only described.
+    """
     console.print(Text(f"\n{prompt.title}, {prompt.tokens} tokens", style="bold"))
     if not prompt.hint:
-        for number, (description, data) in enumerate(zip(prompt.images, images, strict=True), start=1):
+        for number, (description, data) in enumerate(zip_longest(prompt.images, images), start=1):
             console.print(f"image {number}: {description}", soft_wrap=True)
-            if console.color_system is not None:
+            if data and console.color_system is not None:
                 console.print(drawing(data, console.width))
     head, tail = (0, CONTEXT_CHARACTERS) if prompt.hint else (HEAD_CHARACTERS, TAIL_CHARACTERS)
     before, hint, after = prompt.parts
@@ -90,7 +95,7 @@ def html_page(
 ) -> str:
     """The findings, the images of the example and its prompts with marked hints, as one HTML document."""
     rows = [(finding.state, finding.check, finding.text) for finding in findings]
-    figures = zip(images, prompts[0].images, strict=True)
+    figures = zip(images, prompts[0].images, strict=True) if images else ()
     return PAGE.format(
         name=escape(name),
         findings="\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows),

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ import datasets
 import pytest
 import torch
 from redis import Redis
+from rich.console import Console
 
 import cepo.tiny
 from cepo.cli import main
 from cepo.cli.preflight.checks import CHECKS, run_checks
+from cepo.cli.preflight.examples import FirstImages, example_prompts
 from cepo.cli.preflight.preflight import Preflight
+from cepo.cli.preflight.report import html_page, print_prompt
 from cepo.cli.preflight.sizes import measure, shown
 from cepo.errors import UserError
 from cepo.model.forward import load_causal_lm
 from cepo.prompts.renderer import Renderer
+from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 from cepo.tiny import vision
 from cepo.tiny.figures import figures
@@ -345,3 +350,24 @@ def test_a_blind_teacher_of_text_alone_is_worth_a_note(capsys: pytest.CaptureFix
     few = ["--set", "data.limit=8", "--set", "data.eval=''"]
     assert main(["check", TINY, "--set", "algorithm.images=drop", *few]) == 0
     assert 'algorithm.images="drop" changes nothing: no row has an image' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("max_bytes", "kept"), [(2**20, True), (8, False)])
+def test_the_data_set_is_read_once_for_the_checks_and_the_example(tmp_path: Path, max_bytes: int, kept: bool) -> None:
+    """The file is gone when the example is shown; an image that there was no room for is described and not drawn."""
+    first = next(figures(0, held_out=False)).png()
+    uri = f"data:image/png;base64,{base64.b64encode(first).decode()}"
+    path = written(tmp_path, {"question": "Find x.", "answer": "3", "images": [uri]})
+    overrides = [f"data.train={path}", "data.eval=", "data.images=images"]
+    store = FirstImages(max_bytes)
+    preflight = Preflight(runfile.load(RUNS / "tiny_vl_cepo.toml", overrides), tmp_path, store=store)
+    list(run_checks(preflight))
+    Path(path).unlink()
+    prompts, images = example_prompts(preflight), store.of(preflight)
+    assert images == ([first] if kept else [])
+    console = Console(width=100, force_terminal=True, color_system="truecolor", file=StringIO())
+    print_prompt(console, prompts[0], images)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "image 1: image/png, 96 x 64 pixels" in said
+    assert (HALF_BLOCK in said) is kept
+    assert ("<img " in html_page("x", [], prompts, images)) is kept

@@ -51,7 +51,7 @@ def test_a_sweep_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, text: 
 
 
 def test_the_table_compares_what_was_measured(tmp_path: Path) -> None:
-    found = sweep.Sweep(name="s", run=tuple(sweep.Entry(name=name, file="x") for name in ("one", "two")))
+    found = sweep.Sweep(name="s", run=tuple(sweep.SweepRun(name=name, file="x") for name in ("one", "two")))
     (tmp_path / "one").mkdir()
     steps = [
         {"step": 0, "accuracy/eval_before": 0.5, "time/step_seconds": 1.0},
@@ -70,7 +70,7 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out_of_the_table(tmp_path: P
     (tmp_path / "one").mkdir()
     row = '{"step": 0, "accuracy/eval": 0.5, "time/step_seconds": 1.0}'
     (tmp_path / "one" / "metrics.jsonl").write_text(f"{row}\n{row[:20]}")
-    plan = sweep.Sweep(name="s", run=(sweep.Entry(name="one", file="x"),))
+    plan = sweep.Sweep(name="s", run=(sweep.SweepRun(name="one", file="x"),))
     console = Console(width=100)
     with console.capture() as capture:
         console.print(sweep.table(plan, tmp_path))
