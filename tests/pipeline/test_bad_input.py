@@ -1,4 +1,4 @@
-"""Mistakes a user can make with `cepo train`: exit 2, one line that names the key, row or address, nothing written."""
+"""Invalid input to `cepo train`: exit 2, one line that names the key, row or address, and no files written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], run_dir: Path, *words: str) -> str:
-    """What `cepo train` says about a mistake."""
+    """The line that `cepo train` prints for invalid input."""
     assert main(["train", str(TINY), "--run-dir", str(run_dir), *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines

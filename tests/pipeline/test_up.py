@@ -1,4 +1,4 @@
-"""`cepo up` and `cepo down` with real engines: the services answer while they are up, and nothing is left behind."""
+"""`cepo up` and `cepo down` with real engines: the services answer while they are up, and no process is left."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def explored(folder: Path, name: str, address: str) -> str:
 
 
 def end_engine(rollout: str) -> None:
-    """Kills vLLM's own process behind a rollout service."""
+    """Kills the vLLM engine process of a rollout service."""
     port = int(rollout.rpartition(":")[2])
     (listening,) = (c.pid for c in psutil.net_connections("tcp4") if c.laddr.port == port and c.status == "LISTEN")
     engine_of(listening).kill()
 
 
 def answers_while_ending(rollout: str) -> list[str]:
-    """What `/readyz` says until the service is gone, while nobody asks for anything else."""
+    """The replies of `/readyz` until the service is gone; no other request is sent."""
     said, deadline = [], time.monotonic() + 100
     while time.monotonic() < deadline:
         try:
@@ -44,7 +44,7 @@ def answers_while_ending(rollout: str) -> list[str]:
         except httpx.TransportError:
             return said
         time.sleep(0.1)
-    raise AssertionError("it goes on without its engine")
+    raise AssertionError("it continues without its engine")
 
 
 def test_services_come_up_answer_and_go_down(tmp_path: Path) -> None:

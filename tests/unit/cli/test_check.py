@@ -1,4 +1,4 @@
-"""`cepo check`: what it finds in good and bad runs, as text and as JSON."""
+"""`cepo check` on valid and invalid runs, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def written(folder: Path, *rows: dict[str, Any]) -> str:
 
 
 def checked(capsys: pytest.CaptureFixture[str], *settings: str, code: int = 0, words: tuple[str, ...] = ()) -> Any:
-    """What `cepo check --json` says about the tiny run with keys changed."""
+    """The output of `cepo check --json` for the tiny run with overridden keys."""
     changed = [word for setting in settings for word in ("--set", setting)]
     assert main(["check", TINY, "--json", *changed, *words]) == code
     return json.loads(capsys.readouterr().out)
@@ -287,7 +287,7 @@ def test_images_are_shown_with_their_tokens_in_all_three_prompts(capsys: pytest.
 
 @pytest.fixture
 def geo3k(tmp_path: Path) -> list[str]:
-    """The paper's run on a Parquet file with the columns of Geo3k, as a run on this machine with the tiny model."""
+    """Options for the paper's run file on this machine: the tiny model, a Parquet file with Geo3k's columns."""
     features = datasets.Features(
         {
             "images": datasets.Sequence(datasets.Image()),
@@ -354,7 +354,7 @@ def test_a_blind_teacher_of_text_alone_is_worth_a_note(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(("max_bytes", "kept"), [(2**20, True), (8, False)])
 def test_the_data_set_is_read_once_for_the_checks_and_the_example(tmp_path: Path, max_bytes: int, kept: bool) -> None:
-    """The file is gone when the example is shown; an image that there was no room for is described and not drawn."""
+    """The file is removed before the example is shown. An image above the memory limit is described, not drawn."""
     first = next(figures(0, held_out=False)).png()
     uri = f"data:image/png;base64,{base64.b64encode(first).decode()}"
     path = written(tmp_path, {"question": "Find x.", "answer": "3", "images": [uri]})

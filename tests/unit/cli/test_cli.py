@@ -55,7 +55,7 @@ def test_a_path_that_cannot_be_written_is_named(
 
 
 def _start(folder: Path) -> subprocess.Popen[str]:
-    """A command that has more to say than a pipe holds, and so waits for its reader."""
+    """Starts a command whose output is larger than a pipe's buffer, so that it waits for its reader."""
     file = folder / "rows.jsonl"
     file.write_text(LINE * 1000)
     command = [sys.executable, "-m", "cepo", "verify", str(file)]
@@ -83,7 +83,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
 
 
 def test_a_mark_of_byte_order_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Some editors put one before what they save as UTF-8."""
+    """Some editors begin UTF-8 files with a byte order mark."""
     file = tmp_path / "rows.jsonl"
     file.write_text(LINE, encoding="utf-8-sig")
     assert main(["verify", str(file)]) == 0

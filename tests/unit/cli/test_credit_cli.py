@@ -1,4 +1,4 @@
-"""`cepo credit`: the reply of REST from a file, and one line about a mistake."""
+"""`cepo credit` prints the reply of `POST /v1/credit` for a file, and one line for invalid input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BODY = {
 
 
 def credit(tmp_path: Path, capsys: Any, body: Any, *options: str) -> tuple[int, Any, str]:
-    """Exit code, what was printed as JSON, and standard error."""
+    """The exit status, the printed JSON and standard error."""
     file = tmp_path / "request.json"
     file.write_text(body if isinstance(body, str) else json.dumps(body))
     code = main(["credit", str(file), *options])

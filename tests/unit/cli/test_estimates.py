@@ -1,4 +1,4 @@
-"""Estimates from repeated samples, against enumeration and simulation."""
+"""Estimates from repeated samples, compared with enumeration and simulation."""
 
 from __future__ import annotations
 

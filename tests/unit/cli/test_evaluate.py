@@ -1,4 +1,4 @@
-"""`cepo eval` without engines: what it measures, writes and refuses."""
+"""`cepo eval` with a toy engine: its measurements, its files and its error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY = str(RUNS / "tiny_cepo.toml")
 
 
 class ToyGenerator:
-    """The base is right in every second sample, any other policy always; remembers how it was asked to sample."""
+    """The base is correct in every second sample, any other policy always; records the sampling settings."""
 
     def __init__(self, tokenizer_sha256: str = RENDERER.sha256) -> None:
         self.asked: list[Sampling] = []
@@ -58,7 +58,7 @@ class ToyGenerator:
 
 
 async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[PolicyRef, Path]) -> list[MeasuredPolicy]:
-    """A plan on a bus in this process, with the toy generator and the real verifier."""
+    """Runs a plan on an in-memory bus, with the toy generator and the real verifier."""
     problems = Problems(
         tuple(Problem((Message(role="user", content=f"{a} + {7 - a} = ?"),), "7", a) for a in range(5)), ()
     )
@@ -82,7 +82,7 @@ async def test_every_problem_is_sampled_with_every_policy_as_the_eval_section_sa
     settings = ("eval.samples=4", "eval.top_k=40", "eval.presence_penalty=2.0", "eval.temperature=0.9")
     base, trained = await run_plan(generator, *settings, folders={BASE_POLICY: Path(), POLICY: Path()})
     assert [each.policy for each in (base, trained)] == [BASE_POLICY, POLICY]
-    assert len(generator.asked) == 10  # all five problems of two policies, whatever eval.prompts says
+    assert len(generator.asked) == 10  # all five problems of two policies; eval.prompts has no effect
     assert set(generator.asked) == {Sampling(temperature=0.9, top_p=1.0, top_k=40, presence_penalty=2.0, max_tokens=48)}
     tasks = [group.task for group in base.finished]
     assert {(task.purpose, task.samples, task.route) for task in tasks} == {
@@ -100,7 +100,7 @@ async def test_an_engine_with_another_tokenizer_is_not_counted() -> None:
 
 
 def make_measured() -> MeasuredPolicy:
-    """A number that is right once in two, a choice that is always right, and a group that failed."""
+    """Three groups: a number with one of two samples correct, a choice with both correct, and a failed group."""
     number = make_evidenced([1.0, 0.0], make_task(index=0))
     choice = make_evidenced([1.0, 1.0], make_task(index=1, reference_answer="B"))
     problems = [Problem((Message(role="user", content="?"),), answer, row) for row, answer in enumerate("7B9")]

@@ -1,4 +1,4 @@
-"""`cepo export` and `cepo status`: what they write and say, and what they refuse."""
+"""`cepo export` and `cepo status`: their output and their error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.serving import served
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run with two adapters, of which the newer one changes the model."""
+    """A run with two adapters; the newer adapter changes the model."""
     run = RunDir(tmp_path_factory.mktemp("runs") / "run")
     config = make_config()
     run.create(config, resume=False)

@@ -1,4 +1,4 @@
-"""A merged model that sees is one that transformers loads with its image processor."""
+"""transformers loads a merged vision-language model with its image processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says at its end: the commands it proposes are ones that work."""
+"""The progress lines of a run, and the commands that its summary suggests."""
 
 from __future__ import annotations
 

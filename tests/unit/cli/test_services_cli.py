@@ -22,7 +22,7 @@ TINY = str(RUNS / "tiny_cepo.toml")
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a service that answers with a status."""
+    """The port of a service whose /readyz answers with the status of the parameter."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("server", [503], indirect=True)
 def test_a_pod_of_a_trainer_is_asked_what_it_can_answer(server: int) -> None:
-    """The first serves: it is alive and not ready. The others serve nothing, and are healthy while they live."""
+    """Pod 0 serves HTTP: it is alive and not ready. The other pods serve nothing and are healthy while they live."""
     nodes = {"PET_NNODES": "2", "PET_MASTER_ADDR": "trainer-0"}
 
     def probe(rank: int, *path: str) -> int:
@@ -105,7 +105,7 @@ def test_a_trainer_inside_torchrun_is_not_served(
 def test_a_mistake_ends_the_first_of_several_machines_before_torchrun_and_once_there_is_a_redis(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torchrun would exit with 1, which is tried again; without its Redis nothing is said of the run."""
+    """torchrun would exit with 1, and Kubernetes would retry. The run is checked only after Redis answers."""
     redis = RedisServer(tmp_path)
     for name, value in {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "trainer-0"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
@@ -127,7 +127,7 @@ def test_a_teacher_of_a_run_that_has_it_in_the_trainer_is_not_started(capsys: py
 
 
 def test_serve_becomes_the_service_with_the_runs_settings(free_port: Callable[[], int]) -> None:
-    """Without a Redis the teacher ends before it loads anything, and says so in its own name."""
+    """Without a Redis the teacher exits before it loads a model, with a line that names it."""
     variables = {"CEPO_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "cepo", "serve", "teacher", TINY]
     ended = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=RUNS.parents[1])

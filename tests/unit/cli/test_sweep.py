@@ -1,4 +1,4 @@
-"""Sweeps: what a file says, what is refused, what is trained again, and the table."""
+"""Sweeps: the sweep file and its error messages, the runs that are trained or resumed, and the table."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_last_line_that_a_crash_cut_short_is_left_out_of_the_table(tmp_path: P
 def test_a_sweep_trains_what_is_not_complete_and_resumes_what_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Runs are stopped by hand here: training them would start engines."""
+    """`train` is replaced, because training would start engines."""
     calls: list[tuple[str, list[str], bool, str]] = []
 
     def train(file: Path, *, run_dir: Path, set: list[str], resume: bool, redis: str) -> None:
