@@ -15,7 +15,7 @@ from typer.main import get_command
 from cepo.errors import CepoError, Unreachable, UserError
 
 
-class CommandEntry(NamedTuple):
+class Command(NamedTuple):
     """A row of the table: where the function is, and the help of the command."""
 
     module: str
@@ -24,23 +24,19 @@ class CommandEntry(NamedTuple):
 
 
 COMMANDS = {
-    "train": CommandEntry("cepo.cli.train", "train", "Train from a run file."),
-    "sweep": CommandEntry("cepo.cli.sweep", "sweep", "Train several run files and compare them."),
-    "check": CommandEntry("cepo.cli.check", "check", "Check model, data, prompts and machine before a run starts."),
-    "eval": CommandEntry(
-        "cepo.cli.evaluation.command", "evaluate", "Measure pass@k of the base or of a run's policies."
-    ),
-    "credit": CommandEntry("cepo.cli.credit", "credit", "Print the credit of every token of given responses."),
-    "verify": CommandEntry("cepo.cli.verify", "verify", "Grade responses against reference answers."),
-    "export": CommandEntry("cepo.cli.export", "export", "Write the trained adapter, or a merged model."),
-    "status": CommandEntry("cepo.cli.status", "status", "Print the trainer's current phase and step."),
-    "dashboard": CommandEntry(
-        "cepo.cli.dashboard", "dashboard", "Serve a page with a run's curves, groups and failures."
-    ),
-    "up": CommandEntry("cepo.cli.services", "up", "Start rollout, teacher and verifier, and print their addresses."),
-    "down": CommandEntry("cepo.cli.services", "down", "Stop the services that `cepo up` started here."),
-    "serve": CommandEntry("cepo.cli.serve", "serve", "Run one service in a container; the trainer resumes its run."),
-    "certs": CommandEntry("cepo.cli.certs", "certs", "Make certificates of the services, for development."),
+    "train": Command("cepo.cli.train", "train", "Train from a run file."),
+    "sweep": Command("cepo.cli.sweep", "sweep", "Train several run files and compare them."),
+    "check": Command("cepo.cli.check", "check", "Check model, data, prompts and machine before a run starts."),
+    "eval": Command("cepo.cli.evaluation.command", "evaluate", "Measure pass@k of the base or of a run's policies."),
+    "credit": Command("cepo.cli.credit", "credit", "Print the credit of every token of given responses."),
+    "verify": Command("cepo.cli.verify", "verify", "Grade responses against reference answers."),
+    "export": Command("cepo.cli.export", "export", "Write the trained adapter, or a merged model."),
+    "status": Command("cepo.cli.status", "status", "Print the trainer's current phase and step."),
+    "dashboard": Command("cepo.cli.dashboard", "dashboard", "Serve a page with a run's curves, groups and failures."),
+    "up": Command("cepo.cli.services", "up", "Start rollout, teacher and verifier, and print their addresses."),
+    "down": Command("cepo.cli.services", "down", "Stop the services that `cepo up` started here."),
+    "serve": Command("cepo.cli.serve", "serve", "Run one service in a container; the trainer resumes its run."),
+    "certs": Command("cepo.cli.certs", "certs", "Make certificates of the services, for development."),
 }
 
 

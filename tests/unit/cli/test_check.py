@@ -365,7 +365,7 @@ def test_the_data_set_is_read_once_for_the_checks_and_the_example(tmp_path: Path
     Path(path).unlink()
     prompts, images = example_prompts(preflight), store.of(preflight)
     assert images == ([first] if kept else [])
-    console = Console(width=100, force_terminal=True, color_system="truecolor", file=StringIO())
+    console = Console(width=100, highlight=False, color_system="truecolor", force_terminal=True, file=StringIO())
     print_prompt(console, prompts[0], images)
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "image 1: image/png, 96 x 64 pixels" in said

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from cepo.cli import main
-from cepo.cli.commands import COMMANDS
+from cepo.cli.commands import COMMANDS, Command
 from cepo.cli.serve import Service
+from cepo.cli.verify import verify
+from cepo.errors import UserError
 from cepo.net.settings import child_environment
 from cepo.run.deployment import SPECS
 from tests.helpers.factories import RUNS
@@ -190,3 +194,24 @@ def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=variables, cwd=ROOT)
     assert "bash completion installed" in ended.stdout, ended.stderr
     assert "_CEPO_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "cepo.sh").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.function)
+def test_every_command_is_a_function_that_python_can_call(command: Command) -> None:
+    """Options are keyword arguments whose defaults are plain values, as on the command line."""
+    function = getattr(import_module(command.module), command.function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.default is parameter.empty:
+            assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        else:
+            assert parameter.kind is parameter.KEYWORD_ONLY
+            assert isinstance(parameter.default, str | int | bool | Path | None)
+
+
+def test_a_command_called_from_python_prints_and_raises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(LINE)
+    verify(file)
+    assert '"outcome":"correct"' in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        verify(tmp_path / "absent")
