@@ -1,4 +1,4 @@
-"""A step as tensors: what was sampled, what it earned and what was measured about it.
+"""A training step as tensors: what was sampled, its rewards, and the evidence that was measured about it.
 
 Shapes: B sequences in group order, T the longest response (padded), k likely tokens of a position, D hidden units.
 """
@@ -6,7 +6,8 @@ Shapes: B sequences in group order, T the longest response (padded), k likely to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import torch
@@ -15,124 +16,152 @@ from torch import Tensor
 from cepo.messages.groups import Ask, ImageRef
 
 Rule = Callable[..., Tensor]
-"""rule(logits_NV, target_N, *inputs_N) -> [N, ...]: what is wanted of each token's distribution."""
+"""rule(logits_NV, target_N, *inputs_N) -> [N, ...]: a number (or several) from each token's distribution."""
+
+PER_SEQUENCE = MappingProxyType({"axes": "B"})
+"""Metadata of a field with one item a sequence: a tensor [B, ...] or a Python sequence of length B."""
+PER_TOKEN = MappingProxyType({"axes": "BT"})
+"""Metadata of a tensor [B, T, ...]."""
+PER_PREFIX = MappingProxyType({"axes": "BT1"})
+"""Metadata of a tensor [B, T + 1], with one item for each prefix of a response, the empty prefix included."""
 
 
 @dataclass(frozen=True)
 class EvidenceTensors:
-    """What one ask found. Positions and sequences where it does not apply hold 0."""
+    """The evidence of one ask. Positions and sequences to which the ask does not apply hold 0."""
 
-    logp_BT: Tensor
+    logp_BT: Tensor = field(metadata=PER_TOKEN)
     """Log-probs of the sampled tokens."""
-    applicable_B: Tensor
-    """Whether the ask applied to the sequence."""
-    top_ids_BTk: Tensor | None = None
-    """The likeliest tokens, where a distribution was wanted."""
-    top_logp_BTk: Tensor | None = None
-    """Their log-probs."""
-    pooled_BD: Tensor | None = None
-    """The mean last hidden state, where it was wanted."""
-    substitute_B: Tensor | None = None
-    """Where the context asked for did not exist and the ask's `otherwise` was scored."""
+    applicable_B: Tensor = field(metadata=PER_SEQUENCE)
+    """Whether the ask applies to the sequence."""
+    top_ids_BTk: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    """The k likeliest tokens, if the ask wanted a distribution."""
+    top_logp_BTk: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    """The log-probs of those tokens."""
+    pooled_BD: Tensor | None = field(default=None, metadata=PER_SEQUENCE)
+    """The mean last hidden state of the response, if the ask wanted it."""
+    substitute_B: Tensor | None = field(default=None, metadata=PER_SEQUENCE)
+    """Whether the context did not exist and the ask's `otherwise` context was scored in its place."""
 
-    def rows(self, index: Tensor, width: int) -> EvidenceTensors:
-        """The chosen sequences, cut to `width` tokens."""
-        return EvidenceTensors(
-            logp_BT=self.logp_BT[index, :width],
-            applicable_B=self.applicable_B[index],
-            top_ids_BTk=None if self.top_ids_BTk is None else self.top_ids_BTk[index, :width],
-            top_logp_BTk=None if self.top_logp_BTk is None else self.top_logp_BTk[index, :width],
-            pooled_BD=None if self.pooled_BD is None else self.pooled_BD[index],
-            substitute_B=None if self.substitute_B is None else self.substitute_B[index],
-        )
+    def rows(self, rows: Tensor, width: int) -> Self:
+        """The evidence of the chosen sequences, cut to `width` tokens."""
+        return _cut(self, rows, width)
 
-    def to(self, device: Any) -> EvidenceTensors:
-        """The same with its tensors on a device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
+    def to(self, device: Any) -> Self:
+        """The same evidence with its tensors on a device."""
+        return replace(self, **_tensors_on(self, device))
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A step's groups as tensors."""
+    """The groups of a step as tensors. A field declares its axes once, in its metadata, and `rows` cuts it by them."""
 
-    prompt_ids: Sequence[tuple[int, ...]]
+    prompt_ids: Sequence[tuple[int, ...]] = field(metadata=PER_SEQUENCE)
     """Token ids of each sequence's prompt."""
-    response_ids: Sequence[tuple[int, ...]]
-    mask_BT: Tensor
-    """1 on generated tokens, the end of sequence included."""
-    reward_B: Tensor
-    """Not a number where the verifier could not say, and for demonstrations."""
-    accuracy_B: Tensor
-    group_B: Tensor
-    rollout_logp_BT: Tensor
-    """As the sampling engine reported them; 0 on padding."""
+    response_ids: Sequence[tuple[int, ...]] = field(metadata=PER_SEQUENCE)
+    """Token ids of each response, without padding."""
+    mask_BT: Tensor = field(metadata=PER_TOKEN)
+    """1 on generated tokens, the end of sequence included; 0 on padding and on sequences without a verdict."""
+    reward_B: Tensor = field(metadata=PER_SEQUENCE)
+    """NaN for a sequence without a verdict, and for a demonstration."""
+    accuracy_B: Tensor = field(metadata=PER_SEQUENCE)
+    """1 for a correct answer, 0 for a wrong one."""
+    group_B: Tensor = field(metadata=PER_SEQUENCE)
+    """Integer id of each sequence's group."""
+    rollout_logp_BT: Tensor = field(metadata=PER_TOKEN)
+    """Log-probs as the sampling engine reported them; 0 on padding."""
     max_tokens: int
-    """The longest response that sampling allows."""
-    truncated_B: Tensor
-    """Cut at max_tokens."""
-    demonstration_B: Tensor
-    """Sampled with a privileged prompt and shown to the student under its own: never part of a policy gradient."""
-    images: Sequence[tuple[ImageRef, ...]] = ()
-    """Of each sequence's prompt, in the order of their placeholders; empty: no prompt has any."""
+    """The longest response that sampling allows, in tokens."""
+    truncated_B: Tensor = field(metadata=PER_SEQUENCE)
+    """Whether the response was cut at max_tokens."""
+    demonstration_B: Tensor = field(metadata=PER_SEQUENCE)
+    """Whether the response was sampled with a privileged prompt, and is shown to the student under the plain one.
+    A demonstration is never part of a policy gradient."""
+    images: Sequence[tuple[ImageRef, ...]] = field(default=(), metadata=PER_SEQUENCE)
+    """The images of each sequence's prompt, in the order of their placeholders; empty if no prompt has any."""
     evidence: Mapping[Ask, EvidenceTensors] = field(default_factory=dict)
-    """By ask; an ask that no group of the step was measured for is absent."""
-    prefix_value_BT1: Tensor | None = None
-    """[B, T + 1] mean reward of fresh continuations of the first t tokens; not a number where none were sampled."""
+    """The evidence of each ask. An ask is absent if it was measured for no group of the step."""
+    prefix_value_BT1: Tensor | None = field(default=None, metadata=PER_PREFIX)
+    """[B, T + 1]: mean reward of fresh continuations of the first t tokens; NaN for prefixes without continuations."""
     step: int = 0
-    """Of the run, from 0."""
-    value_BT: Tensor | None = None
-    """A critic's values of the tokens, from before the update."""
-    token_weight_BT: Tensor | None = None
-    """What each token counts in the log-ratio of its response; None: 1."""
-    step_ends: Sequence[tuple[int, ...]] = ()
-    """Tokens up to the end of each reasoning step of each sequence; empty where no steps were wanted."""
-    step_rewards: Sequence[tuple[float, ...]] = ()
-    """What a scorer gave each step; empty where none was asked."""
+    """The training step, counted from 0."""
+    value_BT: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    """The critic's values of the tokens before its update (PPO)."""
+    token_weight_BT: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    """The weight of each token in its response's log-ratio (critical-token DPO); None means 1 everywhere."""
+    step_ends: Sequence[tuple[int, ...]] = field(default=(), metadata=PER_SEQUENCE)
+    """For each response, the number of tokens up to the end of each reasoning step. Example: ((3, 8), (5,))."""
+    step_rewards: Sequence[tuple[float, ...]] = field(default=(), metadata=PER_SEQUENCE)
+    """For each response, the score of each reasoning step; an empty tuple without a scorer."""
 
     @property
     def size(self) -> int:
+        """B."""
         return len(self.response_ids)
 
-    def rows(self, rows: Sequence[int]) -> TrainBatch:
-        """The chosen sequences, cut to their own longest response."""
-        index = torch.tensor(rows, dtype=torch.long)
-        width = max((len(self.response_ids[row]) for row in rows), default=0)
-        value_BT1, weight_BT = self.prefix_value_BT1, self.token_weight_BT
-        return TrainBatch(
-            prompt_ids=[self.prompt_ids[row] for row in rows],
-            response_ids=[self.response_ids[row] for row in rows],
-            mask_BT=self.mask_BT[index, :width],
-            reward_B=self.reward_B[index],
-            accuracy_B=self.accuracy_B[index],
-            group_B=self.group_B[index],
-            rollout_logp_BT=self.rollout_logp_BT[index, :width],
-            max_tokens=self.max_tokens,
-            truncated_B=self.truncated_B[index],
-            demonstration_B=self.demonstration_B[index],
-            images=[self.images[row] for row in rows] if self.images else (),
-            evidence={ask: measured.rows(index, width) for ask, measured in self.evidence.items()},
-            prefix_value_BT1=None if value_BT1 is None else value_BT1[index, : width + 1],
-            step=self.step,
-            value_BT=None if self.value_BT is None else self.value_BT[index, :width],
-            token_weight_BT=None if weight_BT is None else weight_BT[index, :width],
-            step_ends=[self.step_ends[row] for row in rows] if self.step_ends else (),
-            step_rewards=[self.step_rewards[row] for row in rows] if self.step_rewards else (),
+    def rows(self, rows: Sequence[int]) -> Self:
+        """The chosen sequences, cut to their longest response.
+
+        Example: of a batch with responses of 5, 2 and 3 tokens, rows([2, 1]) has mask_BT of shape [2, 3].
+        """
+        index, width = (
+            torch.tensor(rows, dtype=torch.long),
+            max((len(self.response_ids[row]) for row in rows), default=0),
         )
+        evidence = {ask: tensors.rows(index, width) for ask, tensors in self.evidence.items()}
+        return replace(_cut(self, index, width), evidence=evidence)
 
     def to(self, device: Any) -> Self:
         """The same batch with its tensors on a device."""
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved, evidence={ask: found.to(device) for ask, found in self.evidence.items()})
+        evidence = {ask: tensors.to(device) for ask, tensors in self.evidence.items()}
+        return replace(self, **_tensors_on(self, device), evidence=evidence)
 
 
 class Student(Protocol):
-    """The policy being trained, at the response tokens of a batch; what it returns carries gradient."""
+    """The policy being trained, at the response tokens of a batch. Everything it returns carries gradient."""
 
     @property
     def logp_BT(self) -> Tensor:
-        """log P(response token) over the rollout temperature; 0 on padding."""
+        """log P(response token) of the logits divided by the rollout temperature; 0 on padding."""
         ...
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        """rule(logits [N, V], sampled token [N], *inputs [N, ...]) of every response token, spread to [B, T, ...]."""
+        """Applies a rule to the distribution of every response token.
+
+        Args:
+            rule: called as rule(logits [N, V], sampled token [N], *inputs [N, ...]) on the N response tokens.
+            inputs_BT: [B, T, ...]; the rule gets their values at the response tokens.
+
+        Returns:
+            The rule's results, put back to [B, T, ...], 0 on padding.
+        """
         ...
+
+
+def _cut(instance: Any, rows: Tensor, width: int) -> Any:
+    """A copy of a dataclass in which every field that declares axes has the chosen rows and `width` tokens."""
+    changes = {}
+    for declared in fields(instance):
+        value = getattr(instance, declared.name)
+        match declared.metadata.get("axes"):
+            case _ if value is None:
+                continue
+            case "B":
+                changes[declared.name] = _items(value, rows)
+            case "BT":
+                changes[declared.name] = value[rows, :width]
+            case "BT1":
+                changes[declared.name] = value[rows, : width + 1]
+    return replace(instance, **changes)
+
+
+def _items(value: Tensor | Sequence[Any], rows: Tensor) -> Tensor | Sequence[Any]:
+    """The items of the chosen sequences; a field that is empty for every sequence stays empty."""
+    if isinstance(value, Tensor):
+        return value[rows]
+    return [value[row] for row in rows.tolist()] if value else ()
+
+
+def _tensors_on(instance: Any, device: Any) -> dict[str, Any]:
+    """The tensor fields of a dataclass, on a device."""
+    return {name: value.to(device) for name, value in vars(instance).items() if isinstance(value, Tensor)}
