@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cepo.messages.groups import Ask, ImageRef
+from cepo.messages.vocabulary import CORRECT_FROM
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: a number (or several) from each token's distribution."""
@@ -98,6 +99,11 @@ class TrainBatch:
     def size(self) -> int:
         """B."""
         return len(self.response_ids)
+
+    @property
+    def correct_B(self) -> Tensor:
+        """Whether the response is correct."""
+        return self.accuracy_B >= CORRECT_FROM
 
     def rows(self, rows: Sequence[int]) -> Self:
         """The chosen sequences, cut to their longest response.

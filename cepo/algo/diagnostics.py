@@ -33,7 +33,7 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
     mask_BT = weighed_BT.bool()
     return {
         "credit/lambda": lam,
-        **delta_metrics(credit, batch.accuracy_B >= 0.5, mask_BT),
+        **delta_metrics(credit, batch.correct_B, mask_BT),
         **weight_metrics(credit, mask_BT, lam),
     }
 

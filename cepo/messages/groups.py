@@ -27,6 +27,7 @@ from cepo.messages.tasks import (
     Sampling as Sampling,
 )
 from cepo.messages.vocabulary import (
+    CORRECT_FROM,
     ContextName as ContextName,
     Contract as Contract,
     EvidenceReason as EvidenceReason,
@@ -122,6 +123,11 @@ class Verdict(Contract):
         if not all(map(math.isfinite, self.step_rewards)):
             raise ValueError(f"step_rewards={list(self.step_rewards)} are not all finite")
         return self
+
+    @property
+    def correct(self) -> bool:
+        """Whether the response is correct; False if there is no verdict."""
+        return self.accuracy >= CORRECT_FROM and not self.failed
 
     @property
     def failed(self) -> bool:

@@ -6,6 +6,9 @@ from enum import IntEnum
 
 from pydantic import BaseModel, ConfigDict
 
+CORRECT_FROM = 0.5
+"""The accuracy from which a response is correct; a reward for its format alone does not make it so."""
+
 
 class Contract(BaseModel):
     """Frozen and closed: an unknown field or a later assignment is an error."""

@@ -75,7 +75,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     everything, verdicts = [v for group in done for v in group.scored.verdicts], judged(done)
     completions = [c for group in done for c in group.scored.rollout.completions]
     lengths = [len(c.token_ids) for c in completions]
-    accurate = [[v.accuracy >= 0.5 for v in group.scored.verdicts if not v.failed] for group in done]
+    accurate = [[v.correct for v in group.scored.verdicts if not v.failed] for group in done]
     rewards = [v.reward for v in verdicts]
     truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
     return {

@@ -66,7 +66,7 @@ class Cepo(EvidenceRatio):
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         if self.modulate_all_wrong:
             return super()._may_weigh_BT(batch, adv_BT)
-        return in_groups_with(batch.accuracy_B >= 0.5, batch.group_B)[:, None] & batch.mask_BT.bool()
+        return in_groups_with(batch.correct_B, batch.group_B)[:, None] & batch.mask_BT.bool()
 
     def _metrics(self, batch: TrainBatch, step: int, weighing: Weighing | None) -> Metrics:
         metrics = super()._metrics(batch, step, weighing)

@@ -136,7 +136,7 @@ class ContrastiveHead(TrainedAuxiliaryModel):
         usable_B = batch.evidence[POOLED].applicable_B & batch.mask_BT.any(dim=1) & batch.reward_B.isfinite()
         row_U = (usable_B & ~batch.demonstration_B).nonzero().flatten()
         hidden_UH, group_U = pooled_BH[row_U], batch.group_B[row_U]
-        correct_U = (batch.accuracy_B[row_U] >= 0.5).float()
+        correct_U = batch.correct_B[row_U].float()
         generator = torch.Generator().manual_seed(random.Random(f"{self._seed}/{step}").getrandbits(32))
         positive_U = draw_positives(correct_U, group_U, level=self._clipo.level, generator=generator)
         return Embeddings(row_U, hidden_UH, self.model(hidden_UH), correct_U, group_U, positive_U)

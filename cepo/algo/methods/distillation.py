@@ -109,7 +109,7 @@ class Distillation(Algorithm):
         """
         metrics = {
             "distill/evidence_fraction": float(self._applicable_B(batch).float().mean()),
-            "distill/success_group_fraction": _share_of_groups(batch.accuracy_B >= 0.5, batch.group_B),
+            "distill/success_group_fraction": _share_of_groups(batch.correct_B, batch.group_B),
         }
         return Advantages(torch.zeros_like(batch.mask_BT), metrics)
 

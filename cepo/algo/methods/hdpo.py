@@ -28,9 +28,6 @@ from cepo.errors import UserError
 from cepo.messages.groups import Ask, ContextName, EvidencedGroup, Origin, PromptTask, Stage, TeachWhen, Want
 from cepo.messages.hints import with_hint
 
-ACCEPTED = 0.5
-"""A response of at least this accuracy is correct; a reward for its form alone does not make it so."""
-
 
 class Hdpo(PolicyGradient):
     """GRPO with demonstrations on the prompts where it learns nothing."""
@@ -69,7 +66,7 @@ class Hdpo(PolicyGradient):
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
         advantages = super().advantages(batch, step)
-        correct_B, shown_B = batch.accuracy_B >= ACCEPTED, batch.demonstration_B
+        correct_B, shown_B = batch.correct_B, batch.demonstration_B
         judged_B = ~shown_B & batch.reward_B.isfinite()
         groups, solved = batch.group_B[judged_B].unique(), batch.group_B[judged_B & correct_B].unique()
         metrics = {
@@ -103,7 +100,7 @@ class Hdpo(PolicyGradient):
 
     def _kept_BT(self, batch: TrainBatch) -> Tensor:
         """The tokens of demonstrations that are correct."""
-        return batch.mask_BT * (batch.demonstration_B & (batch.accuracy_B >= ACCEPTED))[:, None]
+        return batch.mask_BT * (batch.demonstration_B & batch.correct_B)[:, None]
 
     def _privileged(self, task: PromptTask, index: int) -> PromptTask:
         shown = task.reference_solution if self.positive == "solution" else task.reference_answer
@@ -127,4 +124,4 @@ class Hdpo(PolicyGradient):
 def is_cliff(group: EvidencedGroup) -> bool:
     """Whether no response of a group is correct, whatever their rewards; a group without a verdict says nothing."""
     judged = [verdict for verdict in group.scored.verdicts if not verdict.failed]
-    return bool(judged) and all(verdict.accuracy < ACCEPTED for verdict in judged)
+    return bool(judged) and not any(verdict.correct for verdict in judged)

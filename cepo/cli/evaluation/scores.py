@@ -58,7 +58,7 @@ def scores(measured: MeasuredPolicy) -> dict[str, Score]:
     """The scores by kind of answer; `ALL` holds the score of all problems."""
     tallies: dict[str, list[Tally]] = {ALL: []}
     for group in measured.finished:
-        tally = Tally(sum(v.accuracy >= 0.5 for v in group.scored.verdicts), len(group.scored.verdicts))
+        tally = Tally(sum(v.correct for v in group.scored.verdicts), len(group.scored.verdicts))
         for name in (ALL, kind_of(group.task.answer_kind, group.task.reference_answer).name):
             tallies.setdefault(name, []).append(tally)
     return {name: Score.of(of_kind) for name, of_kind in tallies.items()}
