@@ -28,7 +28,7 @@ from benchmarks._shapes import (
 )
 from cepo.model.forward import response_logps
 from cepo.model.linear import FastLinear
-from cepo.run.config import LINEAR_LAYERS
+from cepo.run.sections import LINEAR_LAYERS
 
 AIM = 2.0
 SIZES = (32000, 152000)

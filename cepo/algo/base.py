@@ -62,7 +62,9 @@ class Supply(Protocol):
 class Algorithm(BaseModel):
     """A method: frozen and closed, so that an unknown option is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: str
 

@@ -10,7 +10,7 @@ from cepo.data.rows import column, has_column
 from cepo.errors import UserError
 
 if TYPE_CHECKING:
-    from cepo.run.config import Data
+    from cepo.run.sections import DataConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ IMAGE_COLUMNS = ("images", "image")
 """The same for images."""
 
 
-def recognised(rows: Sequence[tuple[int, Any]], data: Data, source: str) -> Columns:
+def recognised(rows: Sequence[tuple[int, Any]], data: DataConfig, source: str) -> Columns:
     """The columns the run file names, the others by convention; each is in some row.
 
     Raises:

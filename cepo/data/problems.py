@@ -23,8 +23,9 @@ from cepo.prompts.images import ImageSink, cells, checked, read
 from cepo.prompts.renderer import Renderer
 
 if TYPE_CHECKING:
-    from cepo.run.config import Data, RunConfig
+    from cepo.run.config import RunConfig
     from cepo.run.folder import Excluded
+    from cepo.run.sections import DataConfig
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def load_sets(
     return sets
 
 
-def drop(reason: str, data: Data) -> str:
+def drop(reason: str, data: DataConfig) -> str:
     """The reason why a row is dropped.
 
     Raises:
@@ -247,7 +248,7 @@ class _Reader:
         return solution
 
 
-def _messages(question: Any, path: str, data: Data) -> tuple[Message, ...]:
+def _messages(question: Any, path: str, data: DataConfig) -> tuple[Message, ...]:
     if isinstance(question, str):
         turns = [Message(role="user", content=question)]
     elif (

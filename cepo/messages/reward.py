@@ -18,7 +18,7 @@ class Reward(Contract):
     A part that is 0 is off; the default is the paper's rule, R in {0, 1}.
     """
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     accuracy: float = Field(default=1.0, ge=0)
     """Weight of a right answer; 0.9 in the runs of the paper's code, with 0.1 for the format."""

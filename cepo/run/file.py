@@ -1,6 +1,6 @@
-"""Run files: TOML, with `base = "other.toml"` for what is shared; every mistake is one line that names its key.
+"""Reads run files: TOML, with `base = "other.toml"` for shared keys. Every mistake is one line that names its key.
 
-Paths are relative to the file they stand in.
+Paths are relative to the file that holds them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
 Tree = dict[str, Any]
+OTHER_NAMES = {
+    "sampling.prompts_per_step": "sampling.prompts",
+    "sampling.group_size": "sampling.samples",
+    "loop.max_off_policy_steps": "loop.lag",
+    "algorithm.tis_cap": "algorithm.importance_cap",
+}
+"""Names of other libraries for keys of a run file; the message for an unknown key gives ours."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a run file; `overrides` are `key=value` with the value in TOML, their paths relative to here.
+    """Reads and validates a run file.
 
-    As in a run file with a base, another `algorithm.name` takes none of the file's parameters of the algorithm.
+    Args:
+        overrides: `key=value` each, the value in TOML or a bare word, such as `loop.steps=10`. Paths are relative to
+            the working directory. Another `algorithm.name` discards the file's other algorithm keys.
 
     Raises:
-        UserError: not there, not TOML, or a key or value does not fit; the message names the key and the fix.
+        UserError: the file is missing or not TOML, or a key or value does not fit; names the key and the fix.
     """
     tree = _read(path, ())
     for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "algorithm.name"):
@@ -37,10 +46,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse(tree: Tree) -> RunConfig:
-    """A run from plain data.
+    """Validates a run given as plain data, such as `{"name": "mine", "model": {"path": "./model"}, ...}`.
 
     Raises:
-        UserError: names the first key that does not fit.
+        UserError: a key or value does not fit; names the first.
     """
     from cepo.run.config import RunConfig  # loads PyTorch, which the help of a command does not need
 
@@ -51,7 +60,7 @@ def parse(tree: Tree) -> RunConfig:
 
 
 def _read(path: Path, heirs: tuple[Path, ...]) -> Tree:
-    """A run file over the one it names as `base`, paths made absolute."""
+    """The keys of a run file over those of its `base`, with absolute paths."""
     where = path.resolve()
     if where in heirs:
         raise UserError(f"run file {path} is its own base")
@@ -73,7 +82,7 @@ def _read(path: Path, heirs: tuple[Path, ...]) -> Tree:
 
 
 def _over(base: Tree, tree: Tree) -> Tree:
-    """`base` with the keys of `tree` in their place; another algorithm takes none of the base's parameters."""
+    """`base` with the keys of `tree` in their place; another algorithm discards the base's algorithm keys."""
     merged = dict(base)
     for key, value in tree.items():
         old = base.get(key)
@@ -97,7 +106,8 @@ def _explain(error: ValidationError) -> str:
     match first["type"]:
         case "extra_forbidden":
             known = ", ".join(_known_keys(parts[:-1], first["loc"]))
-            return f"config key {key} is unknown; known here: {known}"
+            ours = f"write {OTHER_NAMES[key]}; " if key in OTHER_NAMES else ""
+            return f"config key {key} is unknown; {ours}known here: {known}"
         case "missing":
             return f"config key {key} is missing"
         case "union_tag_invalid":

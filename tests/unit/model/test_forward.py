@@ -19,7 +19,7 @@ import cepo.tiny
 from cepo.algo.losses import Aggregation, clipped_surrogate
 from cepo.model.forward import CHUNK_BYTES, ResponseStates, checkpoint_layers, response_logps, sampled
 from cepo.model.head import TILES, target_logps
-from cepo.run.config import LINEAR_LAYERS
+from cepo.run.sections import LINEAR_LAYERS
 
 torch.set_num_threads(1)
 QUESTION = list(range(40, 70))

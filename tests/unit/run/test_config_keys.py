@@ -73,3 +73,12 @@ def test_the_keys_are_these() -> None:
     for name, algorithm in ALGORITHMS.items():
         found += keys_of(algorithm, f"algorithm.{name}.")
     assert sorted(found) == sorted(frozen)
+
+
+def test_every_key_outside_the_methods_is_described() -> None:
+    """The text under a key is its `description`, of which the reference of configuration keys is made."""
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            assert [key for key, each in inner.model_fields.items() if not each.description] == [], name

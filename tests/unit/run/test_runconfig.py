@@ -122,8 +122,8 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ("reward.scorer=http://127.0.0.1/", "config key reward.scorer has no effect: cepo uses no step rewards"),
         (
             'algorithm={name="ctdpo", estimator_steps=20}',
-            "config key loop.steps=20 ends before the policy learns: ctdpo trains another model alone at first; "
-            "raise it, or lower the steps for that in the algorithm section",
+            "config key loop.steps=20 ends before the policy learns: ctdpo trains another model first; "
+            "raise loop.steps, or lower the steps for that model in the algorithm section",
         ),
         ('algorithm={name="ppo", critic_warmup=20}', "config key loop.steps=20 ends before the policy learns: ppo "),
         ('algorithm={name="ctdpo", estimator_steps=0}', "config key algorithm.estimator_steps=0: Input should be "),
@@ -134,12 +134,12 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ("algorithm={lam=0.5}", 'config key algorithm.name is missing; for example name = "cepo"'),
         ('model={dtype="float32"}', "config key model.path is missing"),
         ("model.dtype=float16", "config key model.dtype='float16': Input should be 'float32' or 'bfloat16'"),
-        ('lora.targets=["q_proj", "lm_head"]', "config key lora.targets: leave out ['lm_head']: engines drop "),
+        ('lora.targets=["q_proj", "lm_head"]', "config key lora.targets: leave out ['lm_head']; the engines ignore "),
         ("lora.rank=64", "config key lora.rank=64 is above engine.max_lora_rank=8; lower the rank or raise the limit"),
         (
             "sampling.max_tokens=160",
             "config key sampling.max_tokens=160 leaves no room for a prompt in model.max_length=160; "
-            "lower the one or raise the other",
+            "lower the first or raise the second",
         ),
         (
             "optim.minibatches=3",
@@ -148,7 +148,7 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ("data.hint=Look here", "config key data.hint='Look here' must contain {answer}, or every context is the same"),
         (
             "reward.overlong_buffer=49",
-            "config key reward.overlong_buffer=49 is above sampling.max_tokens=48, which it ends at; lower it",
+            "config key reward.overlong_buffer=49 is above sampling.max_tokens=48, the length at which it ends; lower ",
         ),
         ("reward.accuracy=-1.0", "config key reward.accuracy=-1.0: Input should be greater than or equal to 0"),
         ("reward.acuracy=1.0", "config key reward.acuracy is unknown; known here: accuracy, format, functions, "),
@@ -162,9 +162,14 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
             "algorithm.positive=solution",
             "config key data.solution is missing: algorithm.name=cepo shows the reference solution; name its column",
         ),
+        ("sampling.group_size=8", "config key sampling.group_size is unknown; write sampling.samples; known here: "),
+        (
+            "algorithm.tis_cap=2.0",
+            "config key algorithm.tis_cap is unknown; write algorithm.importance_cap; known ",
+        ),
         (
             "algorithm.wrong_hints=9",
-            "config key algorithm.wrong_hints=9 is above sampling.samples=8, which is all the answers a group can have",
+            "config key algorithm.wrong_hints=9 is above sampling.samples=8, the answers of a group; lower it",
         ),
         (
             "algorithm.teacher.every=5",
@@ -190,8 +195,8 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message:
     [
         (
             ("engine.teacher=colocated", "engine.trainer_processes=2"),
-            'config key engine.teacher="colocated" scores on the whole base, which engine.trainer_processes=2 split '
-            'between them; set the one to "service" or the other to 1',
+            'config key engine.teacher="colocated" needs the whole base model in one process, and '
+            'engine.trainer_processes=2 shards it; set engine.teacher="service" or engine.trainer_processes=1',
         ),
         (
             ("engine.device=cpu", "engine.tensor_parallel=2"),

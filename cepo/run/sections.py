@@ -1,0 +1,237 @@
+"""The sections of a run file, such as [model] and [sampling]: every key with its type, bounds, default and meaning.
+
+The text under a key is its documentation: it is the field's `description`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from cepo.answers.kinds import parse_kind
+from cepo.errors import UserError
+from cepo.messages.hints import HINT, INSTRUCTION
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+Condition = Annotated[str, Field(pattern=r"^[^=~]+[=~]")]
+
+
+class Section(BaseModel):
+    """Frozen and closed: an unknown key is an error that names it."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    path: str = Field(min_length=1)
+    """The model: a Hugging Face name such as "Qwen/Qwen3-8B", or a folder that starts with `.`, `/` or `~`. Relative
+    folders are relative to the run file."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the base model's weights. The adapter is always float32."""
+    max_length: int = Field(default=2048, ge=8)
+    """Context length in tokens: prompt, hint and response together."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the LoRA adapter; at most `engine.max_lora_rank`."""
+    alpha: int = Field(default=32, ge=1)
+    """Numerator of the adapter's scale: its output is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = Field(default=LINEAR_LAYERS, min_length=1, strict=False)  # TOML has lists, not tuples
+    """Names of the linear layers that get an adapter, such as ["q_proj", "v_proj"]; not `lm_head` or `embed_tokens`."""
+
+    @model_validator(mode="after")
+    def _no_head(self) -> Self:
+        if bad := {"lm_head", "embed_tokens"} & set(self.targets):
+            raise ValueError(
+                f"lora.targets: leave out {sorted(bad)}; the engines ignore adapters of these layers when they score"
+            )
+        return self
+
+
+class DataConfig(Section):
+    train: str = Field(min_length=1)
+    """Training problems: a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a Hugging Face name with an
+    optional subset, such as "openai/gsm8k:main". Files and folders start with `.`, `/` or `~`; relative ones are
+    relative to the run file."""
+    eval: str = ""
+    """Held-out problems, named like `train`. Empty: the run measures no held-out accuracy."""
+    question: str = ""
+    """Column of the question, a text or chat messages; dots reach into nested values, as in "prompt.0.content". Empty:
+    recognised by name (`question`, `problem` or `prompt`)."""
+    answer: str = ""
+    """Column of the reference answer; dots reach into nested values, as in "reward_model.ground_truth". Empty:
+    recognised by name (`answer`, `reward_model.ground_truth` or `solution`)."""
+    images: str = ""
+    """Column of a row's image or list of images: bytes, paths or data URIs. Empty: `images` or `image`, if the data
+    set has such a column."""
+    solution: str = ""
+    """Column of a worked solution, for methods that show one to the teacher. Empty: none."""
+    rejected: str = "rejected"
+    """Column of the rejected response, for methods that learn from pairs (`dpo`, `ctdpo`); `answer` then names the
+    column of the chosen response."""
+    answer_kind: str = ""
+    """How answers are compared, such as "choice" or "number tolerance=1%". Empty: inferred from each reference."""
+    split: str = "train"
+    """Split of a Hugging Face data set to train on."""
+    eval_split: str = "test"
+    """Split of a Hugging Face data set to evaluate on."""
+    where: tuple[Condition, ...] = Field(default=(), strict=False)
+    """Conditions that a training row must all meet: "column=value", or "column~value" for a text or list that contains
+    the value. Example: ["level=5", "topic~algebra"]."""
+    eval_where: tuple[Condition, ...] = Field(default=(), strict=False)
+    """The same for held-out rows."""
+    limit: int = Field(default=0, ge=0)
+    """Number of training rows to use, drawn at random with `loop.seed`. 0: all."""
+    system: str = ""
+    """System message put before every question. Empty: none."""
+    instruction: str = INSTRUCTION
+    """Line added after the question. Empty: none, for data that holds its own instruction."""
+    hint: str = HINT
+    """Line that shows the teacher an answer; {answer} is replaced by the answer."""
+    placement: Literal["user", "assistant", "system"] = "user"
+    """Where the hint stands: "user" is after the question and the instruction (the paper), "assistant" at the start of
+    the answer (the paper's code), "system" in the system message."""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """What happens to a row that cannot be used, because its prompt is too long, or its answer is missing or cannot be
+    graded: "refuse" stops before the run begins and names the row, "drop" leaves the row out."""
+
+    @field_validator("answer_kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        try:
+            parse_kind(kind)
+        except UserError as error:
+            raise ValueError(f"data.answer_kind: {error}") from error
+        return kind
+
+    @model_validator(mode="after")
+    def _hint_has_answer(self) -> Self:
+        if "{answer}" not in self.hint:
+            raise ValueError(f"data.hint={self.hint!r} must contain {{answer}}, or every context is the same")
+        return self
+
+
+class SamplingConfig(Section):
+    prompts: int = Field(default=32, ge=1)
+    """Prompts per step; each makes one group. A multiple of `optim.minibatches`."""
+    samples: int = Field(default=8, ge=2)
+    """Group size G: responses sampled per prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. Log-probs of the trainer and the teacher are at the same temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: share of the probability mass that is kept. 1: off."""
+    top_k: int = Field(default=0, ge=0)
+    """Number of most likely tokens that are kept. 0: off."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest response in tokens; below `model.max_length`."""
+
+
+class OptimConfig(Section):
+    lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """"cosine" rises over `warmup_steps` and falls to 0 at `loop.steps`; "constant" stays at `lr`."""
+    warmup_steps: int = Field(default=5, ge=0)
+    """Steps over which the learning rate rises linearly; the first step has rate 0. For "cosine" alone."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger norm are scaled down to it."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser updates per step; the step's prompts are split evenly between them."""
+    tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Largest number of tokens in one forward and backward pass; a prefix that sequences share counts once. Lower it
+    if the trainer runs out of memory."""
+    gradient_checkpointing: bool = False
+    """Stores one hidden state per layer and recomputes the rest in the backward pass: less memory, about a third more
+    work."""
+
+    @model_validator(mode="after")
+    def _rises_to_fall(self) -> Self:
+        default = type(self).model_fields["warmup_steps"].default
+        if self.schedule == "constant" and self.warmup_steps not in (0, default):
+            raise ValueError(
+                f'optim.warmup_steps={self.warmup_steps} has no effect with optim.schedule="constant"; set it to 0'
+            )
+        return self
+
+
+class LoopConfig(Section):
+    steps: int = Field(default=50, ge=1)
+    """Training steps. A step samples, verifies and scores its groups, then updates the policy."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the data order, the sampling and the adapter's initial weights."""
+    lag: int = Field(default=0, ge=0, le=8)
+    """Off-policy steps: how many steps behind the trainer's policy the sampling policy may be. 0: on-policy."""
+    deterministic: bool = False
+    """Uses deterministic kernels and a fixed order of work, so that two runs on the same machine give the same bytes.
+    Slower."""
+
+
+class EvalConfig(Section):
+    every: int = Field(default=10, ge=1)
+    """Steps between evaluations. The policies before the first step and after the last are always evaluated."""
+    prompts: int = Field(default=256, ge=1)
+    """Largest number of held-out problems to evaluate on, the first of the data set."""
+    samples: int = Field(default=1, ge=1)
+    """Responses sampled per held-out problem; the accuracy is their mean."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of evaluations."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling in evaluations. 1: off."""
+    top_k: int = Field(default=0, ge=0)
+    """Number of most likely tokens that are kept in evaluations. 0: off."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Subtracted from the logits of tokens that the response already holds, as in OpenAI's API."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(default=1, ge=1)
+    """Steps between checkpoints. The last step is always saved."""
+    keep: int = Field(default=2, ge=1)
+    """Number of newest checkpoints to keep."""
+    keep_policies: int = Field(default=50, ge=0)
+    """Number of newest adapters to keep in adapters/; those that a task or a checkpoint needs stay too. 0: all."""
+
+
+class TelemetryConfig(Section):
+    tensorboard: bool = False
+    """Writes the metrics to tensorboard/ in the run folder; needs the `tensorboard` package."""
+    wandb_project: str = ""
+    """Weights & Biases project that gets the metrics; needs the `wandb` package. Empty: none."""
+    rollouts_per_step: int = Field(default=2, ge=0)
+    """Groups per step that are written to rollouts/ with the credit of every token."""
+
+
+class EngineConfig(Section):
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Device of the rollout engine, the teacher and the trainer."""
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the GPU's memory that the rollout engine takes, weights and KV cache together."""
+    max_num_seqs: int = Field(default=128, ge=1)
+    """Largest number of sequences that the rollout engine samples at once."""
+    max_lora_rank: int = Field(default=16, ge=1)
+    """Largest adapter rank that the rollout engine accepts."""
+    teacher: Literal["service", "colocated"] = "service"
+    """"service": the teacher is a process with its own copy of the base model. "colocated": the trainer's process
+    scores with the trainer's copy, so scoring and training take turns."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs over which one rollout engine splits the model."""
+    trainer_processes: int = Field(default=1, ge=1)
+    """Trainer processes, one GPU each; they shard the base model and split the groups of every step."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.teacher == "colocated" and self.trainer_processes > 1:
+            raise ValueError(
+                f'engine.teacher="colocated" needs the whole base model in one process, and engine.trainer_processes='
+                f'{self.trainer_processes} shards it; set engine.teacher="service" or engine.trainer_processes=1'
+            )
+        if self.device == "cpu" and self.tensor_parallel > 1:
+            raise ValueError(f'engine.tensor_parallel={self.tensor_parallel} needs engine.device="cuda"; set it to 1')
+        return self
