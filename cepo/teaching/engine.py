@@ -1,19 +1,19 @@
-"""A transformers model with PEFT adapters behind the Scorer protocol: one base, the recent policies beside it.
+"""A transformers model with PEFT adapters behind the Scorer protocol: one base model and its recent adapters.
 
-Groups that wait for the same policy are scored in one pass: a small group alone is mostly calls of small operators.
+Groups that wait for the same policy are scored in one pass, because the time of a small group is mostly the overhead
+of calling small operators.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -34,19 +34,18 @@ from cepo.service.image_cache import ReadImage, no_images
 from cepo.service.metrics import LOAD_FAILURES
 from cepo.service.telemetry import loading
 from cepo.teaching import measures
+from cepo.teaching.batcher import Batcher, ScoreRequest, Take
 from cepo.teaching.handler import Likeliest, Logps, Pair, Scored
-from cepo.teaching.request import Request, Take
 
+T = TypeVar("T")
 TOKENS_PER_PASS = 32768
-"""Distinct tokens of one forward pass; what several contexts or responses begin with counts once."""
+"""Most distinct tokens of one forward pass; a prefix shared by several sequences counts once."""
 TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
-"""Of groups that share a pass: on a CPU more gain nothing (benchmarks/NOTES.md)."""
-
-log = logging.getLogger(__name__)
+"""Most tokens of groups that share a pass. On a CPU more tokens gain nothing (benchmarks/NOTES.md)."""
 
 
 class TransformersScorer:
-    """Scores on one thread, so that a pass never meets a half-switched adapter."""
+    """Loads adapters and scores on one thread, so that adapters are never switched during a pass."""
 
     def __init__(
         self,
@@ -56,22 +55,30 @@ class TransformersScorer:
         read_image: ReadImage = no_images,
         base: SharedModel | None = None,
     ) -> None:
-        """Scores on a base of its own, loaded here, or on one that a learner lends."""
+        """Loads the base model, unless a learner shares its own.
+
+        Args:
+            settings: `max_loras` adapters stay resident; at most `concurrency` groups share a pass.
+            renderer: the tokenizer and the image processor of the model.
+            adapters: the adapters' files.
+            read_image: returns the bytes of an image.
+            base: the learner's model, for a teacher inside the trainer.
+        """
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._renderer = renderer
         self._adapters = adapters
         self._read_image = read_image
         self._keep = settings.max_loras
-        self._together = settings.concurrency
-        self._waiting: dict[Request, None] = {}
         self._base = base or SharedModel(load_causal_lm(settings.model, settings.dtype, settings.device))
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
+        together = TOKENS_TOGETHER[self._base.model.device.type]
+        self._batcher = Batcher(self._run, settings.concurrency, together)
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
-        """Loads an adapter if it is not resident, and proves what was bound.
+        """Loads an adapter unless it is resident, and proves that the model took it.
 
         Raises:
             PolicyError: the adapter's bytes are wrong, or no module took its weights.
@@ -79,17 +86,20 @@ class TransformersScorer:
         begun = time.perf_counter()
         if policy != BASE_POLICY and policy.name not in self._proofs:
             with LOAD_FAILURES.count_exceptions():
-                await self._adapters.folder(policy)  # without the lock: who waits for the trainer holds up no other
+                await self._adapters.folder(policy)  # without the lock, so that a slow fetch delays no other policy
+        return await self._resident(policy, begun)
+
+    async def _resident(self, policy: PolicyRef, begun: float) -> PolicyProof:
         async with self._lock:
             if policy.name not in self._proofs:
                 with loading(policy, begun):
                     folder = None if policy == BASE_POLICY else await self._adapters.folder(policy)
                     await self._bound(policy, folder)
-            proof = self._proofs[policy.name] = self._proofs.pop(policy.name)  # the last in the order of use
+            proof = self._proofs[policy.name] = self._proofs.pop(policy.name)  # now the most recently used
             return proof
 
     async def _bound(self, policy: PolicyRef, folder: Path | None) -> None:
-        """Binds to the end, though the caller be cancelled: the model is not left between two policies."""
+        """Binds an adapter; a cancelled caller still waits for the end, so that the model is never half-switched."""
         binding = asyncio.ensure_future(self._on_thread(self._bind, policy, folder))
         try:
             await asyncio.shield(binding)
@@ -118,18 +128,16 @@ class TransformersScorer:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _measure(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef, take: Take) -> Scored[Any]:
-        await self.load(policy)  # another group's load may have dropped it since
+        await self.load(policy)
         images = dict.fromkeys(image for pair in pairs for image in pair.images)
         data = {image: await self._read_image(image) for image in images}
-        request = Request(pairs, data, temperature, policy, take)
-        self._waiting[request] = None
-        try:
-            await self._on_thread(self._serve, request)
-        finally:
-            self._waiting.pop(request, None)
-        return Scored(request.found, request.seconds)
+        return await self._batcher.submit(ScoreRequest(pairs, data, temperature, policy, take))
 
-    async def _on_thread(self, work: Any, *args: Any) -> Any:
+    async def _run(self, batch: Sequence[ScoreRequest]) -> list[Scored[Any]]:
+        await self._resident(batch[0].policy, time.perf_counter())  # other policies may have evicted it meanwhile
+        return await self._on_thread(self._pass, batch)
+
+    async def _on_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _bind(self, policy: PolicyRef, folder: Path | None) -> PolicyProof:
@@ -146,7 +154,7 @@ class TransformersScorer:
             )
 
     def _attach(self, policy: PolicyRef, folder: Path) -> int:
-        """Puts an adapter beside the others; returns the modules that took it."""
+        """Loads an adapter beside the others and returns the number of modules that took it."""
         base, name = self._base, policy.name
         if base.peft is None:
             base.peft = PeftModel.from_pretrained(base.model, folder, adapter_name=name)
@@ -159,7 +167,7 @@ class TransformersScorer:
         return bound
 
     def _drop_unused(self, newest: PolicyRef) -> None:
-        """Drops the least recently used beyond what is kept: a teacher may be older than what was announced since."""
+        """Evicts the least recently used adapters; a teacher's adapter may be older than later announced ones."""
         if self._base.peft is None:
             return
         resident = [name for name in (*self._proofs, newest.name) if name in self._base.peft.peft_config]
@@ -176,66 +184,45 @@ class TransformersScorer:
             self._base.peft.base_model.enable_adapter_layers()
             self._base.peft.set_adapter(policy.name)
 
-    def _serve(self, own: Request) -> None:
-        """Serves a request, unless another's turn did, and those that wait and go with it."""
-        if own not in self._waiting:
-            return
-        taken = self._company(own)
-        for request in taken:
-            self._waiting.pop(request, None)
-        try:
-            self._passed(taken)
-        except Exception:
-            if len(taken) == 1:
-                raise
-            log.exception("a pass of %d groups failed; each is scored alone", len(taken))
-            for request in taken:
-                request.alone = True
-            self._waiting.update(dict.fromkeys(taken[1:]))  # until their turns, which come
-            self._passed([own])
-
-    def _company(self, own: Request) -> list[Request]:
-        """A request and what shares its pass, in the order of waiting."""
-        taken, room = [own], TOKENS_TOGETHER[self._base.model.device.type] - own.tokens
-        for request in list(self._waiting):
-            if len(taken) == self._together:
-                break
-            if request is not own and request.goes_with(own) and request.tokens <= room:
-                taken.append(request)
-                room -= request.tokens
-        return taken
-
     @torch.no_grad()
-    def _passed(self, requests: Sequence[Request]) -> None:
-        """Requests that go together."""
-        data = {image: value for request in requests for image, value in request.data.items()}
-        pairs = [pair for request in requests for pair in request.pairs]
-        temperature, policy, take = requests[0].temperature, requests[0].policy, requests[0].take
+    def _pass(self, batch: Sequence[ScoreRequest]) -> list[Scored[Any]]:
+        """Scores the pairs of compatible requests together; splits them only if they exceed `TOKENS_PER_PASS`."""
+        temperature, policy, take = batch[0].temperature, batch[0].policy, batch[0].take
+        data = {image: value for request in batch for image, value in request.data.items()}
+        pairs = [pair for request in batch for pair in request.pairs]
+        values: list[Any] = [None] * len(pairs)
+        seconds = 0.0
+        for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
+            with self._base.exclusive():
+                begun = time.perf_counter()
+                states = self._states([pairs[i] for i in rows], data, temperature, policy)
+                for i, value in zip(rows, take(states, rows), strict=True):
+                    values[i] = value
+                seconds += time.perf_counter() - begun
+        each, tokens = iter(values), sum(request.tokens for request in batch)
+        return [
+            Scored(list(islice(each, len(request.pairs))), seconds * request.tokens / max(1, tokens))
+            for request in batch
+        ]
+
+    def _states(
+        self, pairs: Sequence[Pair], data: Mapping[ImageRef, bytes], temperature: float, policy: PolicyRef
+    ) -> ResponseStates:
+        """The states of the responses under a policy, mixed with the base model's where a pair has a share of it."""
 
         def patches(image: ImageRef) -> Patches:
             return self._renderer.pixels.patches(image, data[image])
 
-        found: list[Any] = [None] * len(pairs)
-        seconds = 0.0
-        for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
-            contexts, responses = [pairs[i].context_ids for i in rows], [pairs[i].response_ids for i in rows]
-            with self._base.exclusive():
-                begun = time.perf_counter()
-                self._activate(policy)
-                images = [[self._base.features.of(image, patches) for image in pairs[i].images] for i in rows]
-                states = response_states(self._base.model, contexts, responses, temperature, images)
-                share_B = torch.tensor([pairs[i].base_share for i in rows], device=states.valid_BT.device)
-                if share_B.any():
-                    self._activate(BASE_POLICY)
-                    base = response_states(self._base.model, contexts, responses, temperature, images)
-                    states = nearer(states, base, share_B)
-                for i, item in zip(rows, take(states, rows), strict=True):
-                    found[i] = item
-                seconds += time.perf_counter() - begun
-        items, tokens = iter(found), sum(request.tokens for request in requests)
-        for request in requests:
-            request.found = list(islice(items, len(request.pairs)))
-            request.seconds = seconds * request.tokens / max(1, tokens)
+        contexts, responses = [pair.context_ids for pair in pairs], [pair.response_ids for pair in pairs]
+        self._activate(policy)
+        images = [[self._base.features.of(image, patches) for image in pair.images] for pair in pairs]
+        states = response_states(self._base.model, contexts, responses, temperature, images)
+        share_B = torch.tensor([pair.base_share for pair in pairs], device=states.valid_BT.device)
+        if not share_B.any():
+            return states
+        self._activate(BASE_POLICY)
+        base = response_states(self._base.model, contexts, responses, temperature, images)
+        return nearer(states, base, share_B)
 
 
 def _logps(states: ResponseStates, rows: Sequence[int]) -> list[Logps]:
@@ -243,10 +230,14 @@ def _logps(states: ResponseStates, rows: Sequence[int]) -> list[Logps]:
 
 
 def nearer(states: ResponseStates, base: ResponseStates, share_B: Tensor) -> ResponseStates:
-    """States whose logits are those of two models, in shares: the head is linear and both have the same.
+    """Returns states whose logits are the weighted mean of the logits of two models.
+
+    Mixing the hidden states is enough, because both models have the same linear head.
 
     Args:
-        share_B: of the base model's, for each sequence.
+        states: the policy's, with N valid tokens of B sequences.
+        base: the base model's, of the same tokens.
+        share_B: the base model's share of the logits of each sequence, within [0, 1].
     """
     share_N1 = share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None]
     mixed_ND = states.hidden_ND.float().lerp(base.hidden_ND.float(), share_N1)
