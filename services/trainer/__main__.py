@@ -35,7 +35,7 @@ from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
-from services.trainer.learning.processes import follow, lead, make_learner
+from services.trainer.learning.processes import make_learner, serve_rank, start_ranks
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
@@ -120,7 +120,7 @@ async def build(folder: RunDir, settings: Settings) -> chassis.Service:
 def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     """Builds the parts of a run from its folder."""
     config = load(folder.config)
-    ranks = lead(folder, config)
+    ranks = start_ranks(folder, config)
     renderer = Renderer(config.model.path)
     store = ImageStore(folder.images)
     problems = stored(folder, "train")
@@ -163,14 +163,14 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point of every process of a trainer.
 
     Args:
-        arguments: the run folder; for a process that rank 0 started, also where the processes meet (`serve`).
+        arguments: the run folder; for a process that rank 0 started, also where the processes meet.
     """
     with chassis.mistakes_told("trainer"):
         if not arguments:
             raise UserError("give the folder of a run: python -m services.trainer RUN_DIR")
         folder, place = RunDir(Path(arguments[0])), Place.from_environment()
         if place is not None and place.rank:
-            follow(folder, place, *arguments[1:])
+            serve_rank(folder, place, *arguments[1:])
         else:
             chassis.main("trainer", partial(build, folder))
 

@@ -65,7 +65,7 @@ class Publisher:
         """
 
         def written() -> PolicyRef:
-            with self._learner.wearing(average):
+            with self._learner.using_adapter(average):
                 policy = self._write(version, f"ema-v{version:06d}")
                 self._read_canary(policy)
                 return policy

@@ -90,7 +90,7 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
     assert trainer.started[-1] - stopped < 30, "processes that part waited for each other"
     said = [json.loads(line)["message"] for line in trainer.log.open() if line.startswith("{")]
     assert [line for line in said if "SIGKILL" in line] == [
-        "process 2 of 2 was killed by SIGKILL; the trainer ends, and goes on from its newest checkpoint when it is "
+        "process 2 of 2 was killed by SIGKILL; the trainer exits, and resumes from its newest checkpoint when it is "
         "started again"
     ]
     assert [row["step"] for row in folder.rows()] == list(range(STEPS))

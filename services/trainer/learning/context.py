@@ -97,16 +97,16 @@ class LearnerContext:
         tokens = self._config.optim.tokens_per_microbatch
         own = share(batch, rows, self._ranks.rank, self._ranks.size)
         parts = list(microbatches(batch, own, tokens, whole_groups=whole_groups))
-        most = self._ranks.most(len(parts))
+        most = self._ranks.all_reduce_max(len(parts))
         yield from parts
         for _ in range(passes * (most - len(parts))):
             self._pass_nothing()
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        self._ranks.add_up(tensors)
+        self._ranks.all_reduce_sum(tensors)
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._ranks.add_up_gradients(parameters)
+        self._ranks.all_reduce_gradients(parameters)
 
     def _pass_nothing(self) -> None:
         """A pass for the other ranks' sake, which need this one's part of each layer: one token, no gradient."""

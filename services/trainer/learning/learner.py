@@ -1,10 +1,9 @@
-"""The model being trained: a frozen base with a LoRA adapter, its optimiser, and one update per step.
+"""The model being trained: a frozen base with a LoRA adapter, its optimizer, and one update per step.
 
-An auxiliary model may add an adapter of its own, and so may a scorer, which uses the base between the learner's passes.
-Only the policy's adapter is published.
+An auxiliary model may add adapters of its own beside the policy's, and a colocated scorer may use the base between the
+calls of the learner. Only the policy's adapter is published.
 
-Sequences whose advantage is zero everywhere have no gradient; they count in the denominators and skip the model. The
-old log-probs are the trainer's own, with the weights at the start of the step.
+Shapes: B sequences, T response tokens (padded).
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from cepo.algo.base import Algorithm, Metrics
 from cepo.algo.batch import TrainBatch
-from cepo.algo.diagnostics import engine_metrics
 from cepo.algo.methods.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
@@ -33,23 +31,27 @@ from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
 from services.trainer.learning.context import POLICY, LearnerContext, ReadPatches, no_images
-from services.trainer.learning.ranks import ALONE, Ranks, together
-from services.trainer.learning.sums import Seen, Sums
+from services.trainer.learning.ranks import SINGLE, Ranks, collective
+from services.trainer.learning.update import PolicyUpdate
 
 
 class Learner:
-    """Owns the weights and the optimiser."""
+    """Owns the weights and the optimizer.
 
-    def __init__(self, config: RunConfig, patches: ReadPatches = no_images, ranks: Ranks = ALONE) -> None:
+    With several ranks, each process has a learner. Rank 0 calls the methods marked `@collective`, and the other ranks
+    then call the same method with the same arguments.
+    """
+
+    def __init__(self, config: RunConfig, patches: ReadPatches = no_images, ranks: Ranks = SINGLE) -> None:
         """Loads the base and attaches the adapter.
 
         Args:
-            patches: the pixels of an image of this run.
-            ranks: the processes that share the work; each has a learner.
+            patches: reads the pixels of an image of this run.
+            ranks: the processes that share the work.
 
         Raises:
-            UserError: the model cannot be loaded, has no module of `lora.targets`, has one in its vision part, or too
-                large a vocabulary.
+            UserError: the model cannot be loaded, has no module of `lora.targets`, has one of them in its vision part,
+                or has too large a vocabulary for the evidence that the algorithm asks for.
         """
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
@@ -57,29 +59,12 @@ class Learner:
         self.ranks = ranks
         base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
         check_support(config.algorithm.asks, base.get_output_embeddings().weight.shape[0])
-        lora = LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            target_modules=list(config.lora.targets),
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            self.peft = get_peft_model(base, lora)
-        except ValueError as error:
-            raise UserError(f"lora.targets={list(config.lora.targets)}: {str(error).splitlines()[0]}") from error
-        make_lean(self.peft)
+        self.peft = _with_adapter(base, config)
         self._model: Any = self.peft.get_base_model()
         self.base = SharedModel(self._model, self.peft, trained_adapter=POLICY)
         if config.optim.gradient_checkpointing:
             checkpoint_layers(self._model)
-        bound = (name for name, module in self.peft.named_modules() if isinstance(module, LoraLayer))
-        if seeing := [name for name in bound if ".visual." in name]:
-            raise UserError(
-                f"lora.targets: {seeing[0].rpartition('.')[2]} is in the model's vision part, which stays as it is; "
-                "name modules of the language part alone"
-            )
-        ranks.place(self._model, config.engine.device)
+        ranks.shard(self._model, config.engine.device)
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
@@ -88,41 +73,41 @@ class Learner:
 
     @property
     def bound_modules(self) -> int:
-        """Modules the adapter changes."""
+        """The number of modules that the adapter changes."""
         with self.base.lock:
             return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
 
     def adapter(self) -> dict[str, Tensor]:
-        """A copy of the adapter's weights by their names in PEFT's format."""
+        """A copy of the adapter's weights, by their names in PEFT's format."""
         with self.base.lock:
             return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
 
-    def put_on(self, adapter: Mapping[str, Tensor]) -> None:
-        """Gives the adapter other weights.
+    def load_adapter(self, adapter: Mapping[str, Tensor]) -> None:
+        """Replaces the adapter's weights in this process.
 
         Raises:
-            KeyError, RuntimeError, ValueError: they are those of another adapter.
+            KeyError, RuntimeError, ValueError: the weights have other names or shapes.
         """
         with self.base.lock:
             set_peft_model_state_dict(self.peft, dict(adapter))
 
     @contextmanager
-    def wearing(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
-        """The model with another adapter's weights for a while."""
-        own = self.adapter()
-        self._wear(adapter)
+    def using_adapter(self, adapter: Mapping[str, Tensor]) -> Iterator[None]:
+        """Replaces the adapter's weights within the context, on every rank."""
+        trained = self.adapter()
+        self._load_adapter_everywhere(adapter)
         try:
             yield
         finally:
-            self._wear(own)
+            self._load_adapter_everywhere(trained)
 
-    @together
-    def _wear(self, adapter: Mapping[str, Tensor]) -> None:
-        self.put_on(adapter)
+    @collective
+    def _load_adapter_everywhere(self, adapter: Mapping[str, Tensor]) -> None:
+        self.load_adapter(adapter)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it needs to go on bit for bit, the random numbers included."""
-        with self.base.lock:  # whoever else loads an adapter moves the random numbers for a while
+        """The state from which the learner resumes bit for bit, including the RNG state."""
+        with self.base.lock:  # a scorer that loads an adapter draws random numbers, and restores the RNG state after
             rng = torch.get_rng_state()
         return {
             "adapter": self.adapter(),
@@ -132,27 +117,27 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state.
+        """Loads a saved state, on every rank.
 
         Raises:
-            KeyError, RuntimeError, ValueError: it is that of another learner.
+            KeyError, RuntimeError, ValueError: the state has another adapter or auxiliary model.
         """
-        self.put_on(state["adapter"])
+        self.load_adapter(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.auxiliary.load_state_dict(state["auxiliary"])
         with self.base.lock:
             torch.set_rng_state(state["rng"])
-        self.ranks.lead("load_state_dict", state)  # after it was found to fit
+        self.ranks.broadcast_call("load_state_dict", state)  # only now: a state that does not fit raises on rank 0
 
-    @together
+    @collective
     def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
-        """Log-prob of the canary sequence under the adapter, or under the base alone."""
+        """The log-prob of the canary sequence under the adapter, or under the base without it."""
         with self.base.lock, self.peft.disable_adapter() if base else nullcontext():
             return canary_logp(self._model, canary_ids)
 
     def adapter_files(self) -> dict[str, bytes]:
-        """The adapter in PEFT's format; the same weights give the same bytes."""
-        config = self.peft.peft_config["default"].to_dict()
+        """The adapter's files in PEFT's format, by name; equal weights give equal bytes."""
+        config = self.peft.peft_config[POLICY].to_dict()
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         plain["inference_mode"] = True
         text = json.dumps(plain, indent=2, sort_keys=True, default=str)
@@ -160,15 +145,15 @@ class Learner:
         return dict(zip(FILES, (text.encode(), save(weights, metadata={"format": "pt"})), strict=True))
 
     def learning_rate(self, step: int) -> float:
-        """Of a step, which counts from 0."""
+        """The learning rate of a step; steps count from 0."""
         optim = self._config.optim
         if optim.schedule == "constant":
             return optim.lr * constant(1.0, step)
         return optim.lr * cosine_with_warmup(optim.warmup_steps, self._config.loop.steps, step)
 
-    @together
+    @collective
     def learn(self, batch: TrainBatch, step: int) -> tuple[Tensor, Metrics]:
-        """One step of the policy and its auxiliary model.
+        """Trains the policy and the auxiliary model on the batch of a step.
 
         Returns:
             adv_BT, and the step's metrics.
@@ -181,88 +166,86 @@ class Learner:
             return advantages.adv_BT, metrics | self.auxiliary.update(batch, step)
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
-        """The optimiser updates of one step.
+        """Updates the policy, one optimizer step per mini-batch.
 
         Returns:
-            Metrics of the step: loss, gradient norm, clip fractions, the gap to the engine's log-probs, tokens,
-            seconds, and what the algorithm measures with the trained log-probs.
+            Metrics of the step: loss, gradient norm, learning rate, clip fractions, the gap to the engine's log-probs,
+            trained tokens, seconds, and the algorithm's diagnostics at the trained log-probs.
         """
-        begun = time.perf_counter()
+        started = time.perf_counter()
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         minibatches = self.context.minibatches(batch)
         has_gradient_B = algorithm.has_gradient_B(batch, adv_BT) & algorithm.learns_at(step)
-        old = algorithm.logp_old_BT(batch)
-        if old is None and len(minibatches) > 1:
-            old = self._old_logps(batch, has_gradient_B)
-        old_seconds = time.perf_counter() - begun
-        sums, norms = Sums(), []
-        seen = Seen(*(torch.zeros_like(batch.mask_BT) for _ in range(3)))
+        logp_old_BT = algorithm.logp_old_BT(batch)
+        if logp_old_BT is None and len(minibatches) > 1:
+            logp_old_BT = self._logp_old_BT(batch, has_gradient_B)
+        old_seconds = time.perf_counter() - started
+        update = PolicyUpdate(algorithm, batch, adv_BT, has_gradient_B, logp_old_BT)
         for rows in minibatches:
-            norms.append(self._one_update(rows, batch, adv_BT, has_gradient_B, old, algorithm, sums, seen))
-        sums = Sums.total(self.ranks.gathered(sums))
-        self.context.all_reduce_sum([seen.logp_BT, seen.old_BT, seen.sampled_BT])
-        sampled, demonstrated = max(1, sums.sampled), max(1, sums.demonstrated)
-        return {
-            "loss/policy": sums.loss / len(minibatches),
-            "grad_norm": sum(norms) / len(norms),
-            "learning_rate": rate,
-            **engine_metrics(seen.old_BT, batch.rollout_logp_BT, seen.sampled_BT),
-            "clip/ppo_low": 0.0,
-            "clip/ppo_high": 0.0,
-            **{key: value / sampled for key, value in sums.token_sums.items()},
-            **{key: value / demonstrated for key, value in sums.demonstration_sums.items()},
-            "tokens/trained": float(sums.sampled + sums.demonstrated),
-            **algorithm.diagnostics(batch, adv_BT, seen.logp_BT, step),
-            "time/old_seconds": old_seconds,
-        }
+            update.grad_norms.append(self._train_minibatch(update, rows))
+        return {**update.metrics(self.ranks, step), "learning_rate": rate, "time/old_seconds": old_seconds}
 
-    def _one_update(
-        self,
-        rows: list[int],
-        batch: TrainBatch,
-        adv_BT: Tensor,
-        has_gradient_B: Tensor,
-        old: Tensor | None,
-        algorithm: Algorithm,
-        sums: Sums,
-        seen: Seen,
-    ) -> float:
-        minibatch = batch.rows(rows)
+    def _train_minibatch(self, update: PolicyUpdate, rows: list[int]) -> float:
+        """Takes one optimizer step on rows of the batch.
+
+        Sequences whose advantage is zero everywhere have no gradient: they count in the loss's denominators and skip
+        the model. If all do, nothing changes, the weight decay included.
+
+        Returns:
+            The norm of the gradient before clipping; 0 if no row has one.
+        """
+        minibatch = update.batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
-        chosen = [row for row in rows if has_gradient_B[row]]
-        if not chosen:
-            return 0.0  # nothing to learn from: not even weight decay
-        for part in self.context.microbatches(batch, chosen, whole_groups=algorithm.whole_groups):
-            micro = batch.rows(part).to(self._device)
-            student = self._student(micro)
-            width = micro.mask_BT.shape[1]
-            old_BT = student.logp_BT.detach() if old is None else old[part, :width].to(self._device)
-            output = algorithm.loss(student, old_BT, micro, adv_BT[part, :width].to(self._device), minibatch)
-            output.loss.backward()
-            sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
-            sampled = int(sampled_BT.sum())
-            sums.add(Sums.of(output, sampled, int(micro.mask_BT.sum()) - sampled))
-            seen.note(part, student.logp_BT, old_BT, sampled_BT)
+        trained = [row for row in rows if update.has_gradient_B[row]]
+        if not trained:
+            return 0.0
+        for micro_rows in self.context.microbatches(update.batch, trained, whole_groups=update.algorithm.whole_groups):
+            micro = update.batch.rows(micro_rows).to(self.parameters[0].device)
+            update.backward(micro_rows, micro, self._student(micro), minibatch)
         self.context.all_reduce_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm)
         self.optimizer.step()
         return float(norm)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.parameters[0].device
-
     def _student(self, batch: TrainBatch) -> ResponseStates:
         return self.context.states(batch, self._config.sampling.temperature)
 
     @torch.no_grad()
-    def _old_logps(self, batch: TrainBatch, has_gradient_B: Tensor) -> Tensor:
-        """[B, T] under the present weights; 0 for sequences that do not learn."""
-        old_BT = torch.zeros_like(batch.mask_BT)
-        for part in self.context.microbatches(batch, has_gradient_B.nonzero().flatten().tolist()):
-            logp_BT = self._student(batch.rows(part)).logp_BT
-            old_BT[part, : logp_BT.shape[1]] = logp_BT.cpu()
-        self.context.all_reduce_sum([old_BT])
-        return old_BT
+    def _logp_old_BT(self, batch: TrainBatch, has_gradient_B: Tensor) -> Tensor:
+        """[B, T] log-probs under the current weights; 0 for sequences without a gradient."""
+        logp_old_BT = torch.zeros_like(batch.mask_BT)
+        for rows in self.context.microbatches(batch, has_gradient_B.nonzero().flatten().tolist()):
+            logp_BT = self._student(batch.rows(rows)).logp_BT
+            logp_old_BT[rows, : logp_BT.shape[1]] = logp_BT.cpu()
+        self.context.all_reduce_sum([logp_old_BT])
+        return logp_old_BT
+
+
+def _with_adapter(base: Any, config: RunConfig) -> Any:
+    """The PeftModel around a base, with a new adapter that leaves its outputs unchanged.
+
+    Raises:
+        UserError: `lora.targets` names no module of the model, or one in its vision part.
+    """
+    targets = list(config.lora.targets)
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        peft = get_peft_model(base, lora)
+    except ValueError as error:
+        raise UserError(f"lora.targets={targets}: {str(error).splitlines()[0]}") from error
+    make_lean(peft)
+    bound = (name for name, module in peft.named_modules() if isinstance(module, LoraLayer))
+    if in_vision := [name for name in bound if ".visual." in name]:
+        raise UserError(
+            f"lora.targets: {in_vision[0].rpartition('.')[2]} is in the model's vision part, which is not trained; "
+            "name modules of the language part only"
+        )
+    return peft

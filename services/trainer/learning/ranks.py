@@ -1,8 +1,25 @@
-"""The processes that train one policy: rank 0 is the trainer, the others learn with it from their share of the rows.
+"""The processes that train one policy, and the collective operations between them.
 
-Of the frozen base each holds a part of every decoder layer (FSDP2), which all gather when a pass comes to it; the
-adapter, its optimiser and everything outside the layers are whole in each. Gradients are added up in float32 before
-they are clipped. Whatever meets the layers is therefore done by all ranks at once: rank 0 says what, the others follow.
+Every process ("rank") holds a shard of the frozen base: FSDP2 splits the parameters of each decoder layer, and a
+forward or backward pass gathers a layer just before it runs. The adapter, its optimizer and everything outside the
+decoder layers are whole on every rank. Each rank trains on its share of the rows; the gradients are summed in float32
+before they are clipped, so all ranks take the same optimizer step.
+
+A collective is an operation that every rank must enter, because each rank in it waits for all others: the all-reduce of
+gradients, the all-gather of a layer, and therefore every pass of the model. Rank 0 runs the trainer's loop. The other
+ranks run `serve`, which waits for the calls that rank 0 broadcasts and makes them on its own learner. Example of a step
+with two ranks:
+
+    rank 0 (trainer)                              rank 1 (serve)
+    learner.learn(batch, 3)                       waits
+      broadcast_call("learn", batch, 3)     -->   learner.learn(batch, 3)
+      forward and backward on rows 0 to 7   <->   forward and backward on rows 8 to 15
+      all_reduce_gradients()                <->   all_reduce_gradients()
+      optimizer.step()                            optimizer.step()
+      returns the metrics                         waits
+    close(code=0)                           -->   leave(), and exits with 0
+
+The methods of the learner that begin with a broadcast are marked `@collective`; all others run on one rank.
 """
 
 from __future__ import annotations
@@ -26,177 +43,196 @@ from cepo.net.settings import Place
 
 P = ParamSpec("P")
 T = TypeVar("T")
-NEVER = timedelta(days=365)
-"""Rank 0 is silent while a step is sampled."""
-TORCHRUNS = "env://"
-"""Where processes that torchrun started meet: `init_method` of torch.distributed."""
-BEAT_SECONDS = 1.0
-SILENCE = timedelta(seconds=60)
-"""After which a machine counts as lost. A process that dies closes its connection: the next beat notices."""
+CONTROL_TIMEOUT = timedelta(days=365)
+"""Timeout of the control group: rank 0 sends no call while the rollouts of a step are sampled."""
+TORCHRUN = "env://"
+"""The `init_method` of torch.distributed for processes that torchrun started."""
+HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_TIMEOUT = timedelta(seconds=60)
+"""Silence after which a machine counts as lost. A process that dies closes its connections: its peers fail at the next
+heartbeat."""
 log = logging.getLogger(__name__)
 
 
 class Ranks:
-    """A process by itself: nobody follows, nothing is shared."""
+    """A single process, in which every collective is a no-op; the interface of several."""
 
     rank = 0
     size = 1
 
-    def lead(self, name: str, *arguments: Any, **options: Any) -> None:
-        """Rank 0: has the others call this method of their learner."""
+    def broadcast_call(self, name: str, *arguments: Any, **options: Any) -> None:
+        """Has every other rank call a method of its learner; a no-op on ranks other than 0.
 
-    def place(self, model: Any, device: str) -> None:
-        """Moves a model to the device."""
+        Args:
+            name: the method.
+            arguments, options: its arguments, which are pickled.
+        """
+
+    def shard(self, model: Any, device: str) -> None:
+        """Keeps this rank's shard of the decoder layers and moves the model to the device.
+
+        Raises:
+            UserError: there are several ranks, and the model has no list of decoder layers to shard.
+        """
         model.to(device)
 
-    def most(self, count: int) -> int:
-        """The highest count of any rank."""
+    def all_reduce_max(self, count: int) -> int:
+        """The largest count of any rank."""
         return count
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the sum over the ranks in the place of each tensor; all have one type."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over the ranks. All tensors have one type."""
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The same for gradients; a rank that had no rows has none, which counts as zero."""
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its sum over the ranks; a missing gradient counts as zero."""
 
-    def gathered(self, value: T) -> list[T]:
-        """The values of all ranks, by rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of the ranks."""
         return [value]
 
     def close(self, code: int = 0) -> None:
-        """Rank 0: has the others end, with this exit code."""
-
-
-ALONE = Ranks()
-
-
-class Peers(Ranks):
-    """One of several processes that torch.distributed connects."""
-
-    def __init__(self, place: Place, meeting: str = TORCHRUNS) -> None:
-        """Waits until all are there.
+        """Ends `serve` on every other rank; called by rank 0.
 
         Args:
-            meeting: `init_method` of torch.distributed. Processes that meet by torchrun's variables may be on several
-                machines, where nobody sees to it that they end together: they do so themselves.
+            code: the exit code that `serve` returns.
+        """
+
+
+SINGLE = Ranks()
+
+
+class DistributedRanks(Ranks):
+    """One of several processes, connected by torch.distributed.
+
+    Three process groups: the default one for tensors, on the model's device; `control_group` for calls and Python
+    objects, on the CPU; and `heartbeat_group`, by which ranks on several machines notice that one is lost.
+    """
+
+    def __init__(self, place: Place, init_method: str = TORCHRUN) -> None:
+        """Connects to the other ranks, and waits until all are there.
+
+        Args:
+            init_method: where the ranks meet, as in torch.distributed. With torchrun they may run on several machines,
+                and no common parent ends them together: a heartbeat then ends every rank once one is lost.
         """
         self.rank = place.rank
         self.size = place.size
-        self._gpu = place.local_rank
+        self._local_rank = place.local_rank
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, init_method=meeting, rank=place.rank, world_size=place.size)
-        self._words: Any = dist.new_group(backend="gloo", timeout=NEVER)
-        self._parting = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-        if meeting == TORCHRUNS:
-            self._pulse: Any = dist.new_group(backend="gloo", timeout=SILENCE)
-            self._beating.start()
+        dist.init_process_group(backend, init_method=init_method, rank=place.rank, world_size=place.size)
+        self._control_group: Any = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        self._leaving = threading.Event()
+        self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
+        if init_method == TORCHRUN:
+            self._heartbeat_group: Any = dist.new_group(backend="gloo", timeout=HEARTBEAT_TIMEOUT)
+            self._heartbeat.start()
 
-    def lead(self, name: str, *arguments: Any, **options: Any) -> None:
+    def broadcast_call(self, name: str, *arguments: Any, **options: Any) -> None:
         if self.rank == 0:
-            self._tell((name, arguments, options))
+            self._send((name, arguments, options))
 
-    def follow(self, learner: Any) -> int:
-        """Does what rank 0 says until it closes; returns the exit code it gave.
+    def serve(self, learner: Any) -> int:
+        """Makes the calls that rank 0 broadcasts, until it closes; the main loop of every other rank.
+
+        Returns:
+            The exit code that rank 0 gave to `close`.
 
         Raises:
-            SystemExit: rank 0 is gone; it says why itself.
+            SystemExit: rank 0 is lost. It reports the reason itself.
         """
-        while not isinstance(call := self._heard(), int):
+        while not isinstance(call := self._receive(), int):
             name, arguments, options = call
             getattr(learner, name)(*arguments, **options)
-        self.part()
+        self.leave()
         return call
 
-    def part(self) -> None:
-        """Lets this process end without the others taking it for dead."""
-        self._parting.set()
-        if self._beating.is_alive():
-            self._beating.join()
+    def leave(self) -> None:
+        """Leaves the heartbeat group before a normal exit, so that the other ranks do not take this one for lost."""
+        self._leaving.set()
+        if self._heartbeat.is_alive():
+            self._heartbeat.join()
 
-    def place(self, model: Any, device: str) -> None:
-        """Gives each rank its part of the decoder layers and moves the rest to the device.
-
-        Raises:
-            UserError: the model does not say which its layers are.
-        """
+    def shard(self, model: Any, device: str) -> None:
         if device == "cuda":
-            torch.cuda.set_device(self._gpu)
+            torch.cuda.set_device(self._local_rank)
         decoder = model.get_decoder()
         if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             raise UserError(
-                f"engine.trainer_processes={self.size}: {type(decoder).__name__} has no `layers` to split; set it to 1"
+                f"engine.trainer_processes={self.size}: {type(decoder).__name__} has no `layers` to shard; set it to 1"
             )
-        layers = {p for layer in decoder.layers for p in layer.parameters() if not p.requires_grad}
-        whole = {p for p in model.parameters() if p not in layers}
+        sharded = {p for layer in decoder.layers for p in layer.parameters() if not p.requires_grad}
+        whole = {p for p in model.parameters() if p not in sharded}
         mesh = init_device_mesh(device, (self.size,))
         for layer in decoder.layers:
             fully_shard(layer, mesh=mesh, ignored_params=whole)
-        fully_shard(decoder, mesh=mesh, ignored_params=whole)  # holds nothing; fetches the next layer ahead
+        fully_shard(decoder, mesh=mesh, ignored_params=whole)  # it has no shard itself, and prefetches the next layer
         model.to(device)
 
-    def most(self, count: int) -> int:
+    def all_reduce_max(self, count: int) -> int:
         counts = torch.tensor([count])
-        dist.all_reduce(counts, dist.ReduceOp.MAX, group=self._words)
+        dist.all_reduce(counts, dist.ReduceOp.MAX, group=self._control_group)
         return int(counts)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         flat_N = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat_N)
         for tensor, sum_N in zip(tensors, flat_N.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(sum_N.view_as(tensor))
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         gradients = []
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             gradients.append(parameter.grad)
-        self.add_up(gradients)
+        self.all_reduce_sum(gradients)
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._words)
+        dist.all_gather_object(values, value, group=self._control_group)
         return values
 
     def close(self, code: int = 0) -> None:
-        self._tell(code)
-        self.part()
+        self._send(code)
+        self.leave()
 
-    def _beat(self) -> None:
-        """All say now and then that they are there. Ends this process, which might wait for good, once one is not."""
-        parting = torch.zeros(1)
+    def _send_heartbeats(self) -> None:
+        """All-reduces a flag every second until a rank leaves; ends this process if another rank is lost.
+
+        Without it, the process would wait in a collective forever.
+        """
+        leaving = torch.zeros(1)
         try:
-            while not parting:
-                parting.fill_(self._parting.wait(BEAT_SECONDS))
-                dist.all_reduce(parting, dist.ReduceOp.MAX, group=self._pulse)
+            while not leaving:
+                leaving.fill_(self._leaving.wait(HEARTBEAT_SECONDS))
+                dist.all_reduce(leaving, dist.ReduceOp.MAX, group=self._heartbeat_group)
         except RuntimeError as error:
-            if not self._parting.is_set():
+            if not self._leaving.is_set():
                 log.error(
-                    "process %d of %d lost another (%s) and ends, to be started again with it",
+                    "process %d of %d lost another process (%s) and exits; start all of them again",
                     self.rank + 1,
                     self.size,
                     error,
                 )
                 os._exit(1)
 
-    def _tell(self, word: Any) -> None:
-        dist.broadcast_object_list([word], src=0, group=self._words)
+    def _send(self, message: Any) -> None:
+        dist.broadcast_object_list([message], src=0, group=self._control_group)
 
-    def _heard(self) -> Any:
-        words = [None]
+    def _receive(self) -> Any:
+        messages = [None]
         try:
-            dist.broadcast_object_list(words, src=0, group=self._words)
+            dist.broadcast_object_list(messages, src=0, group=self._control_group)
         except RuntimeError:
             raise SystemExit(1) from None
-        return words[0]
+        return messages[0]
 
 
-def together(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """A method of the learner that rank 0 calls and all ranks do, with the same arguments."""
+def collective(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """A method of the learner that runs on all ranks: rank 0 calls it, and the others with the same arguments."""
 
     @wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.ranks.lead(method.__name__, *args, **kwargs)
+        self.ranks.broadcast_call(method.__name__, *args, **kwargs)
         return method(self, *args, **kwargs)
 
     return call

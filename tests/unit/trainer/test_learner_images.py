@@ -114,7 +114,7 @@ def test_the_vision_part_has_no_adapter_and_no_gradient() -> None:
     frozen = [p for name, p in learner.peft.named_parameters() if "visual" in name]
     assert frozen
     assert not any(parameter.requires_grad for parameter in frozen)
-    with pytest.raises(UserError, match=r"lora\.targets: qkv is in the model's vision part, which stays as it is"):
+    with pytest.raises(UserError, match=r"lora\.targets: qkv is in the model's vision part, which is not trained"):
         make_learner('lora.targets=["q_proj", "qkv"]')
 
 

@@ -13,15 +13,15 @@ from cepo.errors import UserError
 from cepo.net.settings import Place, child_environment, node_rank
 from cepo.run.folder import RunDir
 from services.trainer.__main__ import main
-from services.trainer.learning.processes import lead
+from services.trainer.learning.processes import start_ranks
 from tests.helpers.factories import make_config
 
 IDLE = """
 import os, time
 from cepo.net.settings import Place
-from services.trainer.learning.ranks import Peers
+from services.trainer.learning.ranks import DistributedRanks
 place = Place.from_environment()
-Peers(place).gathered(None)
+DistributedRanks(place).all_gather(None)
 if place.rank == 1:
     os._exit(9)
 time.sleep(60)
@@ -75,7 +75,7 @@ def test_a_colocated_teacher_is_refused_where_torchrun_splits_its_base(
     for variable, number in Place(0, 0, 2).to_environment().items():
         monkeypatch.setenv(variable, number)
     with pytest.raises(UserError, match="the 2 processes of torchrun split between them; set it to"):
-        lead(RunDir(tmp_path), make_config("engine.teacher=colocated"))
+        start_ranks(RunDir(tmp_path), make_config("engine.teacher=colocated"))
 
 
 def test_processes_of_several_machines_end_together(free_port: Callable[[], int]) -> None:
@@ -97,4 +97,4 @@ def test_processes_of_several_machines_end_together(free_port: Callable[[], int]
             process.kill()
     assert [process.returncode for process in processes] == [1, 9, 1]
     for rank in (0, 2):
-        assert f"process {rank + 1} of 3 lost another (" in said[rank]
+        assert f"process {rank + 1} of 3 lost another process (" in said[rank]

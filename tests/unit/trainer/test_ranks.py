@@ -19,7 +19,7 @@ from cepo.algo.batch import TrainBatch
 from cepo.net.settings import Place, child_environment
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
-from services.trainer.learning.ranks import ALONE, Peers, Ranks
+from services.trainer.learning.ranks import SINGLE, DistributedRanks, Ranks
 from services.trainer.learning.splits import share
 from tests.helpers.factories import make_config, make_ragged
 from tests.helpers.vision import MODEL
@@ -59,7 +59,7 @@ def make_batch(lengths: Sequence[tuple[int, ...]], config: Any, step: int) -> Tr
     return pack(make_ragged(lengths, seed=step, asks=config.algorithm.asks, step=step))
 
 
-def train(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
+def train(case: str, ranks: Ranks = SINGLE) -> dict[str, Any]:
     """What a few steps make of the adapter, in one process or as rank 0 of several."""
     lengths, overrides = CASES[case]
     config = make_config(*COMMON, *overrides)
@@ -73,7 +73,7 @@ def train(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     state = learner.state_dict()
     canaries = [learner.canary(canary_ids), learner.canary(canary_ids, base=True)]
     trained = {name: value.clone() for name, value in learner.adapter().items()}
-    with learner.wearing({name: value / 2 for name, value in trained.items()}):
+    with learner.using_adapter({name: value / 2 for name, value in trained.items()}):
         canaries.append(learner.canary(canary_ids))
     learner.load_state_dict(state)
     canaries.append(learner.canary(canary_ids))
@@ -85,10 +85,10 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     place = Place.from_environment()
     assert place is not None
-    ranks, found = Peers(place, f"file://{out}.ranks"), {}
+    ranks, found = DistributedRanks(place, f"file://{out}.ranks"), {}
     for number, (case, (_, overrides)) in enumerate(CASES.items()):
         if place.rank:
-            assert ranks.follow(Learner(make_config(*COMMON, *overrides), ranks=ranks)) == number
+            assert ranks.serve(Learner(make_config(*COMMON, *overrides), ranks=ranks)) == number
         else:
             found[case] = train(case, ranks)
             ranks.close(number)

@@ -134,10 +134,10 @@ async def test_the_average_follows_the_published_numbers(tmp_path: Path) -> None
 
     process.teacher.average, teacher = filled(expected["teacher0"]), BASE_POLICY
     for version, step in enumerate(expected["steps"], 1):
-        with process.learner.wearing(filled(step["student"])):
+        with process.learner.using_adapter(filled(step["student"])):
             policy = await process.publisher.publish(version)
             teacher = await process.teacher.of(policy, teacher)
-        with process.learner.wearing(process.teacher.average):
+        with process.learner.using_adapter(process.teacher.average):
             assert adapters.digest(process.learner.adapter_files()) == teacher.sha256
         for weight in process.teacher.average.values():
             torch.testing.assert_close(weight, torch.full_like(weight, step["teacher"]), rtol=1e-6, atol=0)
