@@ -138,7 +138,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
         config=config,
         folder=folder,
         feeder=feeder,
-        collector=Collector(bus, folder.name, publisher.prove),
+        collector=Collector(bus, folder.name, publisher.check),
         learner=learner,
         publisher=publisher,
         teacher=teacher,

@@ -1,4 +1,7 @@
-"""Groups of a step, each exactly once: finished, failed, or refused because its weights are not proven."""
+"""Collects the groups of a step, each exactly once: done, failed, or rejected because of its weights.
+
+A group is rejected if an engine cannot prove that it used the weights of the task's policy.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +16,66 @@ from cepo.service.stage import consumer_name, task_of
 from cepo.service.telemetry import logged
 from cepo.service.tracing import TRACER, Part
 
-Prover = Callable[[PolicyProof], str | None]
-"""Says why a proof is not accepted; None when it is."""
-BATCH = 8
-"""Groups read at once: larger replies are slower to take in, and hold back what others wait for."""
-LOOK_SECONDS = 0.25
-"""Between looks at who the trainer waits for."""
+CheckProof = Callable[[PolicyProof], str | None]
+"""Returns the reason to reject a proof, or None to accept it."""
+READ_GROUPS = 8
+"""Groups read in one call; a larger reply takes longer to decode and delays everything else on the event loop."""
+POLL_SECONDS = 0.25
+"""The longest wait of one call, and the interval at which the queues are measured."""
 log = logging.getLogger(__name__)
 
 
 class Collector:
-    """Reads the run's ready stream; what was not asked for, or comes twice, is dropped."""
+    """Reads the run's ready stream; groups that were not expected, and duplicates, are dropped."""
 
-    def __init__(self, bus: Bus, run: str, prove: Prover) -> None:
+    def __init__(self, bus: Bus, run: str, check_proof: CheckProof) -> None:
         self._bus = bus
         self._run = run
         self._stream = ready(run)
-        self._prove = prove
+        self._check_proof = check_proof
         self._consumer = consumer_name()
         self._expected: dict[str, PromptTask] = {}
         self._since: dict[str, float] = {}
         self._held: dict[str, EvidencedGroup | GroupFailed] = {}
         self._counters = collected()
-        self._looked_at = 0.0
+        self._measured_at = 0.0
         self.exposed_seconds = 0.0
-        """How long, since the beginning, the trainer waited for the teacher alone: no group was before it."""
+        """Total seconds in which the trainer waited for the teacher alone: no group was in an earlier stage."""
 
     def expect(self, tasks: Sequence[PromptTask]) -> None:
-        """Names the groups that will be taken later; only they are kept."""
+        """Announces the tasks whose groups will be taken; other groups are dropped."""
         self._expected.update((task.group_id, task) for task in tasks)
         self._since.update((task.group_id, time.time()) for task in tasks)
         PROGRESS.labels(self._run).set_to_current_time()
 
     async def take(self, tasks: Sequence[PromptTask]) -> list[EvidencedGroup | GroupFailed]:
-        """The groups of these tasks, in their order; waits until each has come or failed."""
+        """Waits until the group of each task is done or has failed; returns the groups in the order of the tasks."""
         wanted = [task.group_id for task in tasks]
-        self._looked_at = time.monotonic()
+        self._measured_at = time.monotonic()
         while any(group_id not in self._held for group_id in wanted):
-            for item in await self._bus.receive(self._stream, self._consumer, BATCH, wait_seconds=LOOK_SECONDS):
+            for item in await self._bus.receive(self._stream, self._consumer, READ_GROUPS, wait_seconds=POLL_SECONDS):
                 with logged(task_of(item.hop), "READY"):
                     self._keep(item)
                 await self._bus.hop(item, self._stream, None)
-            await self._look()
+            await self._measure_exposed()
         for group_id in wanted:
             del self._expected[group_id], self._since[group_id]
         return [self._held.pop(group_id) for group_id in wanted]
 
-    async def _look(self) -> None:
-        """Adds the time since the last look to what the teacher cost, if groups are at the teacher and none before."""
+    async def _measure_exposed(self) -> None:
+        """Adds the time since the last call to `exposed_seconds` if groups wait for the teacher and none before it."""
         now = time.monotonic()
-        if now - self._looked_at < LOOK_SECONDS:
+        if now - self._measured_at < POLL_SECONDS:
             return
         rollout, verify, teach = [await self._bus.depth(stream_of(stage)) for stage in Stage]
         if teach and not rollout and not verify:
-            self.exposed_seconds += now - self._looked_at
-        self._looked_at = now
+            self.exposed_seconds += now - self._measured_at
+        self._measured_at = now
 
     def _keep(self, item: Delivery) -> None:
         hop, task = item.hop, task_of(item.hop)
         if self._expected.get(task.group_id) != task or task.group_id in self._held:
-            log.info("dropped %s: not asked for, or here already", task.group_id)
+            log.info("dropped %s: it was not expected, or has arrived already", task.group_id)
             self._counters["dropped"].inc()
             return
         group = EvidencedGroup(scored=hop) if isinstance(hop, ScoredGroup) else hop
@@ -81,7 +84,7 @@ class Collector:
         if isinstance(group, GroupFailed):
             log.warning("%s failed in %s: %s", task.group_id, group.stage.name, group.error)
         elif refusal is not None:
-            log.error("%s refused after %s: %s", task.group_id, refusal.stage.name, refusal.error)
+            log.error("%s rejected after %s: %s", task.group_id, refusal.stage.name, refusal.error)
             group = refusal
         self._held[task.group_id] = group
         result = "refused" if refusal else "failed" if isinstance(group, GroupFailed) else "done"
@@ -96,13 +99,13 @@ class Collector:
         TRACER.span(task, Part("collect", min(published_at, now), now))
 
     def _refusal(self, group: EvidencedGroup | GroupFailed) -> GroupFailed | None:
-        """A failed group in the place of one whose weights are not proven."""
+        """A failed group in place of a group whose weights are not proven; None if they are."""
         if isinstance(group, GroupFailed):
             return None
         sampled = [group.scored.rollout.proof] if Stage.ROLLOUT in group.task.route else []
         proofs = [*((Stage.ROLLOUT, proof) for proof in sampled), *((Stage.TEACH, proof) for proof in group.proofs)]
         for stage, proof in proofs:
-            error = self._prove(proof)
+            error = self._check_proof(proof)
             if error is not None:
                 return GroupFailed(task=group.task, stage=stage, error=error, deliveries=0)
         return None

@@ -1,4 +1,4 @@
-"""The teacher's stage inside the trainer: it scores on the learner's own base, between what the learner does."""
+"""The teacher's stage inside the trainer: it scores on the learner's base, between the calls of the learner."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def teaching(
     learner: Learner,
     publisher: Publisher,
 ) -> AsyncIterator[None]:
-    """Works on the teacher's stream, with the teacher's settings, for as long as the run goes on."""
+    """Serves the teacher's stream with the teacher's settings within the context."""
     settings = SPECS["teacher"].settings(config, settings)
 
     async def read(image: ImageRef) -> bytes:

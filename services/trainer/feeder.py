@@ -1,4 +1,7 @@
-"""Step -> tasks: a pure function of the seed, the step and the policy, so that a resumed run needs no stored queue."""
+"""Makes the tasks of a step, and publishes them.
+
+The tasks are a pure function of the seed, the step and the policies, so a resumed run needs no stored queue.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,27 @@ from cepo.run.config import RunConfig
 from cepo.service.bus import Bus, stream_of
 
 MAX_WAITING = 4096
-"""Groups on the rollout stream above which the feeder waits."""
+"""The number of groups on the rollout stream at which the feeder waits."""
 FULL_ROUTE = (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH)
 SHORT_ROUTE = (Stage.ROLLOUT, Stage.VERIFY)
 
 
 @dataclass(frozen=True)
 class StepSupply:
-    """Further prompts for a step."""
+    """Additional prompts for a step (`cepo.algo.base.Supply`)."""
 
     prompts: int
+    """The number of prompts that the step began with."""
     further: Iterator[PromptTask]
 
     def draw(self, count: int) -> tuple[PromptTask, ...]:
-        """The next tasks; fewer where the data set has no more."""
+        """Tasks for the next `count` prompts; fewer if the data set has no more."""
         return tuple(islice(self.further, count))
 
 
 @dataclass(frozen=True)
 class Feeder:
-    """Writes tasks and publishes them."""
+    """Makes the tasks of a run and publishes them."""
 
     config: RunConfig
     run: str
@@ -42,7 +46,7 @@ class Feeder:
     bus: Bus
 
     def tasks(self, step: int, policy: PolicyRef, teacher: PolicyRef) -> tuple[PromptTask, ...]:
-        """The training tasks of a step, sampled by `policy` and measured by `teacher`; none after the last step."""
+        """The training tasks of a step, which `policy` samples and `teacher` scores; none after the last step."""
         if step >= self.config.loop.steps:
             return ()
         prompts = self.config.sampling.prompts
@@ -51,9 +55,10 @@ class Feeder:
         return tuple(self._task(problem, Purpose.TRAIN, step, i, policy, teacher) for i, problem in enumerate(problems))
 
     def supply(self, tasks: Sequence[PromptTask]) -> StepSupply:
-        """Further prompts for the step of these tasks, in an order of its own; none twice, none they have.
+        """Additional prompts for the step of these tasks, none of them twice and none that the tasks have.
 
-        What is drawn is a function of the seed, the step and how much was drawn before.
+        The prompts come in a random order of the step. What a draw returns depends on the seed, the step and the number
+        of prompts drawn before.
         """
         first, seen = tasks[0], {(task.messages, task.images) for task in tasks}
         order = _seed(self.config.loop.seed, Purpose.TRAIN, first.step, -1)
@@ -66,14 +71,14 @@ class Feeder:
         return StepSupply(len(tasks), further)
 
     def eval_tasks(self, step: int, policy: PolicyRef) -> tuple[PromptTask, ...]:
-        """The held-out tasks for a policy; the same problems and seeds every time, so that policies compare."""
+        """The held-out tasks for a policy, with the same problems and seeds for every policy."""
         if self.held_out is None:
             return ()
         problems = self.held_out.problems[: self.config.eval.prompts]
         return tuple(self._task(problem, Purpose.EVAL, step, i, policy, policy) for i, problem in enumerate(problems))
 
     async def publish(self, tasks: Sequence[PromptTask]) -> None:
-        """Puts tasks on the rollout stream, waiting while it is full."""
+        """Publishes tasks on the rollout stream; waits while the stream is full."""
         stream = stream_of(Stage.ROLLOUT)
         while tasks and await self.bus.depth(stream) >= MAX_WAITING:
             await asyncio.sleep(0.2)
@@ -107,7 +112,7 @@ class Feeder:
             teacher=teacher,
             base_share=config.algorithm.teacher_source.base_share if training else 0.0,
             step_delimiter=config.algorithm.reasoning_delimiter if training else "",
-            reward=config.reward if training else Reward(),  # held-out problems are measured by accuracy alone
+            reward=config.reward if training else Reward(),  # only the accuracy of held-out problems is used
         )
 
 
@@ -123,6 +128,6 @@ def _sampling(config: RunConfig, purpose: Purpose) -> Sampling:
 
 
 def _seed(seed: int, purpose: Purpose, step: int, index: int) -> int:
-    """48 bits, so that engines may count up from it for the samples of a group."""
+    """A seed of 48 bits; engines add the index of a sample in its group to it without overflow."""
     name = f"{seed}/{purpose.name}/{step}/{index}".encode()
     return int.from_bytes(hashlib.sha256(name).digest()[:6], "big")

@@ -1,4 +1,4 @@
-"""Offline pairs: groups of a chosen and a rejected response that nobody samples; only the teacher sees them."""
+"""Offline pairs: groups of a given chosen and rejected response. They skip sampling and go to the teacher directly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REJECTED = Verdict(outcome=Outcome.WRONG, reward=0.0, accuracy=0.0, reason="reje
 
 @dataclass(frozen=True)
 class PairFeeder(Feeder):
-    """Feeds training pairs to the teacher; held-out problems are sampled and graded as in every run."""
+    """Publishes training pairs to the teacher; held-out problems are sampled and graded as in every run."""
 
     renderer: Renderer
 
@@ -37,14 +37,14 @@ class PairFeeder(Feeder):
         return tuple(task.model_copy(update=changes) for task in super().tasks(step, policy, teacher))
 
     async def publish(self, tasks: Sequence[PromptTask]) -> None:
-        """Puts the groups of pairs on the teacher's stream, and other tasks on that of the rollouts."""
+        """Publishes the groups of pairs on the teacher's stream, and evaluation tasks on the rollout stream."""
         await super().publish([task for task in tasks if task.purpose is Purpose.EVAL])
         pairs = [self.group(task) for task in tasks if task.purpose is Purpose.TRAIN]
         if pairs:
             await self.bus.publish(stream_of(Stage.TEACH), pairs)
 
     def group(self, task: PromptTask) -> ScoredGroup:
-        """The pair of a task as a group: the chosen response, then the rejected one."""
+        """The pair of a task as a scored group: the chosen response, then the rejected response."""
         position = task.step * self.config.sampling.prompts + task.index
         problem = self.train.at(position, self.config.loop.seed)
         completions = tuple(

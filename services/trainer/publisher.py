@@ -1,4 +1,4 @@
-"""Adapter versions of a run: written atomically, announced, streamed to engines, and proven by them."""
+"""Adapter versions of a run: writes, announces and streams them to engines, and checks the engines' proofs."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cepo.service.bus import Bus
 from services.trainer.learning.learner import Learner
 
 CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
-"""Mean difference per canary token that numerics explain, by the engines' data type."""
+"""The largest difference of the canary's log-prob, per token, that rounding explains, by the engines' data type."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an engine must report for a policy."""
+    """What an engine must report once it has loaded a policy."""
 
     bound_modules: int
     canary_logp: float
     folder: str = ""
-    """Of its bytes under adapters/; the base has none."""
+    """The policy's folder under adapters/; empty for the base."""
 
 
 class Publisher:
-    """Writes versions under adapters/ and checks what engines say about them."""
+    """Writes versions under adapters/ and checks the proofs of the engines that load them."""
 
     def __init__(
         self, folder: Path, learner: Learner, bus: Bus, canary_ids: Sequence[int], tokenizer_sha256: str, dtype: str
@@ -52,22 +52,22 @@ class Publisher:
         self._reload_seconds: dict[PolicyRef, float] = {}
 
     async def publish(self, version: int) -> PolicyRef:
-        """Makes the learner's present weights version `version`."""
+        """Publishes the learner's current weights as a version."""
         policy = await asyncio.to_thread(self._write, version, f"v{version:06d}")
-        await self._bus.announce(policy)  # engines load it while its canary is read
-        await asyncio.to_thread(self._read_canary, policy)
+        await self._bus.announce(policy)  # engines load it while the trainer computes its canary
+        await asyncio.to_thread(self._expect_canary, policy)
         return policy
 
     async def publish_average(self, version: int, average: Mapping[str, Tensor]) -> PolicyRef:
-        """Makes a moving average of the weights, at version `version`, a policy of its own.
+        """Publishes the moving average of the weights at a version as a policy of its own.
 
-        It is not announced: engines that sample never need it, and the teacher fetches it for its first task.
+        It is not announced: rollout engines never need it, and the teacher fetches it for its first task.
         """
 
         def written() -> PolicyRef:
             with self._learner.using_adapter(average):
                 policy = self._write(version, f"ema-v{version:06d}")
-                self._read_canary(policy)
+                self._expect_canary(policy)
                 return policy
 
         return await asyncio.to_thread(written)
@@ -80,28 +80,28 @@ class Publisher:
         self._published_at[policy] = time.time()
         return policy
 
-    def _read_canary(self, policy: PolicyRef) -> None:
-        """With the weights it was written from; until then no proof of it is accepted."""
+    def _expect_canary(self, policy: PolicyRef) -> None:
+        """Stores the canary's log-prob under the learner's weights; until then no proof of the policy is accepted."""
         canary_logp = self._learner.canary(self._canary_ids)
         self._expected[policy] = replace(self._expected[policy], canary_logp=canary_logp)
 
     def drop_before(self, version: int, needed: Set[str]) -> None:
-        """Deletes the folders of older versions, but for those that are needed; they can be had no more."""
+        """Deletes the folders of older versions, except needed ones; deleted versions can no longer be fetched."""
         for folder in [*self._folder.glob("v*"), *self._folder.glob("ema-v*")]:
             if folder.name not in needed and int(folder.name.rpartition("v")[2]) < version:
-                gone = folder.rename(folder.with_name(f".{folder.name}"))  # whole or not there, for whoever looks
-                shutil.rmtree(gone)
+                hidden = folder.rename(folder.with_name(f".{folder.name}"))  # so that no reader finds half a folder
+                shutil.rmtree(hidden)
         kept = {p: e for p, e in self._expected.items() if p.version >= version or e.folder in needed}
         self._expected = {BASE_POLICY: self._expected[BASE_POLICY]} | kept
         self._published_at = {policy: at for policy, at in self._published_at.items() if policy in kept}
         self._reload_seconds = {policy: seconds for policy, seconds in self._reload_seconds.items() if policy in kept}
 
     def folder(self, policy: PolicyRef) -> Path:
-        """The folder of a version, which stock PEFT and vLLM load."""
+        """The folder of a version, which PEFT and vLLM can load."""
         return self._folder / self._expected[policy].folder
 
-    def prove(self, proof: PolicyProof) -> str | None:
-        """Why an engine's proof is not accepted; None when it is."""
+    def check(self, proof: PolicyProof) -> str | None:
+        """The reason to reject an engine's proof; None if it is accepted."""
         expected = self._expected.get(proof.policy)
         if expected is None:
             return f"{proof.engine} used {proof.policy.name}, which this run did not publish"
@@ -114,8 +114,8 @@ class Publisher:
         gap = abs(proof.canary_logp - expected.canary_logp)
         if not gap <= self._tolerance:
             return (
-                f"{proof.engine} scores the canary {proof.canary_logp:.4f} under {proof.policy.name}, the trainer "
-                f"{expected.canary_logp:.4f}: the weights it serves are not the weights that were trained"
+                f"{proof.engine} gives the canary log-prob {proof.canary_logp:.4f} under {proof.policy.name}, and the "
+                f"trainer {expected.canary_logp:.4f}: the engine does not serve the weights that were trained"
             )
         if proof.first_token_at and proof.policy in self._published_at:
             waited = proof.first_token_at - self._published_at[proof.policy]
@@ -127,16 +127,17 @@ class Publisher:
         return self._reload_seconds.get(policy, 0.0)
 
     def recall(self, policy: PolicyRef, expected: Expected) -> None:
-        """Accepts a version that an earlier process of this run published."""
+        """Adds a version that an earlier process of this run published."""
         self._expected[policy] = expected
 
     def expected(self, policy: PolicyRef) -> Expected:
+        """What an engine must report for a published policy."""
         return self._expected[policy]
 
     async def stream(
         self, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[services_pb2.PolicyChunk]:
-        """TrainerService.FetchPolicy: the files of a version, in pieces."""
+        """TrainerService.FetchPolicy: streams the files of a version in chunks."""
         try:
             policy = from_proto(PolicyRef, request)
         except WireError as error:
@@ -147,10 +148,10 @@ class Publisher:
             yield chunk
 
     async def files(self, policy: PolicyRef) -> dict[str, bytes]:
-        """The same for an engine in this process.
+        """The files of a version by name, for an engine in this process.
 
         Raises:
-            PolicyError: this run did not publish it.
+            PolicyError: this run did not publish the version, or has deleted it.
         """
         if policy not in self._expected:
             raise PolicyError(f"{policy.name} was not published by this run")

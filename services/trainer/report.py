@@ -1,4 +1,4 @@
-"""What a step says: one flat row of metrics, a few groups with their credit, and the trackers that were asked for."""
+"""Reports of a step: the metrics of its groups, the rollout file with token credit, and the trackers."""
 
 from __future__ import annotations
 
@@ -34,41 +34,42 @@ REASONS = (
     EvidenceReason.ONLY_SELF,
     EvidenceReason.TOO_FEW,
 )
-"""Why an r- can be what it is."""
+"""The reasons that an r- can have, in the order of their metrics."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
 Pieces = Callable[[Sequence[int]], list[str]]
-"""The text of every token of a response."""
+"""Splits a response into the text of its tokens. Example: [417, 9, 88] -> ["23", "+", "45"]."""
 
 
 def finished(groups: Groups) -> list[EvidencedGroup]:
-    """The groups that were not given up."""
+    """The groups that did not fail."""
     return [group for group in groups if isinstance(group, EvidencedGroup)]
 
 
 def judged(groups: Groups) -> list[Verdict]:
-    """The verdicts there are: a sample whose grader failed or ran out of time has none.
+    """The verdicts of all samples, except those whose grader failed or timed out.
 
     Raises:
-        UserError: there is none at all; says why.
+        UserError: the grader failed on every sample.
     """
     verdicts = [v for group in finished(groups) for v in group.scored.verdicts]
-    found = [v for v in verdicts if not v.failed]
-    if verdicts and not found:
+    judged_verdicts = [v for v in verdicts if not v.failed]
+    if verdicts and not judged_verdicts:
         raise UserError(
             f"the verifier judged none of {len(verdicts)} responses, the first because: {verdicts[0].reason}"
         )
-    return found
+    return judged_verdicts
 
 
 def accuracy(groups: Groups) -> float:
-    """Mean accuracy over all judged completions; 0 when there are none."""
+    """The mean accuracy of all judged samples; 0 if there are none."""
     return _mean([v.accuracy for v in judged(groups)])
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:
-    """Rewards, lengths and outcomes of a step's groups, follow-ups apart; failures, tokens and seconds of them all.
+    """Metrics of a step's groups.
 
-    What has no verdict is counted and else left out.
+    Rewards, lengths and outcomes are those of the groups that are no follow-ups; failures, tokens and seconds are those
+    of all groups. A sample without a verdict counts in `samples/failed` and the outcomes only.
     """
     answered = finished(groups)
     done = [group for group in answered if group.task.origin is None]
@@ -109,7 +110,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
 
 
 def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
-    """What r+ and r- showed: why each r- is what it is, as shares of the responses, and the mean tokens of a hint."""
+    """Metrics of the hints r+ and r-: the share of responses by the reason for their r-, and the mean hint length."""
     rows = {
         name: [r for g in groups for e in g.evidence if e.ask.context is name for r in e.rows] for name in ContextName
     }
@@ -123,22 +124,22 @@ def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
 
 
 def _sampled(groups: Sequence[EvidencedGroup]) -> float:
-    """Tokens that the engine made."""
+    """The number of tokens that the engine sampled."""
     return float(sum(c.count("logps") for group in groups for c in group.scored.rollout.completions))
 
 
 def versions(groups: Groups) -> dict[str, float]:
-    """The oldest policy version that each kind of engine proved in a step."""
-    found: dict[str, list[int]] = {}
+    """The oldest policy version that each kind of engine used in a step. Example: {"version/rollout": 3.0}."""
+    proven: dict[str, list[int]] = {}
     for group in finished(groups):
-        found.setdefault("rollout", []).append(group.scored.rollout.proof.policy.version)
+        proven.setdefault("rollout", []).append(group.scored.rollout.proof.policy.version)
         for proof in group.proofs:
-            found.setdefault("teacher", []).append(proof.policy.version)
-    return {f"version/{engine}": float(min(seen)) for engine, seen in found.items()}
+            proven.setdefault("teacher", []).append(proof.policy.version)
+    return {f"version/{engine}": float(min(numbers)) for engine, numbers in proven.items()}
 
 
 def failures(groups: Groups, step: int) -> list[Row]:
-    """What was given up: whole groups, and samples that the verifier could not judge, each with the reason."""
+    """Rows for failures.jsonl: the groups that failed, and the samples that the verifier could not judge."""
     rows: list[Row] = []
     for group in groups:
         about = {"step": step, "group": group.task.group_id, "policy_version": group.task.policy.version}
@@ -154,7 +155,12 @@ def failures(groups: Groups, step: int) -> list[Row]:
 
 
 def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, pieces: Pieces) -> None:
-    """Writes the first groups of a step with every token's text, advantage and log-probs."""
+    """Writes groups of a step as JSON lines, with the text, the advantage and the log-probs of every token.
+
+    Args:
+        groups: the groups whose samples are the rows of adv_BT, in order.
+        limit: the number of groups to write.
+    """
     row, lines = 0, []
     for group in finished(groups)[:limit]:
         samples: list[dict[str, Any]] = []
@@ -170,7 +176,7 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
                     "reward": None if verdict.failed else verdict.reward,
                     "reason": verdict.reason,
                     "advantage": adv_BT[row, :length].tolist(),
-                    "evidence": [_shown(evidence.rows[len(samples)]) for evidence in group.evidence],
+                    "evidence": [_evidence(evidence.rows[len(samples)]) for evidence in group.evidence],
                 }
             )
             row += 1
@@ -182,19 +188,19 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
         file.write_text("\n".join(lines) + "\n")
 
 
-def _shown(row: EvidenceRow) -> dict[str, Any]:
+def _evidence(row: EvidenceRow) -> dict[str, Any]:
     named = {"context": row.context.name, "reason": row.reason.name, "answer": row.answer, "source": row.source}
     return {**named, "logps": row.logps}
 
 
 class Trackers:
-    """metrics.jsonl and Prometheus always; TensorBoard and W&B when the run asks for them."""
+    """Writes the metrics of a step to metrics.jsonl and Prometheus, and to TensorBoard and W&B if configured."""
 
     def __init__(self, config: RunConfig, run: RunDir) -> None:
         """Opens the trackers.
 
         Raises:
-            UserError: one that was asked for is not installed.
+            UserError: a configured tracker is not installed.
         """
         self._run = run
         self._tensorboard: Any = None
@@ -213,7 +219,7 @@ class Trackers:
             self._wandb = wandb.init(project=config.telemetry.wandb_project, name=run.name, resume="allow", id=run.name)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Writes one step everywhere."""
+        """Writes one step to every tracker."""
         self._run.append(dict(row))
         TRAIN.step(self._run.name, row)
         TRAINED_TOKENS.inc(row.get("tokens/trained", 0.0))

@@ -1,4 +1,11 @@
-"""Which policy is the teacher of each policy that samples (arXiv:2605.19436, Table 4)."""
+"""The teacher policy of each version of the trained policy (arXiv:2605.19436, Table 4).
+
+source      teacher of version v
+actor       version v
+reference   version 0, the base model
+sync        version floor(v / k) * k, where k = sync_every
+ema         the moving average of the versions up to v, which is published as a policy of its own
+"""
 
 from __future__ import annotations
 
@@ -16,22 +23,22 @@ from services.trainer.publisher import Publisher
 
 
 class Teacher:
-    """Follows the learner from version to version."""
+    """Chooses, and for `ema` computes, the teacher of each version that is published."""
 
     def __init__(self, source: TeacherSource, learner: Learner, publisher: Publisher) -> None:
         self._source = source
         self._learner = learner
         self._publisher = publisher
         self.average: dict[str, Tensor] = {}
-        """The moving average of the adapter, in float32, at first the base model (B = 0); empty for other sources."""
+        """The moving average of the adapter in float32; it starts as the base model (B = 0). Empty unless `ema`."""
         if source.source == "ema":
             self.average = {name: value.float() for name, value in learner.adapter().items()}
 
     async def of(self, policy: PolicyRef, before: PolicyRef) -> PolicyRef:
-        """The teacher of a policy that was just published, and what it is; called once for every version, in order.
+        """The teacher of the policy that was just published; called once for every version, in order.
 
         Args:
-            before: the teacher of the version before.
+            before: the teacher of the previous version.
         """
         match self._source.source:
             case "reference":
@@ -47,7 +54,7 @@ class Teacher:
         return policy
 
     def metrics(self, task: PromptTask) -> Metrics:
-        """How many versions the teacher of a task is behind, and how far an average now is from the weights (norm)."""
+        """How many versions a task's teacher is behind its policy, and the norm of (adapter - average), 0 if not `ema`."""
         adapter = self._learner.adapter() if self.average else {}
         squares = [float((value - self.average[name]).square().sum()) for name, value in adapter.items()]
         behind = task.policy.version - task.teacher.version

@@ -22,11 +22,11 @@ POLICY = "default"
 """The adapter that is published."""
 
 ReadPatches = Callable[[ImageRef], Patches]
-"""The pixels of an image of the run."""
+"""Reads the pixels of an image of the run."""
 
 
 def no_images(image: ImageRef) -> Patches:
-    """The images of a run without any."""
+    """The reader of a run without images: every image is unknown."""
     raise LookupError(image.sha256)
 
 
@@ -67,23 +67,23 @@ class LearnerContext:
             self._peft.set_adapter(POLICY)
 
     def apply_head(self, head: nn.Module, batch: TrainBatch) -> Tensor:
-        return replace(self.states(batch, 1.0), head=head).per_token(lambda found_N, _: found_N)
+        return replace(self.states(batch, 1.0), head=head).per_token(lambda values_N, _: values_N)
 
     def logp(self, batch: TrainBatch) -> Tensor:
         return self.states(batch, 1.0).logp_BT
 
     @torch.no_grad()
     def blended_logp(self, shares: Mapping[str, float], batch: TrainBatch) -> Tensor:
-        """The head is linear: the logits of a blend of states are that blend of logits, and it is met once."""
+        """Blends the hidden states and applies the head once: it is linear, so the logits are blended equally."""
         blend_ND = torch.zeros(())
-        for adapter, part in shares.items():
+        for adapter, share_of_adapter in shares.items():
             with self.using_adapter(adapter):
                 states = self.states(batch, 1.0)
-            blend_ND = blend_ND + part * states.hidden_ND.float()
+            blend_ND = blend_ND + share_of_adapter * states.hidden_ND.float()
         return replace(states, hidden_ND=blend_ND.to(states.hidden_ND.dtype)).logp_BT
 
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
-        """The response tokens of a batch under the active adapter."""
+        """The hidden states that predict the response tokens of a batch, under the active adapter."""
         images = [[self._features.of(image, self._patches) for image in row] for row in batch.images]
         return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
 
@@ -93,14 +93,21 @@ class LearnerContext:
     def microbatches(
         self, batch: TrainBatch, rows: Sequence[int], *, whole_groups: bool = False, passes: int = 1
     ) -> Iterator[list[int]]:
-        """Rows of every part of this rank; one that has fewer than another makes empty passes for them."""
+        """The micro-batches of this rank's share of the rows.
+
+        A rank with fewer micro-batches than another makes empty passes afterwards, so that collectives stay in sync.
+
+        Args:
+            whole_groups: no group is split.
+            passes: the forward passes that the caller makes for each micro-batch.
+        """
         tokens = self._config.optim.tokens_per_microbatch
-        own = share(batch, rows, self._ranks.rank, self._ranks.size)
-        parts = list(microbatches(batch, own, tokens, whole_groups=whole_groups))
-        most = self._ranks.all_reduce_max(len(parts))
-        yield from parts
-        for _ in range(passes * (most - len(parts))):
-            self._pass_nothing()
+        own_rows = share(batch, rows, self._ranks.rank, self._ranks.size)
+        own = list(microbatches(batch, own_rows, tokens, whole_groups=whole_groups))
+        most = self._ranks.all_reduce_max(len(own))
+        yield from own
+        for _ in range(passes * (most - len(own))):
+            self._empty_pass()
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         self._ranks.all_reduce_sum(tensors)
@@ -108,8 +115,8 @@ class LearnerContext:
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         self._ranks.all_reduce_gradients(parameters)
 
-    def _pass_nothing(self) -> None:
-        """A pass for the other ranks' sake, which need this one's part of each layer: one token, no gradient."""
-        nothing = 0.0 * response_states(self._model, [[0]], [[0]], 1.0).hidden_ND.sum()
-        if nothing.requires_grad:
-            nothing.backward()
+    def _empty_pass(self) -> None:
+        """A pass over one token, without effect on gradients: the other ranks need this one's shard of each layer."""
+        zero = 0.0 * response_states(self._model, [[0]], [[0]], 1.0).hidden_ND.sum()
+        if zero.requires_grad:
+            zero.backward()

@@ -112,10 +112,10 @@ async def test_policies_in_flight_are_still_proven_after_a_restart(tmp_path: Pat
     ]
     first.checkpoints.save(Pipeline(3, tuple(Pinned(policy, policy) for policy in policies[1:])))
     second = Process(tmp_path)
-    assert [second.publisher.prove(proof) is None for proof in proofs] == [True, False, False]
+    assert [second.publisher.check(proof) is None for proof in proofs] == [True, False, False]
     assert second.checkpoints.restore() == Pipeline(3, tuple(Pinned(policy, policy) for policy in policies[1:]))
-    assert [second.publisher.prove(proof) for proof in proofs] == [None, None, None]
-    assert second.publisher.prove(proofs[2].model_copy(update={"policy": POLICY})) is not None
+    assert [second.publisher.check(proof) for proof in proofs] == [None, None, None]
+    assert second.publisher.check(proofs[2].model_copy(update={"policy": POLICY})) is not None
     assert await second.publisher.publish(2) == policies[2]
 
 

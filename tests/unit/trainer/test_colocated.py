@@ -83,7 +83,7 @@ async def test_a_learner_is_as_it_was_whatever_was_scored_on_its_base(tmp_path: 
     before = process.state()
     assert before["gradients"]
     for policy in (*policies, BASE_POLICY, policies[0]):
-        assert process.publisher.prove(await process.scorer.load(policy)) is None
+        assert process.publisher.check(await process.scorer.load(policy)) is None
         await process.scorer.score(PAIRS, 1.0, policy)
     with pytest.raises(PolicyError, match="not published by this run"):
         await process.scorer.load(POLICY)

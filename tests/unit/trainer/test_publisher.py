@@ -123,11 +123,11 @@ async def test_the_same_weights_have_the_same_digest(tmp_path: Path, learner: Le
 async def test_the_right_proof_is_accepted(tmp_path: Path, learner: Learner) -> None:
     publisher = make_publisher(tmp_path, learner)
     policy = await publisher.publish(1)
-    assert publisher.prove(proof_of(learner, policy)) is None
+    assert publisher.check(proof_of(learner, policy)) is None
     near = learner.canary(RENDERER.canary_ids) + 1e-3
-    assert publisher.prove(proof_of(learner, policy, canary_logp=near)) is None
+    assert publisher.check(proof_of(learner, policy, canary_logp=near)) is None
     base = learner.canary(RENDERER.canary_ids, base=True)
-    assert publisher.prove(proof_of(learner, BASE_POLICY, bound_modules=0, canary_logp=base)) is None
+    assert publisher.check(proof_of(learner, BASE_POLICY, bound_modules=0, canary_logp=base)) is None
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ async def test_the_right_proof_is_accepted(tmp_path: Path, learner: Learner) -> 
     [
         ({"bound_modules": 27}, "vllm bound 27 of 28 modules of v000001"),
         ({"bound_modules": 0}, "vllm bound 0 of 28 modules of v000001"),
-        ({"canary_logp": -1000.0}, "vllm scores the canary -1000.0000 under v000001"),
-        ({"canary_logp": float("nan")}, "vllm scores the canary nan under v000001"),
+        ({"canary_logp": -1000.0}, "vllm gives the canary log-prob -1000.0000 under v000001"),
+        ({"canary_logp": float("nan")}, "vllm gives the canary log-prob nan under v000001"),
         ({"policy": POLICY}, f"vllm used {POLICY.name}, which this run did not publish"),
         ({"tokenizer_sha256": "ef" * 32}, "vllm has another tokenizer or chat template than the trainer"),
     ],
@@ -146,7 +146,7 @@ async def test_a_wrong_proof_is_refused(
 ) -> None:
     publisher = make_publisher(tmp_path, learner)
     policy = await publisher.publish(1)
-    refusal = publisher.prove(proof_of(learner, **{"policy": policy} | changes))
+    refusal = publisher.check(proof_of(learner, **{"policy": policy} | changes))
     assert refusal is not None
     assert refusal.startswith(reason)
 
@@ -158,10 +158,10 @@ async def test_the_weights_of_one_step_ago_are_refused(tmp_path: Path) -> None:
     stale = proof_of(learner, await publisher.publish(1))
     train(learner, 2)
     policy = await publisher.publish(2)
-    refusal = publisher.prove(stale.model_copy(update={"policy": policy}))
+    refusal = publisher.check(stale.model_copy(update={"policy": policy}))
     assert refusal is not None
-    assert "the weights it serves are not the weights that were trained" in refusal
-    assert publisher.prove(stale) is None
+    assert "the engine does not serve the weights that were trained" in refusal
+    assert publisher.check(stale) is None
 
 
 async def test_the_first_token_tells_how_long_a_reload_took(tmp_path: Path, learner: Learner) -> None:
@@ -170,7 +170,7 @@ async def test_the_first_token_tells_how_long_a_reload_took(tmp_path: Path, lear
     policy = await publisher.publish(1)
     ended = time.time()
     for later in (5.0, 60.0):  # the first proof counts
-        assert publisher.prove(proof_of(learner, policy, first_token_at=ended + later)) is None
+        assert publisher.check(proof_of(learner, policy, first_token_at=ended + later)) is None
     assert 5.0 <= publisher.reload_seconds(policy) <= 5.1 + ended - begun
     assert publisher.reload_seconds(BASE_POLICY) == 0.0
 
@@ -179,8 +179,8 @@ async def test_a_recalled_policy_is_proven_as_it_was_published(tmp_path: Path, l
     publisher = make_publisher(tmp_path, learner)
     publisher.recall(POLICY, Expected(28, -3.0))
     assert publisher.expected(POLICY) == Expected(28, -3.0)
-    assert publisher.prove(proof_of(learner, POLICY, canary_logp=-3.0)) is None
-    assert publisher.prove(proof_of(learner, POLICY, canary_logp=-4.0)) is not None
+    assert publisher.check(proof_of(learner, POLICY, canary_logp=-3.0)) is None
+    assert publisher.check(proof_of(learner, POLICY, canary_logp=-4.0)) is not None
 
 
 async def test_an_adapter_streams_in_pieces_that_match_its_digest(tmp_path: Path, learner: Learner) -> None:

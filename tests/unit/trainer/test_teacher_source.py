@@ -99,7 +99,7 @@ async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_p
 
     settings = Settings(model=process.config.model.path, dtype="float32", max_loras=2)
     engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
-    assert [process.publisher.prove(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
+    assert [process.publisher.check(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
     pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
     scores = [(await engine.score([pair], 1.0, one)).values[0] for one in (policy, teacher, BASE_POLICY)]
     assert len(set(scores)) == 3
@@ -107,8 +107,8 @@ async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_p
     assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"
     assert adapters.digest(adapters.read(process.publisher.folder(teacher))) == teacher.sha256
     right = process.publisher.expected(teacher).canary_logp
-    assert process.publisher.prove(proof_of(teacher, right)) is None
-    assert process.publisher.prove(proof_of(teacher, right - 1)) is not None
+    assert process.publisher.check(proof_of(teacher, right)) is None
+    assert process.publisher.check(proof_of(teacher, right - 1)) is not None
     assert process.publisher.expected(policy).canary_logp != right
 
 
