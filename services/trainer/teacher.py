@@ -54,7 +54,7 @@ class Teacher:
         return policy
 
     def metrics(self, task: PromptTask) -> Metrics:
-        """How many versions a task's teacher is behind its policy, and the norm of (adapter - average), 0 if not `ema`."""
+        """How many versions a task's teacher is behind its policy, and the norm of (adapter - average)."""
         adapter = self._learner.adapter() if self.average else {}
         squares = [float((value - self.average[name]).square().sum()) for name, value in adapter.items()]
         behind = task.policy.version - task.teacher.version
