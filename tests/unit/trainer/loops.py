@@ -1,4 +1,4 @@
-"""The trainer's loop over the in-process bus, with toy engines in the stages' places."""
+"""Runs the trainer's loop over the in-process bus, with handlers of a test as the stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.trainer.loop import Run, train
 
 @dataclass
 class ToyEngine:
-    """Proves of every policy what the publisher expects."""
+    """An engine whose proof of every policy is the one that the publisher expects."""
 
     run: Run
     renderer: Renderer
@@ -35,7 +35,7 @@ class ToyEngine:
 
 
 class Reached(asyncio.Event):
-    """Set as soon as a run is at a step."""
+    """An event that is set once a run has reached a step."""
 
     def __init__(self, run: Run, step: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reached(asyncio.Event):
 
 
 async def trained(run: Run, bus: MemoryBus, handlers: Mapping[Stage, Handler], until: int = 99) -> list[dict[str, Any]]:
-    """Trains a run to its end, or asks it to stop at a step; its metrics so far."""
+    """Trains a run to its end, or drains it at the step `until`; returns its metrics so far."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for stage, handler in handlers.items():
@@ -57,5 +57,5 @@ async def trained(run: Run, bus: MemoryBus, handlers: Mapping[Stage, Handler], u
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics without what a clock says."""
+    """Rows of metrics without durations."""
     return [{key: value for key, value in row.items() if "second" not in key and key != "time"} for row in rows]

@@ -1,4 +1,4 @@
-"""What the trainer makes of a run folder."""
+"""The trainer's parts as assembled from a run folder."""
 
 from __future__ import annotations
 

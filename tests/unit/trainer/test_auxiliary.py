@@ -1,4 +1,4 @@
-"""Models trained beside the policy, on the tiny model: they never touch it, go on bit for bit, and learn.
+"""Auxiliary models on the tiny model: they do not change the policy, they resume bit for bit, and they learn.
 
 Shapes: B sequences, T response tokens (padded), D hidden units.
 """
@@ -40,7 +40,7 @@ CANARY = list(range(10, 26))
 
 
 def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBatch:
-    """Ragged groups with all that an algorithm asks for; pooled states are random."""
+    """Ragged groups with the evidence that an algorithm asks for; pooled states are random."""
     batch = pack(make_ragged(LENGTHS, seed=seed, asks=algorithm.asks))
     if POOLED not in batch.evidence:
         return batch
@@ -50,7 +50,7 @@ def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBa
 
 
 def make_learner(*overrides: str) -> tuple[Learner, Any]:
-    """A learner whose policy and auxiliary model both differ from the base, and that model."""
+    """A learner whose policy and auxiliary model both differ from the base; returns both."""
     learner = Learner(make_config("optim.max_grad_norm=1e9", *overrides))
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -60,7 +60,7 @@ def make_learner(*overrides: str) -> tuple[Learner, Any]:
 
 
 def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]:
-    """One unpadded forward a sequence, under the critic's adapter."""
+    """The values of each sequence by one unpadded forward pass under the critic's adapter."""
     model, found = learner.peft.get_base_model(), []
     for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
         ids = torch.tensor([[*prompt, *response]])
@@ -163,7 +163,7 @@ def test_while_it_warms_up_the_auxiliary_model_learns_alone(algorithm: str) -> N
 
 
 class Trainer(Process):
-    """A process whose algorithm has an auxiliary model."""
+    """A process that trains an auxiliary model beside the policy."""
 
     def train(self, step: int) -> dict[str, float]:
         return self.learner.learn(make_batch(self.config.algorithm, step), step)[1]
@@ -181,7 +181,7 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
+            parameter.add_(torch.randn(parameter.shape))  # all state must come from the checkpoint
     assert second.checkpoints.restore() == Pipeline(3, (BASE,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()

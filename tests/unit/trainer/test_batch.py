@@ -1,4 +1,4 @@
-"""Groups as tensors: alignment, masks, and what counts as measured."""
+"""Groups as tensors: alignment, masks, and which evidence applies."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_likeliest_tokens_and_pooled_states_stand_at_their_sequence() -> None:
 
 
 def follow_up(group: EvidencedGroup, index: int, **changes: Any) -> EvidencedGroup:
-    """A group of the same size that was sampled after seeing another."""
+    """A follow-up group of the same size as its origin."""
     task = group.task.model_copy(update={"index": index, **changes})
     rollout = group.scored.rollout.model_copy(update={"task": task})
     return EvidencedGroup(scored=group.scored.model_copy(update={"rollout": rollout}))

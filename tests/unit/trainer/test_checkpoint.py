@@ -1,4 +1,4 @@
-"""A run that stops and goes on is the run that never stopped."""
+"""A run that stops and resumes equals the run that never stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ START = Pipeline.start(lag=0)
 
 
 class Process:
-    """The parts of a trainer that a checkpoint concerns, as one process builds them."""
+    """The parts of a trainer that a checkpoint saves, as one process builds them."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ def test_going_on_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> No
     first = Process(tmp_path)
     first.train(1)
     first.checkpoints.save(Pipeline(2, (BASE,)))
-    second = Process(tmp_path, "loop.seed=77")  # another start, so that everything must come from the checkpoint
+    second = Process(tmp_path, "loop.seed=77")  # another seed, so that all state must come from the checkpoint
     assert second.learner.adapter_files() != first.learner.adapter_files()
     assert second.checkpoints.restore() == Pipeline(2, (BASE,))
     assert second.learner.adapter_files() == first.learner.adapter_files()

@@ -1,4 +1,4 @@
-"""The groups of a step, each once, over the in-process bus."""
+"""The collector returns each group of a step once, over the in-process bus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASKS = tuple(make_task(index=index) for index in range(3))
 
 
 def proven(proof: PolicyProof) -> None:
-    """Every proof is right."""
+    """Accepts every proof."""
 
 
 def make_collector(bus: MemoryBus, tasks: Sequence[PromptTask] = TASKS) -> Collector:

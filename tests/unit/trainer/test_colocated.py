@@ -1,4 +1,4 @@
-"""A scorer on the base of a learner: neither sees a trace of the other, and they never meet."""
+"""A scorer on a learner's base: neither changes what the other computes, and they never run at the same time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Process:
         return TransformersScorer(settings, RENDERER, AdapterCache(folder, self.publisher.files, keep=4), base=base)
 
     def update(self, step: int) -> None:
-        """A step in the order of the loop."""
+        """Trains one step in the order of the loop."""
         algorithm = self.config.algorithm
         batch = pack(make_ragged([(4, 6), (3, 5)], seed=step, asks=algorithm.asks))
         with self.learner.base.lock:
@@ -60,7 +60,7 @@ class Process:
             self.learner.auxiliary.update(prepared, step)
 
     def state(self) -> dict[str, Any]:
-        """What a learner goes on with."""
+        """All state of the learner that its next step depends on."""
         peft: Any = self.learner.peft
         return {
             "active": peft.active_adapters,
@@ -143,7 +143,7 @@ async def test_the_adapter_a_learner_lends_its_base_from_is_what_its_version_nam
     process = Process(tmp_path)
     process.update(0)
     policy: PolicyRef = await process.publisher.publish(1)
-    process.update(1)  # the live weights are another version now
+    process.update(1)  # the current weights now differ from the published version
     proof = await process.scorer.load(policy)
     assert proof.canary_logp == pytest.approx(process.publisher.expected(policy).canary_logp, abs=1e-5)
     assert proof.canary_logp != pytest.approx(process.learner.canary(RENDERER.canary_ids), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Continuations through the trainer's loop over the in-process bus: a real learner and handlers, toy engines."""
+"""Continuations through the trainer's loop over the in-process bus, with a real learner and toy engines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ METHODS = {
 
 @dataclass
 class Engines(ToyEngine):
-    """Sampling and measuring as functions of what is asked."""
+    """Engines whose samples and log-probs are functions of the task."""
 
     tasks: list[PromptTask] = field(default_factory=list)
 
@@ -70,7 +70,7 @@ class Engines(ToyEngine):
 
 
 async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[Engines, list[dict[str, Any]]]:
-    """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far."""
+    """Trains the run of a folder to its end, or up to a step; returns the sampled tasks and the metrics so far."""
     folder, bus = RunDir(path), MemoryBus()
     if not folder.config.exists():
         begin_run(folder, make_config(*SMALL, *overrides))

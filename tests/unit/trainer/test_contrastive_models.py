@@ -1,4 +1,4 @@
-"""Critical-token DPO's estimators on the tiny model: what they see, that they touch nothing else, and going on.
+"""Critical-token DPO's estimators on the tiny model: their inputs, what they leave unchanged, and resuming.
 
 Shapes: B sequences, T response tokens (padded), V vocabulary.
 """
@@ -39,7 +39,7 @@ def make_pairs(algorithm: Any, seed: int = 0) -> TrainBatch:
 
 
 def plain_logits(learner: Learner, name: str, batch: TrainBatch) -> list[Tensor]:
-    """[T, V] of each response by one unpadded forward of the whole model."""
+    """The log-probs [T, V] of each response by one unpadded forward pass of the whole model."""
     model, found = learner.peft.get_base_model(), []
     with learner.context.using_adapter(name), torch.no_grad():
         for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
@@ -149,7 +149,7 @@ def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape))  # all must come from the checkpoint
+            parameter.add_(torch.randn(parameter.shape))  # all state must come from the checkpoint
     second.checkpoints.restore()
     assert [timeless(second.train(step)) for step in range(stopped, 4)] == reports[stopped:]
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()

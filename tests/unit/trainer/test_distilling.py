@@ -1,4 +1,4 @@
-"""Updates that match distributions, on the tiny model: against whole softmaxes, and however the batch is cut."""
+"""Distillation updates of the tiny model, against full softmaxes and for every split into micro-batches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def opsd_batch() -> TrainBatch:
 
 
 def hdpo_batch() -> TrainBatch:
-    """Two prompts, and demonstrations of one of which every other one is right."""
+    """Two prompts, and demonstrations for one of them, of which every other is correct."""
     first, second, shown = make_ragged([*LENGTHS, (6, 8, 2, 3)], asks=())
     hinted = (Message(role="user", content="3 + 4 = ? It is 7."),)
     task = shown.task.model_copy(update={"origin": Origin(index=0), "messages": hinted})

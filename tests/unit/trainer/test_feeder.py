@@ -1,4 +1,4 @@
-"""Tasks as a function of seed and step."""
+"""Tasks are a function of the seed and the step."""
 
 from __future__ import annotations
 

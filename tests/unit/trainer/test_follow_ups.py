@@ -1,4 +1,4 @@
-"""The trainer's loop over the in-process bus, with a real learner and toy engines: groups that ask for more."""
+"""Follow-up tasks through the trainer's loop over the in-process bus, with a real learner and toy engines."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def completion(rng: random.Random) -> Completion:
 async def trained_with(
     path: Path, *overrides: str, broken: frozenset[int] = frozenset(), until: int = 99, real: bool = False
 ) -> tuple[Toys, list[dict[str, Any]]]:
-    """Trains the run of a folder to its end, or up to a step; what was sampled, and its metrics so far.
+    """Trains the run of a folder to its end, or up to a step; returns the sampled tasks and the metrics so far.
 
     Args:
         real: with the teacher service's engine.
@@ -106,7 +106,7 @@ async def trained_with(
 
 
 def real_teacher(toys: Toys, path: Path) -> TransformersScorer:
-    """The teacher service's engine, which reads what the trainer published."""
+    """The teacher service's engine, which loads what the trainer published."""
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
         return adapters.read(toys.run.publisher.folder(policy))
@@ -176,5 +176,7 @@ async def test_the_real_teacher_and_learner_agree_on_every_policy_of_a_run(tmp_p
         assert row["grad_norm"] > 0
         assert 0 < row["distill/student_mass"] <= 1 + 1e-5
         if algorithm == OPSD:
-            assert row["distill/teacher_mass"] == pytest.approx(row["distill/student_mass"], abs=1e-4)  # both are whole
+            assert row["distill/teacher_mass"] == pytest.approx(
+                row["distill/student_mass"], abs=1e-4
+            )  # both distributions sum to 1
     assert rows[0]["distill/divergence"] != rows[1]["distill/divergence"]

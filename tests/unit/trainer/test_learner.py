@@ -1,4 +1,4 @@
-"""One update of the tiny model's adapter, against plain loops over the whole vocabulary.
+"""One update of the tiny model's adapter, against plain loops over the full vocabulary.
 
 Shapes: B sequences, T response tokens (padded), N tokens, D hidden units, V vocabulary.
 """
@@ -86,7 +86,9 @@ def test_log_probs_and_their_gradient_equal_a_full_softmax(temperature: float) -
         torch.testing.assert_close(logp_BT[i, : len(response)].detach(), plain_T.detach(), rtol=0, atol=1e-5)
         assert not logp_BT[i, len(response) :].any()
         (plain_T * weight_BT[i, : len(response)]).sum().backward()
-    assert_close(found, gradients(learner), tolerance=1e-3)  # gradients of a plain sum go up to some hundreds
+    assert_close(
+        found, gradients(learner), tolerance=1e-3
+    )  # the gradients of an unnormalised sum reach several hundred
 
 
 def test_a_rule_over_more_than_a_chunk_has_the_same_gradient() -> None:
@@ -167,7 +169,7 @@ def test_later_mini_batches_use_the_old_log_probs_of_the_steps_start() -> None:
     assert report["kl/old_new"] != 0.0
 
     learner, algorithm = make_learner(*overrides), make_config(*overrides).algorithm
-    first, second = list(range(8)), list(range(8, 12))  # of three groups the first mini-batch gets two
+    first, second = list(range(8)), list(range(8, 12))  # the first mini-batch has two of the three groups
     last = batch.rows(second)
     with torch.no_grad():
         old_BT = response_logps(model_of(learner), last.prompt_ids, last.response_ids, 1.0)
@@ -231,7 +233,7 @@ def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(up
     expected = algorithm.diagnostics(batch, adv_BT, first_BT, 0)
     assert found["credit/tokens"] == expected["credit/tokens"] == found["tokens/trained"]
     same = [found[key] == pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in expected.items()]
-    assert all(same) is (updates == 1)  # later updates see another student
+    assert all(same) is (updates == 1)  # in later updates the student has changed
     assert found["credit/delta_std"] > 0
 
 

@@ -1,4 +1,4 @@
-"""The learner sees: its gradients are those of stock forwards with the figure, and its vision part stays as it is."""
+"""Training a vision-language model: gradients equal those of transformers with the image; the vision part is frozen."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_learner(*overrides: str) -> Learner:
 
 
 def make_batch(images: Sequence[tuple[ImageRef, ...]]) -> TrainBatch:
-    """Two groups of two; a sequence without an image has the prompt without its place."""
+    """Two groups of two; a sequence without an image has the prompt without the image's tokens."""
     responses = [tuple(ids_of(text)) for text in TEXTS]
     width = max(map(len, responses))
     mask_BT = torch.tensor([[1.0] * len(ids) + [0.0] * (width - len(ids)) for ids in responses])
@@ -88,7 +88,7 @@ def test_an_image_meets_the_vision_part_once_for_all_passes_of_all_steps() -> No
     assert (len(asked), set(asked)) == (2, {image.ref for image in IMAGES})
 
 
-def test_a_critic_sees_the_images() -> None:
+def test_a_critic_reads_the_images() -> None:
     learner = make_learner('algorithm.name="ppo"')
     head = torch.nn.Linear(learner.context.hidden_size, 1)
     with learner.context.using_adapter(ADAPTER):

@@ -1,4 +1,4 @@
-"""The loop over steps with the real learner, publisher and teacher; only the sampling and the grading are played."""
+"""The loop over steps with the real learner, publisher and teacher; sampling and grading are functions of the test."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Stages:
         self.graded = 0
 
     async def sample(self, task: PromptTask) -> RolloutGroup:
-        """One right answer and two wrong ones, in words that depend on the seed."""
+        """Returns one correct and two wrong responses whose text depends on the seed."""
         rng, completions = random.Random(task.seed), []
         for answer in (task.reference_answer, "1000", "2000"):
             text = f"{rng.randrange(99)}+{rng.randrange(99)}, \\boxed{{{answer}}}"
@@ -86,8 +86,8 @@ class Stages:
         return self.taught[-1]
 
 
-async def went_on(folder: Path, *overrides: str, drain_after: int | None = None) -> list[EvidencedGroup]:
-    """Starts a run or goes on with it; `drain_after` that many graded groups it is asked to stop."""
+async def resumed(folder: Path, *overrides: str, drain_after: int | None = None) -> list[EvidencedGroup]:
+    """Starts or resumes a run; `drain_after` is the number of graded groups after which it is drained."""
     run_dir, bus = RunDir(folder), MemoryBus()
     begin_run(run_dir, make_config(*SMALL, *overrides), resume=run_dir.config.is_file())
     run: Any = assemble(run_dir, bus, Settings(threads=1, adapter_cache=folder / "own"))
@@ -113,7 +113,7 @@ async def went_on(folder: Path, *overrides: str, drain_after: int | None = None)
 
 
 def written(folder: Path) -> dict[str, str]:
-    """Every adapter of a run by its folder."""
+    """The digest of every adapter of a run, by its folder."""
     return {path.name: adapters.digest(adapters.read(path)) for path in sorted((folder / "adapters").iterdir())}
 
 
@@ -124,13 +124,13 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    """A run with a teacher of its own that never stopped: its folder, and what was taught. Each is made once."""
+    """Trains a run without interruption, once per teacher source; returns its folder and the scored groups."""
     made: dict[str, tuple[Path, list[EvidencedGroup]]] = {}
 
     async def run(source: str) -> tuple[Path, list[EvidencedGroup]]:
         if source not in made:
             folder = tmp_path_factory.mktemp(source) / "run"
-            made[source] = folder, await went_on(folder, *SOURCES[source])
+            made[source] = folder, await resumed(folder, *SOURCES[source])
         return made[source]
 
     return run
@@ -142,9 +142,9 @@ async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_n
 ) -> None:
     whole, taught = await unbroken(source)
     broken = tmp_path / "run"
-    first = await went_on(broken, *SOURCES[source], drain_after=3)
+    first = await resumed(broken, *SOURCES[source], drain_after=3)
     assert 0 < len(metrics(broken)) < 4
-    second = await went_on(broken, *SOURCES[source])
+    second = await resumed(broken, *SOURCES[source])
     assert written(broken) == written(whole)
     assert metrics(broken) == metrics(whole)
     teachers = {group.task.group_id: group.task.teacher for group in taught}
@@ -172,7 +172,7 @@ async def test_a_teacher_on_the_learners_own_base_gives_the_run_of_one_with_a_ba
     (apart, taught), colocated = await unbroken(source), tmp_path / "run"
     assert taught
     for drain_after in (3, None):
-        assert not await went_on(colocated, *SOURCES[source], "engine.teacher=colocated", drain_after=drain_after)
+        assert not await resumed(colocated, *SOURCES[source], "engine.teacher=colocated", drain_after=drain_after)
     assert written(colocated) == written(apart)
     assert metrics(colocated) == metrics(apart)
     assert sum(row["credit/tokens"] for row in metrics(colocated)) > 0

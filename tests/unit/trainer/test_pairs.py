@@ -1,4 +1,4 @@
-"""Offline pairs: from a file to groups for the teacher, through the trainer's loop, and rows that are no pairs."""
+"""Offline pairs: from a file to groups for the teacher, through the trainer's loop; and rejected rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.trainer.test_continuing import Engines
 
 torch.set_num_threads(1)
 ALL = ("sampling.prompts=6", "optim.schedule=constant")
-"""Every pair in every step, so that steps compare."""
+"""Every step trains on every pair, so that steps are comparable."""
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"{i} + 1 = ?", "chosen": f"{i} + 1 = {i + 1}", "rejected": f"{i} + 1 = {i}", "topic": "sums"}
     for i in range(6)
@@ -44,7 +44,7 @@ def config_of(path: Path, rows: list[dict[str, Any]], *overrides: str) -> Any:
 
 
 async def taught(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
-    """Trains a run's folder, up to a step, with a teacher alone: nothing may reach the other stages."""
+    """Trains the run of a folder up to a step with only a teacher; no group may reach another stage."""
     bus = MemoryBus()
     run = assemble(folder, bus, Settings())
     engines = Engines(run, Renderer(run.config.model.path))

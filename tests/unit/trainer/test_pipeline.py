@@ -1,4 +1,4 @@
-"""Which policy and which teacher each step in flight is pinned to."""
+"""The policy and the teacher that each step in flight is pinned to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def version(number: int) -> PolicyRef:
 
 
 def advanced(pipeline: Pipeline, steps: int) -> list[Pipeline]:
-    """The pipeline before and after each of some steps; the teacher stays the base model."""
+    """The pipeline before and after each step; the teacher stays the base model."""
     seen = [pipeline]
     for _ in range(steps):
         seen.append(seen[-1].advanced(version(seen[-1].next_step + 1), BASE_POLICY))

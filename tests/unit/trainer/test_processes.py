@@ -1,4 +1,4 @@
-"""How a process of a trainer learns its place, and what becomes of the others when one is gone."""
+"""How a trainer process finds its rank, and how the other processes end once one of them has died."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if place.rank == 1:
     os._exit(9)
 time.sleep(60)
 """
-"""A process that says nothing to the others, as while a step is sampled; the second one dies."""
+"""A process that enters no collective, as while a step is sampled; rank 1 dies."""
 
 
 def test_a_place_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_colocated_teacher_is_refused_where_torchrun_splits_its_base(
 
 
 def test_processes_of_several_machines_end_together(free_port: Callable[[], int]) -> None:
-    """The second of three dies; the others, which neither speak nor listen, end before a minute of silence."""
+    """Rank 1 of three dies; the other two, which are in no collective, end within the heartbeat timeout."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         subprocess.Popen(

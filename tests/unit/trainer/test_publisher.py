@@ -1,4 +1,4 @@
-"""Adapter versions: what is published, what is proven, and what a gRPC client gets."""
+"""Adapter versions: publishing, checking proofs, and streaming to a gRPC client."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def proof_of(learner: Learner, policy: object, **changes: object) -> PolicyProof
 
 @asynccontextmanager
 async def served(publisher: Publisher) -> AsyncIterator[str]:
-    """A gRPC server that asks for the token; gives its address."""
+    """Starts a gRPC server that requires the token; yields its address."""
 
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         FetchPolicy = staticmethod(publisher.stream)

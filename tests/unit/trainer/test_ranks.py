@@ -1,4 +1,4 @@
-"""Two processes train the tiny model as one does: the same adapter, metrics and log-probs.
+"""Two processes train the tiny model as a single process does: equal adapter, metrics and log-probs.
 
 Cases run one after another in a single pair of processes, which gloo connects.
 """
@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Sequence[tuple[int, ...]], Sequence[str]]] = {
     ),
     "sequences, two mini-batches": (UNEVEN, ["algorithm.aggregation=seq-mean-token-mean", TIGHT, *TWICE]),
     "constant, a rank with nothing to learn": (ONE_GROUP, ["algorithm.aggregation=dr-grpo"]),
-    "a model that sees": (UNEVEN, [f"model.path={MODEL}"]),
+    "a vision-language model": (UNEVEN, [f"model.path={MODEL}"]),
     "gspo": (UNEVEN, ['algorithm={name="gspo"}', TIGHT, *TWICE]),
     "rlsd": (UNEVEN, ['algorithm={name="rlsd"}']),
     "ctdpo, its models then the policy": (PAIRS, ['algorithm={name="ctdpo", estimator_steps=1}', TIGHT]),
@@ -60,7 +60,7 @@ def make_batch(lengths: Sequence[tuple[int, ...]], config: Any, step: int) -> Tr
 
 
 def train(case: str, ranks: Ranks = SINGLE) -> dict[str, Any]:
-    """What a few steps make of the adapter, in one process or as rank 0 of several."""
+    """Trains a few steps in a single process or as rank 0; returns the adapter, the metrics and canary log-probs."""
     lengths, overrides = CASES[case]
     config = make_config(*COMMON, *overrides)
     learner = Learner(config, ranks=ranks)
@@ -81,7 +81,7 @@ def train(case: str, ranks: Ranks = SINGLE) -> dict[str, Any]:
 
 
 def main(out: Path) -> None:
-    """One of the two processes; rank 0 writes what came of every case."""
+    """Runs one of the two processes; rank 0 writes the results of every case."""
     torch.set_num_threads(1)
     place = Place.from_environment()
     assert place is not None
@@ -98,7 +98,7 @@ def main(out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes made of every case."""
+    """The results of every case in two processes."""
     out = tmp_path_factory.mktemp("ranks") / "found"
     processes = [
         subprocess.Popen(
@@ -141,7 +141,7 @@ def test_ranks_share_whole_groups_by_tokens() -> None:
     rows = [row for row in range(batch.size) if row != 5]
     shares = [share(batch, rows, rank, 3) for rank in range(3)]
     assert sorted(row for part in shares for row in part) == rows
-    assert shares[0] == [4, 6, 7]  # the long group
+    assert shares[0] == [4, 6, 7]  # the longest group
     assert [len({int(batch.group_B[row]) for row in part}) for part in shares] == [1, 2, 1]
     assert share(batch, rows, 0, 1) == rows
     assert share(batch, [], 1, 3) == []

@@ -1,4 +1,4 @@
-"""What a step reports, and the run folder it is written to."""
+"""The report of a step, and the run folder it is written to."""
 
 from __future__ import annotations
 

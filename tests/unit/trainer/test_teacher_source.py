@@ -1,4 +1,4 @@
-"""Whose weights teach at which step, and that a resumed run has the same teacher."""
+"""The teacher's version at each step, also in a resumed run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RENDERER = Renderer(make_config().model.path)
 
 
 class Process:
-    """The parts of a trainer that a teacher concerns, as one process builds them."""
+    """The parts of a trainer that choose the teacher, as one process builds them."""
 
     def __init__(self, folder: Path, source: TeacherSource, *overrides: str) -> None:
         self.config = make_config("lora.rank=2", *overrides)
@@ -42,7 +42,7 @@ class Process:
         self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, self.teacher, 1, 2)
 
     async def steps(self, pipeline: Pipeline, until: int) -> list[Pipeline]:
-        """Updates and publishes as the loop does."""
+        """Updates and publishes as the loop does; returns the pipeline before and after each step."""
         seen = [pipeline]
         for step in range(pipeline.next_step, until):
             batch = pack(make_ragged([(4, 6), (3, 5)], seed=step))
@@ -82,7 +82,7 @@ async def test_the_teacher_of_every_version(tmp_path: Path, source: str, version
         == {
             "actor": [True] * 6,
             "reference": [True] + [False] * 5,
-            "sync": [True, False] * 3,  # at 2 and 4 only after those updates, by content
+            "sync": [True, False] * 3,  # the versions 2 and 4 are copies of the policy
             "ema": [True] + [False] * 5,
             "trust_region": [True] * 6,
         }[source]

@@ -1,4 +1,4 @@
-"""Which adapter versions stay: the newest, and those that a task or a checkpoint can still name."""
+"""Which adapter versions are kept: the newest, and those that a task or a checkpoint refers to."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ async def test_all_stay_where_none_are_to_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "lag", "expected"),
     [
-        ((), 2, ["v000005", "v000006", "v000007", "v000008"]),  # step 7, which was saved, names 5 to 7
+        ((), 2, ["v000005", "v000006", "v000007", "v000008"]),  # the checkpoint of step 7 refers to 5, 6 and 7
         (EMA, 0, ["ema-v000007", "ema-v000008", "v000007", "v000008"]),
-        (SYNC, 0, ["v000006", "v000007", "v000008"]),  # the copy of step 6 still teaches
+        (SYNC, 0, ["v000006", "v000007", "v000008"]),  # the copy of step 6 is still the teacher
     ],
 )
 async def test_what_is_in_flight_or_saved_or_teaches_stays(
