@@ -1,7 +1,7 @@
 """Redis, rollout (vLLM), verifier and teacher as the launcher starts them, with the trainer in this process.
 
-So runs of several methods take turns on one set of engines. A trainer here is the trainer of production: its loop, its
-learner, its publisher, with as many threads as the launcher gives it.
+Runs of several methods can therefore use one set of engines, one after another. The trainer has the loop, the learner,
+the publisher and the number of threads of production.
 """
 
 from __future__ import annotations
@@ -53,47 +53,47 @@ TIMES = {
     "response_tokens": "length/mean",
     **{f"mebibytes_{name}": f"memory/{name}" for name in PROCESSES},
 }
-"""What every comparison of whole steps tells, by the metrics that say it."""
+"""The figures of every comparison of whole steps, and the metrics they are medians of."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Engines that are up."""
+    """The running engines."""
 
     settings: Settings
-    """What a trainer needs to find them, and to be found."""
+    """The settings of a trainer: where the engines are, and where it listens itself."""
     folder: Path
-    """Of runs, which go when the services do."""
+    """The parent of the run folders; it is deleted when the services end."""
     sessions: Mapping[str, int]
-    """Every process of a service belongs to one."""
+    """The session id of each service, to which all of its processes belong."""
     http: Mapping[str, str]
-    """Where each engine serves REST."""
+    """The REST address of each engine."""
 
     def cpu_seconds(self) -> dict[str, float]:
-        """What each service has used so far, with the processes it started, and this process as the trainer."""
+        """CPU seconds that each service has used so far, including its child processes; this process is the trainer."""
         used, second = dict.fromkeys(self.sessions, 0.0), os.sysconf("SC_CLK_TCK")
         for name, _, fields in members(self.sessions):
             used[name] += (int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])) / second
         return used | {"trainer": time.process_time()}
 
     def mebibytes(self) -> dict[str, float]:
-        """What each of them holds now (`_processes.memory`)."""
+        """The memory of each service and of this process, in MiB (`_processes.memory`)."""
         processes = [("trainer", os.getpid()), *((name, pid) for name, pid, _ in members(self.sessions))]
         return {name: size / 2**20 for name, size in memory(processes).items()}
 
 
 def tiny(method: str, *overrides: str) -> RunConfig:
-    """The tiny model's run with a method, as fast as runs are by default, and quiet between steps.
+    """The tiny model's run file for a method, without evaluations, checkpoints and rollout files.
 
-    Its file asks for a deterministic one, in which the teacher scores a group at a time.
+    It is not deterministic, unlike the file itself: a deterministic teacher scores one group at a time.
     """
-    quiet = ('data.eval=""', "checkpoint.every=1000", "telemetry.rollouts_per_step=0")
-    return runfile.load(RUNS / f"tiny_{method}.toml", ["loop.deterministic=false", *quiet, *overrides])
+    steps_only = ('data.eval=""', "checkpoint.every=1000", "telemetry.rollouts_per_step=0")
+    return runfile.load(RUNS / f"tiny_{method}.toml", ["loop.deterministic=false", *steps_only, *overrides])
 
 
 @contextlib.contextmanager
 def services(config: RunConfig) -> Iterator[Services]:
-    """Starts the engines for a run file's sizes and waits until they are ready."""
+    """Starts engines with the sizes of a run file and waits until they are ready; stops them afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="cepo-bench-"))
     stack = Stack(config, RunDir(folder / "services"), services=ENGINES)
     stack.run.logs.mkdir(parents=True)
@@ -106,17 +106,17 @@ def services(config: RunConfig) -> Iterator[Services]:
                     raise TimeoutError(f"the services are not ready after {READY_SECONDS:.0f} s")
                 time.sleep(0.5)
             host, _, port = stack.grpc["trainer"].rpartition(":")
-            found = SPECS["trainer"].settings(config, Settings.from_environment())
-            here = {"redis_url": stack.redis_url, "host": host, "grpc_port": int(port)}
+            settings = SPECS["trainer"].settings(config, Settings.from_environment())
+            addresses = {"redis_url": stack.redis_url, "host": host, "grpc_port": int(port)}
             sessions = {name: child.process.pid for name, child in stack.children.items() if child.process}
-            yield Services(found.model_copy(update=here), folder, sessions, stack.http)
+            yield Services(settings.model_copy(update=addresses), folder, sessions, stack.http)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
 async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIterator[Run]:
-    """A run's trainer, which serves its adapters to the engines; its folder is made at `path`."""
+    """The trainer of a new run folder at `path`, which serves its adapters to the engines."""
     folder = RunDir(path)
     begin(folder, config, load_sets(config, Renderer(config.model.path), store=ImageStore(folder.images)), resume=False)
     bus = await RedisBus.connect(engines.settings)
@@ -134,9 +134,11 @@ async def trainer(engines: Services, config: RunConfig, path: Path) -> AsyncIter
 
 
 def trained(engines: Services, config: RunConfig, name: str) -> list[Row]:
-    """Runs a method to its last step; the metrics of every step but the first, which warms up.
+    """Trains a run to its last step.
 
-    `cpu/SERVICE` is the mean over all of its steps, `memory/SERVICE` MiB after the last.
+    Returns:
+        The metrics of every step but the first, which warms up. Each row also has `cpu/SERVICE`, the mean CPU seconds
+        of a step, and `memory/SERVICE`, the MiB after the last step.
     """
 
     async def whole() -> list[Row]:
@@ -148,7 +150,7 @@ def trained(engines: Services, config: RunConfig, name: str) -> list[Row]:
             return [row | cpu | held for row in run.folder.rows()[1:]]
 
     rows = asyncio.run(whole())
-    gc.collect()  # the run, whose memory of the GPU others are to have
+    gc.collect()  # frees the run's GPU memory for the next
     torch.cuda.empty_cache()
     if any(row["groups/failed"] for row in rows):
         raise SystemExit(f"groups of {name} failed")
@@ -156,7 +158,11 @@ def trained(engines: Services, config: RunConfig, name: str) -> list[Row]:
 
 
 def medians(rows: Sequence[Row], keys: Mapping[str, str]) -> dict[str, float]:
-    """Medians over steps, by the names that `keys` gives to metrics."""
+    """Medians over steps.
+
+    Args:
+        keys: the metric of each figure. Example: {"train_seconds": "time/train_seconds"}.
+    """
     return {name: round(statistics.median(row.get(key, 0.0) for row in rows), 4) for name, key in keys.items()}
 
 

@@ -1,10 +1,11 @@
-"""TRL's GRPOTrainer, in TRL's own virtual environment: `python _trl.py TASK.json`, the task as `train.py` writes it.
+"""Trains with TRL's GRPOTrainer in TRL's own virtual environment: `python _trl.py TASK.json`.
 
-The last line printed is the result, as JSON. It imports nothing of the project. Generation is transformers', TRL's
-default: its vLLM modes need a GPU, since vLLM on the CPU packs weights when it loads them and then cannot take TRL's
-new ones ("'Parameter' object has no attribute 'weight_loader'", vLLM 0.32). No checkpointing of gradients, which TRL
-has on by default and which costs time; the batch is one micro-batch; the reward is TRL's own, on math-verify, or the
-share of digits.
+`train.py` writes the task. The last line printed is the result as JSON. The script imports nothing of the project.
+
+Generation is that of transformers, TRL's default. TRL's vLLM modes need a GPU: on the CPU, vLLM packs the weights when
+it loads them, and cannot load TRL's new weights afterwards ("'Parameter' object has no attribute 'weight_loader'",
+vLLM 0.32). Gradient checkpointing, TRL's default, is off because it costs time. The batch is a single micro-batch. The
+reward is TRL's accuracy reward (math-verify), or the share of digits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from trl.rewards import accuracy_reward
 
 
 class Clock(TrainerCallback):
-    """When each step ended, and what parts of it took since the one before."""
+    """Records when each step ended, and the seconds of its parts."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -39,6 +40,7 @@ class Clock(TrainerCallback):
             seconds.append(0.0)
 
     def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that adds its seconds to a part of the current step."""
         seconds = self.parts.setdefault(name, [0.0])
 
         def run(*arguments: Any, **named: Any) -> Any:
@@ -53,7 +55,7 @@ class Clock(TrainerCallback):
 
 
 def digits(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
-    """The share of digits in each."""
+    """The share of digits in each completion."""
     texts = [messages[0]["content"] for messages in completions]
     return [sum(letter.isdigit() for letter in text) / max(1, len(text)) for text in texts]
 
@@ -62,7 +64,7 @@ REWARDS: dict[str, Callable[..., Any]] = {"accuracy": accuracy_reward, "digits":
 
 
 def settings(options: SimpleNamespace, folder: str) -> GRPOConfig:
-    """The same run in TRL's words."""
+    """The run's settings as TRL has them."""
     return GRPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -73,7 +75,7 @@ def settings(options: SimpleNamespace, folder: str) -> GRPOConfig:
         max_completion_length=options.max_tokens,
         temperature=1.0,
         beta=0.0,
-        loss_type="dapo",  # token-mean, as the run file's
+        loss_type="dapo",  # the token mean, as in the run file
         epsilon=0.2,
         epsilon_high=0.28,
         learning_rate=options.lr,
@@ -92,7 +94,7 @@ def settings(options: SimpleNamespace, folder: str) -> GRPOConfig:
 
 
 def main() -> None:
-    """Trains and prints the seconds and the mean response of every step but the first, which warms up."""
+    """Trains; prints the seconds and the mean response length of every step but the first, which warms up."""
     options = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text()))
     torch.set_num_threads(options.threads)
     clock = Clock()
@@ -110,7 +112,7 @@ def main() -> None:
         trainer._generate = clock.timed("rollout", trainer._generate)
         trainer.train()
     seconds = [end - begun for begun, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    parts = {f"{name}_seconds": found[1:-1] for name, found in clock.parts.items()}
+    parts = {f"{name}_seconds": part[1:-1] for name, part in clock.parts.items()}
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
     print(json.dumps({"step_seconds": seconds, **parts, "response_tokens": lengths[1:]}))  # noqa: T201 read by the benchmark
 

@@ -1,8 +1,8 @@
-"""What token credit costs: step time of CEPO against GRPO, on the same engines, with the same seeds.
+"""The cost of token credit: the step time of CEPO against GRPO, on the same engines and with the same seeds.
 
-Runs of both take turns, on policy (`loop.lag=0`) and one step behind (`loop.lag=1`). The learning rate is all but zero,
-so that the two sample the same tokens in every step and their difference is the credit's cost alone; CEPO's lambda is
-above zero in every step that counts. `--gpu` does so with a random model of a real size.
+Runs of both methods alternate, on-policy (`loop.lag=0`) and one step off-policy (`loop.lag=1`). The learning rate is
+almost zero, so that both methods sample the same tokens in every step and differ only by the credit; CEPO's lambda is
+above zero in every measured step. `--gpu SIZE` uses a random model of that size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from benchmarks import _gpu, _report
 from benchmarks._stack import PROCESSES, TIMES, Row, medians, services, tiny, trained
 
 AIM = 1.02
-"""Of GRPO's time; the paper's Table 3 has 6:34 against 5:58 hours, 1.10 (arXiv:2605.19436)."""
+"""The aim: CEPO's step time divided by GRPO's."""
 PAPER = 1.10
+"""The paper's ratio: 6:34 against 5:58 hours (arXiv:2605.19436, Table 3)."""
 FROZEN = "optim.lr=1e-12"
-PARTS = TIMES | {
+FIGURES = TIMES | {
     "teacher_seconds": "time/teacher_seconds",
     "teacher_exposed_seconds": "time/teacher_exposed_seconds",
     "generated_tokens": "tokens/generated",
@@ -29,25 +30,25 @@ PARTS = TIMES | {
 }
 
 
-def measure(lags: Sequence[int], rounds: int, steps: int, *more: str) -> dict[int, list[tuple[Row, Row]]]:
-    """Steps of both by lag, in pairs: the same step of the same round."""
+def measure(lags: Sequence[int], rounds: int, steps: int, *overrides: str) -> dict[int, list[tuple[Row, Row]]]:
+    """Trains with both methods and returns, for each lag, pairs of rows: the same step of CEPO and of GRPO."""
     pairs: dict[int, list[tuple[Row, Row]]] = {lag: [] for lag in lags}
-    with services(tiny("cepo", *more, f"loop.lag={max(lags)}")) as engines:
-        for turn in range(rounds):
+    with services(tiny("cepo", *overrides, f"loop.lag={max(lags)}")) as engines:
+        for seed in range(rounds):
             for lag in lags:
-                overrides = (*more, FROZEN, f"loop.lag={lag}", f"loop.steps={steps + 1}", f"loop.seed={turn}")
-                ours = trained(engines, tiny("cepo", *overrides), f"cepo-{lag}-{turn}")
-                alternative = trained(engines, tiny("grpo", *overrides), f"grpo-{lag}-{turn}")
+                run = (*overrides, FROZEN, f"loop.lag={lag}", f"loop.steps={steps + 1}", f"loop.seed={seed}")
+                ours = trained(engines, tiny("cepo", *run), f"cepo-{lag}-{seed}")
+                alternative = trained(engines, tiny("grpo", *run), f"grpo-{lag}-{seed}")
                 pairs[lag] += zip(ours, alternative, strict=True)
     return pairs
 
 
 def compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
-    """Both, and what the one takes more."""
+    """The medians of both methods, and the time that CEPO takes in addition."""
     seconds = [(a["time/step_seconds"], b["time/step_seconds"]) for a, b in pairs]
     return {
-        "ours": medians([a for a, _ in pairs], PARTS),
-        "alternative": medians([b for _, b in pairs], PARTS),
+        "ours": medians([a for a, _ in pairs], FIGURES),
+        "alternative": medians([b for _, b in pairs], FIGURES),
         "overhead": round(statistics.median(a / b for a, b in seconds) - 1, 4),
         "seconds_more": round(statistics.median(a - b for a, b in seconds), 4),
         "sampled_the_same": all(a["tokens/generated"] == b["tokens/generated"] for a, b in pairs),
@@ -56,28 +57,29 @@ def compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the result and writes it."""
-    about = "five steps of each on policy; a minute, half of it start"
-    asked = _report.arguments(__doc__, about, _gpu.SHAPES).parse_args()
+    """Measures, prints the result and writes it to benchmarks/results/."""
+    quick = "five steps of each method on-policy; takes a minute, half of it for starting"
+    options = _report.arguments(__doc__, quick, _gpu.SHAPES).parse_args()
     with TemporaryDirectory() as folder:
-        more = _gpu.overrides(Path(folder), asked.gpu) if asked.gpu else []
-        found = measure((0,), 1, 5, *more) if asked.quick else measure((0, 1), 1 if asked.gpu else 2, 6, *more)
-        cases = {f"lag {lag}": compared(pairs) for lag, pairs in found.items()}
-        if asked.gpu:
+        overrides = _gpu.overrides(Path(folder), options.gpu) if options.gpu else []
+        lags, rounds, steps = ((0,), 1, 5) if options.quick else ((0, 1), 1 if options.gpu else 2, 6)
+        pairs_of = measure(lags, rounds, steps, *overrides)
+        cases = {f"lag {lag}": compared(pairs) for lag, pairs in pairs_of.items()}
+        if options.gpu:
             for case in cases.values():
                 for method, figures in (("cepo", case["ours"]), ("grpo", case["alternative"])):
-                    figures |= _gpu.rates(tiny(method, *more), figures)
+                    figures |= _gpu.rates(tiny(method, *overrides), figures)
     on_policy = cases["lag 0"]
     _report.write(
         "step",
-        asked.gpu,
+        options.gpu,
         ours=on_policy["ours"],
         alternative=on_policy["alternative"],
         ratio=1 / (1 + on_policy["overhead"]),
         aim=round(1 / AIM, 3),
         overhead_of_the_paper=round(PAPER - 1, 2),
         cases=cases,
-        **_gpu.about(asked.gpu),
+        **_gpu.about(options.gpu),
     )
 
 

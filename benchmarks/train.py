@@ -1,8 +1,8 @@
-"""Trained samples per second end to end, against TRL's GRPOTrainer: the same model, prompts, lengths, LoRA and method.
+"""Trained samples per second end to end, against TRL's GRPOTrainer with the same model, prompts, lengths and LoRA.
 
-Both train with GRPO on the same cores, in turns. TRL's settings are those of the run file in its own words, with what
-makes it fast here (`_trl.py`). `--wide` takes longer prompts and responses of mixed lengths (`_wide.py`). `--gpu` takes
-a random model of a real size, against a plain loop of transformers and PEFT (`_plain.py`).
+Both train with GRPO on the same cores and alternate. TRL's settings are those of the run file, with the changes that
+make TRL fast on this machine (`_trl.py`). `--wide` uses longer prompts and responses of mixed lengths (`_wide.py`).
+`--gpu SIZE` uses a random model of that size, against a plain loop of transformers and PEFT (`_plain.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from cepo.prompts.renderer import Renderer
 from cepo.run.config import RunConfig
 
 AIM = 3.0
+"""The aim: TRL's step time divided by ours."""
 
 
 def task(config: RunConfig) -> Row:
-    """A run file in the words of `_trl.py` and `_plain.py`; `rows` are all prompts, as the feeder takes them."""
+    """The task for `_trl.py` and `_plain.py`: a run file's settings, and its prompts in the order of the feeder."""
     problems, count = load_problems(config, Renderer(config.model.path)), config.loop.steps * config.sampling.prompts
     chosen = [problems.at(position, config.loop.seed) for position in range(count)]
     return {
@@ -44,37 +45,41 @@ def task(config: RunConfig) -> Row:
 
 
 def measure(rounds: int, steps: int, *overrides: str, plain: bool = False) -> tuple[list[Row], dict[str, list[float]]]:
-    """Our steps, and the seconds of the other's and of their parts, a round of each in turn."""
+    """Trains with both in alternating rounds.
+
+    Returns:
+        The rows of our steps, and the seconds of the alternative's steps and of their parts, by name.
+    """
     ours: list[Row] = []
     theirs: dict[str, list[float]] = {}
     with services(tiny("grpo", *overrides)) as engines, TemporaryDirectory() as folder:
-        for turn in range(rounds):
-            config = tiny("grpo", *overrides, f"loop.steps={steps + 1}", f"loop.seed={turn}")
-            ours += trained(engines, config, f"grpo-{turn}")
-            for part, figures in _peer.trained(Path(folder), task(config), plain=plain).items():
-                theirs.setdefault(part, []).extend(figures)
+        for seed in range(rounds):
+            config = tiny("grpo", *overrides, f"loop.steps={steps + 1}", f"loop.seed={seed}")
+            ours += trained(engines, config, f"grpo-{seed}")
+            for name, seconds in _peer.trained(Path(folder), task(config), plain=plain).items():
+                theirs.setdefault(name, []).extend(seconds)
     return ours, theirs
 
 
-def measured(asked: argparse.Namespace) -> dict[str, Any]:
-    """What is compared, in medians over the steps."""
-    quick = asked.quick
-    rounds, steps = (1, 3 if asked.wide else 6) if quick else (2, 4 if asked.wide else 8)
-    if asked.gpu:
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The comparison, in medians over the steps."""
+    quick = options.quick
+    rounds, steps = (1, 3 if options.wide else 6) if quick else (2, 4 if options.wide else 8)
+    if options.gpu:
         rounds, steps = 1, 2 if quick else 5
     with TemporaryDirectory() as folder:
         overrides = []
-        if asked.gpu:
-            overrides = _gpu.overrides(Path(folder), asked.gpu)
-        elif asked.wide:
+        if options.gpu:
+            overrides = _gpu.overrides(Path(folder), options.gpu)
+        elif options.wide:
             overrides = _wide.overrides(Path(folder))
         config = tiny("grpo", *overrides)
-        rows, theirs = measure(rounds, steps, *overrides, plain=bool(asked.gpu))
+        rows, theirs = measure(rounds, steps, *overrides, plain=bool(options.gpu))
         samples = config.sampling.prompts * config.sampling.samples
-        both = [medians(rows, TIMES), {part: round(statistics.median(row), 4) for part, row in theirs.items()}]
+        both = [medians(rows, TIMES), {name: round(statistics.median(values), 4) for name, values in theirs.items()}]
         ours, alternative = (
             {"samples_per_second": round(samples / figures["step_seconds"], 2), **figures}
-            | (_gpu.rates(config, figures) if asked.gpu else {})
+            | (_gpu.rates(config, figures) if options.gpu else {})
             for figures in both
         )
     return {
@@ -87,17 +92,17 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the result and writes it."""
-    parser = _report.arguments(__doc__, "a third of the steps; a minute, most of it starting", _gpu.SHAPES)
-    parser.add_argument("--wide", action="store_true", help="prompts of 256 tokens, responses of any length up to 512")
-    asked = parser.parse_args()
-    if not asked.gpu:
+    """Measures, prints the result and writes it to benchmarks/results/."""
+    parser = _report.arguments(__doc__, "a third of the steps; takes a minute, most of it for starting", _gpu.SHAPES)
+    parser.add_argument("--wide", action="store_true", help="prompts of 256 tokens and responses of up to 512")
+    options = parser.parse_args()
+    if not options.gpu:
         _peer.install()
-    besides: dict[str, Any] = {"peer": _peer.TRL}
-    if asked.gpu:
-        besides = {"peer": "transformers and PEFT", "prime_rl": _gpu.PRIME_RL.get(asked.gpu), **_gpu.about(asked.gpu)}
-    case = asked.gpu or ("wide" if asked.wide else None)
-    _report.write("train", case, **measured(asked), aim=AIM, **besides)
+    about: dict[str, Any] = {"peer": _peer.TRL}
+    if options.gpu:
+        about = {"peer": "transformers and PEFT", "prime_rl": _gpu.PRIME_RL.get(options.gpu), **_gpu.about(options.gpu)}
+    case = options.gpu or ("wide" if options.wide else None)
+    _report.write("train", case, **measured(options), aim=AIM, **about)
 
 
 if __name__ == "__main__":
