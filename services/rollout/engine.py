@@ -31,9 +31,9 @@ from cepo.prompts.images import MAX_IMAGES
 from cepo.prompts.pixels import picture
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
+from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.service.image_cache import ReadImage, no_images
 from cepo.service.telemetry import loading
-from services.rollout.handler import RolloutPrompt, SampledResponse
 from services.rollout.vllm_patches.scheduler import WholeResponses
 from services.rollout.vllm_patches.vision_plugin import GROUP, require_plugin
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import httpx
 import cepo.tiny
 from cepo.answers.extract import extract, normalise
 from cepo.credit import CreditRequest
-from cepo.messages.groups import Outcome, PolicyProof, PolicyRef, RolloutGroup, ScoredGroup, Verdict
+from cepo.messages.groups import Outcome, PolicyRef, RolloutGroup, ScoredGroup, Verdict
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.service.chassis import Service, rest
 from cepo.service.image_cache import no_images
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair, Scored
+from cepo.teaching.handler import Scorer
+from cepo.testing import ToyScorer
 from services.teacher.credit import TokenCredit
 from services.teacher.grading import Grader
 from services.teacher.images import GivenImages
@@ -26,7 +26,6 @@ from services.teacher.rest import application
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers import vision as vision_support
-from tests.helpers.factories import make_proof
 
 MODEL = str(cepo.tiny.path())
 RENDERER = Renderer(MODEL)
@@ -34,26 +33,6 @@ CONTEXT_LENGTH = 256
 QUESTION = "23 + 45 - 17 = ?"
 RIGHT = "23+45=68\n68-17=51\n\\boxed{51}"
 WRONG = "23+45=68\n68-17=41\n\\boxed{41}"
-
-
-class ToyScorer:
-    """Log-probs that depend on context, token, temperature and policy, and on nothing else."""
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
-
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        return Scored(
-            [
-                tuple(
-                    -((sum(pair.context_ids) * (at + 3) + 31 * token + policy.version) % 97) / 32 / temperature
-                    for at, token in enumerate(pair.response_ids)
-                )
-                for pair in pairs
-            ]
-        )
-
-    def close(self) -> None: ...
 
 
 def tiny_scorer() -> TransformersScorer:
@@ -84,8 +63,8 @@ async def toy_grade(group: RolloutGroup) -> ScoredGroup:
     return ScoredGroup(rollout=group, verdicts=tuple(verdicts))
 
 
-def make_credit(scorer: Any = None, grader: Grader | None = grade) -> TokenCredit:
-    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))  # type: ignore[arg-type]
+def make_credit(scorer: Scorer | None = None, grader: Grader | None = grade) -> TokenCredit:
+    return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))
 
 
 def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:

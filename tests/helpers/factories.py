@@ -33,6 +33,7 @@ from cepo.messages.groups import (
 )
 from cepo.run.config import RunConfig
 from cepo.run.file import load
+from cepo.testing import ToyEngine
 
 RUNS = Path(__file__).parents[2] / "deploy" / "runs"
 PINNED = (
@@ -71,8 +72,8 @@ def make_task(**changes: Any) -> PromptTask:
 
 
 def make_proof(policy: PolicyRef = BASE_POLICY) -> PolicyProof:
-    """What an engine says about a policy."""
-    return PolicyProof(policy=policy, bound_modules=4, canary_logp=-1.5, tokenizer_sha256="cd" * 32, engine="toy")
+    """The proof that a toy engine gives of a policy."""
+    return ToyEngine().proof(policy)
 
 
 def make_completion(

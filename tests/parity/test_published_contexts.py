@@ -20,7 +20,6 @@ from cepo.messages.groups import (
     Message,
     Outcome,
     Placement,
-    PolicyProof,
     PolicyRef,
     RolloutGroup,
     ScoredGroup,
@@ -30,6 +29,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.run.file import load
 from cepo.teaching.handler import Logps, Pair, Scored, make_handler
 from cepo.teaching.published import boxed
+from cepo.testing import ToyScorer
 from tests.helpers.factories import RUNS, make_proof, make_task
 from tests.parity.support import golden
 
@@ -52,20 +52,12 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     return Renderer(str(folder))
 
 
-class Recorder:
-    """A scorer that keeps what it was asked to score, and whose log-probs say which pair they are of."""
-
-    def __init__(self) -> None:
-        self.pairs: list[Pair] = []
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
+class Recorder(ToyScorer):
+    """A toy scorer whose log-probs name the pair that they belong to, by its place in `pairs`."""
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
         self.pairs += pairs
         return Scored([(-float(self.pairs.index(pair)),) * len(pair.response_ids) for pair in pairs])
-
-    def close(self) -> None: ...
 
 
 def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) -> ScoredGroup:
@@ -102,7 +94,7 @@ async def contexts(renderer: Renderer, algorithm: Cepo | Rlsd, hint: str = " {an
     found: list[list[str | None]] = []
     for uid in GROUPS:
         scorer, group = Recorder(), group_of(uid, renderer, algorithm, hint)
-        evidenced = await make_handler(scorer, renderer, 1000)(group)  # type: ignore[arg-type]
+        evidenced = await make_handler(scorer, renderer, 1000)(group)
         texts = [renderer.tokenizer.decode((*pair.context_ids, *pair.response_ids)) for pair in scorer.pairs]
         for i in range(len(group.verdicts)):
             rows = [evidence.rows[i] for evidence in evidenced.evidence]

@@ -27,26 +27,26 @@ from cepo.service.bus import RedisBus, stream_of
 from cepo.service.metrics import collected
 from cepo.service.stage import StageLoop
 from cepo.service.telemetry import loading
+from cepo.testing import ToyEngine
 from services.trainer.collector import Collector
-from tests.helpers.factories import make_group, make_proof, make_task
+from tests.helpers.factories import make_group, make_task
 
 GROUPS = 16
 SAMPLE_SECONDS = 0.2
 
 
-class Engine:
-    """Takes any adapter whose bytes are right."""
+class Engine(ToyEngine):
+    """An engine that fetches every adapter that it is told to load, and runs no model."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.cache = trainer_cache("rollout", settings)
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         with loading(policy):
             if policy.version:
                 await self.cache.folder(policy)
-            return make_proof(policy)
-
-    def close(self) -> None: ...
+            return self.proof(policy)
 
 
 async def rollout(settings: Settings) -> chassis.Service:

@@ -18,13 +18,14 @@ from cepo.cli.evaluation.plot import Line, pass_at_k_svg
 from cepo.cli.evaluation.scores import ALL, MeasuredPolicy, as_data, sample_lines, scores
 from cepo.data.problems import Problem, Problems
 from cepo.errors import UserError
-from cepo.messages.groups import BASE_POLICY, Message, Outcome, PolicyProof, PolicyRef, Purpose, Sampling, Stage
+from cepo.messages.groups import BASE_POLICY, Message, Outcome, PolicyRef, Purpose, Sampling, Stage
 from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
+from cepo.service.generator import SampledResponse
 from cepo.service.stage import StageLoop
-from cepo.testing import MemoryBus
-from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler
+from cepo.testing import GenerateCall, MemoryBus, ToyGenerator
+from services.rollout.handler import make_handler
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers.factories import POLICY, RUNS, make_config, make_evidenced, make_failed, make_task
@@ -33,28 +34,15 @@ RENDERER = Renderer(str(cepo.tiny.path()))
 TINY = str(RUNS / "tiny_cepo.toml")
 
 
-class ToyGenerator:
-    """The base is correct in every second sample, any other policy always; records the sampling settings."""
+class SumGenerator(ToyGenerator):
+    """The base is correct in every second sample; any other policy is always correct."""
 
     def __init__(self, tokenizer_sha256: str = RENDERER.sha256) -> None:
-        self.asked: list[Sampling] = []
-        self._sha256 = tokenizer_sha256
+        super().__init__(RENDERER.tokenizer.encode, (), tokenizer_sha256=tokenizer_sha256)
 
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return PolicyProof(
-            policy=policy, bound_modules=1, canary_logp=-1.0, tokenizer_sha256=self._sha256, engine="toy"
-        )
-
-    async def generate(
-        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[SampledResponse]:
-        self.asked.append(sampling)
-        right = [policy != BASE_POLICY or i % 2 == 0 for i in range(samples)]
-        texts = ["\\boxed{7}" if each else "\\boxed{8}" for each in right]
-        ids = [tuple(RENDERER.tokenizer(text)["input_ids"]) for text in texts]
-        return [SampledResponse(each, (-0.5,) * len(each), finished=True) for each in ids]
-
-    def close(self) -> None: ...
+    def respond(self, call: GenerateCall, index: int) -> SampledResponse:
+        right = call.policy != BASE_POLICY or index % 2 == 0
+        return self.response("\\boxed{7}" if right else "\\boxed{8}", call.sampling.max_tokens)
 
 
 async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[PolicyRef, Path]) -> list[MeasuredPolicy]:
@@ -78,12 +66,13 @@ async def run_plan(generator: ToyGenerator, *settings: str, folders: dict[Policy
 
 
 async def test_every_problem_is_sampled_with_every_policy_as_the_eval_section_says() -> None:
-    generator = ToyGenerator()
+    generator = SumGenerator()
     settings = ("eval.samples=4", "eval.top_k=40", "eval.presence_penalty=2.0", "eval.temperature=0.9")
     base, trained = await run_plan(generator, *settings, folders={BASE_POLICY: Path(), POLICY: Path()})
     assert [each.policy for each in (base, trained)] == [BASE_POLICY, POLICY]
-    assert len(generator.asked) == 10  # all five problems of two policies; eval.prompts has no effect
-    assert set(generator.asked) == {Sampling(temperature=0.9, top_p=1.0, top_k=40, presence_penalty=2.0, max_tokens=48)}
+    assert len(generator.calls) == 10  # all five problems of two policies; eval.prompts has no effect
+    wanted = Sampling(temperature=0.9, top_p=1.0, top_k=40, presence_penalty=2.0, max_tokens=48)
+    assert {call.sampling for call in generator.calls} == {wanted}
     tasks = [group.task for group in base.finished]
     assert {(task.purpose, task.samples, task.route) for task in tasks} == {
         (Purpose.EVAL, 4, (Stage.ROLLOUT, Stage.VERIFY))
@@ -96,7 +85,7 @@ async def test_every_problem_is_sampled_with_every_policy_as_the_eval_section_sa
 async def test_an_engine_with_another_tokenizer_is_not_counted() -> None:
     message = "every group of base failed, the first because: toy has another tokenizer"
     with pytest.RaisesGroup(pytest.RaisesExc(UserError, match=message)):
-        await run_plan(ToyGenerator("ab" * 32), folders={BASE_POLICY: Path()})
+        await run_plan(SumGenerator("ab" * 32), folders={BASE_POLICY: Path()})
 
 
 def make_measured() -> MeasuredPolicy:

@@ -15,11 +15,12 @@ from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache, resident
+from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.service.stage import Handler, StageLoop
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler as teacher
-from cepo.testing import MemoryBus
-from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler as rollout
+from cepo.testing import MemoryBus, ToyGenerator
+from services.rollout.handler import make_handler as rollout
 from services.trainer.__main__ import assemble
 from services.trainer.loop import Run, train
 from services.verifier.handler import Verifier
@@ -43,10 +44,14 @@ class Fault:
     always_wrong: bool = False
 
 
-class ToyGenerator:
-    """Answers sums, every second time wrongly; log-probs and proofs are those of the model it was told to sample."""
+class SumGenerator(ToyGenerator):
+    """Answers sums, every second time wrongly; log-probs and proofs are those of the model that it was told to sample.
+
+    It is the engine of a faulty run: `fault` shifts its log-probs and its canary.
+    """
 
     def __init__(self, scorer: TransformersScorer, renderer: Renderer, fault: Fault) -> None:
+        super().__init__(renderer.tokenizer.encode, ())
         self._scorer = scorer
         self._tokenizer: Any = renderer.tokenizer
         self._fault = fault
@@ -58,18 +63,16 @@ class ToyGenerator:
     async def generate(
         self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[SampledResponse]:
-        found = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt.ids)))
-        assert found is not None
-        total = sum(int(term) for term in re.findall(r"[-+]?\d+", found[1].replace(" ", "")))
+        question = re.search(r"([-+ \d]+) = \?", self._tokenizer.decode(list(prompt.ids)))
+        assert question is not None
+        total = sum(int(term) for term in re.findall(r"[-+]?\d+", question[1].replace(" ", "")))
         answers = [f"\\boxed{{{total + (i % 2 or self._fault.always_wrong)}}}" for i in range(samples)]
         pairs = [Pair(prompt.ids, tuple(self._tokenizer.encode(text))) for text in answers]
-        scored = (await self._scorer.score(pairs, sampling.temperature, policy)).values
+        scored = await self._scorer.score(pairs, sampling.temperature, policy)
         return [
             SampledResponse(pair.response_ids, tuple(logp + self._fault.logp_shift for logp in logps), True)
-            for pair, logps in zip(pairs, scored, strict=True)
+            for pair, logps in zip(pairs, scored.values, strict=True)
         ]
-
-    def close(self) -> None: ...
 
 
 async def complete(folder: Path, fault: Fault = Fault()) -> Run:
@@ -96,7 +99,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
         return await measure(group)
 
     handlers: dict[Stage, Handler] = {
-        Stage.ROLLOUT: rollout(ToyGenerator(scorer, renderer, fault), renderer, settings.max_model_len),
+        Stage.ROLLOUT: rollout(SumGenerator(scorer, renderer, fault), renderer, settings.max_model_len),
         Stage.VERIFY: Verifier(GraderPool(1)).verify,  # plain numbers are decided in this process
         Stage.TEACH: slow,
     }

@@ -23,12 +23,12 @@ from cepo.service.adapters import AdapterCache, resident
 from cepo.service.bus import RedisBus
 from cepo.service.stage import StageLoop
 from cepo.service.telemetry import loading
-from cepo.testing import MemoryBus
+from cepo.testing import MemoryBus, ToyEngine
 from services.trainer.loop import Run
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
 from tests.conftest import RedisServer
-from tests.helpers.factories import POLICY, make_proof, make_task
+from tests.helpers.factories import POLICY, make_task
 from tests.unit.deploy.kustomize import K8S
 from tests.unit.observe.alerting import RULES, SERVICES, counted, exposition, fires, firing, lasting
 from tests.unit.observe.system import Fault, complete
@@ -148,17 +148,17 @@ async def test_an_engine_that_cannot_load_what_is_published_is_two_alerts(tmp_pa
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
         raise Unreachable("the trainer does not answer")
 
-    class Engine:
+    class Loading(ToyEngine):
+        """Fetches every adapter that it is told to load."""
+
         async def load(self, policy: PolicyRef) -> PolicyProof:
             with loading(policy):
                 if policy.version:
                     await cache.folder(policy)
-                return make_proof(policy)
-
-        def close(self) -> None: ...
+                return self.proof(policy)
 
     cache, failures = AdapterCache(tmp_path / "cache", fetch, keep=2), counted("cepo_engine_load_failures_total")
-    async with asyncio.timeout(100), resident(Engine(), bus, cache):
+    async with asyncio.timeout(100), resident(Loading(), bus, cache):
         while counted("cepo_engine_load_failures_total") == failures:
             await bus.announce(POLICY)
             await asyncio.sleep(0.01)

@@ -11,7 +11,9 @@ import cepo.tiny
 from cepo.errors import PolicyError, UserError
 from cepo.messages.groups import FinishReason, Message, PolicyProof, PolicyRef, Sampling
 from cepo.prompts.renderer import Renderer
-from services.rollout.handler import RolloutPrompt, SampledResponse, make_handler
+from cepo.service.generator import RolloutPrompt, SampledResponse
+from cepo.testing import GenerateCall, ToyGenerator
+from services.rollout.handler import make_handler
 from tests.helpers.factories import POLICY, make_proof, make_task
 from tests.helpers.vision import MODEL, RENDERER as VISION_RENDERER, Picture, held_out
 
@@ -20,24 +22,14 @@ RENDERER = Renderer(str(cepo.tiny.path()))
 TEXTS = ["3+4=7\n\\boxed{7}", "", "3+4=8", "\u20ac 7"]
 
 
-class ToyGenerator:
-    """Returns fixed texts, every second one cut by max_tokens, and records its calls."""
+class TextGenerator(ToyGenerator):
+    """Answers with fixed texts; every second one is cut by max_tokens."""
 
     def __init__(self) -> None:
-        self.loaded: list[PolicyRef] = []
-        self.asked: list[tuple[RolloutPrompt, int, Sampling, int, PolicyRef]] = []
+        super().__init__(RENDERER.tokenizer.encode, TEXTS)
 
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        self.loaded.append(policy)
-        return make_proof(policy)
-
-    async def generate(
-        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[SampledResponse]:
-        self.asked.append((prompt, samples, sampling, seed, policy))
-        return [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS[:samples])]
-
-    def close(self) -> None: ...
+    def respond(self, call: GenerateCall, index: int) -> SampledResponse:
+        return toy_sample(TEXTS[index], finished=index % 2 == 0)
 
 
 def toy_sample(text: str, *, finished: bool) -> SampledResponse:
@@ -46,7 +38,7 @@ def toy_sample(text: str, *, finished: bool) -> SampledResponse:
 
 
 async def test_a_task_becomes_a_complete_group() -> None:
-    generator, task = ToyGenerator(), make_task(samples=4, policy=POLICY)
+    generator, task = TextGenerator(), make_task(samples=4, policy=POLICY)
     group = await make_handler(generator, RENDERER, 64)(task)
     assert group.task == task
     assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
@@ -56,66 +48,72 @@ async def test_a_task_becomes_a_complete_group() -> None:
 
 
 async def test_responses_are_decoded_without_the_end_of_the_turn() -> None:
-    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    group = await make_handler(TextGenerator(), RENDERER, 64)(make_task(samples=4))
     assert [c.text for c in group.completions] == TEXTS
 
 
 async def test_the_finish_reason_tells_the_end_from_a_cut() -> None:
-    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    group = await make_handler(TextGenerator(), RENDERER, 64)(make_task(samples=4))
     reasons = [FinishReason.STOP, FinishReason.LENGTH] * 2
     assert [c.finish_reason for c in group.completions] == reasons
 
 
 async def test_the_engine_gets_what_the_task_names() -> None:
-    generator = ToyGenerator()
+    generator = TextGenerator()
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, presence_penalty=2.0, max_tokens=9)
     task = make_task(samples=3, sampling=sampling, seed=12, policy=POLICY)
     await make_handler(generator, RENDERER, 64)(task)
     ids = RENDERER.prompt_ids(task.messages)
     assert generator.loaded == [POLICY]
-    assert generator.asked == [(RolloutPrompt(ids, ids, ()), 3, sampling, 12, POLICY)]
+    assert generator.calls == [GenerateCall(RolloutPrompt(ids, ids, ()), 3, sampling, 12, POLICY)]
 
 
 async def test_the_same_task_gives_the_same_group() -> None:
-    handler = make_handler(ToyGenerator(), RENDERER, 64)
+    handler = make_handler(TextGenerator(), RENDERER, 64)
     assert await handler(make_task()) == await handler(make_task())
 
 
 async def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_sampled() -> None:
-    generator, task = ToyGenerator(), make_task()
+    generator, task = TextGenerator(), make_task()
     length = len(RENDERER.prompt_ids(task.messages))
     await make_handler(generator, RENDERER, length + 16)(task)
-    assert len(generator.asked) == 1
+    assert len(generator.calls) == 1
     message = f"prompt of {length} tokens and max_tokens=16 exceed the context length {length + 15} of the rollout"
     with pytest.raises(UserError, match=message):
         await make_handler(generator, RENDERER, length + 15)(task)
-    assert len(generator.asked) == 1
+    assert len(generator.calls) == 1
 
 
 async def test_an_engine_that_returns_too_few_samples_makes_no_group() -> None:
-    with pytest.raises(ValueError, match="4 completions for 5 samples"):
-        await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=5))
+    class Short(TextGenerator):
+        async def generate(
+            self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+        ) -> Sequence[SampledResponse]:
+            return await super().generate(prompt, samples - 1, sampling, seed, policy)
+
+    with pytest.raises(ValueError, match="3 completions for 4 samples"):
+        await make_handler(Short(), RENDERER, 64)(make_task(samples=4))
 
 
 async def test_a_policy_that_cannot_be_loaded_samples_nothing() -> None:
-    class Broken(ToyGenerator):
+    class Broken(TextGenerator):
         async def load(self, policy: PolicyRef) -> PolicyProof:
             raise PolicyError("bound to no module")
 
     generator = Broken()
     with pytest.raises(PolicyError):
         await make_handler(generator, RENDERER, 64)(make_task(policy=POLICY))
-    assert generator.asked == []
+    assert generator.calls == []
 
 
 async def test_a_task_with_a_prefix_is_sampled_on_from_there_and_its_responses_hold_the_prefix() -> None:
-    generator, prefix = ToyGenerator(), tuple(RENDERER.tokenizer("first\n")["input_ids"])
+    generator, prefix = TextGenerator(), tuple(RENDERER.tokenizer("first\n")["input_ids"])
     task = make_task(samples=2, prefix=prefix, step_delimiter="\n")
     group = await make_handler(generator, RENDERER, 64)(task)
-    (prompt, _, sampling, seed, _) = generator.asked[0]
+    (call,) = generator.calls
     ids = (*RENDERER.prompt_ids(task.messages), *prefix)
-    assert (prompt, seed) == (RolloutPrompt(ids, ids, ()), task.seed)
-    assert sampling.max_tokens == task.sampling.max_tokens - len(prefix)
+    assert (call.prompt, call.seed) == (RolloutPrompt(ids, ids, ()), task.seed)
+    assert call.sampling.max_tokens == task.sampling.max_tokens - len(prefix)
     assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
     for completion, sample in zip(group.completions, [toy_sample(TEXTS[0], finished=True)], strict=False):
         assert completion.token_ids == (*prefix, *sample.token_ids)
@@ -126,7 +124,7 @@ async def test_a_task_with_a_prefix_is_sampled_on_from_there_and_its_responses_h
 
 
 async def test_steps_are_told_only_where_they_are_wanted() -> None:
-    group = await make_handler(ToyGenerator(), RENDERER, 64)(make_task(samples=4))
+    group = await make_handler(TextGenerator(), RENDERER, 64)(make_task(samples=4))
     assert [c.step_ends for c in group.completions] == [()] * 4
 
 
@@ -146,11 +144,11 @@ async def test_the_chat_template_is_rendered_once_a_task(image: Picture | None) 
             return super().compact_ids(messages, images)
 
     text, images = ("<image>Find x.", (image.ref,)) if image else ("3 + 4 = ?", ())
-    generator = ToyGenerator()
+    generator = TextGenerator()
     task = make_task(messages=(Message(role="user", content=text),), images=images)
     group = await make_handler(generator, CountingRenderer(MODEL), 128)(task)
     assert renderings == [task.messages]
-    prompt = generator.asked[0][0]
+    prompt = generator.calls[0].prompt
     assert prompt.ids == group.prompt_token_ids == VISION_RENDERER.prompt_ids(task.messages, images)
     assert prompt.compact_ids == VISION_RENDERER.compact_ids(task.messages, len(images))
     assert len(prompt.ids) - len(prompt.compact_ids) == (23 if image else 0)

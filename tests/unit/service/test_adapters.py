@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from cepo.errors import EngineDown, PolicyError, Unreachable
-from cepo.messages.groups import PolicyProof, PolicyRef
+from cepo.messages.groups import PolicyRef
 from cepo.service import adapters
 from cepo.service.adapters import FILES, AdapterCache, digest, resident
-from cepo.testing import MemoryBus
-from tests.helpers.factories import make_proof
+from cepo.testing import MemoryBus, ToyEngine
 
 CONFIG, WEIGHTS = FILES
 
@@ -167,20 +166,8 @@ async def test_what_was_cleared_is_fetched_again(tmp_path: Path) -> None:
     assert trainer.fetched == [1, 1]
 
 
-class Held:
-    """An engine that loads anything."""
-
-    closed = False
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
-
-    def close(self) -> None:
-        self.closed = True
-
-
 async def test_work_ends_when_a_watch_of_its_engine_does(tmp_path: Path) -> None:
-    engine, lost = Held(), asyncio.Event()
+    engine, lost = ToyEngine(), asyncio.Event()
 
     async def watch() -> None:
         await lost.wait()

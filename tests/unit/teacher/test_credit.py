@@ -14,6 +14,7 @@ from cepo.credit import Method
 from cepo.errors import Unreachable, UserError
 from cepo.messages.groups import Message, PolicyProof, PolicyRef
 from cepo.service.image_cache import no_images
+from cepo.testing import ToyScorer
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
 from tests.helpers.credit import (
@@ -21,7 +22,6 @@ from tests.helpers.credit import (
     RENDERER,
     RIGHT,
     WRONG,
-    ToyScorer,
     grade,
     make_credit,
     make_request,
@@ -176,6 +176,6 @@ async def test_a_policy_that_nobody_sends_is_not_waited_for_long() -> None:
             await asyncio.Event().wait()
             raise AssertionError
 
-    credit = TokenCredit(Waiting(), RENDERER, 256, grade, GivenImages(no_images), policy_seconds=0.05)  # type: ignore[arg-type]
+    credit = TokenCredit(Waiting(), RENDERER, 256, grade, GivenImages(no_images), policy_seconds=0.05)
     with pytest.raises(Unreachable, match=f"^policy: {POLICY.name} is not here, and no trainer has sent it for 0.05 s"):
         await credit(make_request(policy=POLICY.model_dump()))

@@ -15,6 +15,7 @@ from cepo.credit import CreditReply
 from cepo.messages.groups import Completion, FinishReason, Message, RolloutGroup
 from cepo.messages.hints import HINT
 from cepo.teaching.handler import make_handler
+from cepo.testing import ToyScorer
 from services.trainer.learning.batch import pack
 from tests.helpers.credit import (
     CONTEXT_LENGTH,
@@ -22,7 +23,6 @@ from tests.helpers.credit import (
     RENDERER,
     RIGHT,
     WRONG,
-    ToyScorer,
     grade,
     make_credit,
     tiny_scorer,

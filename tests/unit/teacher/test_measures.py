@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,21 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo.messages.groups import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyProof, PolicyRef, Want, Weights
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyRef, Want, Weights
 from cepo.messages.hints import with_hint
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Likeliest, Logps, Pair, Scored, make_handler
-from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
+from cepo.teaching.handler import Likeliest, Pair, make_handler
+from cepo.testing import ToyScorer
+from tests.helpers.factories import POLICY, make_scored, make_task
 
 torch.set_num_threads(1)
 MODEL = str(cepo.tiny.path())
 RENDERER = Renderer(MODEL)
 VOCABULARY = 512
+TOY = ToyScorer()
 PAIRS = [
     Pair((5, 6, 7), (40, 41, 42, 43)),
     Pair((9,), ()),
@@ -44,77 +45,39 @@ def unpacked(found: Likeliest, positions: int) -> tuple[list[list[int]], list[li
     return [ids[t * k : (t + 1) * k] for t in range(positions)], [logps[t * k : (t + 1) * k] for t in range(positions)]
 
 
-class NamingScorer:
-    """Ids and log-probs that name the context, the policy and the token they were made for."""
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
-
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        return Scored([(-1.0,) * len(pair.response_ids) for pair in pairs])
-
-    async def likeliest(
-        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
-    ) -> Scored[Likeliest]:
-        return Scored(
-            [
-                Likeliest(
-                    array(
-                        "i", [token * 100 + policy.version * 10 + j for token in pair.response_ids for j in range(k)]
-                    ).tobytes(),
-                    array("f", [-temperature * len(pair.context_ids)] * (k * len(pair.response_ids))).tobytes(),
-                )
-                for pair in pairs
-            ]
-        )
-
-    async def gather(
-        self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> Scored[Likeliest]:
-        return Scored(
-            [
-                Likeliest(row, array("f", [-policy.version - len(pair.context_ids)] * (len(row) // 4)).tobytes())
-                for pair, row in zip(pairs, ids, strict=True)
-            ]
-        )
-
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
-        return Scored([(float(len(pair.context_ids)), float(len(pair.response_ids))) for pair in pairs])
-
-    def close(self) -> None: ...
-
-
-async def named(ask: Ask, **task: Any) -> tuple[EvidencedGroup, int]:
-    """What the handler finds for one ask, and the length of the context that shows the answer."""
+async def measured(ask: Ask, **task: Any) -> tuple[EvidencedGroup, Pair, Pair]:
+    """What the handler gives for one ask, and the first response under the plain context and under the answer's."""
     group = make_scored([1.0, 0.0], make_task(asks=(ask,), policy=POLICY, teacher=TEACHER, **task))
-    shown = len(RENDERER.prompt_ids(with_hint(group.task.messages, group.task.hint, "7")))
-    return await make_handler(NamingScorer(), RENDERER, 200)(group), shown
+    response = group.rollout.completions[0].token_ids
+    hinted = RENDERER.prompt_ids(with_hint(group.task.messages, group.task.hint, "7"))
+    evidenced = await make_handler(TOY, RENDERER, 200)(group)
+    return evidenced, Pair(group.rollout.prompt_token_ids, response), Pair(hinted, response)
 
 
 async def test_the_teachers_likeliest_tokens_are_those_of_its_own_context() -> None:
     ask = Ask(context=ContextName.ANSWER, want=Want.DISTRIBUTION, top=2)
-    found, shown = await named(ask, sampling=make_task().sampling.model_copy(update={"temperature": 0.5}))
+    found, _, hinted = await measured(ask, sampling=make_task().sampling.model_copy(update={"temperature": 0.5}))
     row = found.evidence[0].rows[0]
-    ids, logps = unpacked(Likeliest(row.top_ids, row.top_logps), 3)
-    assert ids == [[1090, 1091], [1190, 1191], [1290, 1291]]
-    assert logps == [[-0.5 * shown] * 2] * 3
-    assert row.logps == (-1.0,) * 3
+    (wanted,) = (await TOY.likeliest([hinted], 2, 0.5, TEACHER)).values
+    assert Likeliest(row.top_ids, row.top_logps) == wanted
+    assert len(unpacked(wanted, 3)[0][0]) == 2
+    assert [row.logps] == (await TOY.score([hinted], 0.5, TEACHER)).values
     assert [proof.policy for proof in found.proofs] == [TEACHER]
 
 
 async def test_the_students_likeliest_tokens_are_those_of_the_plain_context_gathered_at_the_teacher() -> None:
     ask = Ask(context=ContextName.ANSWER, want=Want.DISTRIBUTION, top=1, support=Weights.POLICY)
-    found, shown = await named(ask)
+    found, plain, hinted = await measured(ask)
     row = found.evidence[0].rows[0]
-    ids, logps = unpacked(Likeliest(row.top_ids, row.top_logps), 3)
-    assert ids == [[1030], [1130], [1230]]  # version 3: the policy that sampled
-    assert logps == [[-9.0 - shown]] * 3
+    (support,) = (await TOY.likeliest([plain], 1, 1.0, POLICY)).values  # of the policy that sampled
+    assert row.top_ids == support.ids
+    assert [Likeliest(row.top_ids, row.top_logps)] == (await TOY.gather([hinted], [support.ids], 1.0, TEACHER)).values
     assert [proof.policy for proof in found.proofs] == [TEACHER, POLICY]
 
 
 async def test_a_response_without_a_context_has_no_distribution_and_no_state() -> None:
     for want in (Want.DISTRIBUTION, Want.HIDDEN):
-        found, _ = await named(Ask(context=ContextName.REJECTED, exclude_self=True, want=want, top=1))
+        found, _, _ = await measured(Ask(context=ContextName.REJECTED, exclude_self=True, want=want, top=1))
         first, second = found.evidence[0].rows
         assert bool(first.top_ids) is (want is Want.DISTRIBUTION)
         assert bool(first.pooled) is (want is Want.HIDDEN)
@@ -122,8 +85,9 @@ async def test_a_response_without_a_context_has_no_distribution_and_no_state() -
 
 
 async def test_pooled_states_are_those_of_the_asked_context() -> None:
-    found, _ = await named(Ask(context=ContextName.PLAIN, want=Want.HIDDEN))
-    assert [row.pooled for row in found.evidence[0].rows] == [(2.0, 3.0), (2.0, 4.0)]
+    found, plain, _ = await measured(Ask(context=ContextName.PLAIN, want=Want.HIDDEN))
+    second = Pair(plain.context_ids, found.scored.rollout.completions[1].token_ids)
+    assert [row.pooled for row in found.evidence[0].rows] == (await TOY.pool([plain, second], TEACHER)).values
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import cepo.tiny
-from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef, Want, Weights
+from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyRef, Want, Weights
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair, Scored, make_handler
+from cepo.teaching.handler import Pair, make_handler
+from cepo.testing import ToyScorer
 from services.trainer.learning.batch import pack
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
 
@@ -30,26 +30,12 @@ PAIRS = [Pair((5, 9, 11), (30, 31, 32, 33)), Pair((7,), (40,)), Pair((8, 3), ())
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-class ToyPooler:
-    """Vectors that name the policy, the context and the response."""
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
-
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        return Scored([tuple(-1.0 for _ in pair.response_ids) for pair in pairs])
-
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
-        return Scored([(float(policy.version), float(sum(p.context_ids)), float(sum(p.response_ids))) for p in pairs])
-
-    def close(self) -> None: ...
-
-
 async def test_every_response_is_pooled_under_the_policy_that_sampled_it() -> None:
     group = make_scored([1.0, 0.0, 1.0], make_task(samples=3, asks=(HIDDEN,), policy=POLICY))
-    found = await make_handler(ToyPooler(), RENDERER, 200)(group)  # type: ignore[arg-type]
-    responses = [completion.token_ids for completion in group.rollout.completions]
-    wanted = [(3.0, 3.0, float(sum(ids))) for ids in responses]
+    found = await make_handler(ToyScorer(), RENDERER, 200)(group)
+    pairs = [Pair(group.rollout.prompt_token_ids, completion.token_ids) for completion in group.rollout.completions]
+    wanted = (await ToyScorer().pool(pairs, POLICY)).values
+    assert len(set(wanted)) == 2  # the first and the third response are equal
     assert [row.pooled for row in found.evidence[0].rows] == wanted
     assert found.proofs == (make_proof(POLICY),)
     batch = pack([found])
@@ -60,7 +46,7 @@ async def test_every_response_is_pooled_under_the_policy_that_sampled_it() -> No
 
 async def test_a_group_that_was_not_measured_is_not_applicable() -> None:
     group = make_scored([1.0, 0.0], make_task(asks=(HIDDEN,)))
-    found = await make_handler(ToyPooler(), RENDERER, 200)(group)  # type: ignore[arg-type]
+    found = await make_handler(ToyScorer(), RENDERER, 200)(group)
     skipped = found.model_copy(
         update={"evidence": (), "scored": make_scored([1.0, 1.0], make_task(index=1, asks=(HIDDEN,)))}
     )

@@ -24,7 +24,6 @@ from cepo.messages.groups import (
     Feedback,
     Message,
     Placement,
-    PolicyProof,
     PolicyRef,
     ScoredGroup,
 )
@@ -34,7 +33,8 @@ from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Logps, Pair, Scored, make_handler
+from cepo.teaching.handler import Pair, make_handler
+from cepo.testing import ToyScorer
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict, random_ids
 
 torch.set_num_threads(1)
@@ -46,24 +46,12 @@ ANSWER, REJECTED, PLAIN = Ask(context=ContextName.ANSWER), Ask(context=ContextNa
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-class ToyScorer:
-    """Log-probs that name the context, the token, the temperature and the policy they were scored with."""
-
-    def __init__(self) -> None:
-        self.asked: list[Pair] = []
-
-    async def load(self, policy: PolicyRef) -> PolicyProof:
-        return make_proof(policy)
-
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        self.asked += pairs
-        return Scored([toy_logps(pair.context_ids, pair.response_ids, temperature, policy) for pair in pairs])
-
-    def close(self) -> None: ...
-
-
-def toy_logps(context: Sequence[int], response: Sequence[int], temperature: float, policy: PolicyRef) -> Logps:
-    return tuple(-hash((tuple(context), token, temperature, policy.version)) % 997 / -997 for token in response)
+async def toy_logps(
+    context: Sequence[int], response: Sequence[int], temperature: float, policy: PolicyRef
+) -> tuple[float, ...]:
+    """What the toy scorer gives for one response under one context."""
+    scored = await ToyScorer().score([Pair(tuple(context), tuple(response))], temperature, policy)
+    return scored.values[0]
 
 
 def hinted(group: ScoredGroup, answer: str) -> tuple[int, ...]:
@@ -71,7 +59,7 @@ def hinted(group: ScoredGroup, answer: str) -> tuple[int, ...]:
 
 
 async def toy_scored(group: ScoredGroup, max_model_len: int = 200) -> EvidencedGroup:
-    return await make_handler(ToyScorer(), RENDERER, max_model_len)(group)  # type: ignore[arg-type]
+    return await make_handler(ToyScorer(), RENDERER, max_model_len)(group)
 
 
 async def test_every_ask_is_measured_under_its_own_context() -> None:
@@ -83,7 +71,7 @@ async def test_every_ask_is_measured_under_its_own_context() -> None:
     for evidence, ask, context in zip(found.evidence, asks, contexts, strict=True):
         assert evidence.ask == ask
         for row, completion in zip(evidence.rows, group.rollout.completions, strict=True):
-            assert row.logps == toy_logps(context, completion.token_ids, 0.7, POLICY)
+            assert row.logps == await toy_logps(context, completion.token_ids, 0.7, POLICY)
             assert (row.applicable, row.context, row.reason) == (True, ask.context, EvidenceReason.ASKED)
     assert [[row.answer for row in e.rows] for e in found.evidence] == [["7"] * 2, ["5"] * 2, [""] * 2]
     assert [row.source for row in found.evidence[1].rows] == [1, 1]
@@ -95,7 +83,8 @@ async def test_a_context_without_a_rejected_answer_falls_back_and_says_why() -> 
     group = make_scored([1.0, 1.0], make_task(asks=asks))
     found = await toy_scored(group)
     plain = [
-        toy_logps(group.rollout.prompt_token_ids, c.token_ids, 1.0, BASE_POLICY) for c in group.rollout.completions
+        await toy_logps(group.rollout.prompt_token_ids, c.token_ids, 1.0, BASE_POLICY)
+        for c in group.rollout.completions
     ]
     assert [row.logps for row in found.evidence[1].rows] == plain
     assert {(row.context, row.reason) for row in found.evidence[1].rows} == {(PLAIN, EvidenceReason.NO_REJECTED)}
@@ -115,8 +104,8 @@ async def test_no_context_of_a_response_is_scored_twice() -> None:
     scorer = ToyScorer()
     fallback = Ask(context=ContextName.REJECTED, otherwise=ContextName.ANSWER)
     group = make_scored([1.0, 1.0], make_task(asks=(ANSWER, fallback)))
-    await make_handler(scorer, RENDERER, 200)(group)  # type: ignore[arg-type]
-    assert len(scorer.asked) == len(set(scorer.asked)) == 2
+    await make_handler(scorer, RENDERER, 200)(group)
+    assert len(scorer.pairs) == len(set(scorer.pairs)) == 2
 
 
 async def test_a_hint_is_as_long_as_its_context_is_longer() -> None:
@@ -130,9 +119,9 @@ async def test_a_hint_is_as_long_as_its_context_is_longer() -> None:
 async def test_a_peer_after_the_generation_prompt_is_its_own_tokens() -> None:
     scorer, ask = ToyScorer(), Ask(context=ContextName.REJECTED, feedback=Feedback.PEER_SUFFIX, tokens=2)
     group = make_scored([1.0, 0.0], make_task(asks=(ask,), placement=Placement.ASSISTANT))
-    found = await make_handler(scorer, RENDERER, 200)(group)  # type: ignore[arg-type]
+    found = await make_handler(scorer, RENDERER, 200)(group)
     prompt, peer = RENDERER.prompt_ids(group.task.messages), group.rollout.completions[1].token_ids
-    assert {pair.context_ids for pair in scorer.asked} == {(*prompt, *peer[-2:])}
+    assert {pair.context_ids for pair in scorer.pairs} == {(*prompt, *peer[-2:])}
     assert [(row.answer, row.source) for row in found.evidence[0].rows] == [("", 1)] * 2
 
 
@@ -226,7 +215,7 @@ def plain_logps(model: Any, pair: Pair, temperature: float = 1.0) -> list[float]
     return [float(logp_TV[start + t - 1, token]) for t, token in enumerate(pair.response_ids)]
 
 
-def assert_close(found: Sequence[Logps], expected: Sequence[Sequence[float]]) -> None:
+def assert_close(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
     assert [len(row) for row in found] == [len(row) for row in expected]
     for row, wanted in zip(found, expected, strict=True):
         assert row == pytest.approx(wanted, abs=TOLERANCE)

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cepo.messages.groups import PolicyProof, PolicyRef, Stage
 from cepo.prompts.renderer import Renderer
 from cepo.service.stage import Handler, StageLoop
-from cepo.testing import MemoryBus
+from cepo.testing import MemoryBus, ToyScorer
 from services.trainer.loop import Run, train
 
 
-@dataclass
-class ToyEngine:
-    """An engine whose proof of every policy is the one that the publisher expects."""
+class ProvenScorer(ToyScorer):
+    """A toy scorer whose proof of every policy is the one that the publisher expects."""
 
-    run: Run
-    renderer: Renderer
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.renderer = Renderer(run.config.model.path)
+        super().__init__(tokenizer_sha256=self.renderer.sha256)
 
-    async def load(self, policy: PolicyRef) -> PolicyProof:
+    def proof(self, policy: PolicyRef) -> PolicyProof:
         expected = self.run.publisher.expected(policy)
-        return PolicyProof(
-            policy=policy,
-            bound_modules=expected.bound_modules,
-            canary_logp=expected.canary_logp,
-            tokenizer_sha256=self.renderer.sha256,
-            engine="toy",
-        )
-
-    def close(self) -> None: ...
+        update = {"bound_modules": expected.bound_modules, "canary_logp": expected.canary_logp}
+        return super().proof(policy).model_copy(update=update)
 
 
 class Reached(asyncio.Event):

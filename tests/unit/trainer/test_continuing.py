@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,18 @@ import torch
 
 from cepo.messages.groups import PolicyRef, PromptTask, RolloutGroup, Sampling, ScoredGroup, Stage
 from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
+from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.service.stage import Handler
 from cepo.teaching import handler as teacher
 from cepo.testing import MemoryBus
 from services.rollout import handler as rollout
 from services.trainer.__main__ import assemble
+from services.trainer.loop import Run
 from tests.helpers.factories import make_config
 from tests.helpers.runs import begin_run
 from tests.unit.algo.continuing import judged
-from tests.unit.trainer.loops import ToyEngine, timeless, trained
+from tests.unit.trainer.loops import ProvenScorer, timeless, trained
 
 torch.set_num_threads(1)
 SMALL = (
@@ -42,31 +41,27 @@ METHODS = {
 }
 
 
-@dataclass
-class Engines(ToyEngine):
+class Engines(ProvenScorer):
     """Engines whose samples and log-probs are functions of the task."""
 
-    tasks: list[PromptTask] = field(default_factory=list)
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.tasks: list[PromptTask] = []
 
     async def generate(
-        self, prompt: rollout.RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
-    ) -> list[rollout.SampledResponse]:
+        self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
+    ) -> list[SampledResponse]:
         draw, words = random.Random(f"{seed}/{policy.name}"), self.renderer.tokenizer("1 2+3\n=\n")["input_ids"]
         found = []
         for _ in range(samples):
             length = draw.randrange(1, sampling.max_tokens + 1)
             ids = tuple(draw.choice(words) for _ in range(length))
-            found.append(rollout.SampledResponse(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
+            found.append(SampledResponse(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
         return found
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
         self.tasks.append(group.task)
         return ScoredGroup(rollout=group, verdicts=tuple(judged(c.token_ids) for c in group.completions))
-
-    async def score(
-        self, pairs: Sequence[teacher.Pair], temperature: float, policy: PolicyRef
-    ) -> teacher.Scored[teacher.Logps]:
-        return teacher.Scored([(-2.0,) * len(pair.response_ids) for pair in pairs])
 
 
 async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[Engines, list[dict[str, Any]]]:
@@ -75,11 +70,11 @@ async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[En
     if not folder.config.exists():
         begin_run(folder, make_config(*SMALL, *overrides))
     run = assemble(folder, bus, Settings())
-    engines = Engines(run, Renderer(run.config.model.path))
+    engines = Engines(run)
     handlers: dict[Stage, Handler] = {
         Stage.ROLLOUT: rollout.make_handler(engines, engines.renderer, 160),
         Stage.VERIFY: engines.verify,
-        Stage.TEACH: teacher.make_handler(engines, engines.renderer, 200),  # type: ignore[arg-type]
+        Stage.TEACH: teacher.make_handler(engines, engines.renderer, 200),
     }
     return engines, await trained(run, bus, handlers, until)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +12,17 @@ import torch
 from cepo.errors import UserError
 from cepo.messages.groups import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, ScoredGroup, Stage
 from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.run.folder import RunDir
 from cepo.service import adapters
 from cepo.service.stage import Handler
 from cepo.teaching.engine import TransformersScorer
-from cepo.teaching.handler import Likeliest, Logps, Pair, Scored, make_handler
+from cepo.teaching.handler import make_handler
 from cepo.testing import MemoryBus
 from services.trainer.__main__ import assemble
+from services.trainer.loop import Run
 from tests.helpers.factories import make_config, make_verdict
 from tests.helpers.runs import begin_run
-from tests.unit.trainer.loops import ToyEngine, timeless, trained
+from tests.unit.trainer.loops import ProvenScorer, timeless, trained
 
 torch.set_num_threads(1)
 HDPO = 'algorithm={name="hdpo", positive="answer", privileged_samples=4, top=6, weight=1.0}'
@@ -36,13 +33,14 @@ SMALL = ("sampling.prompts=4", "sampling.samples=2", "sampling.max_tokens=12", "
 HINT = "Here is a sample answer: "
 
 
-@dataclass
-class Toys(ToyEngine):
+class Toys(ProvenScorer):
     """Engines that sample and measure as a function of the task; every prompt of an odd index is a cliff."""
 
-    broken: frozenset[int] = frozenset()
-    """Prompts whose privileged tasks fail."""
-    tasks: list[PromptTask] = field(default_factory=list)
+    def __init__(self, run: Run, broken: frozenset[int]) -> None:
+        """`broken` holds the prompts whose privileged tasks fail."""
+        super().__init__(run)
+        self.broken = broken
+        self.tasks: list[PromptTask] = []
 
     async def sample(self, task: PromptTask) -> RolloutGroup:
         self.tasks.append(task)
@@ -60,26 +58,6 @@ class Toys(ToyEngine):
         cliff = group.task.origin is None and group.task.index % 2 == 1
         verdicts = tuple(make_verdict(float(not cliff and i % 2 == 0)) for i in range(group.task.samples))
         return ScoredGroup(rollout=group, verdicts=verdicts)
-
-    async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        return Scored([(-2.0,) * len(pair.response_ids) for pair in pairs])
-
-    async def likeliest(
-        self, pairs: Sequence[Pair], k: int, temperature: float, policy: PolicyRef
-    ) -> Scored[Likeliest]:
-        row = array("i", [(len(pair.context_ids) + j) % 512 for pair in pairs[:1] for j in range(k)])
-        logps = array("f", [-2.0 - j for j in range(k)])
-        return Scored(
-            [Likeliest(row.tobytes() * len(p.response_ids), logps.tobytes() * len(p.response_ids)) for p in pairs]
-        )
-
-    async def gather(
-        self, pairs: Sequence[Pair], ids: Sequence[bytes], temperature: float, policy: PolicyRef
-    ) -> Scored[Likeliest]:
-        return Scored([Likeliest(row, array("f", [-3.0] * (len(row) // 4)).tobytes()) for row in ids])
-
-    async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
-        raise AssertionError("no method here asks for pooled states")
 
 
 def completion(rng: random.Random) -> Completion:
@@ -99,7 +77,7 @@ async def trained_with(
     if not folder.config.exists():
         begin_run(folder, make_config(*SMALL, "loop.steps=3", "loop.deterministic=true", *overrides))
     run = assemble(folder, bus, Settings())
-    toys = Toys(run, Renderer(run.config.model.path), broken)
+    toys = Toys(run, broken)
     teach = make_handler(real_teacher(toys, path) if real else toys, toys.renderer, 200)
     handlers: dict[Stage, Handler] = {Stage.ROLLOUT: toys.sample, Stage.VERIFY: toys.verify, Stage.TEACH: teach}
     return toys, await trained(run, bus, handlers, until)

@@ -47,8 +47,8 @@ async def taught(folder: RunDir, until: int = 99) -> list[dict[str, Any]]:
     """Trains the run of a folder up to a step with only a teacher; no group may reach another stage."""
     bus = MemoryBus()
     run = assemble(folder, bus, Settings())
-    engines = Engines(run, Renderer(run.config.model.path))
-    teach = make_handler(engines, engines.renderer, 200)  # type: ignore[arg-type]
+    engines = Engines(run)
+    teach = make_handler(engines, engines.renderer, 200)
     return await trained(run, bus, {Stage.TEACH: teach}, until)
 
 

@@ -1,4 +1,4 @@
-"""Fast stand-ins that obey the same contracts as the real parts, shipped so that users can test with them."""
+"""A bus within one process, for tests."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class _Entry:
 
 
 class MemoryBus:
-    """The bus in one process: items travel as bytes, as they do on Redis."""
+    """A `Bus` within one process. It encodes messages as Redis holds them, so tests also cover the wire format."""
 
     def __init__(self, claim_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """An empty bus.
+        """Creates an empty bus.
 
         Args:
-            clock: tells, in seconds, how long an item has been in somebody's hands.
+            claim_seconds: an entry that its consumer has not renewed for this long is delivered again.
+            clock: returns the seconds by which claims age.
         """
         self._claim_seconds = claim_seconds
         self._clock = clock
@@ -93,7 +94,7 @@ class MemoryBus:
         self._streams.clear()
 
     def _free(self, stream: str) -> list[str]:
-        """Ids to deliver: abandoned ones first, else new ones."""
+        """Ids of the entries to deliver: those whose claim ran out, or new ones if there are none."""
         now = self._clock()
         entries = self._streams[stream].items()
         abandoned = [i for i, e in entries if e.consumer and now - e.since >= self._claim_seconds]
