@@ -13,7 +13,6 @@ from cepo.messages.groups import (
     ContextName,
     Evidence,
     EvidencedGroup,
-    EvidenceReason,
     EvidenceRow,
     ImageRef,
     PolicyRef,
@@ -161,16 +160,16 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Sequence[Pair], scorer: Sc
 
 
 def _pairs(
-    group: ScoredGroup, chosen: Sequence[Sequence[Hint | EvidenceReason]], renderer: Renderer, max_model_len: int
+    group: ScoredGroup, chosen: Sequence[Sequence[Hint]], renderer: Renderer, max_model_len: int
 ) -> dict[tuple[int, int], Pair]:
     task, contexts = group.task, dict[str | tuple[int, ...], tuple[int, ...]]()
     pairs = {}
     for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
         images = () if ask.without_images else task.images
         for i, hint in enumerate(row):
-            if isinstance(hint, EvidenceReason):
+            if not hint.applicable:
                 continue
-            context = group.rollout.prompt_token_ids  # the very ids that were sampled from
+            context = group.rollout.prompt_token_ids  # the exact ids that the rollout sampled from
             if hint.context is not ContextName.PLAIN:
                 shown = hint.shown or hint.answer
                 if shown not in contexts:
@@ -192,12 +191,10 @@ def _hint_tokens(group: ScoredGroup, pair: Pair) -> int:
     return max(0, len(pair.context_ids) - len(group.rollout.prompt_token_ids))
 
 
-def _row(hint: Hint | EvidenceReason, logps: Logps, extra: Mapping[str, Any]) -> EvidenceRow:
-    if isinstance(hint, EvidenceReason):
-        return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=hint)
+def _row(hint: Hint, logps: Logps, extra: Mapping[str, Any]) -> EvidenceRow:
     return EvidenceRow(
         logps=logps,
-        applicable=True,
+        applicable=hint.applicable,
         context=hint.context,
         reason=hint.reason,
         answer=hint.answer,

@@ -204,8 +204,7 @@ def _hints(request: CreditRequest, scored: ScoredGroup | None) -> list[dict[Cont
         given[ContextName.REJECTED] = Hint(ContextName.REJECTED, request.negative, EvidenceReason.ASKED)
     if request.negative is not None or scored is None:
         return [given] * len(request.responses)
-    chosen = hints(rejected_ask(request.method), scored)
-    return [given | {ContextName.REJECTED: hint} for hint in chosen if isinstance(hint, Hint)]
+    return [given | {ContextName.REJECTED: hint} for hint in hints(rejected_ask(request.method), scored)]
 
 
 def _reply(

@@ -22,8 +22,9 @@ from cepo.algo.methods.evidence import EvidenceRatio
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
 from cepo.messages.groups import Ask, ContextName, ScoredGroup
+from cepo.messages.vocabulary import CORRECT_FROM
 from cepo.prompts.spans import Span
-from cepo.teaching.contexts import ACCEPTED, Hint
+from cepo.teaching.contexts import Hint
 from cepo.teaching.handler import Logps
 
 
@@ -100,7 +101,7 @@ def standings(request: CreditRequest, scored: ScoredGroup | None) -> list[Standi
             rows.append(Standing(reward, float(adv_B[at]), "group", grade))
         else:
             assert reward is not None
-            rows.append(Standing(reward, 1.0 if reward >= ACCEPTED else -1.0, "single", grade))
+            rows.append(Standing(reward, 1.0 if reward >= CORRECT_FROM else -1.0, "single", grade))
     return rows
 
 

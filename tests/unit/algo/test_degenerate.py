@@ -37,11 +37,9 @@ def taught(
     """A group as the teacher returns it."""
     scored = make_scored(task=make_task(samples=len(verdicts), asks=algorithm.asks), verdicts=verdicts)
 
-    def row(hint: Any, length: int) -> EvidenceRow:
-        if not isinstance(hint, Hint):
-            return EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=hint)
-        logps = ((worth or WORTH)[hint.context],) * length
-        return EvidenceRow(logps=logps, applicable=True, context=hint.context, reason=hint.reason)
+    def row(hint: Hint, length: int) -> EvidenceRow:
+        logps = ((worth or WORTH)[hint.context],) * (length if hint.applicable else 0)
+        return EvidenceRow(logps=logps, applicable=hint.applicable, context=hint.context, reason=hint.reason)
 
     lengths = [len(c.token_ids) for c in scored.rollout.completions]
     evidence = [

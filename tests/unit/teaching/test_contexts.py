@@ -18,7 +18,7 @@ from cepo.messages.groups import (
     ScoredGroup,
     Verdict,
 )
-from cepo.teaching.contexts import Hint, hints
+from cepo.teaching.contexts import Hint, hints, not_applicable
 from tests.helpers.factories import make_scored, make_task, make_verdict
 
 REJECTED = ContextName.REJECTED
@@ -37,14 +37,14 @@ def group(verdicts: Sequence[Verdict], reference: str = "7") -> ScoredGroup:
     return make_scored(task=make_task(samples=len(verdicts), reference_answer=reference), verdicts=verdicts)
 
 
-def rejected(scored: ScoredGroup) -> Hint | EvidenceReason:
-    """What every response of a group shares as r-."""
-    (found,) = set(hints(Ask(context=REJECTED), scored))
-    return found
+def rejected(scored: ScoredGroup) -> Hint:
+    """The r- that all responses of a group share."""
+    (hint,) = set(hints(Ask(context=REJECTED), scored))
+    return hint
 
 
-def chosen(hint: Hint | EvidenceReason) -> tuple[str, int]:
-    assert isinstance(hint, Hint)
+def chosen(hint: Hint) -> tuple[str, int]:
+    assert hint.applicable
     assert (hint.context, hint.reason) == (REJECTED, EvidenceReason.ASKED)
     return hint.answer, hint.source
 
@@ -70,23 +70,35 @@ def test_the_first_rejected_answer_by_reward_then_index_is_chosen(
 )
 def test_a_rejected_rollout_without_an_answer_is_passed_over(unusable: Verdict) -> None:
     assert chosen(rejected(group([unusable, CORRECT, wrong("5", 0.1)]))) == ("5", 2)
-    assert rejected(group([unusable, CORRECT])) is EvidenceReason.NO_ANSWER
+    assert rejected(group([unusable, CORRECT])) == not_applicable(EvidenceReason.NO_ANSWER)
 
 
 def test_a_sample_without_a_verdict_is_not_rejected() -> None:
     for outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR):
         verdict = wrong("5").model_copy(update={"outcome": outcome})
-        assert rejected(group([verdict, CORRECT])) is EvidenceReason.NO_REJECTED
+        assert rejected(group([verdict, CORRECT])) == not_applicable(EvidenceReason.NO_REJECTED)
 
 
 def test_an_answer_equal_to_the_reference_once_normalised_is_no_contrast() -> None:
     spelled = wrong("1/2").model_copy(update={"extracted": "\\frac{1}{2}"})
-    assert rejected(group([spelled, CORRECT], reference="0.5")) is EvidenceReason.SAME_AS_ANSWER
+    assert rejected(group([spelled, CORRECT], reference="0.5")) == not_applicable(EvidenceReason.SAME_AS_ANSWER)
     assert chosen(rejected(group([spelled, wrong("1/3")], reference="0.5"))) == ("1/3", 1)
 
 
+def test_the_worked_example_of_the_module() -> None:
+    scored = group([CORRECT, wrong("6", 0.1), wrong("5"), UNBOXED])
+    assert hints(Ask(context=ContextName.ANSWER), scored) == [Hint(ContextName.ANSWER, "7", EvidenceReason.ASKED)] * 4
+    assert [chosen(hint) for hint in hints(Ask(context=REJECTED), scored)] == [("5", 2)] * 4
+    alone = hints(Ask(context=REJECTED, exclude_self=True), scored)
+    assert [chosen(hint) for hint in alone] == [("5", 2), ("5", 2), ("6", 1), ("5", 2)]
+    without = group([CORRECT, UNBOXED, UNBOXED, UNBOXED])
+    plain = Hint(ContextName.PLAIN, "", EvidenceReason.NO_ANSWER)
+    assert hints(Ask(context=REJECTED, otherwise=ContextName.PLAIN), without) == [plain] * 4
+    assert hints(Ask(context=REJECTED), without) == [not_applicable(EvidenceReason.NO_ANSWER)] * 4
+
+
 def test_all_correct_has_no_rejected_rollout() -> None:
-    assert rejected(group([CORRECT, CORRECT])) is EvidenceReason.NO_REJECTED
+    assert rejected(group([CORRECT, CORRECT])) == not_applicable(EvidenceReason.NO_REJECTED)
 
 
 def test_the_answer_is_given_as_it_was_written() -> None:
@@ -146,7 +158,7 @@ def test_the_fallback_says_why(verdicts: list[Verdict], reason: EvidenceReason) 
     answer = hints(Ask(context=REJECTED, otherwise=ContextName.ANSWER), scored)
     assert plain == [Hint(ContextName.PLAIN, "", reason)] * 2
     assert answer == [Hint(ContextName.ANSWER, "7", reason)] * 2
-    assert hints(Ask(context=REJECTED), scored) == [reason] * 2
+    assert hints(Ask(context=REJECTED), scored) == [not_applicable(reason)] * 2
 
 
 def test_the_other_contexts_need_no_choice() -> None:
@@ -170,9 +182,10 @@ def peers(*texts: str, rewards: Sequence[float], answers: Sequence[str] = (), se
 
 
 def told(ask: Ask, scored: ScoredGroup) -> list[str | EvidenceReason]:
-    """What each response is shown of a peer."""
-    found = hints(ask, scored)
-    return ["".join(map(chr, hint.shown)) or hint.answer if isinstance(hint, Hint) else hint for hint in found]
+    """The text of a peer that each response is shown, or the reason why it is shown none."""
+    return [
+        "".join(map(chr, hint.shown)) or hint.answer if hint.applicable else hint.reason for hint in hints(ask, scored)
+    ]
 
 
 FOUR = peers("right", "best!", "wrong", "worst.", rewards=[0.5, 1.0, -0.25, -0.5])
@@ -192,21 +205,21 @@ def test_a_peer_is_shown_by_its_tokens(feedback: Feedback, tokens: int, positive
     assert told(Ask(context=ContextName.ANSWER, feedback=feedback, tokens=tokens), FOUR) == [positive] * 4
     assert told(Ask(context=REJECTED, feedback=feedback, tokens=tokens), FOUR) == [negative] * 4
     (hint, *_) = hints(Ask(context=REJECTED, feedback=feedback, tokens=tokens), FOUR)
-    assert isinstance(hint, Hint)
+    assert hint.applicable
     assert (hint.context, hint.answer, hint.reason, hint.source) == (REJECTED, "", EvidenceReason.ASKED, 3)
 
 
 @pytest.mark.parametrize("context", [ContextName.ANSWER, REJECTED])
 def test_a_peer_is_never_shown_to_itself_when_that_is_excluded(context: ContextName) -> None:
     found = hints(Ask(context=context, feedback=Feedback.PEER_FULL, exclude_self=True), FOUR)
-    sources = [hint.source for hint in found if isinstance(hint, Hint)]
+    sources = [hint.source for hint in found]
     assert sources == ([1, 0, 1, 1] if context is ContextName.ANSWER else [3, 3, 3, 2])
 
 
 def test_without_a_correct_peer_the_positive_context_says_so_or_shows_the_reference() -> None:
     scored = peers("no", "nope", rewards=[0.0, 0.0])
     ask = Ask(context=ContextName.ANSWER, feedback=Feedback.PEER_FULL)
-    assert hints(ask, scored) == [EvidenceReason.NO_CORRECT] * 2
+    assert hints(ask, scored) == [not_applicable(EvidenceReason.NO_CORRECT)] * 2
     otherwise = ask.model_copy(update={"otherwise": ContextName.ANSWER})
     assert hints(otherwise, scored) == [Hint(ContextName.ANSWER, "7", EvidenceReason.NO_CORRECT)] * 2
     single = peers("yes", "nope", rewards=[1.0, 0.0])
@@ -223,19 +236,19 @@ def test_a_solution_is_shown_whole_however_long() -> None:
     ask = Ask(context=ContextName.ANSWER, feedback=Feedback.SOLUTION)
     task = make_task(reference_solution="3 + 4 = 7. " * 40)
     assert told(ask, make_scored(task=task)) == ["3 + 4 = 7. " * 40] * 2
-    assert hints(ask, make_scored()) == [EvidenceReason.NO_SOLUTION] * 2
+    assert hints(ask, make_scored()) == [not_applicable(EvidenceReason.NO_SOLUTION)] * 2
 
 
 def test_only_an_answer_can_be_too_long_to_show() -> None:
     scored = peers("x" * 300, "y", rewards=[0.0, 1.0], answers=["9" * 101, "7"])
-    assert hints(Ask(context=REJECTED), scored) == [EvidenceReason.NO_ANSWER] * 2
+    assert hints(Ask(context=REJECTED), scored) == [not_applicable(EvidenceReason.NO_ANSWER)] * 2
     assert told(Ask(context=REJECTED, feedback=Feedback.PEER_FULL), scored) == ["x" * 300] * 2
 
 
 @pytest.mark.parametrize("unusable", [UNBOXED, EMPTY_BOX, CUT], ids=["no-box", "empty-box", "truncated"])
 def test_a_response_without_an_answer_is_no_rejected_peer_either(unusable: Verdict) -> None:
     ask = Ask(context=REJECTED, feedback=Feedback.PEER_FULL)
-    assert hints(ask, group([unusable, CORRECT])) == [EvidenceReason.NO_ANSWER] * 2
+    assert hints(ask, group([unusable, CORRECT])) == [not_applicable(EvidenceReason.NO_ANSWER)] * 2
 
 
 @pytest.mark.parametrize(
@@ -243,9 +256,7 @@ def test_a_response_without_an_answer_is_no_rejected_peer_either(unusable: Verdi
 )
 def test_which_rejected_rollout_is_shown(pick: Pick, source: int) -> None:
     scored = peers("aaaa", "bbb", "c", "ddd", "right", rewards=[-1, 0, 0, 0, 1], answers=["1", "2", "3", "2", "7"])
-    assert {hint.source for hint in hints(Ask(context=REJECTED, pick=pick), scored) if isinstance(hint, Hint)} == {
-        source
-    }
+    assert {hint.source for hint in hints(Ask(context=REJECTED, pick=pick), scored)} == {source}
 
 
 def test_a_drawn_peer_depends_on_the_seed_and_not_on_the_order_of_the_rollouts() -> None:
