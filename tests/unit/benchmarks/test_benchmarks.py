@@ -43,7 +43,7 @@ def make_result(**changes: Any) -> dict[str, Any]:
 
 def test_the_table_says_what_was_asked_found_and_how() -> None:
     text = report.table([make_result(), make_result(name="score-tiny", met=True, device="a GPU")])
-    assert "`step`: What token credit costs" in text
+    assert "`step`: The cost of token credit" in text
     assert "| 1.25 step seconds | 1 step seconds | 0.8 | 0.98 | **missed** |" in text
     assert "| `step` | `python -m benchmarks.step` | a machine | 2026-11-21T14:00 |" in text
     assert "a machine, a GPU" in text
