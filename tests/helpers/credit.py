@@ -7,12 +7,10 @@ from typing import Any
 
 import httpx
 
-import cepo.tiny
 from cepo.answers.extract import extract, normalise
 from cepo.credit import CreditRequest
-from cepo.messages.groups import Outcome, PolicyRef, RolloutGroup, ScoredGroup, Verdict
+from cepo.messages.groups import Outcome, RolloutGroup, ScoredGroup, Verdict
 from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.service.chassis import Service, rest
 from cepo.service.image_cache import no_images
@@ -26,9 +24,8 @@ from services.teacher.rest import application
 from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from tests.helpers import vision as vision_support
+from tests.helpers.scorers import MODEL, RENDERER, no_adapters
 
-MODEL = str(cepo.tiny.path())
-RENDERER = Renderer(MODEL)
 CONTEXT_LENGTH = 256
 QUESTION = "23 + 45 - 17 = ?"
 RIGHT = "23+45=68\n68-17=51\n\\boxed{51}"
@@ -37,12 +34,8 @@ WRONG = "23+45=68\n68-17=41\n\\boxed{41}"
 
 def tiny_scorer() -> TransformersScorer:
     """The tiny model, without adapters."""
-
-    async def absent(policy: PolicyRef) -> dict[str, bytes]:
-        raise AssertionError(policy)
-
     settings = Settings(model=MODEL, dtype="float32", threads=1)
-    return TransformersScorer(settings, RENDERER, AdapterCache(Path("unused"), absent, keep=2))
+    return TransformersScorer(settings, RENDERER, AdapterCache(Path("unused"), no_adapters, keep=2))
 
 
 async def grade(group: RolloutGroup) -> ScoredGroup:
@@ -69,12 +62,10 @@ def make_credit(scorer: Scorer | None = None, grader: Grader | None = grade) -> 
 
 def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
     """The tiny model that sees, without a trainer that has images."""
-
-    async def absent(policy: PolicyRef) -> dict[str, bytes]:
-        raise AssertionError(policy)
-
     settings = Settings(model=vision_support.MODEL, dtype="float32")
-    scorer = TransformersScorer(settings, vision_support.RENDERER, AdapterCache(folder, absent, keep=2), images.read)
+    scorer = TransformersScorer(
+        settings, vision_support.RENDERER, AdapterCache(folder, no_adapters, keep=2), images.read
+    )
     return TokenCredit(scorer, vision_support.RENDERER, CONTEXT_LENGTH, grade, images)
 
 

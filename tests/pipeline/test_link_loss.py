@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cepo.net.settings import Settings, child_environment
-from tests.conftest import REDIS_SERVER
+from tests.helpers.processes import REDIS_SERVER
 from tests.pipeline.link_parts import GROUPS
 from tests.pipeline.support import ROOT
 

@@ -33,8 +33,8 @@ from cepo.run.folder import RunDir
 from cepo.run.local import Stack, running
 from cepo.service import adapters
 from services.trainer.learning.learner import Learner
-from tests.conftest import ends
 from tests.helpers.factories import make_config
+from tests.helpers.processes import ends
 from tests.pipeline import harness
 from tests.pipeline.support import SLOW_SECONDS, engine_of
 

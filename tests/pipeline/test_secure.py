@@ -23,7 +23,7 @@ from redis.retry import Retry
 from cepo.cli import main
 from cepo.net.certificates import Authority
 from cepo.run.deployment import SPECS
-from tests.conftest import RedisServer
+from tests.helpers.processes import RedisServer
 from tests.helpers.tls_front import TlsFront
 from tests.pipeline.support import SLOW_SECONDS, command, rows, started, wait_until
 

@@ -15,7 +15,7 @@ from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
 from cepo.net.rest import Refusal
 from cepo.net.settings import Settings
-from tests.conftest import RedisServer, unused_port
+from tests.helpers.processes import RedisServer, unused_port
 from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 
 pytestmark = pytest.mark.timeout(600)

@@ -22,8 +22,8 @@ from cepo.net.auth import call_metadata
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.service.bus import RedisBus
-from tests.conftest import RedisServer, unused_port
 from tests.helpers.factories import make_group, make_task
+from tests.helpers.processes import RedisServer, unused_port
 from tests.pipeline.support import SLOW_SECONDS, started, wait_until
 
 COMMAND = (sys.executable, "-m", "services.verifier")

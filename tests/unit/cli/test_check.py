@@ -32,8 +32,8 @@ from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 from cepo.tiny import vision
 from cepo.tiny.figures import figures
-from tests.conftest import RedisServer
 from tests.helpers.factories import RUNS, make_config
+from tests.helpers.processes import RedisServer
 
 TINY = str(RUNS / "tiny_cepo.toml")
 HALF_BLOCK = "\u2580"

@@ -14,8 +14,8 @@ import pytest
 from cepo.cli import main
 from cepo.healthcheck import ready
 from cepo.net.settings import Place, Settings, child_environment
-from tests.conftest import RedisServer
 from tests.helpers.factories import RUNS
+from tests.helpers.processes import RedisServer
 
 TINY = str(RUNS / "tiny_cepo.toml")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ends
+from tests.helpers.processes import ends
 
 FAMILY = """
 import multiprocessing, sys, time

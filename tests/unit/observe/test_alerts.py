@@ -27,8 +27,8 @@ from cepo.testing import MemoryBus, ToyEngine
 from services.trainer.loop import Run
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
-from tests.conftest import RedisServer
 from tests.helpers.factories import POLICY, make_task
+from tests.helpers.processes import RedisServer
 from tests.unit.deploy.kustomize import K8S
 from tests.unit.observe.alerting import RULES, SERVICES, counted, exposition, fires, firing, lasting
 from tests.unit.observe.system import Fault, complete

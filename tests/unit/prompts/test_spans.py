@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from cepo.prompts.spans import response_text, spans
-from tests.helpers.credit import RENDERER
+from tests.helpers.scorers import RENDERER
 
 TOKENIZER = RENDERER.tokenizer
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

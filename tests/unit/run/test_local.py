@@ -13,8 +13,8 @@ import pytest
 from cepo.errors import UserError
 from cepo.run.folder import RunDir
 from cepo.run.local import MAX_RESTARTS, Child, ServiceDown, Stack
-from tests.conftest import ends
 from tests.helpers.factories import make_config
+from tests.helpers.processes import ends
 
 
 def child(tmp_path: Path, code: str) -> Child:

@@ -17,8 +17,8 @@ from cepo.net.connections import channel
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.service.chassis import Service, run, unary
-from tests.conftest import unused_port
 from tests.helpers.factories import make_group
+from tests.helpers.processes import unused_port
 
 UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
 

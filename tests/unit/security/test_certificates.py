@@ -24,8 +24,8 @@ from cepo.run.deployment import SPECS
 from cepo.service.adapters import fetch_from_trainer
 from cepo.service.bus import RedisBus
 from services.teacher.grading import remote_verifier
-from tests.conftest import RedisServer
 from tests.helpers.factories import POLICY, make_group, make_task
+from tests.helpers.processes import RedisServer
 from tests.helpers.tls_front import TlsFront
 from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, UNAVAILABLE, served, verify

@@ -17,8 +17,8 @@ from cepo.net.settings import Settings, child_environment
 from cepo.run.folder import RunDir
 from cepo.run.local import Stack
 from cepo.service.bus import RedisBus
-from tests.conftest import RedisServer, unused_port
 from tests.helpers.factories import make_config
+from tests.helpers.processes import RedisServer, unused_port
 
 ROOT = Path(__file__).parents[3]
 TOKEN, PASSWORD = "token-51c79f3a", "password-d604b2e8"

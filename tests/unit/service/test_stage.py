@@ -13,8 +13,8 @@ from cepo.messages.groups import GroupFailed, Hop, Outcome, PromptTask, Purpose,
 from cepo.service.bus import Delivery, RedisBus, ready
 from cepo.service.stage import Handler, StageLoop, destination, task_of
 from cepo.testing import MemoryBus
-from tests.conftest import RedisServer
 from tests.helpers.factories import make_evidenced, make_failed, make_group, make_scored, make_task, make_verdict
+from tests.helpers.processes import RedisServer
 
 CLAIM_SECONDS = 0.1
 SPREAD = {"teach_when": TeachWhen.REWARD_SPREAD}

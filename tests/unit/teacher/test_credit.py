@@ -17,17 +17,9 @@ from cepo.service.image_cache import no_images
 from cepo.testing import ToyScorer
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
-from tests.helpers.credit import (
-    QUESTION,
-    RENDERER,
-    RIGHT,
-    WRONG,
-    grade,
-    make_credit,
-    make_request,
-    tiny_scorer,
-)
+from tests.helpers.credit import QUESTION, RIGHT, WRONG, grade, make_credit, make_request, tiny_scorer
 from tests.helpers.factories import POLICY
+from tests.helpers.scorers import RENDERER
 
 
 async def test_the_defaults_are_those_of_training() -> None:

@@ -17,18 +17,9 @@ from cepo.messages.hints import HINT
 from cepo.teaching.handler import make_handler
 from cepo.testing import ToyScorer
 from services.trainer.learning.batch import pack
-from tests.helpers.credit import (
-    CONTEXT_LENGTH,
-    QUESTION,
-    RENDERER,
-    RIGHT,
-    WRONG,
-    grade,
-    make_credit,
-    tiny_scorer,
-    web,
-)
+from tests.helpers.credit import CONTEXT_LENGTH, QUESTION, RIGHT, WRONG, grade, make_credit, tiny_scorer, web
 from tests.helpers.factories import make_proof, make_task
+from tests.helpers.scorers import RENDERER
 
 OTHER = "23+45=67\n67-17=50\n\\boxed{50}"
 UNBOXED = "23+45=68"

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-import cepo.tiny
 from cepo.errors import PolicyError, UserError
 from cepo.messages.groups import (
     BASE_POLICY,
@@ -29,17 +28,15 @@ from cepo.messages.groups import (
 )
 from cepo.messages.hints import with_hint
 from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
 from cepo.testing import ToyScorer
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task, make_verdict, random_ids
+from tests.helpers.scorers import MODEL, RENDERER, make_scorer, random_adapter
 
 torch.set_num_threads(1)
-MODEL = str(cepo.tiny.path())
-RENDERER = Renderer(MODEL)
 LENGTHS = [(5, 9), (30, 1), (12, 0), (1, 17), (22, 40), (5, 3)]
 TOLERANCE = 1e-5
 ANSWER, REJECTED, PLAIN = Ask(context=ContextName.ANSWER), Ask(context=ContextName.REJECTED), ContextName.PLAIN
@@ -178,27 +175,9 @@ def base() -> Any:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
 
 
-def random_adapter(folder: Path, seed: int) -> tuple[PolicyRef, dict[str, bytes]]:
-    """An adapter of stock PEFT with weights that matter."""
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    peft.save_pretrained(folder)
-    files = adapters.read(folder)
-    return PolicyRef(version=seed, sha256=adapters.digest(files)), files
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[PolicyRef, dict[str, bytes]]:
     return dict(random_adapter(tmp_path_factory.mktemp("peft"), seed) for seed in (1, 2, 3))
-
-
-def make_scorer(folder: Path, published: dict[PolicyRef, dict[str, bytes]], max_loras: int = 2) -> TransformersScorer:
-    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        return published[policy]
-
-    settings = Settings(model=MODEL, dtype="float32", max_loras=max_loras)
-    return TransformersScorer(settings, RENDERER, AdapterCache(folder, fetch, keep=max_loras + 2))
 
 
 def make_pairs(seed: int = 0) -> list[Pair]:

@@ -11,20 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import cepo.tiny
 from cepo.messages.groups import BASE_POLICY, Ask, ContextName, EvidencedGroup, PolicyRef, Want, Weights
 from cepo.messages.hints import with_hint
-from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
-from cepo.service.adapters import AdapterCache
-from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Likeliest, Pair, make_handler
 from cepo.testing import ToyScorer
 from tests.helpers.factories import POLICY, make_scored, make_task
+from tests.helpers.scorers import MODEL, RENDERER, make_scorer
 
 torch.set_num_threads(1)
-MODEL = str(cepo.tiny.path())
-RENDERER = Renderer(MODEL)
 VOCABULARY = 512
 TOY = ToyScorer()
 PAIRS = [
@@ -93,13 +87,6 @@ async def test_pooled_states_are_those_of_the_asked_context() -> None:
 @pytest.fixture(scope="module")
 def base() -> Any:
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-
-
-def make_scorer(folder: Path) -> TransformersScorer:
-    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        raise AssertionError(policy)
-
-    return TransformersScorer(Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, fetch, keep=2))
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from cepo.net.settings import Settings
 from cepo.service.adapters import AdapterCache, resident
 from cepo.teaching.engine import TransformersScorer
 from cepo.testing import MemoryBus
-from tests.unit.teacher.test_teacher import MODEL, RENDERER, make_pairs, random_adapter
+from tests.helpers.scorers import MODEL, RENDERER, random_adapter
+from tests.unit.teaching.test_teacher import make_pairs
 
 torch.set_num_threads(1)
 

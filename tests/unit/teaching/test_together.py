@@ -12,20 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-import cepo.tiny
 from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyProof, PolicyRef
 from cepo.model.forward import load_causal_lm
 from cepo.model.shared import SharedModel
 from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
 from tests.helpers.factories import make_scored, make_task
+from tests.helpers.scorers import MODEL, RENDERER, no_adapters
 
 torch.set_num_threads(1)
-MODEL = str(cepo.tiny.path())
-RENDERER = Renderer(MODEL)
 GROUPS = [[Pair((5, 6, 7, at), (8, 9 + at)), Pair((5, 6, 7, at), (10,))] for at in range(6)]
 OUTSIDE = [Pair((5, 6), (10**6, 7))]
 """A token that the model does not have."""
@@ -55,15 +52,11 @@ class CountedScorer(TransformersScorer):
         return proof
 
 
-async def no_adapter(policy: PolicyRef) -> dict[str, bytes]:
-    raise AssertionError(f"nobody asks for {policy}")
-
-
 async def started(folder: Path, concurrency: int = 8) -> tuple[CountedScorer, CountedBase]:
     """A scorer with the base model resident, and its base."""
     base = CountedBase(load_causal_lm(MODEL, "float32", "cpu"))
     settings = Settings(model=MODEL, dtype="float32", concurrency=concurrency)
-    scorer = CountedScorer(settings, RENDERER, AdapterCache(folder, no_adapter, keep=1), base=base)
+    scorer = CountedScorer(settings, RENDERER, AdapterCache(folder, no_adapters, keep=1), base=base)
     await scorer.load(BASE_POLICY)
     base.passes = scorer.calls = 0
     return scorer, base

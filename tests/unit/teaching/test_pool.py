@@ -7,24 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-import cepo.tiny
 from cepo.messages.groups import BASE_POLICY, Ask, ContextName, PolicyRef, Want, Weights
-from cepo.net.settings import Settings
-from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
-from cepo.service.adapters import AdapterCache
-from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
 from cepo.testing import ToyScorer
 from services.trainer.learning.batch import pack
 from tests.helpers.factories import POLICY, make_proof, make_scored, make_task
+from tests.helpers.scorers import MODEL, RENDERER, make_scorer, random_adapter
 
 torch.set_num_threads(1)
-MODEL = str(cepo.tiny.path())
-RENDERER = Renderer(MODEL)
 HIDDEN = Ask(context=ContextName.PLAIN, want=Want.HIDDEN, weights=Weights.POLICY)
 PAIRS = [Pair((5, 9, 11), (30, 31, 32, 33)), Pair((7,), (40,)), Pair((8, 3), ()), Pair((5, 9, 11), (30, 8))]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -58,20 +52,7 @@ async def test_a_group_that_was_not_measured_is_not_applicable() -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[PolicyRef, dict[str, bytes]]:
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    folder = tmp_path_factory.mktemp("peft")
-    peft.save_pretrained(folder)
-    files = adapters.read(folder)
-    return PolicyRef(version=1, sha256=adapters.digest(files)), files
-
-
-def make_scorer(folder: Path, published: tuple[PolicyRef, dict[str, bytes]]) -> TransformersScorer:
-    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        return dict([published])[policy]
-
-    return TransformersScorer(Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, fetch, keep=4))
+    return random_adapter(tmp_path_factory.mktemp("peft"), 1)
 
 
 @torch.no_grad()
@@ -94,7 +75,7 @@ async def test_pooled_states_are_the_exact_mean_over_the_response_under_every_po
     stock = PeftModel.from_pretrained(base, tmp_path / "stock").eval()
     wanted[policy] = [plain_mean(stock, pair) for pair in PAIRS]
     assert max(abs(a - b) for a, b in zip(wanted[policy][0], wanted[BASE_POLICY][0], strict=True)) > 0.01
-    scorer = make_scorer(tmp_path / "cache", published)
+    scorer = make_scorer(tmp_path / "cache", dict([published]))
     for asked in (policy, BASE_POLICY, policy):
         for found, expected in zip((await scorer.pool(PAIRS, asked)).values, wanted[asked], strict=True):
             assert found == pytest.approx(expected, abs=1e-4)
@@ -105,7 +86,7 @@ async def test_pooled_states_are_the_exact_mean_over_the_response_under_every_po
 async def test_an_empty_response_alone_and_no_response_at_all(
     tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
 ) -> None:
-    scorer = make_scorer(tmp_path, published)
+    scorer = make_scorer(tmp_path, dict([published]))
     assert (await scorer.pool([Pair((8, 3), ())], BASE_POLICY)).values == [(0.0,) * 128]
     assert (await scorer.pool([], BASE_POLICY)).values == []
 
@@ -113,7 +94,7 @@ async def test_an_empty_response_alone_and_no_response_at_all(
 async def test_pooled_states_depend_on_neither_company_nor_order(
     tmp_path: Path, published: tuple[PolicyRef, dict[str, bytes]]
 ) -> None:
-    scorer = make_scorer(tmp_path, published)
+    scorer = make_scorer(tmp_path, dict([published]))
     together = (await scorer.pool(PAIRS, BASE_POLICY)).values
     backwards = (await scorer.pool(PAIRS[::-1], BASE_POLICY)).values
     for i, pair in enumerate(PAIRS):

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.errors import UserError
-from cepo.messages.groups import BASE_POLICY, Ask, ImageRef, Message, PolicyRef, RolloutGroup, ScoredGroup, Weights
+from cepo.messages.groups import BASE_POLICY, Ask, ImageRef, Message, RolloutGroup, ScoredGroup, Weights
 from cepo.messages.hints import HINT, with_hint
 from cepo.model.forward import response_logps
 from cepo.net.settings import Settings
@@ -19,15 +19,15 @@ from cepo.service.adapters import AdapterCache
 from cepo.teaching.engine import TransformersScorer
 from cepo.teaching.handler import Pair, make_handler
 from tests.helpers.factories import ASKS, make_completion, make_proof, make_task, make_verdict
+from tests.helpers.scorers import no_adapters
 from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 
 torch.set_num_threads(1)
 ((FIGURE, IMAGE), (_, OTHER)) = held_out(2)
 
 
-def make_scorer(folder: Path, *images: Picture) -> TransformersScorer:
-    async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        raise LookupError(policy)
+def scorer_of_images(folder: Path, *images: Picture) -> TransformersScorer:
+    """The engine with the tiny vision-language model; it can read these images alone."""
 
     async def read(image: ImageRef) -> bytes:
         found = {each.ref: each.data for each in images}
@@ -36,7 +36,7 @@ def make_scorer(folder: Path, *images: Picture) -> TransformersScorer:
         return found[image]
 
     return TransformersScorer(
-        Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, fetch, keep=2), read
+        Settings(model=MODEL, dtype="float32"), RENDERER, AdapterCache(folder, no_adapters, keep=2), read
     )
 
 
@@ -66,7 +66,7 @@ def scored(
 
 async def test_right_and_rejected_contexts_hold_the_figure(tmp_path: Path) -> None:
     texts = (f"\\boxed{{{FIGURE.problem.answer}}}", "\\boxed{12}")
-    handler = make_handler(make_scorer(tmp_path, IMAGE, BLANK), RENDERER, 200)
+    handler = make_handler(scorer_of_images(tmp_path, IMAGE, BLANK), RENDERER, 200)
     seen, unseen = [await handler(scored(image, texts)) for image in (IMAGE, BLANK)]
     for with_figure, without in zip(seen.evidence, unseen.evidence, strict=True):
         for at, (row, blind) in enumerate(zip(with_figure.rows, without.rows, strict=True)):
@@ -79,7 +79,7 @@ async def test_right_and_rejected_contexts_hold_the_figure(tmp_path: Path) -> No
 
 
 async def test_log_probs_depend_on_neither_company_nor_order(tmp_path: Path) -> None:
-    scorer = make_scorer(tmp_path, IMAGE, OTHER)
+    scorer = scorer_of_images(tmp_path, IMAGE, OTHER)
     prompt = RENDERER.prompt_ids(TURN, [IMAGE.ref])
     pairs = [Pair(prompt, tuple(ids_of("1+1=2")), (image.ref,)) for image in (IMAGE, OTHER)]
     pairs += [Pair(prompt, tuple(ids_of("13-5=8\n")), (IMAGE.ref,)), Pair((5, 6, 7), (8, 9))]
@@ -90,14 +90,14 @@ async def test_log_probs_depend_on_neither_company_nor_order(tmp_path: Path) -> 
 
 
 async def test_a_missing_image_fails_its_group_in_one_line(tmp_path: Path) -> None:
-    handler = make_handler(make_scorer(tmp_path), RENDERER, 200)
+    handler = make_handler(scorer_of_images(tmp_path), RENDERER, 200)
     with pytest.raises(UserError, match=f"image {IMAGE.ref.sha256[:12]} is missing"):
         await handler(scored(IMAGE, ("\\boxed{1}", "\\boxed{12}")))
 
 
 async def evidence_of(folder: Path, image: Picture, asks: tuple[Ask, ...]) -> dict[tuple[Ask, int], tuple[float, ...]]:
     """Log-probs by ask and response."""
-    handler = make_handler(make_scorer(folder, image), RENDERER, 200)
+    handler = make_handler(scorer_of_images(folder, image), RENDERER, 200)
     group = scored(image, (f"\\boxed{{{FIGURE.problem.answer}}}", "\\boxed{12}"), asks)
     found = (await handler(group)).evidence
     return {(each.ask, i): row.logps for each in found for i, row in enumerate(each.rows)}
@@ -131,7 +131,7 @@ async def test_what_a_blind_teacher_reads_is_padding_at_sequential_positions(tmp
 
 
 async def test_a_group_without_images_is_the_same_to_either_teacher(tmp_path: Path) -> None:
-    handler = make_handler(make_scorer(tmp_path), RENDERER, 200)
+    handler = make_handler(scorer_of_images(tmp_path), RENDERER, 200)
     turn = (Message(role="user", content="12 + 13 - 5 = ?"),)
     found = []
     for images in ("keep", "drop"):
@@ -143,7 +143,7 @@ async def test_a_group_without_images_is_the_same_to_either_teacher(tmp_path: Pa
 
 async def test_an_image_meets_the_vision_part_once_for_all_contexts_policies_and_groups(tmp_path: Path) -> None:
     calls = []
-    handler = make_handler(make_scorer(tmp_path, IMAGE, BLANK), RENDERER, 200)
+    handler = make_handler(scorer_of_images(tmp_path, IMAGE, BLANK), RENDERER, 200)
     hook = register_module_forward_hook(lambda module, *_: calls.append(type(module).__name__))
     try:
         for image in (IMAGE, BLANK, IMAGE):
