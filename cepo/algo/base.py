@@ -1,7 +1,7 @@
-"""What an algorithm is: its parameters, the evidence it asks for, and one rule for the advantages or the loss.
+"""What a method is: its options, the evidence it asks for, and one rule for the advantages or the loss.
 
-The trainer is blind to everything else. A batch holds what was sampled and measured; an algorithm turns it into
-adv_BT and, with the policy being trained, into a loss.
+A batch holds what was sampled and measured. A method turns it into advantages and, with the policy being trained, into
+a loss. The trainer knows methods by this interface alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cepo.messages.groups import Ask, EvidencedGroup, Feedback, PromptTask, Teac
 from cepo.messages.vocabulary import changed
 
 Metrics = dict[str, float]
-LAGGING_CAP = 2.0
-"""Of importance weights where rollouts lag and nothing else is said."""
+OFF_POLICY_CAP = 2.0
+"""The cap of importance weights in off-policy runs that leave `importance_cap` unset."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,26 @@ class LossOutput:
 
     loss: Tensor
     token_sums: Metrics
-    """Over the tokens the policy sampled for itself."""
+    """Sums over the tokens that the policy sampled under the plain prompt."""
     demonstration_sums: Metrics = field(default_factory=dict)
-    """Over the tokens of demonstrations."""
+    """Sums over the tokens of demonstrations."""
 
 
 class Supply(Protocol):
-    """Further prompts for a step."""
+    """Further prompts of the data set for a step."""
 
     @property
     def prompts(self) -> int:
-        """How many prompts the step began with."""
+        """The number of prompts that the step began with."""
         ...
 
     def draw(self, count: int) -> tuple[PromptTask, ...]:
-        """Tasks for the next prompts that the step has not had; fewer where the data set has no more."""
+        """Tasks for the next `count` prompts that the step has not used; fewer if the data set has no more."""
         ...
 
 
 class Algorithm(BaseModel):
-    """A method: frozen and closed, so that an unknown option is an error that names it."""
+    """The base of all methods. Options are frozen, and an unknown option is an error that names it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -83,22 +83,22 @@ class Algorithm(BaseModel):
 
     @property
     def asks(self) -> tuple[Ask, ...]:
-        """The evidence the method needs."""
+        """The evidence that the method needs from the teacher."""
         return ()
 
     @property
     def teach_when(self) -> TeachWhen:
-        """Which groups' evidence can matter."""
+        """Which groups are sent to the teacher; the evidence of the others cannot change the update."""
         return TeachWhen.ALWAYS
 
     @property
     def teacher_source(self) -> TeacherSource:
-        """Whose weights the teacher has."""
+        """The weights that the teacher scores with."""
         return TeacherSource()
 
     @property
     def shows_solution(self) -> bool:
-        """Whether a context or a prompt holds the reference solution."""
+        """Whether a context or a prompt contains the reference solution."""
         return any(ask.feedback is Feedback.SOLUTION for ask in self.asks)
 
     @property
@@ -108,32 +108,35 @@ class Algorithm(BaseModel):
 
     @property
     def scores_steps(self) -> bool:
-        """Whether the method needs `reward.scorer`."""
+        """Whether the method needs the step scores of `reward.scorer`."""
         return False
 
     @property
     def offline(self) -> bool:
-        """Whether the method learns from pairs of given responses, a chosen and a rejected one; nothing is sampled."""
+        """Whether the method learns from given pairs of a chosen and a rejected response, without sampling."""
         return False
 
     @property
     def whole_groups(self) -> bool:
-        """Whether the loss looks at the sequences of a group together, so that a micro-batch may not split it."""
+        """Whether the loss compares the sequences of a group, so that a micro-batch must not split a group."""
         return self.offline
 
     def for_lagging_rollouts(self) -> Self:
-        """The method where the policy that samples is steps behind: what it was not told is set to bear that."""
+        """The method for an off-policy run (`loop.lag` above 0): sets the corrections that the user left unset."""
         return self
 
     def asks_at(self, step: int) -> tuple[Ask, ...]:
-        """The evidence this step needs; none when it could not matter."""
+        """The evidence that this step needs; empty if no evidence could change the update."""
         return self.asks
 
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
-        """Tasks wanted after seeing a step's groups, follow-ups that came back included; none ends the step.
+        """Further tasks that a step needs, given the groups that have finished, follow-ups included.
 
-        A follow-up names its group in `origin`; tasks from the supply are prompts like the first. A task that the step
-        has had, even one that failed, is not sent again.
+        The trainer calls it again after each round, and the step is complete when it returns no new task. A task that
+        the step has already had, even a failed one, is not sent again.
+
+        Returns:
+            Follow-up tasks, which name their group in `origin`, and tasks drawn from the supply.
         """
         return ()
 
@@ -142,11 +145,11 @@ class Algorithm(BaseModel):
         return groups
 
     def auxiliary_model(self, context: AuxiliaryContext) -> AuxiliaryModel:
-        """The model trained beside the policy; called once a run."""
+        """Makes the model that is trained beside the policy; called once in a run."""
         return AuxiliaryModel()
 
     def learns_at(self, step: int) -> bool:
-        """Whether the policy learns at this step; an auxiliary model may have to learn alone first."""
+        """Whether the policy is updated at this step; an auxiliary model may have to learn alone first."""
         return True
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
@@ -169,11 +172,18 @@ class Algorithm(BaseModel):
         return (adv_BT != 0).any(dim=1)
 
     def logp_old_BT(self, batch: TrainBatch) -> Tensor | None:
-        """Log-probs that stand for the policy at the start of the step; None: the trainer computes them."""
+        """Log-probs of the policy at the start of the step; None if the trainer has to compute them."""
         return None
 
     @abstractmethod
     def loss(
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
-        """The loss of a micro-batch; `minibatch` is the mini-batch it is part of, whose counts are the denominators."""
+        """The loss of a micro-batch.
+
+        Args:
+            student: the policy being trained, at the tokens of the micro-batch.
+            batch: the micro-batch.
+            minibatch: the minibatch that it is part of, whose counts are the denominators, so that the losses of all
+                micro-batches add up to the loss of the minibatch.
+        """

@@ -1,4 +1,4 @@
-"""CEPO: the evidence of the right answer against that of a wrong one (arXiv:2605.19436)."""
+"""CEPO (arXiv:2605.19436): the evidence of the right answer against the evidence of a wrong answer."""
 
 from __future__ import annotations
 
@@ -18,22 +18,35 @@ Negative = Literal["peer_answer", "peer_full", "peer_prefix", "peer_suffix"]
 
 
 class Cepo(EvidenceRatio):
-    """CEPO: does the right answer favour this token while a wrong one disfavours it?"""
+    """CEPO (arXiv:2605.19436, Eqs 5 and 7): credits tokens that the right answer favours and a wrong one does not.
+
+    An evidence ratio with
+
+        delta_t = log P(y_t | x, r+, y_<t) - log P(y_t | x, r-, y_<t)
+
+    where r+ is the right answer, r- the answer of a rejected response of the same group, and P the teacher: the policy
+    itself, unless `teacher` names other weights.
+    """
 
     name: Literal["cepo"] = "cepo"
     negative: Negative = "peer_answer"
-    """What r- shows of a rejected rollout."""
+    """What the hint r- shows of a rejected response of the group: its answer, the whole response, or its first or last
+    `feedback_tokens` tokens. peer_answer as in the paper (Table 5)."""
     wrong_hints: int = Field(default=1, ge=1)
-    """Differing rejected answers that are contrasted with: the mean of their log-probs."""
+    """Number of different rejected answers; the denominator is the mean of the log-probs under each. 1 as in the
+    paper."""
     no_negative: Literal["rlsd", "grpo", "skip_group"] = "rlsd"
-    """Where no rejected answer exists: contrast with the teacher's plain context (the paper), not at all (its code), or
-    leave the group without an advantage; it still counts in the denominators."""
+    """What happens in a group without a rejected answer. rlsd: the plain context is the denominator, as in the paper;
+    grpo: weights are 1, as in its code; skip_group: the group's advantages are 0, and it still counts in the
+    denominators of the loss."""
     unparsed: Literal["next_rejected", "as_published"] = "next_rejected"
-    """A rejected rollout without an answer is passed over, or shown by the word None as in the reference code."""
+    """How a rejected response without an answer is treated: the next rejected response is taken, or r- is the word
+    None, as in the paper's code."""
     exclude_self: bool | None = None
-    """Never show a rollout to itself; unless given, that holds for all but a rejected answer, as published."""
+    """Whether a response is never scored under a hint taken from itself. Unset: true, except for r- as an answer, where
+    the paper's code does not exclude it."""
     modulate_all_wrong: bool = True
-    """Also weigh groups without a correct rollout."""
+    """Whether groups without a correct response are weighed. true as in the paper's code."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -74,9 +87,9 @@ class Cepo(EvidenceRatio):
         return metrics if weighing is None else metrics | self._sharpness(batch, weighing)
 
     def _sharpness(self, batch: TrainBatch, weighing: Weighing) -> Metrics:
-        """Share of tokens at which the contrast is sharper than RLSD's (Proposition 1).
+        """The share of tokens at which CEPO's weight exceeds RLSD's (arXiv:2605.19436, Proposition 1).
 
-        w_CEPO > w_RLSD where sign(A) (log P_S - log P_-) > 0; P_S is the policy's own, as it sampled.
+        w_CEPO > w_RLSD if sign(A) (log P_S - log P_-) > 0, with P_S the policy that sampled and P_- the evidence of r-.
         """
         adv_BT, weighed_BT, rejected_BT = weighing.adv_BT, weighing.weighed_BT, weighing.denominator.logp_BT
         substitute_B = batch.evidence[self.contrast[1]].substitute_B

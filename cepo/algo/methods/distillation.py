@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cepo.algo.base import LAGGING_CAP, Advantages, Algorithm, LossOutput
+from cepo.algo.base import OFF_POLICY_CAP, Advantages, Algorithm, LossOutput
 from cepo.algo.batch import EvidenceTensors, Student, TrainBatch
 from cepo.algo.divergence import Remainder, generalized_jsd, importance_weight, sampled_token
 from cepo.algo.losses import Aggregation, Totals, aggregate, importance_ratio
@@ -74,7 +74,7 @@ class Distillation(Algorithm):
 
     def for_lagging_rollouts(self) -> Self:
         unsaid = self.importance_cap is None
-        return self.model_copy(update={"importance_cap": LAGGING_CAP}) if unsaid else self
+        return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unsaid else self
 
     @property
     def shows_peers(self) -> bool:

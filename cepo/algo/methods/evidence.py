@@ -1,9 +1,10 @@
-"""RLSD and CEPO: GRPO's advantage, weighed at every token by the ratio of two evidences.
+"""RLSD and CEPO: GRPO's advantage, multiplied at every token by a weight from the ratio of two evidences.
 
-They differ in which two evidences are divided, and in nothing else:
+An evidence is the probability of the sampled token under a context of the teacher. The methods differ only in which two
+evidences they divide:
 
-    RLSD  answer / plain       (arXiv:2604.03128, Eqs 13-15; arXiv:2605.19436, Eq. 4)
-    CEPO  answer / rejected    (arXiv:2605.19436, Eqs 5 and 7)
+    RLSD  with the right answer / without a hint           (arXiv:2604.03128, Eqs 13 to 15; arXiv:2605.19436, Eq. 4)
+    CEPO  with the right answer / with a wrong answer      (arXiv:2605.19436, Eqs 5 and 7)
 """
 
 from __future__ import annotations
@@ -32,42 +33,62 @@ CUT = ("peer_prefix", "peer_suffix")
 
 @dataclass(frozen=True)
 class Weighing:
-    """A step's advantages before and after the evidence weighed them."""
+    """The advantages of a step before and after they were multiplied by the evidence's weights."""
 
     adv_BT: Tensor
-    """Before."""
+    """The advantages before."""
     denominator: EvidenceTensors
+    """The evidence that was divided by."""
     weighed_BT: Tensor
-    """Tokens that have both evidences and may be weighed."""
+    """Whether a token has both evidences and the options let its weight differ from 1."""
     credit: Credit
-    """The parts of the reweighting; `credit.adv_BT` is the advantage after it."""
+    """The parts of the reweighting; `credit.adv_BT` holds the advantages after it."""
 
 
 class EvidenceRatio(PolicyGradient):
-    """A_t = A [(1 - lam) + lam clip(exp(sign(A) (log P_num - log P_den)), 1 - eps_w, 1 + eps_w)]."""
+    """An evidence ratio: the group advantage, weighed at every token by the ratio of two evidences.
+
+    With A the advantage of GRPO and P_num, P_den the token's probability under the two contexts:
+
+        delta_t = log P_num(y_t) - log P_den(y_t)
+        w_t     = exp(sign(A) delta_t)
+        A_t     = A [(1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w)]
+
+    The evidences carry no gradient, and A_t always has the sign of A.
+    """
 
     lam: float = Field(default=0.5, ge=0, le=1)
-    """Share of the evidence: the most there is of it."""
+    """Share of the evidence in the credit, at the top of its schedule. 0 is GRPO. 0.5 as in the papers of CEPO (Table
+    6) and RLSD."""
     schedule: Literal["constant", "linear", "warmup_decay"] = "linear"
+    """How the share changes over the steps. constant: never; linear: falls from `lam` to 0; warmup_decay: rises from 0
+    to `lam`, then falls."""
     decay_steps: int = Field(default=25, ge=1)
-    """Steps in which the share falls linearly to 0."""
+    """Number of steps in which the share falls linearly to 0. 25 as in CEPO's paper."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps in which it rises before; warmup_decay only."""
+    """warmup_decay: number of steps in which the share rises linearly before it falls."""
     offset: Literal[0, 1] = 0
-    """What the first step counts in the schedule: 0 in CEPO's code, 1 in RLSD's."""
+    """The number of the first step in the schedule: 0 as in CEPO's code, 1 as in RLSD's code."""
     eps_w: float = Field(default=0.5, gt=0, lt=1)
+    """Width of the clip of a weight: it stays within [1 - eps_w, 1 + eps_w]. 0.5 as in CEPO's paper (Tables 6 and
+    7)."""
     sign: Literal["token", "sequence"] = "token"
-    """Whose advantage gives the direction of a weight; they differ only where it varies within a sequence."""
+    """Which advantage's sign a weight follows: the token's own, or that of the sum over the response. They differ only
+    if advantages vary within a response. token as in RLSD's code, sequence as in CEPO's."""
     teacher: TeacherSource = TeacherSource()
+    """The weights that measure the evidence; see the table of teacher sources. actor as in CEPO's paper."""
     positive: Positive = "answer"
-    """What r+ shows; a correct peer's, where there is one, else the reference answer."""
+    """What the hint r+ shows. answer, solution: the reference answer or the worked solution; peer_answer, peer_full,
+    peer_prefix, peer_suffix: the answer, the whole response, or its first or last `feedback_tokens` tokens, of a
+    correct response of the group, and the reference answer if the group has none (arXiv:2605.19436, Table 5)."""
     feedback_tokens: int | None = Field(default=None, ge=1)
-    """Length of a peer's prefix or suffix."""
+    """Number of tokens that peer_prefix and peer_suffix show."""
     pick: Literal["reward", "shortest", "most_common", "random"] = "reward"
-    """Which peer is shown."""
+    """Which response of the group a hint shows: the one of the highest reward (of the lowest for r-), the shortest, one
+    with the most common answer, or a random one."""
     images: Literal["keep", "drop"] = "keep"
-    """Whether the teacher sees the images; the reference code of CEPO drops them, with padding in their places. The
-    policy's own evidence has them either way."""
+    """Whether the teacher gets the images of the prompt. drop puts padding in their place, as CEPO's code does.
+    Evidence under the plain prompt always keeps the images."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -89,16 +110,17 @@ class EvidenceRatio(PolicyGradient):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """What the contexts show."""
+        """The options that say what the hints show."""
         return (self.positive,)
 
     @property
     def cuts(self) -> bool:
-        """Whether a part of a peer's response is shown."""
+        """Whether a hint shows a part of a response of the group."""
         return any(source in CUT for source in self.shown)
 
     @property
     def shows_peers(self) -> bool:
+        """Whether a hint shows a response of the group."""
         return any(source.startswith("peer") for source in self.shown)
 
     @property
@@ -106,19 +128,19 @@ class EvidenceRatio(PolicyGradient):
         return self.teacher
 
     def lam_at(self, step: int) -> float:
-        """Share of the evidence at a step, which counts from 0."""
-        at = step + self.offset
+        """The share of the evidence at a training step, counted from 0."""
+        position = step + self.offset
         match self.schedule:
             case "constant":
-                return constant(self.lam, at)
+                return constant(self.lam, position)
             case "linear":
-                return linear_decay(self.lam, self.decay_steps, at)
-        return warmup_decay(self.lam, self.warmup_steps, self.decay_steps, at)
+                return linear_decay(self.lam, self.decay_steps, position)
+        return warmup_decay(self.lam, self.warmup_steps, self.decay_steps, position)
 
     @property
     @abstractmethod
     def contrast(self) -> tuple[Ask, ...]:
-        """The evidence that is divided: of the numerator, then of the denominator."""
+        """The asks of the numerator and of the denominator, in this order; several denominators are averaged."""
 
     @property
     def asks(self) -> tuple[Ask, ...]:
@@ -134,14 +156,15 @@ class EvidenceRatio(PolicyGradient):
         return Advantages(credited_BT, self._metrics(batch, step, weighing))
 
     def _numerator(self, *, exclude_self: bool = True) -> Ask:
-        """r+; without a correct peer to show, the reference answer."""
+        """The ask under r+, which falls back to the reference answer if the group has no correct response to show."""
         if not self.positive.startswith("peer"):
             feedback = Feedback[self.positive.upper()]
             return Ask(context=ContextName.ANSWER, feedback=feedback, without_images=self.images == "drop")
-        instead = ContextName.ANSWER
-        return self._peer(ContextName.ANSWER, self.positive, exclude_self=exclude_self, otherwise=instead)
+        context = ContextName.ANSWER
+        return self._peer(context, self.positive, exclude_self=exclude_self, otherwise=context)
 
     def _peer(self, context: ContextName, source: str, **fields: Any) -> Ask:
+        """The ask under a hint that shows a response of the group."""
         own_answer = context is ContextName.REJECTED and source == "peer_answer"
         feedback = Feedback.ANSWER if own_answer else Feedback[source.upper()]
         tokens = self.feedback_tokens if source in CUT else None
@@ -155,17 +178,17 @@ class EvidenceRatio(PolicyGradient):
         )
 
     def _evidence(self, batch: TrainBatch) -> list[EvidenceTensors] | None:
-        """What each ask found; None where the step measured nothing."""
+        """The evidence of each ask of `contrast`; None if the step has no evidence."""
         if any(ask not in batch.evidence for ask in self.contrast):
             return None
         return [batch.evidence[ask] for ask in self.contrast]
 
     def _ratio(self, evidence: Sequence[EvidenceTensors]) -> tuple[EvidenceTensors, EvidenceTensors]:
-        """Numerator and denominator."""
+        """The numerator and the denominator."""
         return evidence[0], mean_of(evidence[1:])
 
     def _weighing(self, batch: TrainBatch, adv_BT: Tensor, step: int) -> Weighing | None:
-        """The weighing of a step; None where the step measured nothing."""
+        """The weighing of a step; None if the step has no evidence."""
         evidence = self._evidence(batch)
         return None if evidence is None else self._weigh(batch, adv_BT, step, *self._ratio(evidence))
 
@@ -180,7 +203,7 @@ class EvidenceRatio(PolicyGradient):
         return Weighing(adv_BT, denominator, weighed_BT, parts)
 
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
-        """Tokens that the options leave to the evidence."""
+        """Whether the options let a token's weight differ from 1."""
         return batch.mask_BT.bool()
 
     def _metrics(self, batch: TrainBatch, step: int, weighing: Weighing | None) -> Metrics:
@@ -190,14 +213,14 @@ class EvidenceRatio(PolicyGradient):
         return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step))
 
 
-def mean_of(found: Sequence[EvidenceTensors]) -> EvidenceTensors:
-    """The mean of the log-probs of those that apply to a sequence."""
-    applicable_KB = torch.stack([one.applicable_B for one in found])
-    logp_KBT = torch.stack([one.logp_BT for one in found])
+def mean_of(evidence: Sequence[EvidenceTensors]) -> EvidenceTensors:
+    """The mean log-probs of K asks, each sequence's over the asks that apply to it."""
+    applicable_KB = torch.stack([each.applicable_B for each in evidence])
+    logp_KBT = torch.stack([each.logp_BT for each in evidence])
     sum_BT = torch.where(applicable_KB[:, :, None], logp_KBT, 0.0).sum(dim=0)
     return EvidenceTensors(sum_BT / applicable_KB.sum(dim=0).clamp(min=1)[:, None], applicable_KB.any(dim=0))
 
 
 def in_groups_with(flag_B: Tensor, group_B: Tensor) -> Tensor:
-    """Sequences of the groups in which some sequence has the flag."""
+    """Whether a sequence belongs to a group in which some sequence has the flag, [B]."""
     return torch.isin(group_B, group_B[flag_B])

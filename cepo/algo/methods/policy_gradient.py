@@ -1,8 +1,8 @@
-"""The policy gradient: an advantage estimator, a surrogate, and what may be added to either.
+"""The policy gradient: an advantage estimator, a surrogate loss, and optional KL and entropy terms.
 
-    reward [- KL] -> estimator -> adv_BT -> surrogate [+ KL] [- entropy] -> aggregation -> loss
+    rewards [- KL] -> estimator -> adv_BT -> surrogate [+ KL] [- entropy] -> aggregation -> loss
 
-A method names its estimator and its surrogate; options that neither of them reads are refused.
+Most methods are this class with other defaults. Options that the estimator and the surrogate do not use are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cepo.algo.advantages import (
     rloo_advantage,
     terminal_reward,
 )
-from cepo.algo.base import LAGGING_CAP, Advantages, Algorithm, LossOutput
+from cepo.algo.base import OFF_POLICY_CAP, Advantages, Algorithm, LossOutput
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import Scale, group_advantage
 from cepo.algo.diagnostics import credit_metrics
@@ -56,43 +56,73 @@ _READS: Mapping[str, frozenset[str]] = MappingProxyType(
         "sapo": frozenset({"tau_pos", "tau_neg"}),
     }
 )
-"""The options each estimator and each surrogate reads."""
+"""The options that each estimator and each surrogate uses."""
 _PARTICULAR = frozenset().union(*_READS.values())
 
 
 class PolicyGradient(Algorithm):
-    """An advantage for every token and a surrogate that follows it."""
+    """A policy gradient: an advantage for every token, and a surrogate loss that follows it.
+
+    With the clipped surrogate of PPO (arXiv:1707.06347, Eq. 7), to be minimised:
+
+        r_t    = pi(y_t) / pi_old(y_t)
+        loss_t = max(-A_t r_t, -A_t clip(r_t, 1 - clip_low, 1 + clip_high))
+    """
 
     estimator: Estimator = "grpo"
+    """How rewards become advantages. grpo: (R - mean) / std within the group; rloo: R minus the mean of the group's
+    other rewards; pass@k: only the group's best response has one; reinforce++: the return of each token, whitened over
+    the batch; reinforce++-baseline: R minus the group's mean, whitened over the batch."""
     advantage_scale: Scale = "std"
+    """grpo: the divisor of a centred reward. std: the deviation of its group; batch-std: the deviation of all rewards
+    of the step; none: no divisor (Dr.GRPO)."""
     advantage_eps: float = Field(default=1e-6, ge=0)
+    """grpo, pass@k: added to the standard deviation. 1e-6 as in EasyR1 and verl."""
     std_correction: Literal[0, 1] = 1
-    """1: the unbiased deviation; 0: the biased one."""
+    """grpo: 1 for the unbiased standard deviation, as in EasyR1 and verl; 0 for the biased deviation."""
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount of a token's return (REINFORCE++, GAE)."""
+    """reinforce++, gae: the discount of rewards, per token. 1 as in EasyR1."""
     surrogate: Surrogate = "clip"
+    """The loss of a token, given its advantage and its importance ratio. clip: PPO's clipped surrogate; gspo: the same
+    with one ratio per response; gspo-token: gspo with a gradient per token; cispo: a clipped weight on the log-prob;
+    sapo: a soft gate."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """clip, gspo: the ratio is clipped below 1 - clip_low. 0.2 as in PPO, DAPO and CEPO."""
     clip_high: float = Field(default=0.28, gt=0)
+    """clip, gspo: the ratio is clipped above 1 + clip_high. 0.28 as in DAPO (clip-higher) and CEPO."""
     dual_clip: float | None = Field(default=None, gt=1)
+    """clip, gspo: bounds the loss of a token with A < 0 at -A x dual_clip (arXiv:1912.09729). EasyR1 uses 3."""
     ratio_min: float = Field(default=0.0, ge=0)
-    """CISPO: absolute bounds of the importance weight."""
+    """cispo: lower bound of the importance weight itself. 0, as the paper has no effective lower bound."""
     ratio_max: float = Field(default=5.0, gt=0)
+    """cispo: upper bound of the importance weight itself. 5 as in EasyR1's script."""
     tau_pos: float = Field(default=1.0, gt=0)
-    """SAPO: temperature of the gate where A > 0; tau_neg where A < 0."""
+    """sapo: temperature of the gate for tokens with A > 0. 1.0 as in the paper."""
     tau_neg: float = Field(default=1.05, gt=0)
+    """sapo: temperature of the gate for tokens with A < 0. 1.05 as in the paper."""
     aggregation: Aggregation = "token-mean"
+    """How the losses of tokens become one number. token-mean: the mean over all tokens of the minibatch (DAPO);
+    seq-mean-token-mean: the mean over responses of each response's mean (GRPO's paper); seq-mean-token-sum: the mean
+    over responses of each response's sum; seq-mean-token-sum-norm: the sum divided by `sampling.max_tokens` (Dr.GRPO in
+    verl); dr-grpo: the sum divided by responses x `sampling.max_tokens` (Dr.GRPO in TRL)."""
     mask_truncated: bool = False
-    """Responses cut at max_tokens stay out of the loss and its denominators (DAPO's overlong filtering)."""
+    """Leaves responses cut at `sampling.max_tokens` out of the loss and its denominators (DAPO's overlong
+    filtering)."""
     kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the divergence from the base model."""
+    """Weight of the KL divergence from the base model. 0 as in CEPO, RLSD and DAPO: no divergence is computed."""
     kl_form: KlForm = "low_var_kl"
+    """How the divergence is estimated from a sampled token, with d = log pi - log pi_ref. kl: d; abs: |d|; mse: d^2 /
+    2; low_var_kl: e^-d + d - 1."""
     kl_in: Literal["loss", "reward"] = "loss"
+    """Whether the divergence is added to the loss or subtracted from the reward of each token."""
     entropy_coef: float = Field(default=0.0, ge=0)
-    """Weight of an entropy bonus, in nats."""
+    """Weight of an entropy bonus, per nat of the mean entropy of the token distributions. 0 turns it off."""
     old_logp: Literal["trainer", "rollout"] = "trainer"
-    """Whose log-probs stand for the policy at the start of the step."""
+    """Which log-probs are those of the policy at the start of the step: the trainer computes them again, or the rollout
+    engine's are taken."""
     importance_cap: float | None = Field(default=None, ge=0)
-    """Truncated importance weights min(exp(old - rollout), cap); 0: off; None: 2 if `loop.lag` is not 0, else off."""
+    """Cap of the truncated importance weight min(pi_old / pi_rollout, cap) of each token's loss. 0 turns the weights
+    off. Unset: 2 if `loop.lag` is above 0, otherwise off."""
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
@@ -127,21 +157,21 @@ class PolicyGradient(Algorithm):
 
     @property
     def teach_when(self) -> TeachWhen:
-        """A group of equal rewards has zero advantage, unless it is whitened with others or a divergence counts too."""
+        """A group of equal rewards has zero advantages, unless other groups or a divergence enter them."""
         spread_alone = self.kl_coef == 0 and not self.estimator.startswith("reinforce++")
         return TeachWhen.REWARD_SPREAD if spread_alone else TeachWhen.ALWAYS
 
     def for_lagging_rollouts(self) -> Self:
         unsaid = self.importance_cap is None and self.old_logp == "trainer"
-        return self.model_copy(update={"importance_cap": LAGGING_CAP}) if unsaid else self
+        return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unsaid else self
 
     def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
-        """The tokens of the policy loss."""
+        """The mask of the tokens in the policy loss."""
         left_out_B = batch.demonstration_B | (batch.truncated_B if self.mask_truncated else torch.tensor(False))
         return batch.mask_BT * ~left_out_B[:, None]
 
     def base_advantages(self, batch: TrainBatch) -> Tensor:
-        """adv_BT of the estimator, before any token credit."""
+        """adv_BT as the estimator returns it, before evidence weighs the tokens."""
         mask_BT, penalty_BT = self.loss_mask_BT(batch), self._penalty_BT(batch)
         reward_B, group_B = batch.reward_B + penalty_BT.sum(dim=1), batch.group_B
         match self.estimator:
@@ -196,7 +226,7 @@ class PolicyGradient(Algorithm):
         return LossOutput(aggregate(loss_BT, mask_BT, self.aggregation, totals), sums)
 
     def _terms(self, logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """The surrogate's loss of every token."""
+        """The surrogate loss of every token, [B, T]."""
         low, high, dual = self.clip_low, self.clip_high, self.dual_clip
         match self.surrogate:
             case "clip":
@@ -213,7 +243,7 @@ class PolicyGradient(Algorithm):
                 return sapo_terms(logp_BT, logp_old_BT, adv_BT, tau_pos=self.tau_pos, tau_neg=self.tau_neg)
 
     def _penalty_BT(self, batch: TrainBatch) -> Tensor:
-        """What the divergence from the base takes off each token's reward."""
+        """The KL penalty added to each token's reward, [B, T]; 0 if the divergence is part of the loss."""
         zero_BT = torch.zeros_like(batch.mask_BT)
         if self.kl_coef == 0 or self.kl_in == "loss":
             return zero_BT
@@ -221,10 +251,11 @@ class PolicyGradient(Algorithm):
         return apply_kl_penalty(zero_BT, logp_BT, reference_BT, batch.mask_BT, coef=self.kl_coef, form=self.kl_form)
 
     def _reports(self, logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-        sequences = self.surrogate.startswith("gspo")
-        ratio_BT = (
-            sequence_ratio(logp_BT, logp_old_BT, mask_BT) if sequences else importance_ratio(logp_BT, logp_old_BT)
-        )
+        """The metrics of every token, [B, T], by key."""
+        if self.surrogate.startswith("gspo"):
+            ratio_BT = sequence_ratio(logp_BT, logp_old_BT, mask_BT)
+        else:
+            ratio_BT = importance_ratio(logp_BT, logp_old_BT)
         low_BT, high_BT = ratio_clip_fractions(ratio_BT, adv_BT, clip_low=self.clip_low, clip_high=self.clip_high)
         reports = {
             "clip/ppo_low": low_BT.float(),
@@ -238,6 +269,6 @@ class PolicyGradient(Algorithm):
 
 
 def entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """The entropy of each token's distribution, in nats: a rule for `Student.per_token`."""
+    """A rule for `Student.per_token`: the entropy of each token's distribution, in nats."""
     logp_NV = logits_NV.log_softmax(dim=1)
     return -(logp_NV.exp() * logp_NV).sum(dim=1)

@@ -1,4 +1,4 @@
-"""RLSD: the evidence of the right answer against none (arXiv:2604.03128)."""
+"""RLSD (arXiv:2604.03128): the evidence of the right answer against the evidence without a hint."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from cepo.messages.groups import Ask, ContextName, Weights
 
 
 class Rlsd(EvidenceRatio):
-    """RLSD: does knowing the answer favour this token?"""
+    """RLSD (arXiv:2604.03128, Eqs 13 to 15): a token's credit grows if knowing the right answer favours the token.
+
+    An evidence ratio with
+
+        delta_t = log P_T(y_t | x, r+, y_<t) - log P_S(y_t | x, y_<t)
+
+    where T is the teacher, r+ the right answer and S the student without a hint (arXiv:2605.19436, Eq. 4).
+    """
 
     name: Literal["rlsd"] = "rlsd"
     decay_steps: int = Field(default=50, ge=1)
+    """Number of steps in which the share of the evidence falls linearly to 0. 50 as in RLSD's paper; its script has
+    60."""
     eps_w: float = Field(default=0.2, gt=0, lt=1)
+    """Width of the clip of a weight: it stays within [1 - eps_w, 1 + eps_w]. 0.2 as in RLSD's paper and script."""
     student_logp: Literal["old", "current"] = "old"
-    """The plain evidence: of the policy that sampled, or of the policy as it is being updated (RLSD's code)."""
+    """Which student's log-probs are the denominator: those of the policy that sampled (old, as in CEPO's code), or
+    those of the policy inside each loss (current, as in RLSD's code)."""
     negative_only: bool = False
-    """Weigh only the tokens of a negative advantage."""
+    """Weighs only tokens with a negative advantage (an option of RLSD's code)."""
     thought_end: str = ""
-    """Weigh only the tokens before this mark, such as `</think>`; all where it is missing, or where none is named."""
+    """Weighs only the tokens before this string, such as `</think>`; every token of a response without it. Empty weighs
+    all tokens."""
 
     @property
     def contrast(self) -> tuple[Ask, ...]:
@@ -53,7 +65,7 @@ class Rlsd(EvidenceRatio):
         return super()._weighing(batch, adv_BT, step) if self.student_logp == "old" else None
 
     def _weighing_now(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Weighing | None:
-        """The weighing against the student as it is; None with student_logp="old", and where nothing was measured."""
+        """The weighing against the current student; None with student_logp="old" or if the step has no evidence."""
         evidence = self._evidence(batch)
         if self.student_logp == "old" or evidence is None:
             return None
