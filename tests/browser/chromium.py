@@ -1,4 +1,4 @@
-"""A headless Chromium driven over its DevTools protocol: real pages, real mouse, real keys."""
+"""A headless Chromium controlled over the DevTools protocol, with real mouse and key events."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SLOW_SECONDS = 100.0
-"""For a start, a command or a change of a page, on a machine that is busy with other things."""
+"""Timeout of a start, a command or a change of the page, on a busy machine."""
 
 
 def executable() -> str | None:
-    """The browser on PATH, if there is one."""
+    """The path of a Chromium on PATH; None if there is none."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
@@ -31,7 +31,7 @@ needs_chromium = pytest.mark.skipif(
 
 
 class Browser:
-    """One process with one tab."""
+    """A browser process with one tab."""
 
     def __init__(self, profile: Path) -> None:
         command = [str(executable()), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -50,7 +50,7 @@ class Browser:
             raise
 
     def _attach(self, port_file: Path) -> None:
-        """Waits until the process says where it listens, and opens its tab."""
+        """Waits until the process has written its port, and opens the tab."""
         deadline = time.monotonic() + SLOW_SECONDS
         while not (port_file.exists() and port_file.read_text().count("\n") == 1):
             assert time.monotonic() < deadline, "chromium does not start"
@@ -72,7 +72,7 @@ class Browser:
         self._open.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the protocol; what happens meanwhile is kept in `events`."""
+        """Sends a DevTools command and returns its result. Events that arrive meanwhile are kept in `events`."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters}
         self._socket.send(json.dumps(message | ({"sessionId": self._session} if self._session else {})))
@@ -82,18 +82,18 @@ class Browser:
         return reply["result"]
 
     def open(self, url: str) -> None:
-        """Loads a page; nothing of the one before it is remembered."""
+        """Loads a page and forgets the events of the previous one."""
         self.events.clear()
         loader = self.call("Page.navigate", url=url)["loaderId"]
-        while not any(self._is_load(event, loader) for event in self.events):  # until then the one before it may answer
+        while not any(self._is_load(event, loader) for event in self.events):  # until then the old page runs
             self.events.append(json.loads(self._socket.recv(timeout=SLOW_SECONDS)))
 
     def settle(self) -> None:
-        """Waits until nothing fades or moves any more."""
+        """Waits until all animations have ended."""
         self.until("document.getAnimations().length === 0")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Evaluates a JavaScript expression and returns its value."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
@@ -105,7 +105,7 @@ class Browser:
             time.sleep(0.02)
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the page was opened."""
+        """URLs requested since the page was opened."""
         self.run("0")
         sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
@@ -123,7 +123,7 @@ class Browser:
         )
 
     def scheme(self, name: str) -> None:
-        """Light or dark, as the system would say."""
+        """Sets the preferred colour scheme of the system: `light` or `dark`."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     def hover(self, selector: str) -> None:
@@ -137,7 +137,7 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, *keys: str) -> None:
-        """Named keys: Tab, ArrowRight, Escape."""
+        """Presses keys by name. Example: press("Tab", "ArrowRight")."""
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}
         codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
         for key in keys:
@@ -145,19 +145,19 @@ class Browser:
                 self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 
     def type(self, selector: str, text: str) -> None:
-        """Replaces what a field holds."""
+        """Replaces the text of a field."""
         self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         self.run(f"document.querySelector({json.dumps(selector)}).select()")
         self.call("Input.insertText", text=text)
 
     def choose(self, selector: str, *files: Path) -> None:
-        """Gives files to a field that takes them."""
+        """Chooses files in a file field."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         field = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=field, files=[str(file) for file in files])
 
     def picture(self, file: Path) -> None:
-        """The whole page as PNG."""
+        """Saves the whole page as a PNG file."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
     @staticmethod

@@ -17,7 +17,7 @@ from tests.helpers.serving import served
 
 @pytest.fixture(scope="module")
 def credit() -> TokenCredit:
-    """The tiny model and the verifier with its workers."""
+    """The credit function of a teacher with the tiny model, graded by a real verifier."""
 
     async def grade(group: RolloutGroup) -> ScoredGroup:
         async with GraderPool(workers=1) as pool:
@@ -28,7 +28,7 @@ def credit() -> TokenCredit:
 
 @pytest.fixture(scope="module")
 def teacher(credit: TokenCredit) -> Iterator[str]:
-    """The address of its page."""
+    """The address of the teacher's page."""
     with served(web_application(credit)) as url:
         yield f"{url}/"
 

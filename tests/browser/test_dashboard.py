@@ -1,4 +1,4 @@
-"""The dashboard page in a real browser, over run folders that grow while it is open."""
+"""The dashboard page in a real browser, on run folders that grow while the page is open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').
 
 @contextmanager
 def served(*runs: RunDir, port: int = 0, token: str = "") -> Iterator[str]:
-    """The address of a dashboard."""
+    """Serves a dashboard of these runs; yields its address."""
     app = application([Watched(run) for run in runs])
     guard(app, Settings(token=token))
     with serving.served(app, port) as url:
@@ -38,7 +38,7 @@ def served(*runs: RunDir, port: int = 0, token: str = "") -> Iterator[str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A run at work on its seventh step."""
+    """A running run in its seventh step."""
     made = make_run(tmp_path / "sums", 6)
     for step in (4, 5):
         write_groups(made, step)
@@ -52,7 +52,7 @@ def tab(browser: Browser) -> Iterator[Browser]:
     browser.size(1280, 900)
     browser.scheme("light")
     yield browser
-    browser.call("Page.navigate", url="about:blank")  # or the page would go on asking
+    browser.call("Page.navigate", url="about:blank")  # otherwise the page would keep polling
 
 
 def opened(tab: Browser, url: str) -> None:
@@ -82,7 +82,7 @@ def test_a_live_run_is_drawn_as_it_goes_and_survives_a_restart(tab: Browser, run
         tab.run("document.getElementById('back').click()")
         run.append(make_metrics(7))
         tab.until(f"{DRAWN} === 8")
-        assert tab.run(SELECTED) == "5"  # who looks at a step is not taken away from it
+        assert tab.run(SELECTED) == "5"  # the page stays at a step that the user has selected
         run.append_failures([make_failure(7)])
         tab.until("document.getElementById('failures-title').textContent === 'Failures (3)'")
     tab.until("document.getElementById('link').textContent === 'no answer; trying again'")
@@ -210,9 +210,9 @@ def test_a_thousand_steps_fit_a_phone_in_light_and_dark(tab: Browser, tmp_path: 
         opened(tab, url)
         assert tab.run(SELECTED) == "1499"
         assert tab.run("document.documentElement.scrollWidth") == 360
-        assert 200 < tab.run(DRAWN) < 800  # two points a pixel column at most
+        assert 200 < tab.run(DRAWN) < 800  # at most two points per pixel column
         drawing = "(t => { for (const card of cards) card.draw(); return performance.now() - t; })(performance.now())"
-        assert min(tab.run(drawing) for _ in range(5)) < 1000  # milliseconds, when nothing else is done
+        assert min(tab.run(drawing) for _ in range(5)) < 1000  # milliseconds, on an idle machine
         assert tab.run("document.body.scrollHeight - (changed(), document.body.scrollHeight)") == 0
         tab.click(".curve summary")
         tab.until("document.querySelectorAll('.curve table tbody tr').length === 1500")

@@ -1,4 +1,4 @@
-"""The heat map page in a real browser, on a real teacher with the tiny model."""
+"""The heat map page in a real browser, served by a real teacher with the tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN = '#panels article:nth-child(2) .token[data-at="{}"]'
 
 
 def alphas(page: Browser, panel: int = 2) -> list[float]:
-    """How strongly each token is coloured."""
+    """The opacity of each token's colour in a panel."""
     return page.run(
         f"[...document.querySelectorAll('#panels article:nth-child({panel}) .token')]"
         ".map(t => Number((getComputedStyle(t).backgroundColor.match(/[\\d.]+(?=\\)$)/) ?? [1])[0]))"
@@ -58,9 +58,9 @@ def test_the_sample_shows_both_methods_with_their_clip_rates(page: Browser) -> N
 def test_the_browser_computes_what_the_teacher_computed(page: Browser) -> None:
     differences = page.run("""
         state.reply.responses.flatMap(response => response.tokens.map(token => {
-            const found = creditOf('cepo', token, response.advantage);
-            return Math.max(Math.abs(found.delta - token.delta), Math.abs(found.clippedWeight - token.weight_clipped),
-                Math.abs(found.advantage - token.advantage), found.clipped === token.clipped ? 0 : 1);
+            const ours = creditOf('cepo', token, response.advantage);
+            return Math.max(Math.abs(ours.delta - token.delta), Math.abs(ours.clippedWeight - token.weight_clipped),
+                Math.abs(ours.advantage - token.advantage), ours.clipped === token.clipped ? 0 : 1);
         }))""")
     assert len(differences) == 108
     assert max(differences) < 1e-4
@@ -107,7 +107,7 @@ def test_sliders_recolour_without_another_call(page: Browser) -> None:
     slide(page, "lam", 0)
     page.until("getComputedStyle(document.querySelector('.token')).backgroundColor.includes(', 0)')")
     page.until("document.getElementById('lam-value').value === '0.00'")
-    page.settle()  # the colours fade
+    page.settle()  # the colours change gradually
     assert max(alphas(page)) == 0
     slide(page, "lam", 1)
     slide(page, "eps", 0.9)

@@ -1,4 +1,4 @@
-"""The dashboard of a run at work, held open in a real browser while things happen to the run."""
+"""Keeps the dashboard of a running run open in a real browser while the test disturbs the run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ SECONDS = 240.0
 
 @dataclass
 class Seen:
-    """What the page showed; nothing where there is no browser."""
+    """What the page showed. All fields stay at their defaults if no browser is installed."""
 
     begun: int = 0
-    """Steps that were drawn when it was opened,"""
+    """Number of steps drawn when the page was opened."""
     ended: int = 0
-    """and at the end."""
+    """Number of steps drawn at the end."""
     tip: str = ""
-    """The numbers of the last token of a response, from the group of a step."""
+    """The tooltip of the last token of a response."""
     loads: int = 0
-    """How often the page itself was asked for."""
+    """How often the browser requested the page itself."""
     failures: tuple[str, ...] = ()
 
 
 @contextmanager
 def followed(run_dir: Path, profile: Path, steps: int) -> Iterator[Seen]:
-    """Opens the page and a token of a group; after what happens then, waits until all steps are drawn."""
+    """Opens the page and focuses a token of a group. When the block ends, waits until `steps` steps are drawn."""
     seen = Seen()
     if executable() is None:
         yield seen

@@ -1,7 +1,7 @@
-"""Processes of a small run on hosts of their own: `python -m tests.pipeline.link_parts trainer FILE` and `... rollout`.
+"""The trainer and the rollout worker of a small run: `python -m tests.pipeline.link_parts trainer FILE`, or `rollout`.
 
-Bus, stage loop, collector, adapter cache and both servers are those of the services; the weights are random bytes and
-the samples always the same.
+Each runs on its own host. Bus, stage loop, collector, adapter cache and both servers are the production code. The
+weights are random bytes, and every task gets the same samples.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAMPLE_SECONDS = 0.2
 
 
 class Engine(ToyEngine):
-    """An engine that fetches every adapter that it is told to load, and runs no model."""
+    """An engine without a model, which fetches every adapter that it is asked to load."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ async def rollout(settings: Settings) -> chassis.Service:
 
 
 async def trainer(settings: Settings) -> chassis.Service:
-    """Publishes a version a step, and writes a line about each step's groups, until it is told to stop."""
+    """Publishes a new policy and 16 tasks in every step, and appends one line per step to FILE, until SIGTERM."""
     bus, folder, out = await RedisBus.connect(settings), Path(mkdtemp()), Path(sys.argv[2])
     collector = Collector(bus, "link", lambda proof: None)
 

@@ -1,6 +1,6 @@
-"""Loads adapters in vLLM as anybody would and writes the prompt's log-probs under each to a JSON file.
+"""Loads adapters with vLLM's public API alone and writes the prompt's log-probs under each of them to a JSON file.
 
-In one process: by default engine and worker have each their own, which import vLLM again.
+The engine and its worker run in this process. By default each is a process of its own, which imports vLLM again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def main() -> None:
     llm = LLM(job["model"], dtype="float32", enable_lora=True, distributed_executor_backend=UniProcExecutor, **sizes)
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     prompt = {"prompt_token_ids": job["prompt"]}
-    found = []
+    logps = []
     for number, folder in enumerate(job["adapters"], 1):
         output = llm.generate(prompt, params, lora_request=LoRARequest(f"a{number}", number, folder), use_tqdm=False)
         rows = output[0].prompt_logprobs[1:]
-        found.append([row[token].logprob for token, row in zip(job["prompt"][1:], rows, strict=True)])
-    Path(job["out"]).write_text(json.dumps(found))
+        logps.append([row[token].logprob for token, row in zip(job["prompt"][1:], rows, strict=True)])
+    Path(job["out"]).write_text(json.dumps(logps))
 
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # the work is written; vLLM's own threads can abort an interpreter that ends by itself
+    os._exit(0)  # the result is written; on a normal exit vLLM's threads can abort the interpreter

@@ -1,4 +1,4 @@
-"""A moving average as the teacher, in the trainer's own process, and peers as hints; the trainer is killed."""
+"""A run whose teacher is a moving average inside the trainer's process, with peers as hints, survives SIGKILL of it."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_an_average_teaches_through_a_killed_trainer(tmp_path: Path) -> None:
     assert process.returncode == 0, printed
     assert not (run_dir / "logs" / "teacher.log").exists()
 
-    found = rows(run_dir)
-    assert [row["step"] for row in found] == list(range(STEPS))
-    assert {(row["groups/failed"], row["teacher/behind"]) for row in found} == {(0.0, 0.0)}
-    assert all(row["teacher/distance"] > 0 for row in found[1:])
-    assert sum(row["credit/tokens"] for row in found) > 0
-    assert 0 < max(row["hint/rejected_tokens"] for row in found) <= 12
-    assert max(row["hint/rejected_asked"] for row in found) > 0
+    metrics = rows(run_dir)
+    assert [row["step"] for row in metrics] == list(range(STEPS))
+    assert {(row["groups/failed"], row["teacher/behind"]) for row in metrics} == {(0.0, 0.0)}
+    assert all(row["teacher/distance"] > 0 for row in metrics[1:])
+    assert sum(row["credit/tokens"] for row in metrics) > 0
+    assert 0 < max(row["hint/rejected_tokens"] for row in metrics) <= 12
+    assert max(row["hint/rejected_asked"] for row in metrics) > 0
 
-    for version in range(2, STEPS + 1):  # every average is made from the one before, across the restart
+    for version in range(2, STEPS + 1):  # each average continues from the previous version, also across the restart
         before, now = weights(run_dir, f"ema-v{version - 1:06d}"), weights(run_dir, f"v{version:06d}")
         for name, weight in weights(run_dir, f"ema-v{version:06d}").items():
             torch.testing.assert_close(weight, before[name].lerp(now[name], RATE), rtol=1e-6, atol=1e-9)

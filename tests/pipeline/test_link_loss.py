@@ -1,4 +1,4 @@
-"""Redis, trainer and workers on hosts of their own (network namespaces), whose links fail for ten seconds each."""
+"""Redis, trainer and workers run on separate hosts (network namespaces); each link fails for ten seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ip(*words: str) -> None:
 
 
 class Hosts:
-    """A hub with a bridge, and two hosts on it; each link can be cut."""
+    """A hub with a bridge and two hosts connected to it. Each link can be cut."""
 
     def __init__(self, prefix: str) -> None:
         self._names = {name: f"{prefix}-{name}" for name in ("hub", "trainer", "worker")}
@@ -57,11 +57,11 @@ class Hosts:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
     def link(self, name: str, state: str) -> None:
-        """Cuts (down) or mends (up) the link of a host; packets are lost, connections are not closed."""
+        """Sets the link of a host `down` or `up`. While it is down packets are lost, but connections stay open."""
         ip("-n", self._names["hub"], "link", "set", name, state)
 
     def spawn(self, name: str, command: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-        """A process on a host."""
+        """Starts a process on a host."""
         with log.open("wb") as file:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self._names[name], *command],
@@ -91,7 +91,7 @@ def steps(out: Path) -> list[dict[str, object]]:
 
 
 def wait_for(count: int, out: Path, processes: dict[str, subprocess.Popen[bytes]], logs: Path) -> None:
-    """Waits until so many steps have ended; fails at once, with its log, if a process ends before."""
+    """Waits until `count` steps have ended. Fails with the log of a process that exits before that."""
     deadline = time.monotonic() + START_SECONDS
     while len(steps(out)) < count:
         ended = [name for name, process in processes.items() if process.poll() is not None]
@@ -133,7 +133,7 @@ def test_a_run_survives_ten_seconds_without_redis_and_without_the_trainer(hosts:
         stalled = len(steps(out))
         hosts.link("worker", "up")
         time.sleep(OUTAGE_SECONDS / 2)
-        assert len(steps(out)) == stalled <= cut + 1, "a step ended without a link: the test shows nothing"
+        assert len(steps(out)) == stalled <= cut + 1, "steps ended without a link, so the test proves nothing"
         hosts.link("trainer", "up")
         wait_for(stalled + 3, out, processes, tmp_path)
         processes["trainer"].send_signal(signal.SIGTERM)
@@ -142,9 +142,9 @@ def test_a_run_survives_ten_seconds_without_redis_and_without_the_trainer(hosts:
         for process in processes.values():
             process.kill()
             process.wait()
-    found = steps(out)
-    assert [row["step"] for row in found] == list(range(len(found)))
-    for row in found:
+    metrics = steps(out)
+    assert [row["step"] for row in metrics] == list(range(len(metrics)))
+    for row in metrics:
         assert row["groups"] == [f"link/{row['step']}/{i}" for i in range(GROUPS)]
-        assert row["kinds"] == ["EvidencedGroup"], "no group was given up"
-    assert found[-1]["dropped"] == 0, "no group came twice"
+        assert row["kinds"] == ["EvidencedGroup"], "a group was given up"
+    assert metrics[-1]["dropped"] == 0, "a group arrived twice"

@@ -1,6 +1,6 @@
-"""The rollout service under clients that were not written for it, and `cepo eval`: one real stack for both.
+"""`cepo eval`, the official OpenAI SDK and lm-eval against one real rollout service.
 
-Three policies are measured on a run folder; then the official OpenAI SDK and lm-eval talk to the same engine.
+`cepo eval` first measures the base model and three versions of a run. The other clients then use the same engine.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ SUM = "23 + 45 - 17 = ?"
 
 
 class Served:
-    """What was measured, and the service that measured it, still up."""
+    """The results of `cepo eval`, and the services that it used, which are still running."""
 
-    def __init__(self, stack: Stack, out: Path, found: list[MeasuredPolicy], run_dir: RunDir) -> None:
+    def __init__(self, stack: Stack, out: Path, measured: list[MeasuredPolicy], run_dir: RunDir) -> None:
         self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
         self.process = stack.children["rollout"].process
         self.out = out
-        self.found = found
+        self.measured = measured
         self.run_dir = run_dir
-        self.names = [measured.policy.name for measured in found]
+        self.names = [each.policy.name for each in measured]
 
     def sdk(self, token: str = TOKEN) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0)
@@ -70,7 +70,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`cepo eval` of three versions of a run, held before its stack is stopped."""
+    """`cepo eval` of the base model and three versions of a run, paused before it stops its services."""
     folder = tmp_path_factory.mktemp("openai")
     run_dir = RunDir(folder / "run")
     config = make_config()
@@ -87,19 +87,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         out.logs.mkdir(parents=True)
         stack = Stack(plan.config, out, services=evaluate.SERVICES)
         with running(stack):
-            found = asyncio.run(evaluate.measure_all(plan, stack, out.path, Console(quiet=True)))
-            yield Served(stack, out.path, found, run_dir)
+            measured = asyncio.run(evaluate.measure_all(plan, stack, out.path, Console(quiet=True)))
+            yield Served(stack, out.path, measured, run_dir)
 
 
 def disturb(learner: Learner, seed: int) -> None:
-    """Gives the adapter other weights, which change what the model says."""
+    """Changes the adapter's weights enough to change the model's responses."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in learner.parameters:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def test_eval_measures_every_policy_and_writes_what_it_found(served: Served) -> None:
+def test_eval_measures_every_policy_and_writes_the_results(served: Served) -> None:
     results = json.loads((served.out / "results.json").read_text())
     assert [row["version"] for row in results["policies"]] == [0, 1, 2, 3]
     assert results["sampling"] == {
@@ -114,13 +114,13 @@ def test_eval_measures_every_policy_and_writes_what_it_found(served: Served) -> 
         assert (row["problems"], row["groups/failed"]) == (LIMIT, 0)
         assert 0 <= row["pass@1"]["low"] <= row["pass@1"]["value"] <= row["pass@2"]["value"] <= 1
     texts = [(served.out / f"samples-{label}.jsonl").read_text() for label in ("base", "v1", "v2", "v3")]
-    assert len(set(texts)) == 4  # each policy wrote its own
+    assert len(set(texts)) == 4  # each policy has its own responses
     assert (served.out / "pass_at_k.svg").read_text().startswith("<svg")
 
 
 def test_the_sdk_lists_the_versions_that_are_resident(served: Served) -> None:
     listed = {model.id: model for model in served.sdk().models.list()}
-    assert set(listed) == {"policy", "base", *served.names[-2:]}  # room for two: the first version gave its place
+    assert set(listed) == {"policy", "base", *served.names[-2:]}  # two adapters fit: the first version was evicted
     assert listed["policy"].model_dump()["root"] == served.names[-1]
     assert served.sdk().models.retrieve("policy").id == "policy"
 
@@ -139,7 +139,7 @@ def test_completions_echo_the_prompt_with_the_log_probs_of_peft(served: Served) 
         reply = served.sdk().completions.create(
             model=name, prompt=list(ids), echo=True, logprobs=1, max_tokens=1, temperature=0
         )
-        assert reply.model == served.names[-1]  # the answer names the version
+        assert reply.model == served.names[-1]  # `policy` is resolved to the version
         assert reply.choices[0].logprobs is not None
         assert reply.choices[0].logprobs.token_logprobs is not None
         assert reply.choices[0].logprobs.token_logprobs[1:-1] == pytest.approx(expected.tolist(), abs=1e-4)
@@ -162,9 +162,9 @@ def test_chat_streams_what_it_answers_whole(served: Served) -> None:
 
 
 def test_what_is_streamed_comes_while_the_rest_is_generated(served: Served) -> None:
-    """A long answer: the engine hands over what it has whenever it is asked, so few pieces come of a short one.
+    """The response is long because the engine returns all tokens since the last poll: a short one has few pieces.
 
-    On a busy machine neither it nor this test may be asked before the end: one try in many shows it.
+    On a busy machine the engine or this test may not be scheduled before the end, so one of many attempts must succeed.
     """
     asked: dict[str, Any] = {"model": "base", "prompt": SUM, "max_tokens": 128, "temperature": 0}
 
@@ -188,7 +188,7 @@ def test_mistakes_are_openai_errors(served: Served) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
         served.sdk("wrong").models.list()
     assert "wrong or missing token" in str(refused.value.body)
-    for name in ("gpt-4", served.names[1]):  # a version that gave its place is not served
+    for name in ("gpt-4", served.names[1]):  # an evicted version is not served
         with pytest.raises(openai.NotFoundError, match=f"The model `{name}` does not exist"):
             served.sdk().completions.create(model=name, prompt="1")
     with pytest.raises(openai.NotFoundError, match="served now: policy, v000003-"):
@@ -232,8 +232,8 @@ def test_lm_eval_finds_what_its_own_hf_backend_finds(served: Served, tmp_path: P
     assert ours["logps"] == pytest.approx(theirs["logps"], abs=1e-3)
 
 
-async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_it(served: Served) -> None:
-    first = served.found[1].finished[0].scored.rollout
+async def test_an_evicted_version_is_loaded_again_when_a_task_names_it(served: Served) -> None:
+    first = served.measured[1].finished[0].scored.rollout
     async with grpc.aio.insecure_channel(served.grpc) as channel:
         stub = services_pb2_grpc.RolloutServiceStub(channel)
         reply = await stub.Generate(to_proto(first.task), metadata=call_metadata(TOKEN))
@@ -246,7 +246,7 @@ async def test_a_version_that_gave_its_place_is_loaded_again_when_a_task_names_i
 
 
 def test_vllms_own_process_ends_with_a_service_that_is_killed(served: Served) -> None:
-    """Last: it ends the service of this file."""
+    """This test must be the last one, because it kills the service of this file."""
     assert served.process is not None
     engine = engine_of(served.process.pid)
     served.process.kill()

@@ -1,4 +1,4 @@
-"""Every shipped run file trains: its method, on the tiny model, through one set of real services."""
+"""Every shipped run file trains the tiny model with its method, through one set of real services."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ PARTICULAR = {
     "vineppo": ("algorithm.continuations=2", 'algorithm.step_delimiter=" "', "algorithm.max_states=4"),
     "spo-chain": ("algorithm.continuations=2", "algorithm.max_states=4"),
 }
-"""What a preset needs to fit responses of 40 tokens."""
+"""Overrides that adapt a preset to responses of 40 tokens."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a trainer needs: the run files' common changes, and where everything is."""
+    """The running services, and the overrides that all presets share."""
 
     engines: _stack.Services
     overrides: tuple[str, ...]
 
 
 class Scorer(BaseHTTPRequestHandler):
-    """Gives every reasoning step the share of its characters that are digits."""
+    """Scores each reasoning step with the share of its characters that are digits."""
 
     def do_POST(self) -> None:
         steps = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["steps"]
@@ -96,7 +96,7 @@ def scorer() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[Services]:
-    """Rollout, verifier and teacher, as `cepo up` starts them; the tests stand in the trainer's place."""
+    """Rollout, verifier and teacher as `cepo up` starts them. The tests take the trainer's place."""
     folder = tmp_path_factory.mktemp("services")
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(), 64)))
@@ -109,7 +109,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[
 
 
 def examples() -> Iterator[dict[str, str]]:
-    """Problems with a solution, and with a right and a wrong response."""
+    """Rows of problems with a solution, a correct response (`chosen`) and a wrong one (`rejected`)."""
     for problem in task.problems(0, held_out=False):
         right, wrong = demos.solution(problem)[0], demos.solution(problem, slip=1)[0]
         answer = str(problem.answer)
@@ -118,7 +118,7 @@ def examples() -> Iterator[dict[str, str]]:
 
 @asynccontextmanager
 async def trainer(preset: str, services: Services, folder: Path, *overrides: str) -> AsyncIterator[Run]:
-    """The parts of a run, with its adapters at hand for the engines."""
+    """A run of a preset, which serves its adapters to the engines."""
     torch.set_num_threads(1)
     common = [o for o in services.overrides if not o.startswith("reward.scorer") or preset == "prm"]
     config = runfile.load(RUNS / f"{preset}.toml", [*common, *PARTICULAR.get(preset, ()), *overrides])
@@ -127,69 +127,69 @@ async def trainer(preset: str, services: Services, folder: Path, *overrides: str
 
 
 def measured(services: Services, metric: str) -> dict[str, float]:
-    """A metric of both engines."""
+    """The current value of a metric in rollout and teacher."""
     pages = {name: asked(f"{services.engines.http[name]}/metrics") for name in ("rollout", "teacher")}
     return {name: float(page.split(f"\n{metric} ")[1].split("\n")[0]) for name, page in pages.items()}
 
 
 def documented(key: str) -> bool:
-    """Whether docs/metrics.md names a key, by itself or with a star for its end."""
+    """Whether docs/metrics.md names a key, in full or with a star at its end."""
     plain = next((key.removesuffix(end) for end in SPLITS if key.endswith(end)), key)
     names = (ROOT / "docs" / "metrics.md").read_text().split("`")[1::2]
     return key in names or plain in names or any(fnmatch(key, name) for name in names if "*" in name)
 
 
 async def trained(preset: str, services: Services, folder: Path, *overrides: str) -> tuple[Run, list[Metrics]]:
-    """A preset trained through the services, in this process, and its metrics."""
+    """Trains a preset in this process through the services. Returns the run and its rows of metrics."""
     async with trainer(preset, services, folder, *overrides) as run:
         await asyncio.wait_for(train(run, asyncio.Event()), 120)
-    found = rows(folder)
-    assert [row["step"] for row in found] == list(range(STEPS))
-    assert all(math.isfinite(value) for row in found for value in row.values())
-    assert not {key for row in found for key in row if not documented(key)}
-    assert sum(row["groups/failed"] for row in found) == 0
-    return run, found
+    metrics = rows(folder)
+    assert [row["step"] for row in metrics] == list(range(STEPS))
+    assert all(math.isfinite(value) for row in metrics for value in row.values())
+    assert not {key for row in metrics for key in row if not documented(key)}
+    assert sum(row["groups/failed"] for row in metrics) == 0
+    return run, metrics
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 async def test_a_preset_trains_three_steps_and_writes_finite_metrics(
     preset: str, services: Services, tmp_path: Path
 ) -> None:
-    run, found = await trained(preset, services, tmp_path / preset)
+    run, metrics = await trained(preset, services, tmp_path / preset)
     sampling = run.config.sampling
-    whole = sampling.top_k == 0 and sampling.top_p == 1.0  # else the engine's log-probs are of the rest
-    assert max(row["rollout/logp_gap"] for row in found) < (1e-3 if whole else 0.5)
+    whole = sampling.top_k == 0 and sampling.top_p == 1.0  # otherwise the engine renormalises its log-probs
+    assert max(row["rollout/logp_gap"] for row in metrics) < (1e-3 if whole else 0.5)
     assert len(list(run.folder.adapters.glob("v*"))) == STEPS
 
 
 async def test_a_teacher_near_the_base_model_is_weighed_against_the_present_student_in_its_thoughts(
     services: Services, tmp_path: Path
 ) -> None:
-    """What no preset sets: the trust region, and a thought that is the first line."""
+    """No preset uses the trust region, or a thought that ends with the first line."""
     present = ('algorithm.teacher={source="trust_region", actor_share=0.5}', 'algorithm.student_logp="current"')
     runs = [
         await trained("rlsd-paper", services, tmp_path / f"near{i}", *present, *more)
         for i, more in enumerate([(), ('algorithm.thought_end="\\n"',)])
     ]
-    first = [found[0] for _, found in runs]  # later steps have other policies
+    first = [metrics[0] for _, metrics in runs]  # the policies of later steps differ
     assert all(row["credit/delta_std"] > 0 for row in first)
-    assert all(row["version/teacher"] == 0 for _, found in runs for row in found)  # the base is proven too
+    assert all(row["version/teacher"] == 0 for _, metrics in runs for row in metrics)  # proven too
     assert 0 < first[1]["credit/tokens"] < first[0]["credit/tokens"]
 
 
-async def test_responses_are_gone_on_from_and_their_steps_get_credit(services: Services, tmp_path: Path) -> None:
+async def test_responses_are_continued_and_their_steps_get_credit(services: Services, tmp_path: Path) -> None:
     settings = ("algorithm.continuations=3", "sampling.prompts=3", "sampling.samples=8")
-    _, found = await trained("vineppo", services, tmp_path / "steps", *settings)
-    for row in found:
+    _, metrics = await trained("vineppo", services, tmp_path / "steps", *settings)
+    for row in metrics:
         assert row["groups/total"] > 3
         assert row["tokens/continued"] > 0
         assert row["value/states"] >= 3 * 8
         assert 0 < row["value/mean"] < 1
         assert row["rollout/logp_gap"] < 1e-3
-    assert any(row["grad_norm"] > 0 for row in found)
+    assert any(row["grad_norm"] > 0 for row in metrics)
 
 
-async def test_engines_have_what_was_announced_before_a_task_names_it_and_finish_what_older_ones_began(
+async def test_engines_load_announced_policies_before_a_task_names_them_and_finish_tasks_of_older_ones(
     services: Services, tmp_path: Path
 ) -> None:
     async with trainer("tiny_cepo", services, tmp_path / "announced") as run:
@@ -209,6 +209,6 @@ async def test_engines_have_what_was_announced_before_a_task_names_it_and_finish
         await run.feeder.publish(tasks)
         groups = finished(await asyncio.wait_for(run.collector.take(tasks), 200))
         assert measured(services, "cepo_engine_load_seconds_count") == loads
-    assert [group.task for group in groups] == tasks  # none failed, and each was proven to have its policies
+    assert [group.task for group in groups] == tasks  # none failed, and the engines proved the policies of each
     assert [group.scored.rollout.proof.policy for group in groups] == [task.policy for task in tasks]
     assert {proof.policy for group in groups for proof in group.proofs} == {old, new}

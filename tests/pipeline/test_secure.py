@@ -1,4 +1,4 @@
-"""The whole system with tokens and mutual TLS, Redis included: it trains, lets nobody else in and keeps its secrets."""
+"""The whole system with tokens and mutual TLS, also to Redis: it trains, rejects strangers and keeps its secrets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SETTINGS = (f"loop.steps={STEPS}", "sampling.prompts=4", "eval.prompts=4", "eval
 
 
 def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int | None:
-    """The status of a REST call; None if there was no connection."""
+    """The HTTP status of a REST call; None if the connection failed."""
     try:
         return httpx.get(f"{address}/metrics", headers=headers, verify=tls, timeout=SLOW_SECONDS).status_code
     except httpx.TransportError:
@@ -49,7 +49,7 @@ def refusal(address: str, headers: dict[str, str], tls: ssl.SSLContext) -> int |
 
 
 def grpc_answer(address: str, method: str, tls: grpc.ChannelCredentials, token: str) -> grpc.StatusCode:
-    """What a call is told, a good one that its message says nothing."""
+    """The status of a call with an empty message: a caller that is accepted gets an error about the message."""
     with grpc.secure_channel(address, tls) as channel:
         call = channel.unary_unary(method).with_call
         try:
@@ -71,7 +71,7 @@ def test_a_run_over_mutual_tls_with_tokens(
         url = f"rediss://:{PASSWORD}@127.0.0.1:{front.port}/0"
         with started(command(run_dir, "--redis", url, settings=SETTINGS), secure) as process:
             wait_until(lambda: listening(run_dir), process)
-            with redis.silent():  # the run cannot be over before
+            with redis.silent():  # the run cannot finish meanwhile
                 for name, value in secure.items():
                     monkeypatch.setenv(name, value)
                 capsys.readouterr()
@@ -91,7 +91,7 @@ def test_a_run_over_mutual_tls_with_tokens(
 
 
 def listening(run_dir: Path) -> bool:
-    """Whether every service has its ports open; the rollout is the last, and its first step lies ahead."""
+    """Whether every service listens. The rollout is the last to do so, before the first step of the run."""
     file = run_dir / "services.json"
     if not file.exists():
         return False
@@ -103,14 +103,14 @@ def listening(run_dir: Path) -> bool:
     return True
 
 
-def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strangers: Path) -> None:
-    """Every service refuses whoever lacks a certificate, has another authority's or an old one, or a wrong token."""
+def check_refusals(addresses: dict[str, dict[str, str]], certificates: Path, strangers: Path) -> None:
+    """Every service rejects callers without a certificate, with a foreign or expired one, or with a wrong token."""
     expire(certificates)
     ca, ours = certificates / "client" / "ca.crt", certificates / "client"
-    assert set(found["http"]) == set(found["grpc"]) == set(SPECS)
+    assert set(addresses["http"]) == set(addresses["grpc"]) == set(SPECS)
 
     def check(name: str) -> None:
-        address, target, method = found["http"][name], found["grpc"][name], METHODS[name]
+        address, target, method = addresses["http"][name], addresses["grpc"][name], METHODS[name]
         for folder in (None, strangers / "client", certificates / "expired", ours):
             rest, rpc = ssl.create_default_context(cafile=ca), grpc.ssl_channel_credentials(ca.read_bytes())
             if folder:
@@ -131,7 +131,7 @@ def check_refusals(found: dict[str, dict[str, str]], certificates: Path, strange
 
 
 def expire(certificates: Path) -> None:
-    """Has the authority of `cepo certs` sign a certificate that ended yesterday."""
+    """Signs a certificate that expired yesterday with the authority of `cepo certs`."""
     key = serialization.load_pem_private_key((certificates / "ca.key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     authority = Authority(x509.load_pem_x509_certificate((certificates / "client" / "ca.crt").read_bytes()), key)
@@ -140,7 +140,7 @@ def expire(certificates: Path) -> None:
 
 
 def check_redis(port: int, certificates: Path, strangers: Path) -> None:
-    """Redis refuses the same callers, and a wrong password."""
+    """Redis rejects the same callers, and a wrong password."""
 
     def ping(folder: Path | None, password: str) -> bool:
         chain = {"ssl_certfile": str(folder / "tls.crt"), "ssl_keyfile": str(folder / "tls.key")} if folder else {}

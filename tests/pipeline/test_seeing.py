@@ -1,4 +1,4 @@
-"""The tiny model that sees, through the four services and real vLLM: figures, text alone, and rows that are no good."""
+"""The tiny vision-language model through the four services and real vLLM: figures, text-only rows and bad rows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def row(answer: int, *images: bytes, question: str = QUESTION) -> dict[str, Any]
     return {"question": question, "answer": str(answer), "images": uris}
 
 
-def written(path: Path, found: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(each) + "\n" for each in found))
+def written(path: Path, dataset: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(each) + "\n" for each in dataset))
     return f"'{path}'"
 
 
@@ -55,11 +55,11 @@ def test_a_run_on_images_trains_and_what_it_reads_is_in_them(tmp_path: Path) -> 
     for number, reason in enumerate(reasons, start=5):
         assert printed.count(f"row {number}: column 'images' holds {reason}") == 1
     assert "and 1 more" in printed
-    found = rows(run_dir)
-    assert [each["groups/failed"] for each in found] == [0, 0, 0]
-    assert 0 < max(each["rollout/logp_gap"] for each in found) < 1e-5
-    assert sum(each["accuracy/train"] for each in found) / 3 > 0.3
-    assert max(found[0]["accuracy/eval_before"], found[-1]["accuracy/eval"]) < 0.15  # on blank images
+    metrics = rows(run_dir)
+    assert [each["groups/failed"] for each in metrics] == [0, 0, 0]
+    assert 0 < max(each["rollout/logp_gap"] for each in metrics) < 1e-5
+    assert sum(each["accuracy/train"] for each in metrics) / 3 > 0.3
+    assert max(metrics[0]["accuracy/eval_before"], metrics[-1]["accuracy/eval"]) < 0.15  # on blank images
     groups = [json.loads(line) for line in (run_dir / "rollouts" / "step-000000.jsonl").read_text().splitlines()]
     marks = [sum(message["content"].count("<image>") for message in group["prompt"]) for group in groups]
     assert [len(group["images"]) for group in groups] == marks

@@ -1,4 +1,4 @@
-"""The teacher as it is deployed, beside a verifier: token credit through the Python client."""
+"""Token credit through the Python client, from a deployed teacher and verifier."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REQUEST = CreditRequest.model_validate(BODY)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a teacher that is ready."""
+    """The address of a teacher that is ready to answer."""
     folder = tmp_path_factory.mktemp("services")
     with RedisServer(folder) as redis, ExitStack() as stack:
         verifier = Settings(redis_url=redis.url, grpc_port=unused_port(), token=TOKEN, threads=1)
@@ -52,7 +52,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def answers(address: str) -> bool:
-    """Whether both services do."""
+    """Whether teacher and verifier answer."""
     try:
         with Client(address, TOKEN) as client:
             client.credit(REQUEST)
@@ -104,7 +104,7 @@ def test_a_mistake_a_missing_token_and_a_missing_trainer_are_errors_of_their_own
         client.credit(REQUEST)
 
 
-def test_the_page_is_served_and_says_nothing_of_anybody(url: str) -> None:
+def test_the_page_is_served_without_a_token_and_holds_no_secret(url: str) -> None:
     page = httpx.get(url, timeout=SLOW_SECONDS)
     assert page.status_code == 200
     assert page.text.startswith("<!doctype html>")

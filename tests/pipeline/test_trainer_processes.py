@@ -1,4 +1,4 @@
-"""A trainer of two processes in a run of real services on pairs, which nobody samples: runs compare to rounding."""
+"""A trainer of two processes in a run on preference pairs, which samples nothing: two runs agree up to rounding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_of(tmp_path: Path, name: str, *overrides: str) -> RunDir:
 
 
 def pod(number: int, folder: RunDir, trainer: Child, port: int) -> Child:
-    """What a pod of the Kubernetes overlay `multi-node` runs, on this machine: names, paths and GPUs are its own."""
+    """The process of a pod of the Kubernetes overlay `multi-node`, with the paths and addresses of this machine."""
     container, variables = in_kubernetes("trainer", "multi-node")
     here = {"python": sys.executable, "/etc/cepo/run/run.toml": str(folder.config), "/runs/run": str(folder.path)}
     ours = {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NPROC_PER_NODE": "1"}
@@ -57,7 +57,7 @@ def adapter(folder: RunDir) -> dict[str, Tensor]:
 def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_one(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    """First the trainer's own two on one machine; then those of two torchruns, which are kept alive as by the Job."""
+    """First the trainer starts both processes; then two torchruns start one each, and are restarted as by the Job."""
     folder = run_of(tmp_path, "shared", "engine.trainer_processes=2")
     stack = Stack(load(folder.config), folder, services=("teacher", "trainer"))
     port, trainer = free_port(), stack.children["trainer"]
@@ -78,7 +78,7 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
             kill("follower", folder.path)
         else:
             stopped = time.monotonic()
-            trainer.terminate()  # its torchrun, which has all end after the step at hand
+            trainer.terminate()  # its torchrun, which stops all processes after the current step
 
     with running(stack):
         while not stack.check():
@@ -87,7 +87,7 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
         assert second.process is not None
         assert second.process.wait(30) == 0
     assert len(rows) == 3
-    assert trainer.started[-1] - stopped < 30, "processes that part waited for each other"
+    assert trainer.started[-1] - stopped < 30, "the processes waited for each other when they stopped"
     said = [json.loads(line)["message"] for line in trainer.log.open() if line.startswith("{")]
     assert [line for line in said if "SIGKILL" in line] == [
         "process 2 of 2 was killed by SIGKILL; the trainer exits, and resumes from its newest checkpoint when it is "

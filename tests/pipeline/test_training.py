@@ -1,4 +1,4 @@
-"""The whole system on the tiny model: real vLLM, Redis, gRPC and processes, started as a user starts them."""
+"""The whole system on the tiny model: real vLLM, Redis, gRPC and processes, started by `cepo train`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Observed:
-    """A run that nothing happened to, and what was seen of it."""
+    """An undisturbed run, and its metrics and traces."""
 
     run_dir: Path
     printed: str
     scrapes: Scrapes
-    """Of every service, after the third and the fifth step."""
+    """Two scrapes of every service: after the third and after the fifth step."""
     traces: Mapping[str, list[Span]]
 
 
@@ -52,7 +52,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
     scrapes = Scrapes()
     with Collector() as collector, run(run_dir, CEPO_OTLP_ENDPOINT=collector.endpoint) as process:
         for steps in (3, 5):
-            wait_until(lambda: len(rows(run_dir)) >= steps, process)  # noqa: B023 it is called in this turn alone
+            wait_until(lambda: len(rows(run_dir)) >= steps, process)  # noqa: B023 only called in this iteration
             with held(run_dir):
                 addresses = json.loads((run_dir / "services.json").read_text())["http"]
                 scrapes.add(time.time(), {name: asked(f"{url}/metrics") for name, url in addresses.items()})
@@ -71,19 +71,19 @@ def final_digest(run_dir: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def test_a_run_writes_every_documented_metric_and_ends_with_what_was_gained(undisturbed: tuple[Path, str]) -> None:
+def test_a_run_writes_every_documented_metric_and_prints_the_gain_at_the_end(undisturbed: tuple[Path, str]) -> None:
     run_dir, printed = undisturbed
-    found = rows(run_dir)
-    assert [row["step"] for row in found] == list(range(STEPS))
-    for row in found:
+    metrics = rows(run_dir)
+    assert [row["step"] for row in metrics] == list(range(STEPS))
+    for row in metrics:
         assert not set(DOCUMENTED_KEYS) - set(row)
         assert row["groups/failed"] == 0
         assert row["groups/total"] == 6
-    assert "accuracy/eval_before" in found[0]
-    assert [step for step, row in enumerate(found) if "accuracy/eval" in row] == [2, 5]
-    assert found[0]["credit/tokens"] > 0
-    assert found[0]["credit/delta_mean_correct"] > found[0]["credit/delta_mean_wrong"]
-    assert max(row["rollout/logp_gap"] for row in found) < 1e-4
+    assert "accuracy/eval_before" in metrics[0]
+    assert [step for step, row in enumerate(metrics) if "accuracy/eval" in row] == [2, 5]
+    assert metrics[0]["credit/tokens"] > 0
+    assert metrics[0]["credit/delta_mean_correct"] > metrics[0]["credit/delta_mean_wrong"]
+    assert max(row["rollout/logp_gap"] for row in metrics) < 1e-4
     assert "held-out accuracy" in printed
     assert str(run_dir) in printed
     assert "next:" in printed
@@ -100,7 +100,10 @@ def test_every_query_of_the_dashboard_finds_something_in_a_run_and_no_alert_fire
                 assert query(observed.scrapes, now), target["expr"]
     rules = yaml.safe_load((deploy / "prometheus" / "alerts.yml").read_text())["groups"][0]["rules"]
     firing = {rule["alert"] for rule in rules if Query(rule["expr"])(observed.scrapes, now)}
-    assert firing <= {"CepoTeacherNotHidden", "CepoNoSignal"}  # six prompts of a tiny model; both also wait
+    assert firing <= {
+        "CepoTeacherNotHidden",
+        "CepoNoSignal",
+    }  # both are expected with six prompts
 
 
 def test_a_group_is_one_trace_through_all_services(observed: Observed) -> None:
@@ -119,7 +122,7 @@ def test_a_group_is_one_trace_through_all_services(observed: Observed) -> None:
 
 
 def dashboard_of(run_dir: Path) -> dict[str, float]:
-    """The first row that a run at work tells the dashboard of; its page answers too."""
+    """The first row of metrics that the dashboard of a running run sends. Also checks that it serves the page."""
     address = json.loads((run_dir / "services.json").read_text())["http"]["trainer"]
     assert '<h2 id="groups-title">' in asked(f"{address}/")
     with httpx.stream("GET", f"{address}/v1/events", timeout=SLOW_SECONDS) as reply:
@@ -130,15 +133,15 @@ def dashboard_of(run_dir: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Disturbed:
-    """A run that was stopped and resumed, and whose processes were killed, all of them."""
+    """A run that was stopped and resumed, and then had every process killed once."""
 
     run_dir: Path
     stopped: str
-    """What the first part printed."""
+    """The output of the first part, which was stopped."""
     done: int
-    """Steps when it was stopped."""
+    """Number of steps finished when the run was stopped."""
     seen: Seen
-    """Of the second part."""
+    """What the dashboard showed during the second part."""
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +172,12 @@ def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_ada
 ) -> None:
     assert "--resume" in disturbed.stopped
     assert 1 <= disturbed.done < STEPS
-    found = rows(disturbed.run_dir)
-    assert [row["step"] for row in found] == list(range(STEPS))
-    assert {(row["groups/total"], row["groups/failed"]) for row in found} == {(6.0, 0.0)}
+    metrics = rows(disturbed.run_dir)
+    assert [row["step"] for row in metrics] == list(range(STEPS))
+    assert {(row["groups/total"], row["groups/failed"]) for row in metrics} == {(6.0, 0.0)}
     assert final_digest(disturbed.run_dir) == final_digest(undisturbed[0])
     compared = ("reward/mean", "credit/delta_mean", "loss/policy", "tokens/trained", "accuracy/eval")
-    for ours, theirs in zip(found, rows(undisturbed[0]), strict=True):
+    for ours, theirs in zip(metrics, rows(undisturbed[0]), strict=True):
         assert [ours.get(key) for key in compared] == [theirs.get(key) for key in compared]
 
 
@@ -194,9 +197,9 @@ def test_cepo_dashboard_answers_for_the_ended_run_as_its_schema_says(
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline().split()[-1].rstrip("/")
-        found = explore(address, "", tmp_path, examples=5)
+        problems = explore(address, "", tmp_path, examples=5)
         process.terminate()
-    assert not found, found
+    assert not problems, problems
 
 
 def test_every_adapter_loads_in_stock_peft_and_changes_the_model(undisturbed: tuple[Path, str]) -> None:
@@ -231,7 +234,7 @@ def test_every_adapter_loads_in_stock_vllm_and_scores_as_peft_does(
         assert process.wait() == 0, log.read_text()[-3000:]
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the engine's processes outlive a script that ends at once
+            os.killpg(process.pid, signal.SIGKILL)  # the engine's processes outlive a script that exits early
     for folder, logps in zip(folders, json.loads(out.read_text()), strict=True):
         assert torch.tensor(logps) == pytest.approx(_peft_logps(folder, prompt), abs=1e-4)
 

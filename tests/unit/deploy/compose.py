@@ -1,4 +1,4 @@
-"""The part of `docker compose config` that docker-compose.yml uses, so that it is read where there is no client."""
+"""Reads docker-compose.yml like `docker compose config`, without the client. Supports only what our files use."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Any
 
 import yaml
 
+from tests.unit.deploy.environment import SECRET
 from tests.unit.deploy.kustomize import K8S
-from tests.unit.deploy.surroundings import SECRET
 
 ROOT = K8S.parents[1]
 CLEAR, TLS = ("docker-compose.yml",), ("docker-compose.yml", "docker-compose.tls.yml")
 PROFILES = ("gpu", "multi-gpu", "cpu")
 REPLACED = {"command", "entrypoint", "test"}
-"""Lists of which the last file's is taken; others are joined."""
+"""Keys whose list in a later file replaces the earlier list. Other lists are concatenated."""
 
 
 def read(files: tuple[str, ...]) -> dict[str, Any]:
-    """The services by name, with variables filled in and each file on top of the one before."""
-    found: Any = {}
+    """The services by name, with variables substituted. Each file is merged over the previous one."""
+    merged: Any = {}
     for file in files:
-        found = _layered(found, _interpolated(yaml.safe_load((ROOT / file).read_text())["services"]))
-    services: dict[str, Any] = found
+        merged = _layered(merged, _interpolated(yaml.safe_load((ROOT / file).read_text())["services"]))
+    services: dict[str, Any] = merged
     return services
 
 
 def started(services: dict[str, Any], name: str, profile: str) -> dict[str, Any]:
-    """The one service of this name that a profile starts."""
-    (found,) = [
+    """The only service of this name that a profile starts."""
+    (chosen,) = [
         service
         for key, service in services.items()
         if key.split("-")[0] == name and profile in service.get("profiles", [profile])
     ]
-    return found
+    return chosen
 
 
 def mounts(service: dict[str, Any]) -> dict[str, str]:
-    """Sources of volumes by where they are mounted; the last one of a place is taken."""
+    """Volume sources by mount path. If a path occurs twice, the last source counts."""
     pairs = [v.split(":")[:2] if isinstance(v, str) else (v["source"], v["target"]) for v in service.get("volumes", ())]
     return {target: source for source, target in pairs}
 

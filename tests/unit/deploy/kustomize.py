@@ -1,4 +1,4 @@
-"""The part of `kubectl kustomize` that deploy/k8s uses, so that its overlays are rendered where there is no kubectl."""
+"""Renders an overlay like `kubectl kustomize`, without kubectl. Supports only what deploy/k8s uses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ KEYS = {
 }
 CLUSTER_WIDE = {"Namespace"}
 CUSTOM = {"ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PrometheusRule"}
-"""Of operators that not every overlay asks for."""
+"""Kinds of operators, which not every overlay uses."""
 
 
 def render(folder: Path) -> list[Object]:
     """The objects of an overlay.
 
     Raises:
-        AssertionError: something this renderer does not know, or a patch without a target.
+        AssertionError: the overlay uses an unsupported feature, or a patch matches no object.
     """
     return _build(folder, [])
 
 
 def named(objects: list[Object], kind: str, name: str) -> Object:
-    """The one object of this kind and name."""
-    (found,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
-    return found
+    """The only object of this kind and name."""
+    (item,) = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name)]
+    return item
 
 
 def _build(folder: Path, inherited: list[Object]) -> list[Object]:
@@ -88,7 +88,7 @@ def _patch(objects: list[Object], target: Object, operations: list[Object]) -> N
 
 
 def _merge(item: Object, wish: Object) -> None:
-    """A strategic merge: objects in objects, and in lists by name."""
+    """A strategic merge patch: merges objects recursively, and list entries by their name."""
     for key, value in wish.items():
         if isinstance(value, list):
             for entry in value:
@@ -105,14 +105,14 @@ def _apply(item: Object, operation: Object) -> None:
     node: Any = item
     for part in parents:
         node = node[int(part) if isinstance(node, list) else part]
-    value = yaml.safe_load(yaml.safe_dump(operation.get("value")))  # each object its own
+    value = yaml.safe_load(yaml.safe_dump(operation.get("value")))  # a copy for each object
     if operation["op"] == "remove":
         del node[last]
     elif isinstance(node, list):
         assert operation["op"] == "add"
         node.insert(len(node) if last == "-" else int(last), value)
     else:
-        assert operation["op"] == "add" or last in node, f"{operation['path']} is not there to be replaced"
+        assert operation["op"] == "add" or last in node, f"{operation['path']} does not exist and cannot be replaced"
         node[last] = value
 
 

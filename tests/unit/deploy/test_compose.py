@@ -1,4 +1,4 @@
-"""docker-compose.yml and docker-compose.tls.yml: valid, what the client makes of them, and mutual TLS everywhere."""
+"""docker-compose.yml and docker-compose.tls.yml are valid, and the latter enables mutual TLS everywhere."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cepo.cli.certs import NAMES
 from cepo.net.settings import child_environment
 from cepo.run.deployment import REDIS_OPTIONS, SPECS, Spec
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, TLS, mounts, read, started
+from tests.unit.deploy.environment import SECRET, settings_of
 from tests.unit.deploy.kustomize import K8S, named, render
-from tests.unit.deploy.surroundings import SECRET, surroundings
 
 FOLDER = "/etc/cepo/certificates"
 DOCKER = (
@@ -34,8 +34,8 @@ def schema() -> dict[str, Any]:
     assert package is not None
     assert package.submodule_search_locations is not None
     folder = Path(package.submodule_search_locations[0]) / "builtin_schemas" / "vendor"
-    found: dict[str, Any] = json.loads((folder / "compose-spec.json").read_text())
-    return found
+    compose: dict[str, Any] = json.loads((folder / "compose-spec.json").read_text())
+    return compose
 
 
 @pytest.mark.parametrize("name", TLS)
@@ -47,7 +47,7 @@ def test_the_files_fit_their_schema(name: str, schema: dict[str, Any]) -> None:
         jsonschema.validate(file, schema)
 
 
-@pytest.mark.skipif(not DOCKER, reason="docker compose reads the same; it is not needed to test")
+@pytest.mark.skipif(not DOCKER, reason="needs docker compose, to compare it with our reader")
 @pytest.mark.parametrize("files", [CLEAR, TLS], ids=["clear", "tls"])
 @pytest.mark.parametrize("profile", [*PROFILES, "observe"])
 def test_docker_compose_reads_what_the_tests_see(profile: str, files: tuple[str, ...]) -> None:
@@ -55,18 +55,18 @@ def test_docker_compose_reads_what_the_tests_see(profile: str, files: tuple[str,
     command = ["docker", "compose", *chosen, "--profile", profile, "config", "--format", "json"]
     variables = dict.fromkeys(("CEPO_REDIS_PASSWORD", "CEPO_TOKEN", "CEPO_CERTIFICATES_GROUP"), SECRET)
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=child_environment(variables))
-    found, seen = json.loads(printed.stdout)["services"], read(files)
-    assert set(found) == {name for name, service in seen.items() if profile in service.get("profiles", [profile])}
-    for name, service in found.items():
-        assert service["command"] == seen[name].get("command")
-        assert service["entrypoint"] == seen[name].get("entrypoint")
-        assert service.get("environment", {}) == seen[name].get("environment", {})
-        assert service.get("group_add") == seen[name].get("group_add")
-        assert {volume["target"] for volume in service.get("volumes", ())} == set(mounts(seen[name]))
+    theirs, ours = json.loads(printed.stdout)["services"], read(files)
+    assert set(theirs) == {name for name, service in ours.items() if profile in service.get("profiles", [profile])}
+    for name, service in theirs.items():
+        assert service["command"] == ours[name].get("command")
+        assert service["entrypoint"] == ours[name].get("entrypoint")
+        assert service.get("environment", {}) == ours[name].get("environment", {})
+        assert service.get("group_add") == ours[name].get("group_add")
+        assert {volume["target"] for volume in service.get("volumes", ())} == set(mounts(ours[name]))
 
 
 def test_nothing_is_copied_into_a_container_that_cannot_be_written() -> None:
-    """Secrets and configs that are not files are, and the engine refuses (https://github.com/docker/compose/pull/12531)."""
+    """Compose copies secrets and configs; a read-only container rejects them (github.com/docker/compose/pull/12531)."""
     for service in read(TLS).values():
         assert not (service.get("read_only") and {"secrets", "configs"} & set(service))
 
@@ -74,7 +74,7 @@ def test_nothing_is_copied_into_a_container_that_cannot_be_written() -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
 def test_compiled_kernels_can_be_loaded_from_where_they_are_written(spec: Spec, profile: str) -> None:
-    """Docker mounts a tmpfs noexec unless told otherwise (https://github.com/docker/docs/issues/8138)."""
+    """Docker mounts a tmpfs with noexec by default (https://github.com/docker/docs/issues/8138)."""
     (mounted,) = started(read(CLEAR), spec.name, profile)["tmpfs"]
     assert mounted == "/tmp:mode=1777,exec"
 
@@ -86,14 +86,14 @@ def test_with_tls_every_service_has_a_certificate_of_its_own(
 ) -> None:
     clear, service = (started(read(files), spec.name, profile) for files in (CLEAR, TLS))
     known_as = service.get("networks", {}).get("default", {}).get("aliases", [spec.name])
-    assert known_as == [spec.name]  # which is in its certificate
+    assert known_as == [spec.name]  # the name in its certificate
     assert mounts(service) == mounts(clear) | {FOLDER: f"./certificates/{spec.name}"}
     assert spec.name in NAMES
-    found = surroundings(service["environment"], monkeypatch)
-    assert (found.certificates, found.exposure, found.mutual_tls) == (FOLDER, "secure", True)
-    assert found.redis_url == f"rediss://:{SECRET}@redis:6379/0"
+    settings = settings_of(service["environment"], monkeypatch)
+    assert (settings.certificates, settings.exposure, settings.mutual_tls) == (FOLDER, "secure", True)
+    assert settings.redis_url == f"rediss://:{SECRET}@redis:6379/0"
     changed = {"certificates": "", "exposure": "cleartext", "redis_url": f"redis://:{SECRET}@redis:6379/0"}
-    assert found.model_copy(update=changed) == surroundings(clear["environment"], monkeypatch)
+    assert settings.model_copy(update=changed) == settings_of(clear["environment"], monkeypatch)
     for both in (clear, service):
         for key in ("environment", "volumes", "group_add"):
             both.pop(key, None)
@@ -138,7 +138,7 @@ def test_prometheus_with_tls_is_the_same_and_checks_names() -> None:
         ]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="the alerts' own tests read the same rules")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
 @pytest.mark.parametrize(
     "check", ["rules alerts.yml", "config --syntax-only prometheus.yml", "config --syntax-only tls.yml"]
 )

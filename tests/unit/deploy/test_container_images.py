@@ -1,4 +1,4 @@
-"""What goes into an image, and that a service imports nothing its image lacks."""
+"""The container images are minimal and hardened, and hold every package that their service imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAVY = {"torch", "transformers", "vllm", "peft", "datasets", "pyarrow", "math_v
 
 
 def imported(module: str) -> set[str]:
-    """The heavy packages that importing a module brings."""
+    """The packages of HEAVY that importing a module loads."""
     code = f"import sys, {module}; print(*sorted(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return {name.partition(".")[0] for name in output.split()} & HEAVY
@@ -42,8 +42,8 @@ def test_each_image_takes_the_extras_of_its_services() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     taken = {}
     for path in DOCKERFILES:
-        found = re.search(r"/build\[([\w,]+)\]", path.read_text())
-        taken[path.name.partition(".")[0]] = set(found[1].split(",")) if found else set()
+        match = re.search(r"/build\[([\w,]+)\]", path.read_text())
+        taken[path.name.partition(".")[0]] = set(match[1].split(",")) if match else set()
     assert taken == {"cpu": set(), "rollout": set(), "torch": {"teacher", "trainer"}, "verifier": {"verifier"}}
     assert {"verifier", "rollout", "teacher", "trainer"} <= set(extras)
     assert not [need for need in extras["verifier"] if re.match("torch|transformers|vllm", need)]
@@ -59,14 +59,14 @@ def test_what_vllms_image_lacks_has_the_versions_of_the_lock() -> None:
 
 
 def test_pytorch_for_gpus_is_not_held_to_what_vllm_for_cpus_pins() -> None:
-    """PyTorch's CUDA build needs one triton and the lock has another, so with that pin nothing can be installed."""
+    """PyTorch's CUDA build needs another version of triton than the lock file pins, so that pin is removed."""
     assert re.search(r"^triton==", (ROOT / "deploy" / "requirements" / "cpu.txt").read_text(), re.MULTILINE)
     install = (ROOT / "deploy" / "docker" / "torch.Dockerfile").read_text().partition("pip install")
     assert "sed -i '/^triton==/d' /build/cpu.txt" in install[0]
     assert "--constraint /build/cpu.txt" in install[2]
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="a linter, not needed to test")
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint")
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_finds_nothing(path: Path) -> None:
     linted = subprocess.run(["hadolint", path], capture_output=True, text=True)
@@ -87,7 +87,7 @@ def test_images_are_pinned_unprivileged_and_watched(path: Path) -> None:
 
 
 def test_triton_finds_what_was_compiled_for_it(tmp_path: Path) -> None:
-    """As on a GPU, in an image without a compiler; what was not compiled for it is refused in one line."""
+    """In an image without a compiler, triton uses the precompiled driver. Other sources fail with one line."""
     triton = Path(find_spec("triton").submodule_search_locations[0]) / "backends" / "nvidia"
     made, other = tmp_path / "lib" / "triton", tmp_path / "other.c"
     made.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The rendered manifests: valid, restricted, and complete in what they name."""
+"""The rendered manifests are valid and restricted, and every object that they refer to exists."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def overlay(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
 
 @pytest.fixture(params=["overlay", "readme"])
 def nodes_and_gpus(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, int, list[Object]]:
-    """Numbers of trainer nodes and of GPUs of each, and the objects of `multi-node`, or of the README's patch on it."""
+    """Number of trainer nodes, GPUs per node, and objects of `multi-node`, or of an overlay with the README's patch."""
     if request.param == "overlay":
         return 2, 1, render(K8S / "overlays" / "multi-node")
     (patch,) = re.findall(r"^    patches:\n      - patch: \|-\n(?:        .*\n)+", README.read_text(), re.MULTILINE)
-    shutil.copytree(K8S.parent, tmp_path / "deploy")  # the monitoring component takes files from beside k8s
+    shutil.copytree(K8S.parent, tmp_path / "deploy")  # the monitoring component uses files outside k8s
     own = tmp_path / "deploy" / "k8s" / "overlays" / "own"
     own.mkdir()
     (own / "kustomization.yaml").write_text("resources: [../multi-node]\n" + textwrap.dedent(patch))
@@ -46,7 +46,7 @@ def nodes_and_gpus(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int,
 
 
 def validate(item: Object) -> None:
-    """Holds an object to the schema of its kind; a field that the schema does not know is refused."""
+    """Validates an object against the schema of its kind. Unknown fields are errors."""
     if item["kind"] in CUSTOM:
         jsonschema.validate(item, closed(json.loads((CRDS / f"{item['kind']}.json").read_text())))
     else:
@@ -54,7 +54,7 @@ def validate(item: Object) -> None:
 
 
 def closed(schema: Any) -> Any:
-    """A structural schema, as Kubernetes reads it with strict field validation: only what is described is allowed."""
+    """The schema without unknown fields, as Kubernetes applies it with strict field validation."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -64,7 +64,7 @@ def closed(schema: Any) -> Any:
 
 
 def pods(objects: list[Object]) -> dict[str, Any]:
-    """Pod specs by the name of what makes them."""
+    """Pod specs by the name of the object that creates the pod."""
     return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if "template" in o.get("spec", {})}
 
 
@@ -83,7 +83,7 @@ def test_a_misspelt_field_would_be_found(kind: str, field: str) -> None:
         validate(broken)
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the same; it is not needed to test")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, to compare it with our renderer")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_kubectl_renders_what_the_tests_see(name: str) -> None:
     command = ["kubectl", "kustomize", str(K8S / "overlays" / name)]
@@ -155,17 +155,17 @@ def test_selectors_find_their_pods(overlay: tuple[str, list[Object]]) -> None:
         selector = item.get("spec", {}).get("selector") if item["kind"] in ("Service", "PodDisruptionBudget") else None
         if selector:
             wanted = selector.get("matchLabels", selector)
-            assert any(wanted.items() <= found.items() for found in labels), item["metadata"]["name"]
+            assert any(wanted.items() <= own.items() for own in labels), item["metadata"]["name"]
 
 
 def numbered(item: Object) -> dict[str, str]:
-    """What an Indexed Job itself puts on its first pod."""
+    """The label that an Indexed Job adds to its first pod; empty for other objects."""
     indexed = item["spec"].get("completionMode") == "Indexed"
     return {"batch.kubernetes.io/job-completion-index": "0"} if indexed else {}
 
 
 def test_trainer_pods_meet_where_torchrun_looks(nodes_and_gpus: tuple[int, int, list[Object]]) -> None:
-    """In the overlay, and in an overlay on top that asks for other numbers."""
+    """Holds for the overlay, and for an overlay on top of it with other numbers of nodes and GPUs."""
     number, gpus, objects = nodes_and_gpus
     job, nodes = named(objects, "Job", "trainer")["spec"], named(objects, "Service", "trainer-nodes")
     pod = job["template"]["spec"]
@@ -185,15 +185,15 @@ def test_trainer_pods_meet_where_torchrun_looks(nodes_and_gpus: tuple[int, int, 
 
 
 def test_trainer_pods_reach_each_other_and_nobody_else_reaches_more() -> None:
-    found = {
+    policies = {
         name: {o["metadata"]["name"]: o["spec"] for o in render(K8S / name) if o["kind"] == "NetworkPolicy"}
         for name in ("base", "overlays/single-gpu", "overlays/multi-node")
     }
-    base, single, many = found.values()
+    base, single, many = policies.values()
     trainers = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "trainer"}}}
     assert many.pop("trainer-nodes") == trainers | {
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": [trainers]}],  # any port: gloo and NCCL choose theirs
+        "ingress": [{"from": [trainers]}],  # any port: gloo and NCCL choose random ports
         "egress": [{"to": [trainers]}],
     }
     del many["keda"]
@@ -246,4 +246,4 @@ def test_every_service_is_scraped() -> None:
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
         assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
         labels = {rule["targetLabel"]: rule["replacement"] for rule in monitor["endpoints"][0]["relabelings"]}
-        assert labels == {"job": "cepo", "service": name}  # which the alerts name
+        assert labels == {"job": "cepo", "service": name}  # the alerts select these labels

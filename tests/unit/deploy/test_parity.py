@@ -1,4 +1,4 @@
-"""Launcher, docker-compose.yml and Kubernetes start the same commands on the same ports with the same surroundings."""
+"""Launcher, docker-compose.yml and Kubernetes start the same commands with the same ports and environment."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cepo.run.folder import RunDir
 from cepo.run.local import Stack
 from tests.helpers.factories import make_config
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, read, started
+from tests.unit.deploy.environment import SECRET, settings_of
 from tests.unit.deploy.kustomize import K8S, named, render
-from tests.unit.deploy.surroundings import SECRET, surroundings
 
 ADDRESSES = {"CEPO_REDIS_URL", "CEPO_HOST", "CEPO_EXPOSURE", "CEPO_GRPC_PORT", "CEPO_HTTP_PORT"} | {
     "CEPO_TRAINER_ADDRESS",
@@ -32,7 +32,7 @@ def compose() -> dict[str, Any]:
 
 
 def in_kubernetes(name: str, overlay: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The container of a service and its variables, secrets by a stand-in."""
+    """The container of a service and its environment variables, with SECRET in place of secrets."""
     objects = render(K8S / "overlays" / overlay)
     item = named(objects, "Job" if name == "trainer" else "Deployment", name)
     (container,) = item["spec"]["template"]["spec"]["containers"]
@@ -57,10 +57,10 @@ def test_compose_starts_what_the_table_says(
     folder = ["--run-dir", "/runs/run"] if spec.name == "trainer" else []
     assert service["command"] == spec.container_command(run_file, *folder)
     assert (ROOT / run_file).is_file()
-    found = surroundings(service["environment"], monkeypatch)
-    assert (found.grpc_port, found.http_port) == (spec.grpc_port, spec.http_port)
-    assert found.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
-    assert found.redis_url == f"redis://:{SECRET}@redis:6379/0"
+    settings = settings_of(service["environment"], monkeypatch)
+    assert (settings.grpc_port, settings.http_port) == (spec.grpc_port, spec.http_port)
+    assert settings.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
+    assert settings.redis_url == f"redis://:{SECRET}@redis:6379/0"
     assert ("deploy" in service) == (profile != "cpu" and spec.name != "verifier")
     assert service["depends_on"]["redis"] == {"condition": "service_healthy"}
 
@@ -81,23 +81,23 @@ def test_kubernetes_starts_what_the_table_says(spec: Spec, overlay: str, monkeyp
             assert container[probe]["exec"]["command"] == ["python", "-m", "cepo.healthcheck"]
         else:
             assert container[probe]["grpc"] == {"port": spec.grpc_port}
-    found = surroundings(variables, monkeypatch)
-    assert (found.grpc_port, found.http_port) == (spec.grpc_port, spec.http_port)
-    assert found.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
-    assert found.redis_url == f"redis://:{SECRET}@redis:6379/0"
+    settings = settings_of(variables, monkeypatch)
+    assert (settings.grpc_port, settings.http_port) == (spec.grpc_port, spec.http_port)
+    assert settings.trainer_address == f"trainer:{SPECS['trainer'].grpc_port}"
+    assert settings.redis_url == f"redis://:{SECRET}@redis:6379/0"
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
 def test_the_processes_are_those_of_the_launcher(
     spec: Spec, compose: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Addresses apart, the launcher gives a process what it has in a container."""
+    """The launcher starts a process with the same command and environment as a container, except for addresses."""
     config = make_config()
     child = Stack(config, RunDir(tmp_path), "redis://127.0.0.1:1/0").children[spec.name]
     folder = [str(tmp_path)] if spec.name == "trainer" else []
     assert child.command == [sys.executable, *spec.command(*folder)]
     for variables in (started(compose, spec.name, "cpu")["environment"], in_kubernetes(spec.name, "cpu")[1]):
-        settings = surroundings(variables, monkeypatch)
+        settings = settings_of(variables, monkeypatch)
         if spec.follows_run:
             settings = spec.settings(config, settings)
             assert without_addresses(environment(settings)) == without_addresses(child.environment)

@@ -1,4 +1,4 @@
-"""The component that puts mutual TLS between the pods."""
+"""The component `tls` enables mutual TLS between all pods."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FOLDER = "/etc/cepo/certificates"
 
 @pytest.fixture(scope="module", params=["cpu", "single-gpu", "multi-node"])
 def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Object]]:
-    """An overlay with the component, as a user would write it."""
+    """A user's overlay on top of a shipped one, with the component `tls`."""
     folder = tmp_path_factory.mktemp("own") / "deploy"
-    shutil.copytree(K8S.parent, folder)  # the monitoring component takes files from beside k8s
+    shutil.copytree(K8S.parent, folder)  # the monitoring component uses files outside k8s
     own = folder / K8S.name / "overlays" / f"own-{request.param}"
     own.mkdir()
     lines = {"resources": [f"../{request.param}"], "components": ["../../components/tls"]}
@@ -37,7 +37,7 @@ def pod_of(objects: list[Object], name: str) -> dict[str, Any]:
     return named(objects, kind, name)["spec"]["template"]["spec"]
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders the same; it is not needed to test")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, to compare it with our renderer")
 def test_kubectl_renders_what_the_tests_see(overlay: tuple[Path, list[Object]]) -> None:
     rendered = subprocess.run(["kubectl", "kustomize", overlay[0]], capture_output=True, text=True, check=True).stdout
     for name in (*SPECS, "redis"):
@@ -54,7 +54,7 @@ def test_every_service_has_a_certificate_of_its_own_and_asks_for_one(overlay: tu
     for name in SPECS:
         (container,) = pod_of(overlay[1], name)["containers"]
         variables = {entry["name"]: entry.get("value", "") for entry in container["env"]}
-        assert len(variables) == len(container["env"])  # none is given twice
+        assert len(variables) == len(container["env"])  # no variable is set twice
         assert (variables["CEPO_CERTIFICATES"], variables["CEPO_EXPOSURE"]) == (FOLDER, "secure")
         assert variables["CEPO_REDIS_URL"].startswith("rediss://")
         for probe in ("startupProbe", "readinessProbe"):
@@ -90,11 +90,11 @@ def test_prometheus_and_keda_come_with_the_clients_certificate(overlay: tuple[Pa
             "ca": {"secret": {"name": client, "key": "ca.crt"}},
             "cert": {"secret": {"name": client, "key": "tls.crt"}},
             "keySecret": {"name": client, "key": "tls.key"},
-            "serverName": item["metadata"]["name"],  # which `cepo certs` writes into the certificate
+            "serverName": item["metadata"]["name"],  # the name that `cepo certs` writes into the certificate
         }
     scaled = [item for item in overlay[1] if item["kind"] == "ScaledObject"]
     assert all(item["spec"]["triggers"][0]["metadata"]["enableTLS"] == "true" for item in scaled)
     for item in (item for item in overlay[1] if item["kind"] == "TriggerAuthentication"):
-        found = {entry["parameter"]: (entry["name"], entry["key"]) for entry in item["spec"]["secretTargetRef"]}
-        assert found.pop("password") == ("cepo-redis", "password")
-        assert found == {"ca": (client, "ca.crt"), "cert": (client, "tls.crt"), "key": (client, "tls.key")}
+        secrets = {entry["parameter"]: (entry["name"], entry["key"]) for entry in item["spec"]["secretTargetRef"]}
+        assert secrets.pop("password") == ("cepo-redis", "password")
+        assert secrets == {"ca": (client, "ca.crt"), "cert": (client, "tls.crt"), "key": (client, "tls.key")}

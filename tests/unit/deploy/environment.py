@@ -1,4 +1,4 @@
-"""The variables of a process, as it reads them."""
+"""The settings that a service reads from its environment variables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import pytest
 from cepo.net.settings import PREFIX, Settings
 
 SECRET = "hunter2"
-"""Stands in for every secret."""
+"""The value of every secret in these tests."""
 
 
-def surroundings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What a service makes of its variables; one that it does not know is an error."""
+def settings_of(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Parses the CEPO_ variables as a service does.
+
+    Raises:
+        AssertionError: a variable is no setting.
+    """
     ours = {key: value for key, value in variables.items() if key.startswith(PREFIX)}
     assert {key.removeprefix(PREFIX).lower() for key in ours} <= set(Settings.model_fields)
     with monkeypatch.context() as patch:
