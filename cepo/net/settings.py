@@ -79,6 +79,9 @@ class Settings(BaseModel):
     gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that the rollout engine splits the model over."""
+    vllm_cpu_patches: bool = True
+    """Whether CEPO's faster LoRA kernels and scheduler replace vLLM's on the CPU. With vLLM's, requests for the base
+    model get wrong log-probs while `max_loras` adapters are loaded."""
     adapter_cache: Path = (_TMPFS if _TMPFS.is_dir() else Path("/tmp")) / "cepo-adapters"
     """Fetched adapters; on tmpfs where there is one."""
 

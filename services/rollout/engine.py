@@ -1,8 +1,8 @@
-"""vLLM's AsyncLLM behind the Generator protocol.
+"""Samples with vLLM's asynchronous engine, behind the Generator protocol.
 
-Every adapter version has a name and an id of its own, because an engine that reloads under a used name keeps KV blocks
-of the old weights. `lm_head` is never wrapped. On the CPU a prompt must not be prefilled in pieces, or per-request
-seeds fail; so a batch has room for every sequence whole.
+Each adapter version is loaded under its own name and id: if a name were reused, the engine would keep KV blocks of the
+old weights. `lm_head` is never adapted. On the CPU a chunked prefill breaks per-request seeds, so a batch has room for
+every sequence in full.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
+import vllm
+from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from cepo.errors import EngineDown, PolicyError
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, Sampling
@@ -34,18 +31,20 @@ from cepo.service.adapters import AdapterCache
 from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.service.image_cache import ReadImage, no_images
 from cepo.service.telemetry import loading
-from services.rollout.vllm_patches.scheduler import WholeResponses
+from services.rollout.vllm_patches import warn_if_unknown
+from services.rollout.vllm_patches.engine import EngineDeadError, cpu_arguments
 from services.rollout.vllm_patches.vision_plugin import GROUP, require_plugin
 
-GONE = "vLLM's engine process is gone"
+GONE = "vLLM's engine process has stopped"
 WATCH_SECONDS = 0.5
 NOWHERE = "nowhere.invalid"
-"""The one host that media in a chat may come from: none, by RFC 6761. vLLM takes an empty list for every host."""
+"""The only host that chat requests may load media from. RFC 6761 reserves it, so there is no such host; vLLM reads an
+empty list as every host."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VllmGenerator:
-    """Samples with vLLM; adapters come from the cache."""
+    """A vLLM engine with the adapters that it has loaded."""
 
     def __init__(
         self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
@@ -55,19 +54,21 @@ class VllmGenerator:
         self._adapters = adapters
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
         self.resident: dict[str, LoRARequest] = {}
-        """The newest versions, by policy name, in the order they were loaded; their files are at hand."""
+        """The newest versions by policy name, in the order in which they were loaded."""
         self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
+        self._cpu_patches = settings.vllm_cpu_patches
+        warn_if_unknown(vllm.__version__)
         if renderer.is_vision_language:
             require_plugin(entry_points(group=GROUP))
-        self.engine = AsyncLLM.from_engine_args(_engine_args(settings))
+        self.engine = AsyncLLMEngine.from_engine_args(_engine_args(settings))
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
-        """Loads an adapter if it is not resident, and proves what was bound.
+        """Loads an adapter unless it is resident, and returns the proof that the engine samples with it.
 
         Raises:
-            PolicyError: the adapter's bytes are wrong, or no module took its weights.
+            PolicyError: the adapter's bytes do not match its digest, or no module took its weights.
         """
         if policy.name not in self._proofs:
             self._proofs[policy.name] = asyncio.ensure_future(self._loaded(policy))
@@ -75,7 +76,7 @@ class VllmGenerator:
             with _engine_alive():
                 return await asyncio.shield(self._proofs[policy.name])
         except Exception:
-            self._proofs.pop(policy.name, None)  # the next task tries again
+            self._proofs.pop(policy.name, None)  # the next task retries
             raise
 
     async def generate(
@@ -101,7 +102,7 @@ class VllmGenerator:
         return [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
 
     async def watch(self) -> None:
-        """Raises EngineDown soon after the engine's process is gone, whether or not anybody asks it for something."""
+        """Raises EngineDown soon after the engine's process has stopped, even without a request."""
         while not self.engine.errored:
             await asyncio.sleep(WATCH_SECONDS)
         raise EngineDown(GONE)
@@ -116,15 +117,18 @@ class VllmGenerator:
     async def _load(self, policy: PolicyRef) -> PolicyProof:
         bound, request = 0, None
         if policy == BASE_POLICY and self._on_cpu:
-            await self.engine.collective_rpc("cepo_prepare_cpu")
+            await self.engine.collective_rpc("cepo_prepare_cpu", args=(self._cpu_patches,))
         if policy != BASE_POLICY:
             folder = await self._adapters.folder(policy)
             request = LoRARequest(policy.name, next(self._numbers), str(folder))
             await self.engine.add_lora(request)
             bound = min(await self.engine.collective_rpc("cepo_bound_modules", args=(request.lora_int_id,)))
             if bound == 0:
-                raise PolicyError(f"adapter {policy.name} loaded but bound to no module")
-        canary_logp = await self._canary(request)  # samples one token: the first with this policy
+                raise PolicyError(
+                    f"adapter {policy.name} was loaded, but none of its modules exists in the engine's model; "
+                    "compare its target modules with lora.targets"
+                )
+        canary_logp = await self._canary(request)  # samples one token, the first with this policy
         if request is not None:
             self._keep_resident(request)
         return PolicyProof(
@@ -137,7 +141,7 @@ class VllmGenerator:
         )
 
     def _keep_resident(self, request: LoRARequest) -> None:
-        """Adds a version and forgets the oldest above the limit; a task that names it again loads it again."""
+        """Adds a version and evicts the oldest above the limit; a task that names an evicted version reloads it."""
         self.resident[request.lora_name] = request
         for name in list(self.resident)[: -self._keep]:
             del self.resident[name]
@@ -147,7 +151,7 @@ class VllmGenerator:
         if policy == BASE_POLICY:
             return None
         if policy.name not in self.resident:
-            raise PolicyError(f"adapter {policy.name} gave its place to newer ones; the next delivery loads it again")
+            raise PolicyError(f"adapter {policy.name} was evicted by newer versions; the next delivery reloads it")
         return self.resident[policy.name]
 
     async def _canary(self, lora: LoRARequest | None) -> float:
@@ -164,7 +168,7 @@ class VllmGenerator:
         if pictures:
             prompt = {"prompt_token_ids": list(prompt_ids), "multi_modal_data": {"image": list(pictures)}}
         outputs = self.engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora)
-        return [output async for output in outputs][-1]  # only the last is complete, and FINAL_ONLY sends no other
+        return [output async for output in outputs][-1]  # with FINAL_ONLY there is only the complete output
 
 
 @contextlib.contextmanager
@@ -201,15 +205,10 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
     if settings.device == "cpu":
         args["max_num_batched_tokens"] = settings.max_num_seqs * settings.max_model_len
         args["enforce_eager"] = True
-        # the samples of a prompt share its whole blocks alone, and vLLM's own are of 128 tokens here; its attention
-        # has its wider kernels for multiples of 32
+        # The samples of a prompt share only full blocks of it, and vLLM's default is 128 tokens on the CPU. Its wide
+        # attention kernels need a multiple of 32.
         args["block_size"] = 32
-        # vLLM's worker processes poll each other without rest, and for a second after the last token; the class is
-        # named because vLLM changes the word "uni" to "mp", for thread settings that the launcher makes here
-        args["distributed_executor_backend"] = UniProcExecutor
-        # a worker in the engine's process computes before it answers: nothing to schedule ahead of
-        args["async_scheduling"] = False
-        args["scheduler_cls"] = WholeResponses
+        args |= cpu_arguments(whole_responses=settings.vllm_cpu_patches)
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
     return AsyncEngineArgs(**args)

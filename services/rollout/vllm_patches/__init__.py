@@ -1,5 +1,41 @@
-"""Everything that depends on private names of vLLM, so that one folder has to be read when vLLM changes.
+"""Everything that depends on internal names of vLLM, in one folder to read when vLLM changes.
 
-The rollout engine itself uses vLLM's public interface. Each patch says which vLLM version it was written against and
-what is lost without it.
+The rest of the service imports only what vLLM exports from `vllm`, `vllm.inputs`, `vllm.lora.request` and
+`vllm.sampling_params`. All modules here were written against vLLM 0.32:
+
+- `cpu_lora`: LoRA on the CPU in two matrix products per adapter. Without it sampling is slower, and requests for the
+  base model can get wrong log-probs.
+- `scheduler`: on the CPU, a response leaves the engine's process in one message. Without it sampling is slower.
+- `engine`: the engine in one process on the CPU. Without it idle workers keep the cores busy.
+- `probe`: counts the modules that took an adapter's weights. Without it a policy cannot be proven.
+- `openai_routes`: vLLM's OpenAI-compatible REST routes on the service's engine. Without it there is no REST interface.
+- `vision_model`, `vision_plugin`: Pillow's image processor for Qwen3-VL. Without them vLLM reads other pixels than the
+  teacher and the trainer.
+
+`CEPO_VLLM_CPU_PATCHES=false` runs the service without `cpu_lora` and `scheduler`.
 """
+
+from __future__ import annotations
+
+import logging
+
+VERSION = "0.32"
+"""The vLLM release that this folder was written against."""
+
+log = logging.getLogger(__name__)
+
+
+def warn_if_unknown(installed: str) -> None:
+    """Logs one warning if the installed vLLM is not of the release that this folder was written against.
+
+    Args:
+        installed: `vllm.__version__`, such as `0.32.0+cpu`.
+    """
+    if not installed.startswith(f"{VERSION}."):
+        log.warning(
+            "vLLM %s is installed, but services/rollout/vllm_patches was written against vLLM %s; "
+            "install vllm==%s.*, or set CEPO_VLLM_CPU_PATCHES=false if sampling on the CPU fails",
+            installed,
+            VERSION,
+            VERSION,
+        )

@@ -1,7 +1,8 @@
-"""vLLM's scheduler with responses that leave the engine's process whole, not a token at a time.
+"""vLLM's scheduler with responses that leave the engine's process in one message instead of a message per token.
 
-Every token of every sequence is else a message of its own to the serving process, log-probs included, which for a small
-model takes as long as sampling it. Whoever reads a response only once it is complete loses nothing.
+Written against vLLM 0.32, which sends every token of every sequence to the serving process, with its log-probs, even if
+the request asks for the final output only. For a small model that takes as long as sampling. Without this module
+sampling is slower; the responses are the same.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from vllm.v1.outputs import LogprobsLists
 
 
 class WholeResponses(Scheduler):
-    """Holds the tokens of a request back until it ends, where its output is final only and no text ends it."""
+    """Holds back the tokens of a request until it ends.
+
+    Applies to requests whose output is FINAL_ONLY. Requests with stop strings are excluded, because the serving process
+    has to see each token to find them, and so are requests with prompt log-probs.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._held: dict[str, list[EngineCoreOutput]] = {}
 
     def add_request(self, request: Any) -> None:
-        """As vLLM's."""
+        """Adds a request, and notes whether its tokens are held back."""
         super().add_request(request)
         params = request.sampling_params
         if params is None or params.output_kind != RequestOutputKind.FINAL_ONLY or request.resumable:
@@ -33,36 +38,36 @@ class WholeResponses(Scheduler):
             self._held[request.request_id] = []
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        """As vLLM's: requests that are given up."""
+        """Aborts requests, and drops their held tokens."""
         ended = super().finish_requests(request_ids, finished_status)
-        self._held = {name: parts for name, parts in self._held.items() if name in self.requests}
+        self._held = {name: outputs for name, outputs in self._held.items() if name in self.requests}
         return ended
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """As vLLM's, without what is held."""
-        found = super().update_from_output(scheduler_output, model_runner_output)
-        for of_client in found.values():
-            of_client.outputs = [whole for part in of_client.outputs if (whole := self._whole(part)) is not None]
-        return found
+        """The outputs of a step for each client, without those that are held back."""
+        by_client = super().update_from_output(scheduler_output, model_runner_output)
+        for client in by_client.values():
+            client.outputs = [ready for output in client.outputs if (ready := self._ready(output)) is not None]
+        return by_client
 
-    def _whole(self, part: EngineCoreOutput) -> EngineCoreOutput | None:
-        """What leaves now: the part of a request that is not held, or all parts once the last is there."""
-        parts = self._held.get(part.request_id)
-        if parts is None:
-            return part
-        parts.append(part)
-        return joined(self._held.pop(part.request_id)) if part.finished else None
+    def _ready(self, output: EngineCoreOutput) -> EngineCoreOutput | None:
+        """The output to send now: of a request that is not held back, or the joined ones once the last has come."""
+        held = self._held.get(output.request_id)
+        if held is None:
+            return output
+        held.append(output)
+        return joined(self._held.pop(output.request_id)) if output.finished else None
 
 
-def joined(parts: list[EngineCoreOutput]) -> EngineCoreOutput:
-    """The parts of one response as if it had come at once."""
+def joined(outputs: list[EngineCoreOutput]) -> EngineCoreOutput:
+    """Joins the outputs of one request: the tokens and log-probs of all, everything else of the last."""
     logprobs = None
-    if parts[0].new_logprobs is not None:
-        columns = zip(*(part.new_logprobs[:3] for part in parts if part.new_logprobs is not None), strict=True)
+    if outputs[0].new_logprobs is not None:
+        columns = zip(*(output.new_logprobs[:3] for output in outputs if output.new_logprobs is not None), strict=True)
         logprobs = LogprobsLists(*map(np.concatenate, columns))
     return msgspec.structs.replace(
-        parts[-1],
-        new_token_ids=[token for part in parts for token in part.new_token_ids],
+        outputs[-1],
+        new_token_ids=[token for output in outputs for token in output.new_token_ids],
         new_logprobs=logprobs,
-        prefill_stats=parts[0].prefill_stats,
+        prefill_stats=outputs[0].prefill_stats,
     )

@@ -1,7 +1,8 @@
-"""Qwen3-VL in vLLM with the image processor that teacher and trainer use, and without video.
+"""Qwen3-VL in vLLM with the image processor of the teacher and the trainer, and without video.
 
-vLLM's own takes transformers' torchvision processors, whose resized pixels differ a little from Pillow's, and which
-are missing where torchvision has no build for the machine.
+Written against vLLM 0.32. Its own model uses transformers' torchvision processors. Their resized pixels differ slightly
+from Pillow's, and torchvision has no build for some machines. Without this module rollout log-probs of prompts with
+images differ from the trainer's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cepo.prompts.pixels import image_processor
 
 
 class ImagesProcessor(Qwen3VLProcessor):
-    """Text and images to token ids and pixels."""
+    """Turns text and images into token ids and pixels."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -33,7 +34,7 @@ class ImagesProcessor(Qwen3VLProcessor):
 
 
 class ImagesInfo(Qwen3VLProcessingInfo):
-    """What vLLM asks about the model's inputs."""
+    """Answers vLLM's questions about the model's inputs."""
 
     _processor: ImagesProcessor | None = None
 
@@ -57,4 +58,4 @@ class ImagesInfo(Qwen3VLProcessingInfo):
     Qwen3VLMultiModalProcessor, info=ImagesInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
 )
 class Qwen3VLImages(Qwen3VLForConditionalGeneration):
-    """Images and text."""
+    """Qwen3-VL for text and images."""

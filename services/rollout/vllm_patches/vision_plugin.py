@@ -1,4 +1,8 @@
-"""The entry point of `vllm.general_plugins`: vLLM calls it in each of its processes."""
+"""The entry point of `vllm.general_plugins`, which vLLM calls in each of its processes.
+
+Written against vLLM 0.32. Without this module vLLM runs its own Qwen3-VL, and its engine's process outlives a service
+that was killed.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,16 @@ GROUP = "vllm.general_plugins"
 
 
 def register() -> None:
-    """Puts our Qwen3-VL in the place of vLLM's own; neither is imported until a model asks for it.
+    """Registers this project's Qwen3-VL in place of vLLM's, and ties the engine's process to the service.
 
-    vLLM's takes `smart_resize` from a module that needs torchvision; Pillow's module has the same function. And the
-    engine's process of our service ends with it, which vLLM leaves to a service that can still say so.
+    No model is imported until vLLM needs it. vLLM's Qwen3-VL imports `smart_resize` from a module that needs
+    torchvision; the Pillow module has the same function and replaces it. vLLM's engine process stops when its service
+    shuts down cleanly; here it also stops when the service is killed.
     """
     from vllm import ModelRegistry
 
-    ours = Path(sys.argv[0]).parent == Path(__file__).parents[1]  # and not a program of its own where cepo is installed
-    if ours and multiprocessing.current_process().name.startswith("EngineCore"):
+    in_service = Path(sys.argv[0]).parent == Path(__file__).parents[1]  # not another program that uses vLLM
+    if in_service and multiprocessing.current_process().name.startswith("EngineCore"):
         die_with_parent()
     if importlib.util.find_spec("torchvision") is None:
         from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pillow
@@ -35,11 +40,14 @@ def register() -> None:
     )
 
 
-def require_plugin(found: Iterable[EntryPoint]) -> None:
-    """Checks that vLLM will find `register`, or it would take other pixels than teacher and trainer.
+def require_plugin(entries: Iterable[EntryPoint]) -> None:
+    """Checks that vLLM will find `register`. Otherwise it would read other pixels than the teacher and the trainer.
+
+    Args:
+        entries: the installed entry points of GROUP.
 
     Raises:
-        UserError: the installed package does not name it.
+        UserError: `register` is not among them.
     """
-    if f"{__name__}:register" not in {entry.value for entry in found}:
-        raise UserError(f"vLLM finds no plugin of cepo ({GROUP}), which images need; install the package again")
+    if f"{__name__}:register" not in {entry.value for entry in entries}:
+        raise UserError(f"vLLM does not find cepo's plugin ({GROUP}), which images need; reinstall the package")

@@ -1,4 +1,4 @@
-"""LoRA on the CPU against the products it stands for, and against vLLM's own kernels."""
+"""LoRA on the CPU against plain matrix products, and against vLLM's own kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from services.rollout.vllm_patches.cpu_lora import add_linear, parts
+from services.rollout.vllm_patches.cpu_lora import add_linear, rows_by_adapter
 
 INDICES = [[0, 0, 0, 0, 0], [1, 0, 2, 1, 1], [-1, 0, -1, 2, 0], [-1, -1, -1, -1, -1], []]
 WIDTHS = (4, 2)
@@ -24,12 +24,17 @@ def test_every_token_meets_its_own_adapter_and_none_meets_no_weights(indices: li
         if adapter >= 0:
             update = [up[adapter, 0] @ down[adapter, 0] @ x[row] for down, up in zip(a, b, strict=True)]
             wanted[row] += 0.5 * torch.cat(update)
-    add_linear(y, x, a, b, 0.5, WIDTHS, parts(torch.tensor(indices, dtype=torch.long)))
+    add_linear(y, x, a, b, 0.5, WIDTHS, rows_by_adapter(torch.tensor(indices, dtype=torch.long)))
     torch.testing.assert_close(y, wanted)
 
 
 def test_a_batch_of_one_adapter_is_not_copied() -> None:
-    assert parts(torch.tensor([2, 2, 2])) == [(2, slice(None))]
+    assert rows_by_adapter(torch.tensor([2, 2, 2])) == [(2, slice(None))]
+
+
+def test_the_tokens_of_each_adapter_are_found() -> None:
+    slots = rows_by_adapter(torch.tensor([1, -1, 0, 1]))
+    assert [(slot, rows.tolist()) for slot, rows in slots] == [(0, [2]), (1, [0, 3])]
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""A response that was held back is what its parts were, and nothing that somebody reads early is held back."""
+"""A response that was held back equals its outputs put together."""
 
 from __future__ import annotations
 

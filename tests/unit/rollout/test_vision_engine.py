@@ -1,4 +1,4 @@
-"""What vLLM is told about images: our model in the place of its own, and no address is fetched."""
+"""vLLM and images: this project's model replaces vLLM's own, and no address is fetched."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_package_says_where_the_plugin_is() -> None:
     entry = EntryPoint("cepo", named, GROUP)
     assert entry.load() is register
     require_plugin([EntryPoint("other", "a.b:c", GROUP), entry])
-    with pytest.raises(UserError, match=r"vLLM finds no plugin of cepo .*, which images need; install"):
+    with pytest.raises(UserError, match=r"vLLM does not find cepo's plugin .*, which images need; reinstall"):
         require_plugin([EntryPoint("other", "a.b:c", GROUP)])
 
 
