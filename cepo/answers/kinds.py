@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Self
 
 from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import as_number, is_words, normalise, reference_of, shown
@@ -100,18 +101,40 @@ def kind_of(kind: str, reference: str) -> Kind:
     return asked
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A reference answer and the kind that answers are compared with it as."""
+
+    text: str
+    """As given: a bare answer, or a solution that marks its answer."""
+    answer: str
+    """The answer that the text stands for."""
+    kind: Kind
+
+    @classmethod
+    def of(cls, text: str, kind: str = "") -> Self:
+        """Reads a reference.
+
+        Example:
+            Reference.of("3 * 4 = 12\\n#### 12").answer  # "12", of kind number
+
+        Args:
+            kind: as users write it; the kind is inferred from the answer if it names none.
+
+        Raises:
+            UserError: the text holds no answer or none of the kind, or the kind is unknown; names the value.
+        """
+        answer = reference_of(text)
+        return cls(text, answer, kind_of(kind, answer))
+
+
 def check_reference(text: str, kind: str = "") -> str:
     """Returns the answer that a reference text stands for, once it is known to fit the kind.
-
-    Example:
-        check_reference("3 * 4 = 12\\n#### 12", "number")  # "12"
 
     Raises:
         UserError: the text holds no answer or none of the kind, or the kind is unknown; names the value.
     """
-    reference = reference_of(text)
-    kind_of(kind, reference)
-    return reference
+    return Reference.of(text, kind).answer
 
 
 def truth(answer: str) -> bool | None:

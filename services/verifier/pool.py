@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from cepo.answers.kinds import Reference
 from cepo.errors import UserError
 from cepo.messages.groups import Outcome, Verdict
 from cepo.service.metrics import verdicts
@@ -56,20 +57,9 @@ class GraderPool:
         count = workers + min(workers, MAX_SPARES)
         self._workers = [Worker(deadline_seconds, memory_bytes, self.functions) for _ in range(count)]
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
-        self._busy: set[Worker] = set()
         self._slots = asyncio.Semaphore(workers)
         self._revivals: set[asyncio.Task[None]] = set()
         self._closed = False
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers that run."""
-        return [worker.pid for worker in self._workers if worker.pid is not None]
-
-    @property
-    def busy_pids(self) -> list[int]:
-        """Those of them that work now."""
-        return [worker.pid for worker in self._busy if worker.pid is not None]
 
     async def start(self) -> None:
         """Starts the workers and waits until they are warm.
@@ -106,7 +96,11 @@ class GraderPool:
         Raises:
             UserError: a reference holds no answer, or a kind is unknown; nothing was graded.
         """
-        questions = [question(item) for item in items]
+        references: dict[tuple[str, str], Reference] = {}
+        for item in items:
+            if (item.answer, item.kind) not in references:
+                references[item.answer, item.kind] = Reference.of(item.answer, item.kind)
+        questions = [question(item, references[item.answer, item.kind]) for item in items]
         distinct = list({q: None for q in questions if isinstance(q, Question)})
         verdicts = dict(zip(distinct, await asyncio.gather(*map(self._judge, distinct)), strict=True))
         found = [verdicts[q] if isinstance(q, Question) else q for q in questions]
@@ -137,11 +131,9 @@ class GraderPool:
     async def _run(self, asked: Comparison | Call) -> Finding:
         async with self._slots:
             worker = await self._idle.get()
-            self._busy.add(worker)
             try:
                 return await worker.run(asked)
             finally:
-                self._busy.discard(worker)
                 self._retire(worker)
 
     def _retire(self, worker: Worker) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from cepo.answers.extract import extract
 from cepo.errors import UserError
 from cepo.messages.groups import Completion, FinishReason, Reward, RolloutGroup, Verdict
 from services.verifier.functions import Call, Sample
@@ -45,20 +44,19 @@ async def rewarded(group: RolloutGroup, verdicts: Sequence[Verdict], pool: Grade
 def _earned(
     rule: Reward, group: RolloutGroup, completion: Completion, verdict: Verdict, length: float, extra: float | Failure
 ) -> Verdict:
-    format_ = float(extract(completion.text) is not None)
     if isinstance(extra, Failure):
         failed = {"outcome": extra.outcome, "reason": extra.reason, "accuracy": 0.0, "reward": 0.0}
-        return verdict.model_copy(update={**failed, "format": format_})
+        return verdict.model_copy(update=failed)
     if verdict.failed:
-        return verdict.model_copy(update={"format": format_})
+        return verdict
     tokens = len(completion.token_ids)
     penalty = (
         length
         + rule.overlong_factor * overlong(tokens, group.task.sampling.max_tokens, rule.overlong_buffer)
         - rule.repetition * (repeated(completion.token_ids, rule.repetition_ngram) if rule.repetition else 0.0)
     )
-    reward = rule.accuracy * verdict.accuracy + rule.format * format_ + penalty + extra
-    return verdict.model_copy(update={"reward": reward, "format": format_, "penalty": penalty, "functions": extra})
+    reward = rule.accuracy * verdict.accuracy + rule.format * verdict.format + penalty + extra
+    return verdict.model_copy(update={"reward": reward, "penalty": penalty, "functions": extra})
 
 
 async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, pool: GraderPool) -> float | Failure:

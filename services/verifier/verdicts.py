@@ -13,9 +13,8 @@ from cepo.answers.extract import (
     is_marked,
     normalise,
     plain,
-    reference_of,
 )
-from cepo.answers.kinds import WORDINGS, Kind, kind_of
+from cepo.answers.kinds import WORDINGS, Kind, Reference
 from cepo.answers.quantities import quantity
 from cepo.answers.statements import stated
 from cepo.messages.groups import Outcome, Verdict
@@ -48,9 +47,11 @@ class Question:
     extracted: str
     reference: str
     kind: Kind
+    marked: bool = True
+    """Whether the response marks its answer; if not, the answer was found in its words or is looked for in its tail."""
     tail: str = ""
-    """The end of a response with no mark or with several boxes, in which the algebra looks for the answer or answers;
-    then nothing is extracted yet."""
+    """The end of a response with no mark or with several boxes, where the algebra looks for the answer or answers;
+    nothing is extracted yet."""
     meant: str = ""
     """The letter of the option whose text the answer is."""
 
@@ -77,6 +78,7 @@ class Question:
             extracted=self.extracted,
             normalised=self.meant or self._normalised(),
             reason=reason,
+            format=float(self.marked),
         )
 
     def judged(self, equal: bool) -> Verdict:
@@ -104,26 +106,25 @@ class Question:
         return str(value.value) if value and not value.unit and not value.percent else text
 
 
-def question(item: Item) -> Question | Verdict:
+def question(item: Item, reference: Reference) -> Question | Verdict:
     """What to compare, or the verdict on a response without an answer.
 
-    Raises:
-        UserError: the reference holds no answer or none of the kind, or the kind is unknown.
+    Args:
+        reference: that of the item; read once for all items that share it.
     """
-    reference = reference_of(item.answer)
-    kind = kind_of(item.kind, reference)
-    extracted = extract(item.response)
-    unmarked = extracted is None and kind.anywhere and not is_marked(item.response)
+    kind, extracted = reference.kind, extract(item.response)
+    marked = extracted is not None
+    unmarked = not marked and kind.anywhere and not is_marked(item.response)
     if unmarked and kind.name in WORDINGS:
         extracted = stated(item.response, kind.name)
     tail = item.response[-TAIL_CHARACTERS:].encode("utf-8", "replace").decode("utf-8")
     if kind.anywhere and kind.name not in WORDINGS:
-        several = extracted is not None and max(count_boxes(tail), count_boxes(item.answer)) > 1
+        several = marked and max(count_boxes(tail), count_boxes(reference.text)) > 1
         if several or (unmarked and tail.strip() and not item.cut):
-            return Question("", item.answer, kind, tail=tail)
+            return Question("", reference.text, kind, marked, tail)
     if extracted is not None:
         letters = chosen(extracted, options(item.question)) if kind.name == "choice" and item.question else ()
-        return Question(extracted, reference, kind, meant=",".join(sorted(letters)))
+        return Question(extracted, reference.answer, kind, marked, meant=",".join(sorted(letters)))
     return _unanswered(item)
 
 

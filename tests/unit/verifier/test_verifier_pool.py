@@ -19,6 +19,7 @@ from services.verifier.pool import MEMORY_BYTES, GraderPool
 from services.verifier.verdicts import Item
 from services.verifier.worker import Worker
 from tests.helpers.factories import make_completion, make_group, make_task
+from tests.unit.verifier.graders import busy_pids, pids
 
 DEADLINE_SECONDS = 1.0
 """Of a pool whose items are to outlive it; others have as long as a busy machine may need."""
@@ -128,7 +129,7 @@ async def test_the_loop_is_not_blocked_while_grading(hasty: GraderPool) -> None:
 
 async def test_an_answer_that_is_there_counts_however_late_this_process_looks(hasty: GraderPool) -> None:
     grading = asyncio.create_task(outcomes(hasty, boxed("x+x", "2x")))
-    while not hasty.busy_pids:
+    while not busy_pids(hasty):
         await asyncio.sleep(0)
     time.sleep(2 * DEADLINE_SECONDS)  # as on a machine that is busy with other things
     assert await grading == [Outcome.CORRECT]
@@ -136,18 +137,18 @@ async def test_an_answer_that_is_there_counts_however_late_this_process_looks(ha
 
 async def test_a_worker_that_dies_costs_its_item_only(hasty: GraderPool) -> None:
     grading = asyncio.create_task(outcomes(hasty, boxed(TOWER), boxed(TOWER, "4")))
-    while len(hasty.busy_pids) < 2:
+    while len(busy_pids(hasty)) < 2:
         await asyncio.sleep(0)
-    os.kill(hasty.busy_pids[0], signal.SIGKILL)
+    os.kill(busy_pids(hasty)[0], signal.SIGKILL)
     assert sorted(await grading) == [Outcome.TIMEOUT, Outcome.GRADER_ERROR]
     assert await outcomes(hasty, boxed("3", "3")) == [Outcome.CORRECT]
 
 
 async def test_a_worker_that_died_idle_costs_nothing(pool: GraderPool) -> None:
     await outcomes(pool, boxed("x+x", "2x"))
-    for pid in pool.pids:
+    for pid in pids(pool):
         os.kill(pid, signal.SIGKILL)
-    while pool.pids:
+    while pids(pool):
         await asyncio.sleep(0.01)
     found = await outcomes(pool, *(boxed(f"x+{i}", "x+1") for i in range(3)))
     assert found == [Outcome.WRONG, Outcome.CORRECT, Outcome.WRONG]
@@ -180,7 +181,7 @@ async def test_memory_is_limited() -> None:
     limit = 600 * 2**20
     async with GraderPool(workers=1, memory_bytes=limit) as small:
         (address_space,) = (
-            line for line in Path(f"/proc/{small.pids[0]}/limits").read_text().splitlines() if "address space" in line
+            line for line in Path(f"/proc/{pids(small)[0]}/limits").read_text().splitlines() if "address space" in line
         )
         assert str(limit) in address_space
         assert await outcomes(small, boxed("x+x", "2x")) == [Outcome.CORRECT]
@@ -201,10 +202,10 @@ async def test_a_bad_reference_or_kind_is_a_user_error(pool: GraderPool) -> None
 
 async def test_a_closed_pool_leaves_no_process() -> None:
     async with GraderPool(workers=2) as pool:
-        pids = pool.pids
-    assert len(pids) == 2 + 2  # as many spares
+        started = pids(pool)
+    assert len(started) == 2 + 2  # as many spares
     async with asyncio.timeout(60):
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        while any(Path(f"/proc/{pid}").exists() for pid in started):
             await asyncio.sleep(0.01)
 
 

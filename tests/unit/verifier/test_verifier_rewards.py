@@ -15,6 +15,7 @@ from services.verifier.handler import Verifier
 from services.verifier.pool import GraderPool
 from services.verifier.rewards import overlong, repeated, shorter
 from tests.helpers.factories import make_completion, make_group, make_task
+from tests.unit.verifier.graders import pids
 
 HERE = "tests.unit.verifier.reward_functions"
 NAMES = ("brief", "raises", "dies", "eats", "nan", "word", "process", "exits")
@@ -100,7 +101,7 @@ async def test_a_function_sees_the_sample_and_adds_to_the_reward(pool: GraderPoo
 async def test_a_function_runs_in_a_graders_process(pool: GraderPool) -> None:
     found = await verdict_of(pool, "\\boxed{7}", functions=("process",))
     assert found.functions != os.getpid()
-    assert found.functions in pool.pids
+    assert found.functions in pids(pool)
 
 
 @pytest.mark.parametrize(
