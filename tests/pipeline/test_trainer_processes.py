@@ -62,19 +62,23 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
     stack = Stack(load(folder.config), folder, services=("teacher", "trainer"))
     port, trainer = free_port(), stack.children["trainer"]
     first, second = (pod(number, folder, trainer, port) for number in range(2))
-    rows, stopped = list[int](), 0.0
+    disturbed, stopped = list[float](), 0.0
+    started, rows_before = 0.0, 0
 
     def interfere() -> None:
-        nonlocal stopped
-        done = len(folder.rows())
-        if done < 2 or done in rows or len(rows) == 3:
+        """Disturbs each start of the trainer once, after it has finished a step: two kills, then SIGTERM."""
+        nonlocal started, rows_before, stopped
+        rows = len(folder.rows())
+        if trainer.started[-1] != started:
+            started, rows_before = trainer.started[-1], rows
+        if rows <= max(1, rows_before) or started in disturbed or len(disturbed) == 3:
             return
-        rows.append(done)
-        if len(rows) == 1:
+        disturbed.append(started)
+        if len(disturbed) == 1:
             trainer.command, trainer.environment = first.command, first.environment
             stack.children[second.name] = second
             second.start()
-        if len(rows) < 3:
+        if len(disturbed) < 3:
             kill("follower", folder.path)
         else:
             stopped = time.monotonic()
@@ -86,7 +90,7 @@ def test_two_processes_killed_and_started_again_as_two_pods_make_the_adapter_of_
             time.sleep(0.05)
         assert second.process is not None
         assert second.process.wait(30) == 0
-    assert len(rows) == 3
+    assert len(disturbed) == 3
     assert trainer.started[-1] - stopped < 30, "the processes waited for each other when they stopped"
     said = [json.loads(line)["message"] for line in trainer.log.open() if line.startswith("{")]
     assert [line for line in said if "SIGKILL" in line] == [
