@@ -1,8 +1,13 @@
-"""Log-probs of given tokens under a large vocabulary, without its logits.
+"""Log-probs of given tokens under a large vocabulary, without keeping the logits.
 
-Tiles of tokens by vocabulary pass through a running log-sum-exp while they are in the cache. For the gradient the same
-sweep adds up the expected embedding, because d log P(y) / d hidden = (W[y] - sum_v P(v) W[v]) / temperature: two matrix
-products where keeping the logits takes as many, and recomputing them three.
+The logits are computed in tiles of tokens by words, which stay in the cache, and a running log-sum-exp. For the
+gradient the same sweep sums the expected embedding, because
+
+    d log P(y) / d hidden = (W[y] - sum_v P(v) W[v]) / temperature
+
+This takes two matrix products, as many as a loop that keeps the logits; recomputing them would take three.
+
+Legend: N tokens, C tokens and W words of a tile, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -15,11 +20,11 @@ from torch import Tensor
 from cepo.model.linear import product
 
 TILES = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
-"""Tokens by words of a tile: 4 MiB of logits stay in a CPU core's reach, a GPU wants large products."""
+"""Tokens and words of a tile: 4 MiB of logits fit the cache of a CPU core, a GPU needs large products."""
 
 
 def target_logps(hidden_ND: Tensor, target_N: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    """log P(target): float32 [N], of hidden @ weight.T / temperature. The weight is taken as frozen."""
+    """log P(target) for logits hidden @ weight.T / temperature: [N] float32. The weight gets no gradient."""
     return _TargetLogps.apply(hidden_ND, target_N, weight_VD, temperature)
 
 
@@ -27,14 +32,14 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
         tokens, words = TILES[hidden_ND.device.type]
-        wanted = ctx.needs_input_grad[0]
-        found = [
-            _sweep(hidden_CD, target_C, weight_VD, temperature, words, wanted)
+        with_slope = ctx.needs_input_grad[0]
+        sweeps = [
+            _sweep(hidden_CD, target_C, weight_VD, temperature, words, with_slope)
             for hidden_CD, target_C in zip(hidden_ND.split(tokens), target_N.split(tokens), strict=True)
         ]
-        if wanted:
-            ctx.save_for_backward(torch.cat([slope_CD for _, slope_CD in found]))
-        return torch.cat([logp_C for logp_C, _ in found])
+        if with_slope:
+            ctx.save_for_backward(torch.cat([slope_CD for _, slope_CD in sweeps]))
+        return torch.cat([logp_C for logp_C, _ in sweeps])
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
@@ -45,7 +50,10 @@ class _TargetLogps(torch.autograd.Function):
 def _sweep(
     hidden_CD: Tensor, target_C: Tensor, weight_VD: Tensor, temperature: float, words: int, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """log P(target) [C] and its derivative by the hidden state [C, D]; over the vocabulary from left to right."""
+    """log P(target) [C] and its derivative with respect to the hidden state [C, D], one pass over the vocabulary.
+
+    Without a slope the second tensor has no meaning.
+    """
     top_C = torch.full_like(target_C, -torch.inf, dtype=torch.float32)
     sum_C, picked_C = torch.zeros_like(top_C), torch.zeros_like(top_C)
     mean_CD = torch.zeros_like(hidden_CD, dtype=torch.float32) if with_slope else hidden_CD

@@ -1,6 +1,8 @@
-"""LoRA layers that add to the base's product in place, where PEFT makes three tensors of its size and saves one.
+"""LoRA layers that add to the output of the base layer in place, where PEFT allocates three more tensors of its size.
 
-Parameters, names and files are PEFT's; only the way through a layer differs.
+Parameters, names and files stay PEFT's; only the computation differs.
+
+Legend: N tokens, I and O input and output size, r rank.
 """
 
 from __future__ import annotations
@@ -15,23 +17,27 @@ from cepo.model.linear import product
 
 
 def make_lean(model: nn.Module) -> None:
-    """Every plain LoRA layer of a model takes the way of this module from now on."""
+    """Changes every plain PEFT LoRA layer of a model to a LeanLinear, in place."""
     for module in model.modules():
         if type(module) is Linear:
             module.__class__ = LeanLinear
 
 
 class LeanLinear(Linear):
-    """PEFT's linear layer; with one plain adapter active, y = x W + b + scale (x A) B in one pass over y."""
+    """PEFT's LoRA layer. With one plain adapter active, it computes y = x W + b + scale (x A) B in one pass over y.
+
+    Every other case is left to PEFT: several adapters, merged or disabled adapters, dropout, DoRA, biases in the
+    adapter, and a base layer of another dtype or with a gradient.
+    """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As PEFT's."""
-        worn = [name for name in self.active_adapters if name in self.lora_A]
-        if args or kwargs or self.disable_adapters or self.merged or len(worn) != 1 or not self._plain(worn[0]):
-            found: Tensor = super().forward(x, *args, **kwargs)
-            return found
-        base, a, b = self.get_base_layer(), self.lora_A[worn[0]].weight, self.lora_B[worn[0]].weight
-        operands = (x, base.weight, base.bias, a, b, self.scaling[worn[0]])
+        """The layer's output: [..., I] to [..., O]."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or not self._plain(active[0]):
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
+        base, a, b = self.get_base_layer(), self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
+        operands = (x, base.weight, base.bias, a, b, self.scaling[active[0]])
         return _Lean.apply(*operands) if torch.is_grad_enabled() else _forward(*operands)[0]
 
     def _plain(self, name: str) -> bool:
@@ -76,5 +82,7 @@ class _Lean(torch.autograd.Function):
             grad_x = product(grad, weight_OI.T)
             grad_x.flatten(0, -2).addmm_(low_grad_Nr, a_rI)
         grad_a_rI = product(low_grad_Nr.T, x_NI.T)
-        grad_b_rO = product(low_Nr.T, grad_NO.T)  # the few rows first: the other way takes several times as long
+        grad_b_rO = product(
+            low_Nr.T, grad_NO.T
+        )  # with the r rows first; the transposed product is several times slower
         return grad_x, None, None, grad_a_rI, grad_b_rO.T * ctx.scale, None

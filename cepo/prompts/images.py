@@ -1,7 +1,7 @@
-"""Images of a data set: read from whatever a cell holds, checked, and named by their content.
+"""Images of a data set: read from a cell, checked, and named by the sha256 of their bytes.
 
-A cell is trusted with nothing: its bytes must be one of four formats by their first bytes, small enough before anything
-is decoded, and decode to the end. What passes is an `ImageRef`; the bytes go to a store, never into a message.
+Cells are untrusted. The bytes must begin as one of four formats, be small enough before they are decoded, and decode to
+the end. A checked image becomes an `ImageRef`; its bytes go to a store, never into a message.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from cepo.messages.groups import ImageRef
 from cepo.prompts.pixels import upright
 
 MAX_IMAGES = 16
-"""Of one row."""
+"""Images of one row."""
 MAX_BYTES = 32 * 2**20
-"""Of one image as it is stored."""
+"""Size of one encoded image."""
 MAX_PIXELS = 2**24
-"""Of one image; 4096 x 4096."""
+"""Pixels of one image: 4096 x 4096."""
 STORE_BYTES = 64 * 2**30
 PATH_CHARACTERS = 200
-"""Of a path that a message names: what was meant for an image may be one in base64."""
+"""Characters of a path in an error message: a cell may hold a whole image in base64 where a path is expected."""
 MEDIA_TYPES = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",  # a photograph with others behind it, such as its depth: the first is the picture
+    "MPO": "image/jpeg",  # several images in one JPEG file, such as a photograph and its depth map; the first is used
     "WEBP": "image/webp",
     "GIF": "image/gif",
 }
 _READERS = ("PNG", "JPEG", "WEBP", "GIF")
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 _BAD = (OSError, ValueError, SyntaxError, EOFError)
-"""What Pillow raises for bytes that are no image, or half of one."""
+"""What Pillow raises for bytes that are not an image, or a truncated one."""
 
 
 class ImageSink(Protocol):
@@ -54,10 +54,10 @@ class ImageStore:
     """A folder of images, each file named by the sha256 of its bytes."""
 
     def __init__(self, folder: Path, max_bytes: int = STORE_BYTES) -> None:
-        """Makes no folder until there is an image.
+        """Opens a store. The folder is created with the first image.
 
         Args:
-            max_bytes: what it may hold; nothing is ever thrown out, since a run needs all its images.
+            max_bytes: limit of the whole store. Images are never evicted, because a run needs all of them.
         """
         self._folder = folder
         self._max_bytes = max_bytes
@@ -78,7 +78,7 @@ class ImageStore:
             raise
 
     def put(self, data: bytes) -> None:
-        """Keeps an image; one that is there is not written again.
+        """Writes an image, unless the store has it already.
 
         Raises:
             UserError: the store is full.
@@ -87,9 +87,7 @@ class ImageStore:
         if path.is_file():
             return
         if self._bytes + len(data) > self._max_bytes:
-            raise UserError(
-                f"the images of {self._folder} are more than {self._max_bytes} bytes; use fewer rows (data.limit)"
-            )
+            raise UserError(f"the images in {self._folder} exceed {self._max_bytes} bytes; use fewer rows (data.limit)")
         missing = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._made += [*reversed(missing), path]
@@ -102,37 +100,37 @@ class ImageStore:
         """The bytes of an image.
 
         Raises:
-            UserError: they are not here, or not what the name says.
+            UserError: the file is missing, or its bytes do not match the sha256.
         """
-        path = self._folder / image.sha256  # hexadecimal, by contract
+        path = self._folder / image.sha256  # ImageRef allows only hexadecimal digits
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != image.sha256:
-            raise UserError(f"image {image.sha256[:12]} is missing or damaged in {self._folder}; start the run anew")
+            raise UserError(f"image {image.sha256[:12]} is missing or damaged in {self._folder}; start a new run")
         return data
 
 
 def cells(value: Any) -> list[Any]:
-    """The images of a column's value, as they are: one, several in a list, or none.
+    """The images in a column's value, undecoded: a value is one image, a list of images, or empty.
 
     Raises:
-        UserError: there are too many.
+        UserError: there are more than MAX_IMAGES.
     """
-    found = list(value) if isinstance(value, list | tuple) else [value]
-    found = [each for each in found if each is not None and each != ""]
-    if len(found) > MAX_IMAGES:
-        raise UserError(f"holds {len(found)} images, more than {MAX_IMAGES}; use fewer")
-    return found
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    images = [each for each in listed if each is not None and each != ""]
+    if len(images) > MAX_IMAGES:
+        raise UserError(f"holds {len(images)} images, more than {MAX_IMAGES}; use fewer")
+    return images
 
 
 def read(cell: Any, folder: Path | None) -> bytes:
-    """The bytes of an image: bytes, a `{"bytes", "path"}` object (the Image feature of `datasets`), a PIL image, a data
-    URI, or a path.
+    """The encoded bytes of an image.
 
     Args:
-        folder: what paths are relative to; None where the data set comes from the network and may name no file.
+        cell: bytes, a `{"bytes", "path"}` object (the Image feature of `datasets`), a PIL image, a data URI, or a path.
+        folder: the folder that paths are relative to. None for a data set from the network, which may not name files.
 
     Raises:
-        UserError: it is no image or cannot be read; says what to do.
+        UserError: the cell is not an image or cannot be read; the message says how to fix it.
     """
     match cell:
         case bytes() | bytearray() | memoryview():
@@ -147,24 +145,24 @@ def read(cell: Any, folder: Path | None) -> bytes:
             return _file(cell, folder)
     if hasattr(cell, "save") and hasattr(cell, "size"):
         return _encoded(cell)
-    raise UserError(f"holds {type(cell).__name__}, which is no image; give bytes, a path or a data URI")
+    raise UserError(f"holds {type(cell).__name__}, which is not an image; give bytes, a path or a data URI")
 
 
 def checked(data: bytes) -> ImageRef:
-    """What an image is, once it has been decoded to the end.
+    """Decodes an image to the end, and returns its reference.
 
     Raises:
-        UserError: it is too large, of another format, animated or damaged; says what to do.
+        UserError: the image is too large, of another format, animated or damaged; the message says how to fix it.
     """
     from PIL import Image, UnidentifiedImageError
 
     if len(data) > MAX_BYTES:
         raise UserError(f"holds an image of {len(data)} bytes, more than {MAX_BYTES}; make it smaller")
     if not data.startswith(_FIRST_BYTES):
-        raise UserError("holds bytes that are no PNG, JPEG, WebP or GIF; convert the image")
+        raise UserError("holds bytes that are not PNG, JPEG, WebP or GIF; convert the image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
             with Image.open(BytesIO(data), formats=_READERS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -186,26 +184,26 @@ def checked(data: bytes) -> ImageRef:
 
 
 def data_uri(data: bytes) -> str:
-    """An image as text, as requests take it.
+    """An image as a base64 data URI, the format of images in requests.
 
     Raises:
-        UserError: it is no image; says what to do.
+        UserError: the bytes are not an image; the message says how to fix it.
     """
     return f"data:{checked(data).media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _file(name: str, folder: Path | None) -> bytes:
     if "://" in name:
-        raise UserError(f"holds the address {name[:80]}; download the image and give its path")
+        raise UserError(f"holds the URL {name[:80]}; download the image and give its path")
     if folder is None:
-        raise UserError(f"holds the path {name[:80]}, and only a data set on this machine may name files; give bytes")
+        raise UserError(f"holds the path {name[:80]}, but only a data set on this machine may name files; give bytes")
     where = str(folder / name)[:PATH_CHARACTERS]
     try:
         path = folder / Path(name).expanduser()
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"holds {where}, which is larger than {MAX_BYTES} bytes; make it smaller")
-        if not path.is_file():  # a device may have no end
-            raise UserError(f"holds the path {where}, which is no file; paths are relative to the data file")
+        if not path.is_file():  # reading a device may never end
+            raise UserError(f"holds the path {where}, which is not a file; paths are relative to the data file")
         return path.read_bytes()
     except UserError:
         raise
@@ -217,7 +215,7 @@ def _file(name: str, folder: Path | None) -> bytes:
 def _data_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise UserError(f"holds {head[:40]!r}, which is no base64 data URI; write data:image/png;base64,...")
+        raise UserError(f"holds {head[:40]!r}, which is not a base64 data URI; write data:image/png;base64,...")
     if len(body) > 2 * MAX_BYTES:
         raise UserError(f"holds a data URI of {len(body)} characters; make the image smaller than {MAX_BYTES} bytes")
     try:

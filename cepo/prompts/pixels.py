@@ -1,8 +1,12 @@
-"""How a Qwen3-VL takes an image: patches of pixels for its vision part, and one token for every square of patches.
+"""Images for a Qwen3-VL: patches of pixels for its vision part, and placeholder tokens in the prompt.
 
-Every service uses this one image processor, Pillow's, so that all of them see the same pixels; it needs no torchvision.
-A prompt has two forms: compact, one placeholder for each image, which vLLM takes, and expanded, as many placeholders as
-the image has tokens, which the model reads.
+Every service uses the same image processor, transformers' Pillow one, so that all of them read the same pixels. It does
+not need torchvision. A prompt has two forms:
+
+- compact: one placeholder per image, as vLLM takes it, such as `5 IMG 6`;
+- expanded: one placeholder per image token, as the model reads it, such as `5 IMG IMG IMG 6`.
+
+An image token stands for a square of patches. Legend: P patches of an image, F numbers of a patch.
 """
 
 from __future__ import annotations
@@ -21,45 +25,44 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_TYPES = ("qwen3_vl",)
-"""Of `config.json`: the models that this works for."""
+"""The supported values of `model_type` in `config.json`."""
 MAX_RATIO = 200
-"""Of an image's sides, as the processor allows."""
+"""The largest ratio of an image's sides that the processor accepts."""
 
 
 @dataclass(frozen=True)
 class Patches:
-    """One image as the vision part takes it."""
+    """One image as the vision part takes it, cut into patches."""
 
     sha256: str
     values_PF: Tensor
-    """P patches of F numbers."""
     grid: tuple[int, int, int]
-    """Frames, rows and columns of patches; P in all."""
+    """Frames, rows and columns of patches; their product is P."""
 
 
 class Pixels:
-    """The image processor of a model and the tokens that stand for its images."""
+    """The image processor of a model, and the placeholder token of its images."""
 
     def __init__(self, model: str) -> None:
-        """Reads the configuration of a Hugging Face name or folder.
+        """Loads the image processor of a model, given by its Hugging Face name or folder.
 
         Raises:
-            UserError: the model takes no images, or is none of those this works for.
+            UserError: the model takes no images, or its type is not supported.
         """
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(model)
         if config.model_type not in MODEL_TYPES:
-            found = f"is a {config.model_type}" if hasattr(config, "vision_config") else "takes no images"
-            raise UserError(f"holds images, and model.path={model} {found}; choose a model of type {MODEL_TYPES[0]}")
+            reason = f"is a {config.model_type}" if hasattr(config, "vision_config") else "takes no images"
+            raise UserError(f"holds images, but model.path={model} {reason}; choose a model of type {MODEL_TYPES[0]}")
         self.placeholder: int = config.image_token_id
         self.processor = image_processor(model)
 
     def tokens(self, image: ImageRef) -> int:
-        """How many tokens an image takes.
+        """The number of tokens of an image.
 
         Raises:
-            UserError: it is too narrow for the processor.
+            UserError: the image is too narrow for the processor.
         """
         if max(image.width, image.height) > MAX_RATIO * min(image.width, image.height):
             raise UserError(f"holds an image of {image.width} x {image.height} pixels, which is too narrow; crop it")
@@ -68,40 +71,46 @@ class Pixels:
         )
 
     def expanded(self, compact_ids: Sequence[int], images: Sequence[ImageRef]) -> tuple[int, ...]:
-        """A compact prompt with each placeholder repeated for the tokens of its image.
+        """Repeats each placeholder of a compact prompt once per token of its image.
 
         Raises:
-            UserError: there are more or fewer placeholders than images.
+            UserError: the numbers of placeholders and images differ.
         """
-        found = sum(token == self.placeholder for token in compact_ids)
-        if found != len(images):
-            raise UserError(f"the prompt has {found} places for {len(images)} images; write <image> where each belongs")
+        places = sum(token == self.placeholder for token in compact_ids)
+        if places != len(images):
+            raise UserError(
+                f"the prompt has {places} places for {len(images)} images; write <image> where each belongs"
+            )
         counts = iter([self.tokens(image) for image in images])
         repeats = [(token, next(counts) if token == self.placeholder else 1) for token in compact_ids]
         return tuple(token for token, count in repeats for _ in range(count))
 
     def compact(self, expanded_ids: Sequence[int], images: Sequence[ImageRef]) -> tuple[int, ...]:
-        """What `expanded` made a prompt of."""
+        """The inverse of `expanded`."""
         counts = iter([self.tokens(image) for image in images])
-        found, at = [], 0
+        compact_ids, at = [], 0
         while at < len(expanded_ids):
-            found.append(expanded_ids[at])
+            compact_ids.append(expanded_ids[at])
             at += next(counts, 1) if expanded_ids[at] == self.placeholder else 1
-        return tuple(found)
+        return tuple(compact_ids)
 
     def patches(self, image: ImageRef, data: bytes) -> Patches:
-        """The pixels of an image."""
-        made = self.processor(images=[picture(data)], return_tensors="pt")
-        frames, rows, columns = made["image_grid_thw"][0].tolist()
-        return Patches(image.sha256, made["pixel_values"], (frames, rows, columns))
+        """Cuts an image into patches.
+
+        Args:
+            data: the encoded bytes of the image.
+        """
+        batch = self.processor(images=[picture(data)], return_tensors="pt")
+        frames, rows, columns = batch["image_grid_thw"][0].tolist()
+        return Patches(image.sha256, batch["pixel_values"], (frames, rows, columns))
 
 
 @lru_cache(maxsize=4)
 def image_processor(model: str) -> Any:
-    """Pillow's image processor of a model.
+    """The image processor of a model, in its Pillow version.
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has no image processor.
     """
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -112,22 +121,22 @@ def image_processor(model: str) -> Any:
 
 
 def picture(data: bytes) -> Any:
-    """An image that was checked, as a Pillow image in RGB, upright; what is transparent is white."""
+    """Decodes a checked image to an upright RGB Pillow image; transparent pixels become white."""
     from PIL import Image
 
     with Image.open(BytesIO(data)) as image:
         turned = upright(image)
-    if turned.mode == "I;16":  # of 65536 greys Pillow shows the first 256 and the rest as white
+    if turned.mode == "I;16":  # Pillow's own conversion clips the 65,536 grey levels at 255
         turned = turned.point(lambda grey: grey / 257).convert("L")
-    layered = turned.convert("RGBA")
-    whole = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-    return Image.alpha_composite(whole, layered).convert("RGB")
+    with_alpha = turned.convert("RGBA")
+    white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, with_alpha).convert("RGB")
 
 
 def upright(image: Any) -> Any:
-    """A Pillow image as its EXIF tag says that the camera was held, as `datasets`, transformers and vLLM show it.
+    """Turns a Pillow image by its EXIF orientation, as `datasets`, transformers and vLLM do.
 
-    One whose tags cannot be read stays as it is: its pixels can.
+    An image with unreadable EXIF tags is returned unchanged.
     """
     from PIL import ImageOps
 

@@ -1,4 +1,4 @@
-"""Reasoning steps of a response: where its text splits, and which token ends each of them."""
+"""Reasoning steps of a response: where the text splits into steps, and which token ends each step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 
 def split_steps(text: str, delimiter: str = "\n") -> list[int]:
-    """Where each reasoning step ends in the text: an exclusive character offset per step, at least one.
+    """The exclusive end of each reasoning step in the text, in characters. There is at least one step.
 
-    A delimiter belongs to the step after it, and blank pieces to the next piece that is not (at the end, to the last).
+    A delimiter belongs to the step after it. A blank piece belongs to the next piece that is not blank, or to the last
+    step. Example: "a\\n\\nbc" gives `[1, 5]`, the steps "a" and "\\n\\nbc".
     """
     ends: list[int] = []
     position = 0
@@ -22,23 +23,26 @@ def split_steps(text: str, delimiter: str = "\n") -> list[int]:
 
 
 def step_ends(tokens: int, length: Callable[[int], int], ends: Sequence[int]) -> tuple[int, ...]:
-    """How many tokens there are up to the end of each step; a token belongs to the step its first character is in.
+    """The number of tokens up to the end of each step.
 
-    A step in which no token starts ends where the step before does. Tokens without characters that end the response,
-    as the end of sequence, belong to the last step.
+    A token belongs to the step of its first character. A step in which no token starts is empty. Tokens without text at
+    the end of the response, such as the end of sequence, belong to the last step.
 
     Args:
-        tokens: of the whole response.
-        length: the characters that the first so many tokens make; asked a few times a step.
-        ends: of `split_steps`.
+        tokens: number of tokens of the response.
+        length: returns the number of characters of the first n tokens; called a few times per step.
+        ends: the result of `split_steps`.
+
+    Returns:
+        One number per step; the last is `tokens`.
     """
-    found: list[int] = []
+    counts: list[int] = []
     for end in ends[:-1]:
-        found.append(bisect_left(range(tokens), end, lo=found[-1] if found else 0, key=length))
-    return (*found, tokens)
+        counts.append(bisect_left(range(tokens), end, lo=counts[-1] if counts else 0, key=length))
+    return (*counts, tokens)
 
 
 def steps(text: str, delimiter: str) -> list[str]:
-    """The text of each step; together they are the whole text."""
+    """The text of each step; joined, they are the whole text."""
     ends = split_steps(text, delimiter)
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]

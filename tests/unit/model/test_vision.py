@@ -228,10 +228,10 @@ def test_sixteen_bits_of_grey_are_not_all_white() -> None:
 def test_images_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds an image of 400 x 1 pixels, which is too narrow; crop it"):
         RENDERER.pixels.tokens(checked(drawn(400, 1).data))
-    with pytest.raises(UserError, match=r"holds images, and model\.path=.*/model takes no images; choose"):
+    with pytest.raises(UserError, match=r"holds images, but model\.path=.*/model takes no images; choose"):
         Pixels(MODEL.replace("vision_model", "model"))
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    with pytest.raises(UserError, match=r"holds images, and model\.path=.* is a qwen2_5_vl; choose a model of type"):
+    with pytest.raises(UserError, match=r"holds images, but model\.path=.* is a qwen2_5_vl; choose a model of type"):
         Pixels(str(tmp_path))
 
 

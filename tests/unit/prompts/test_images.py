@@ -106,18 +106,18 @@ def test_a_cell_may_hold_an_image_in_any_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        (17, "holds int, which is no image; give bytes, a path or a data URI"),
+        (17, "holds int, which is not an image; give bytes, a path or a data URI"),
         ("absent.png", "absent.png: No such file or directory; paths are relative to the data file"),
         ("a\x00b", "embedded null byte; paths are relative to the data file"),
         ("~nobody-here/a.png", "nobody-here/a.png: Could not determine home directory"),
-        ("/dev/zero", "holds the path /dev/zero, which is no file; paths are relative to the data file"),
-        (".", ", which is no file; paths are relative to the data file"),
+        ("/dev/zero", "holds the path /dev/zero, which is not a file; paths are relative to the data file"),
+        (".", ", which is not a file; paths are relative to the data file"),
         (base64.b64encode(png_of(9, 9) * 99).decode(), ": File name too long; paths are relative to the data"),
-        ("https://example.org/a.png", "holds the address https://example.org/a.png; download the image"),
-        ("data:image/png,abc", "which is no base64 data URI"),
+        ("https://example.org/a.png", "holds the URL https://example.org/a.png; download the image"),
+        ("data:image/png,abc", "which is not a base64 data URI"),
         ("data:image/png;base64,@@", "holds a data URI that is not base64"),
-        (b"", "no PNG, JPEG, WebP or GIF; convert the image"),
-        (b"<svg/>", "no PNG, JPEG, WebP or GIF; convert the image"),
+        (b"", "not PNG, JPEG, WebP or GIF; convert the image"),
+        (b"<svg/>", "not PNG, JPEG, WebP or GIF; convert the image"),
         (b"RIFF but no picture", "holds a damaged image, which cannot be read; replace it"),
         (picture(size=(60, 60))[:-40], "holds a damaged image: "),
         (picture("JPEG", (300, 300))[:400], "holds a damaged image: "),
@@ -258,7 +258,7 @@ def test_a_model_that_sees_no_images_says_so(tmp_path: Path, capsys: pytest.Capt
     path = as_lines(tmp_path, rows_of("a.png"))
     assert main(["check", str(RUNS / "tiny_cepo.toml"), "--set", f"data.train={path}", "--set", "data.eval=''"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"cepo: data.train={path}, row 0: column 'images' holds images, and model.path=")
+    assert said.startswith(f"cepo: data.train={path}, row 0: column 'images' holds images, but model.path=")
     assert "takes no images; choose a model of type qwen3_vl" in said
     assert said.count("\n") == 1
     without = as_lines(tmp_path, rows_of(None, [], question="3 + 4 = ?"))

@@ -35,7 +35,7 @@ async def test_an_image_is_streamed_from_the_trainer_to_who_has_the_token(tmp_pa
     await server.start()
     try:
         assert await fetch_from_trainer(Settings(trainer_address=address, token="secret"), large.ref) == large.data
-        with pytest.raises(UserError, match=r"image 000000000000 is missing or damaged in .*; start the run anew"):
+        with pytest.raises(UserError, match=r"image 000000000000 is missing or damaged in .*; start a new run"):
             await fetch_from_trainer(Settings(trainer_address=address, token="secret"), ABSENT)
         with pytest.raises(Unreachable, match="UNAUTHENTICATED"):
             await fetch_from_trainer(Settings(trainer_address=address, token="wrong"), large.ref)

@@ -100,7 +100,7 @@ async def test_every_form_of_prompt_shows_it(credit: TokenCredit) -> None:
         ),
         ({"images": ["/etc/passwd"]}, "images.0: holds '/etc/passwd', which is no data URI"),
         ({"images": ["data:image/png;base64,?"]}, "images.0: holds a data URI that is not base64"),
-        ({"images": ["data:text/html;base64,PGI+"]}, "images.0: holds bytes that are no PNG"),
+        ({"images": ["data:text/html;base64,PGI+"]}, "images.0: holds bytes that are not PNG"),
         ({"images": [data_uri(IMAGE.data), "data:image/png;base64,iVBORw0KGgo="]}, "images.1: holds a damaged image"),
         ({"images": [data_uri(IMAGE.data)] * 2}, "messages: holds 2 images for 1 <image> mark"),
         ({"images": []}, "messages: holds 0 images for 1 <image> mark"),
