@@ -45,8 +45,8 @@ def make_batch(algorithm: Any, seed: int = 0, hidden_size: int = 128) -> TrainBa
     if POOLED not in batch.evidence:
         return batch
     random = torch.Generator().manual_seed(seed)
-    found = replace(batch.evidence[POOLED], pooled_BD=torch.randn(batch.size, hidden_size, generator=random))
-    return replace(batch, evidence={**batch.evidence, POOLED: found})
+    pooled = replace(batch.evidence[POOLED], pooled_BD=torch.randn(batch.size, hidden_size, generator=random))
+    return replace(batch, evidence={**batch.evidence, POOLED: pooled})
 
 
 def make_learner(*overrides: str) -> tuple[Learner, Any]:
@@ -61,13 +61,13 @@ def make_learner(*overrides: str) -> tuple[Learner, Any]:
 
 def plain_values(learner: Learner, batch: TrainBatch, head: Any) -> list[Tensor]:
     """The values of each sequence by one unpadded forward pass under the critic's adapter."""
-    model, found = learner.peft.get_base_model(), []
+    model, values = learner.peft.get_base_model(), []
     for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
         ids = torch.tensor([[*prompt, *response]])
         hidden_SD = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
         start = len(prompt) - 1
-        found.append((hidden_SD @ head.weight[0] + head.bias)[start : start + len(response)])
-    return found
+        values.append((hidden_SD @ head.weight[0] + head.bias)[start : start + len(response)])
+    return values
 
 
 def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critics_adapter() -> None:
@@ -79,7 +79,7 @@ def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critic
     with context.using_adapter(ADAPTER):
         value_BT = context.apply_head(head, batch)
         (value_BT * weight_BT).sum().backward()
-    found = [parameter.grad.clone() for parameter in critic.model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in critic.model.parameters()]
     assert all(parameter.grad is None for parameter in learner.parameters)
     critic.optimizer.zero_grad()
     learner.peft.set_adapter(ADAPTER)
@@ -87,7 +87,7 @@ def test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critic
         torch.testing.assert_close(value_BT[row, : len(value_T)].detach(), value_T.detach(), rtol=0, atol=1e-4)
         assert not value_BT[row, len(value_T) :].any()
         (value_T * weight_BT[row, : len(value_T)]).sum().backward()
-    for one, parameter in zip(found, critic.model.parameters(), strict=True):
+    for one, parameter in zip(gradients, critic.model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-3, atol=1e-3)
         assert one.any()
 
@@ -136,12 +136,12 @@ def test_the_policy_learns_as_it_would_without_a_critic() -> None:
     ["optim.tokens_per_microbatch=1", "optim.tokens_per_microbatch=40", "optim.gradient_checkpointing=true"],
 )
 def test_the_critics_gradient_does_not_depend_on_the_micro_batches_or_on_what_is_kept_for_it(override: str) -> None:
-    batch, found = make_batch(make_config(PPO).algorithm), []
+    batch, results = make_batch(make_config(PPO).algorithm), []
     for overrides in ((), (override,)):
         _, critic = make_learner(PPO, *overrides)
         report = critic.update(critic.prepare(batch, 0), 0)
-        found.append(([parameter.grad for parameter in critic.model.parameters()], report))
-    (one, report), (two, other) = found
+        results.append(([parameter.grad for parameter in critic.model.parameters()], report))
+    (one, report), (two, other) = results
     assert other == pytest.approx(report, rel=1e-3, abs=1e-5)
     for whole, split in zip(one, two, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-5)
@@ -185,13 +185,13 @@ def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     assert second.checkpoints.restore() == Pipeline(3, (BASE,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
-    found, wanted = (trainer.learner.auxiliary.state_dict() for trainer in (second, unbroken))
-    assert found["model"].keys() == wanted["model"].keys()
-    for name, value in wanted["model"].items():
-        assert torch.equal(found["model"][name], value)
-    for index, state in wanted["optimizer"]["state"].items():
+    restored, expected = (trainer.learner.auxiliary.state_dict() for trainer in (second, unbroken))
+    assert restored["model"].keys() == expected["model"].keys()
+    for name, value in expected["model"].items():
+        assert torch.equal(restored["model"][name], value)
+    for index, state in expected["optimizer"]["state"].items():
         for name, value in state.items():
-            assert torch.equal(found["optimizer"]["state"][index][name], value)
+            assert torch.equal(restored["optimizer"]["state"][index][name], value)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_sequences_keep_their_group_prompt_and_reward() -> None:
     assert batch.group_B.tolist() == [0, 0, 0, 1, 1]
     assert batch.prompt_ids == [groups[i].scored.rollout.prompt_token_ids for i in (0, 0, 0, 1, 1)]
     assert batch.reward_B.tolist() == batch.accuracy_B.tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]
-    assert all(found.applicable_B.all() for found in batch.evidence.values())
+    assert all(evidence.applicable_B.all() for evidence in batch.evidence.values())
     assert not batch.demonstration_B.any()
 
 
@@ -71,10 +71,10 @@ def test_a_group_that_skipped_the_teacher_has_no_evidence_beside_one_that_has() 
     batch = pack([skipped, second])
     whole = pack([first, second])
     for ask in ASKS:
-        found, both = batch.evidence[ask], whole.evidence[ask]
-        assert found.applicable_B.tolist() == [False] * 3 + [True] * 2
-        assert torch.equal(found.logp_BT[:3], torch.zeros(3, 5))
-        assert torch.equal(found.logp_BT[3:], both.logp_BT[3:])
+        evidence, both = batch.evidence[ask], whole.evidence[ask]
+        assert evidence.applicable_B.tolist() == [False] * 3 + [True] * 2
+        assert torch.equal(evidence.logp_BT[:3], torch.zeros(3, 5))
+        assert torch.equal(evidence.logp_BT[3:], both.logp_BT[3:])
 
 
 def test_a_step_that_skipped_the_teacher_whole_has_no_evidence() -> None:
@@ -127,9 +127,9 @@ def test_likeliest_tokens_and_pooled_states_stand_at_their_sequence() -> None:
     pooled = tuple(row.model_copy(update={"pooled": (float(i), 0.5)}) for i, row in enumerate(hidden.rows))
     hidden = hidden.model_copy(update={"rows": pooled})
     batch = pack([group.model_copy(update={"evidence": (top, hidden)})])
-    found = batch.evidence[asks[0]]
-    assert found.top_ids_BTk.tolist() == [[[7, 8], [5, 6]], [[0, 0], [0, 0]], [[9, 3], [0, 0]]]
-    assert found.top_logp_BTk[2].tolist() == [[-5.0, -6.0], [0.0, 0.0]]
+    evidence = batch.evidence[asks[0]]
+    assert evidence.top_ids_BTk.tolist() == [[[7, 8], [5, 6]], [[0, 0], [0, 0]], [[9, 3], [0, 0]]]
+    assert evidence.top_logp_BTk[2].tolist() == [[-5.0, -6.0], [0.0, 0.0]]
     assert batch.evidence[asks[1]].pooled_BD.tolist() == [[0.0, 0.5], [1.0, 0.5], [2.0, 0.5]]
     assert batch.rows([2]).evidence[asks[0]].top_ids_BTk.tolist() == [[[9, 3]]]
 

@@ -87,11 +87,11 @@ def test_going_on_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> No
 
 def test_the_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     Process(tmp_path).checkpoints.save(START)
-    wanted = torch.rand(4)
+    expected = torch.rand(4)
     process = Process(tmp_path)
     torch.rand(100)
     process.checkpoints.restore()
-    assert torch.equal(torch.rand(4), wanted)
+    assert torch.equal(torch.rand(4), expected)
 
 
 async def test_policies_in_flight_are_still_proven_after_a_restart(tmp_path: Path) -> None:

@@ -52,12 +52,12 @@ class Engines(ProvenScorer):
         self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef
     ) -> list[SampledResponse]:
         draw, words = random.Random(f"{seed}/{policy.name}"), self.renderer.tokenizer("1 2+3\n=\n")["input_ids"]
-        found = []
+        responses = []
         for _ in range(samples):
             length = draw.randrange(1, sampling.max_tokens + 1)
             ids = tuple(draw.choice(words) for _ in range(length))
-            found.append(SampledResponse(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
-        return found
+            responses.append(SampledResponse(ids, tuple(-draw.choice([1, 64]) / 32 for _ in ids), length % 2 == 0))
+        return responses
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
         self.tasks.append(group.task)

@@ -40,12 +40,12 @@ def make_pairs(algorithm: Any, seed: int = 0) -> TrainBatch:
 
 def plain_logits(learner: Learner, name: str, batch: TrainBatch) -> list[Tensor]:
     """The log-probs [T, V] of each response by one unpadded forward pass of the whole model."""
-    model, found = learner.peft.get_base_model(), []
+    model, logits = learner.peft.get_base_model(), []
     with learner.context.using_adapter(name), torch.no_grad():
         for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
             logits_SV = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
-            found.append(logits_SV[len(prompt) - 1 : len(prompt) + len(response) - 1])
-    return found
+            logits.append(logits_SV[len(prompt) - 1 : len(prompt) + len(response) - 1])
+    return logits
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
@@ -65,15 +65,15 @@ def test_the_estimate_is_that_of_both_models_logits_over_the_whole_vocabulary(st
 
 
 def test_the_estimators_gradients_are_their_own_whatever_is_kept_for_them() -> None:
-    batch, found = make_pairs(make_config(CTDPO).algorithm), []
+    batch, results = make_pairs(make_config(CTDPO).algorithm), []
     for overrides in ((), ("optim.tokens_per_microbatch=1",), ("optim.gradient_checkpointing=true",)):
         learner, estimators = make_learner(CTDPO, *overrides)
         report = estimators.update(batch, 0)
         assert all(parameter.grad is None for parameter in learner.parameters)
-        found.append(([parameter.grad for parameter in estimators.model.parameters()], report))
-    for gradients, report in found[1:]:
-        assert report == pytest.approx(found[0][1], rel=1e-3)
-        for one, whole in zip(gradients, found[0][0], strict=True):
+        results.append(([parameter.grad for parameter in estimators.model.parameters()], report))
+    for gradients, report in results[1:]:
+        assert report == pytest.approx(results[0][1], rel=1e-3)
+        for one, whole in zip(gradients, results[0][0], strict=True):
             assert whole.any()
             torch.testing.assert_close(one, whole, rtol=1e-3, atol=1e-5)
 
@@ -153,5 +153,5 @@ def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     second.checkpoints.restore()
     assert [timeless(second.train(step)) for step in range(stopped, 4)] == reports[stopped:]
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
-    found, wanted = (trainer.learner.auxiliary.state_dict()["model"] for trainer in (second, unbroken))
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    restored, expected = (trainer.learner.auxiliary.state_dict()["model"] for trainer in (second, unbroken))
+    assert all(torch.equal(restored[name], value) for name, value in expected.items())

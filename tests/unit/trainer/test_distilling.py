@@ -71,8 +71,8 @@ def test_gradient_and_metrics_do_not_depend_on_the_micro_batches(algorithm: str,
     assert max(float(gradient.abs().max()) for gradient in whole) > 1e-3
     for tokens in (1, 40):
         split, other = updated(batch, algorithm, f"optim.tokens_per_microbatch={tokens}")
-        for one, wanted in zip(split, whole, strict=True):
-            torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5)
+        for gradient, expected in zip(split, whole, strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
         for key, value in report.items():
             assert "second" in key or other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
@@ -85,15 +85,15 @@ def test_metrics_of_demonstrations_are_means_over_their_own_tokens() -> None:
 
 def test_the_loss_is_that_of_whole_softmaxes() -> None:
     batch, config = opsd_batch(), make_config(OPSD)
-    learner, found = Learner(config), batch.evidence[config.algorithm.asks[0]]
+    learner, evidence = Learner(config), batch.evidence[config.algorithm.asks[0]]
     total, tokens = 0.0, 0
     for row, (prompt, response) in enumerate(zip(batch.prompt_ids, batch.response_ids, strict=True)):
         with torch.no_grad():
             logits_SV = learner.peft(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
         for t in range(len(response)):
             student_V = logits_SV[len(prompt) + t - 1].double().softmax(-1)
-            ids_k = found.top_ids_BTk[row, t]
-            s, q = student_V[ids_k], found.top_logp_BTk[row, t].double().exp()
+            ids_k = evidence.top_ids_BTk[row, t]
+            s, q = student_V[ids_k], evidence.top_logp_BTk[row, t].double().exp()
             s, q = (torch.cat([p, 1 - p.sum(0, keepdim=True)]) for p in (s, q))
             m = (s + q) / 2
             total += float((q * (q / m).log()).sum() + (s * (s / m).log()).sum()) / 2
@@ -109,8 +109,8 @@ def test_every_mini_batch_has_its_share_of_the_groups_and_of_the_demonstrations(
     still = (HDPO, "optim.lr=1e-12")
     last, _ = updated(batch, *still, "optim.minibatches=2")
     alone, _ = updated(batch.rows([4, 5, 6, 7, 10, 11]), *still)
-    for one, wanted in zip(last, alone, strict=True):
-        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5)
+    for gradient, expected in zip(last, alone, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 async def test_the_tokens_the_teacher_service_finds_likeliest_for_the_policy_are_the_students_own(
@@ -124,8 +124,8 @@ async def test_the_tokens_the_teacher_service_finds_likeliest_for_the_policy_are
     settings = Settings(model=config.model.path, dtype="float32")
     scorer = TransformersScorer(settings, renderer, AdapterCache(tmp_path, fetch, keep=2))
     pairs = [Pair(*pair) for pair in zip(batch.prompt_ids, batch.response_ids, strict=True)]
-    found = (await scorer.likeliest(pairs, 5, 1.0, BASE_POLICY)).values
-    for one, pair in zip(found, pairs, strict=True):
+    tops = (await scorer.likeliest(pairs, 5, 1.0, BASE_POLICY)).values
+    for one, pair in zip(tops, pairs, strict=True):
         with torch.no_grad():
             logits_SV = learner.peft(input_ids=torch.tensor([[*pair.context_ids, *pair.response_ids]])).logits[0]
         own_T5 = logits_SV[len(pair.context_ids) - 1 : -1].topk(5).indices

@@ -55,14 +55,14 @@ def updated(batch: TrainBatch, adv_BT: Tensor, *overrides: str, step: int = 0) -
 
 
 def gradients(learner: Learner) -> list[Tensor]:
-    found = [parameter.grad for parameter in learner.parameters]
-    assert all(gradient is not None for gradient in found)
-    return [gradient for gradient in found if gradient is not None]
+    grads = [parameter.grad for parameter in learner.parameters]
+    assert all(gradient is not None for gradient in grads)
+    return [gradient for gradient in grads if gradient is not None]
 
 
-def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float = 1e-6) -> None:
-    assert max(float(gradient.abs().max()) for gradient in wanted) > 1000 * tolerance
-    for one, other in zip(found, wanted, strict=True):
+def assert_close(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-6) -> None:
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1000 * tolerance
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
@@ -79,7 +79,7 @@ def test_log_probs_and_their_gradient_equal_a_full_softmax(temperature: float) -
     weight_BT = torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(1))
     logp_BT = response_logps(model_of(learner), batch.prompt_ids, batch.response_ids, temperature)
     (logp_BT * weight_BT).sum().backward()
-    found = gradients(learner)
+    actual = gradients(learner)
     learner.optimizer.zero_grad()
     for i, (prompt, response) in enumerate(zip(batch.prompt_ids, batch.response_ids, strict=True)):
         plain_T = plain_logps(model_of(learner), prompt, response, temperature)
@@ -87,7 +87,7 @@ def test_log_probs_and_their_gradient_equal_a_full_softmax(temperature: float) -
         assert not logp_BT[i, len(response) :].any()
         (plain_T * weight_BT[i, : len(response)]).sum().backward()
     assert_close(
-        found, gradients(learner), tolerance=1e-3
+        actual, gradients(learner), tolerance=1e-3
     )  # the gradients of an unnormalised sum reach several hundred
 
 
@@ -102,9 +102,9 @@ def test_a_rule_over_more_than_a_chunk_has_the_same_gradient() -> None:
     plain_N = torch.log_softmax(head(hidden_ND) / 0.7, dim=-1).gather(1, target_N[:, None]).squeeze(1)
     torch.testing.assert_close(logp_N, plain_N)
     weight_N = torch.randn(len(hidden_ND))
-    found = torch.autograd.grad((logp_N * weight_N).sum(), [hidden_ND, head.weight])
-    wanted = torch.autograd.grad((plain_N * weight_N).sum(), [hidden_ND, head.weight])
-    for one, other in zip(found, wanted, strict=True):
+    actual = torch.autograd.grad((logp_N * weight_N).sum(), [hidden_ND, head.weight])
+    expected = torch.autograd.grad((plain_N * weight_N).sum(), [hidden_ND, head.weight])
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_a_batch_without_advantage_leaves_weights_and_momentum_alone() -> None:
 def test_later_mini_batches_use_the_old_log_probs_of_the_steps_start() -> None:
     batch, adv_BT = make_batch()
     overrides = ("optim.lr=1e-2", UNCLIPPED)
-    found, report = updated(batch, adv_BT, *overrides, "optim.minibatches=2")
+    updated_learner, report = updated(batch, adv_BT, *overrides, "optim.minibatches=2")
     assert report["kl/old_new"] != 0.0
 
     learner, algorithm = make_learner(*overrides), make_config(*overrides).algorithm
@@ -179,7 +179,7 @@ def test_later_mini_batches_use_the_old_log_probs_of_the_steps_start() -> None:
     assert (logp_BT - old_BT).abs().max() > 0.1
     width = last.mask_BT.shape[1]
     algorithm.loss(Scored(logp_BT), old_BT, last, adv_BT[second][:, :width], last).loss.backward()
-    assert_close(gradients(found), gradients(learner), tolerance=1e-5)
+    assert_close(gradients(updated_learner), gradients(learner), tolerance=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
@@ -214,9 +214,9 @@ def test_the_gap_to_the_engine_is_a_mean_over_the_trained_tokens(temperature: fl
         own_BT = response_logps(model_of(make_learner()), batch.prompt_ids, batch.response_ids, temperature)
     assert updated(replace(batch, rollout_logp_BT=own_BT), adv_BT, sampling)[1]["rollout/logp_gap"] < 1e-5
     shifted = replace(batch, rollout_logp_BT=(own_BT + 0.25) * batch.mask_BT)
-    found = updated(shifted, adv_BT, sampling)[1]
-    assert found["rollout/logp_gap"] == pytest.approx(0.25, abs=1e-5)
-    assert [found[f"rollout/ratio_{p}"] for p in ("p01", "p50", "p99")] == pytest.approx([math.exp(-0.25)] * 3, 1e-4)
+    report = updated(shifted, adv_BT, sampling)[1]
+    assert report["rollout/logp_gap"] == pytest.approx(0.25, abs=1e-5)
+    assert [report[f"rollout/ratio_{p}"] for p in ("p01", "p50", "p99")] == pytest.approx([math.exp(-0.25)] * 3, 1e-4)
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -229,12 +229,12 @@ def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(up
     adv_BT = algorithm.advantages(batch, 0).adv_BT
     with torch.no_grad():
         first_BT = response_logps(model_of(make_learner(*common)), batch.prompt_ids, batch.response_ids, 1.0)
-    found = updated(batch, adv_BT, *common)[1]
+    report = updated(batch, adv_BT, *common)[1]
     expected = algorithm.diagnostics(batch, adv_BT, first_BT, 0)
-    assert found["credit/tokens"] == expected["credit/tokens"] == found["tokens/trained"]
-    same = [found[key] == pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in expected.items()]
+    assert report["credit/tokens"] == expected["credit/tokens"] == report["tokens/trained"]
+    same = [report[key] == pytest.approx(value, rel=1e-3, abs=1e-4) for key, value in expected.items()]
     assert all(same) is (updates == 1)  # in later updates the student has changed
-    assert found["credit/delta_std"] > 0
+    assert report["credit/delta_std"] > 0
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

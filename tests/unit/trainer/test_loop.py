@@ -94,10 +94,10 @@ async def resumed(folder: Path, *overrides: str, drain_after: int | None = None)
     stages, drain, stop = Stages(run, folder / "cache"), asyncio.Event(), asyncio.Event()
 
     async def grade(group: RolloutGroup) -> ScoredGroup:
-        found = await stages.grade(group)
+        scored = await stages.grade(group)
         if drain_after is not None and stages.graded >= drain_after:
             drain.set()
-        return found
+        return scored
 
     handlers: dict[Stage, Any] = {Stage.ROLLOUT: stages.sample, Stage.VERIFY: grade}
     if run.config.engine.teacher == "service":

@@ -139,9 +139,9 @@ def test_columns_of_other_names_are_named_in_the_run(tmp_path: Path) -> None:
 
 def test_the_checks_before_a_run_accept_pairs(tmp_path: Path) -> None:
     preflight = Preflight(config_of(tmp_path / "pairs.jsonl", ROWS), tmp_path)
-    found = {finding.check: finding.text for finding in run_checks(preflight) if finding.state == "ok"}
-    assert "6 problems" in found["data"]
-    assert found["reward"] == "none: the run trains on pairs"
+    texts = {finding.check: finding.text for finding in run_checks(preflight) if finding.state == "ok"}
+    assert "6 problems" in texts["data"]
+    assert texts["reward"] == "none: the run trains on pairs"
     assert [prompt.context for prompt in example_prompts(preflight)] == ["plain"]
 
 

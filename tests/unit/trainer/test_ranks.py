@@ -85,21 +85,21 @@ def main(out: Path) -> None:
     torch.set_num_threads(1)
     place = Place.from_environment()
     assert place is not None
-    ranks, found = DistributedRanks(place, f"file://{out}.ranks"), {}
+    ranks, results = DistributedRanks(place, f"file://{out}.ranks"), {}
     for number, (case, (_, overrides)) in enumerate(CASES.items()):
         if place.rank:
             assert ranks.serve(Learner(make_config(*COMMON, *overrides), ranks=ranks)) == number
         else:
-            found[case] = train(case, ranks)
+            results[case] = train(case, ranks)
             ranks.close(number)
     if place.rank == 0:
-        out.write_bytes(pickle.dumps(found))
+        out.write_bytes(pickle.dumps(results))
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of every case in two processes."""
-    out = tmp_path_factory.mktemp("ranks") / "found"
+    out = tmp_path_factory.mktemp("ranks") / "results"
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.unit.trainer.test_ranks", str(out)],
@@ -113,8 +113,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for process in processes:
             process.kill()
             process.wait()
-    found: dict[str, Any] = pickle.loads(out.read_bytes())
-    return found
+    results: dict[str, Any] = pickle.loads(out.read_bytes())
+    return results
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,7 +129,7 @@ def test_two_processes_make_the_adapter_of_one(shared: dict[str, Any], case: str
         assert ours.keys() == theirs.keys()
         for key in set(COUNTED) & set(theirs):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
-    auxiliaries = [found["auxiliary"].get("model", {}) for found in (two, one)]
+    auxiliaries = [run["auxiliary"].get("model", {}) for run in (two, one)]
     for name, value in auxiliaries[1].items():
         torch.testing.assert_close(auxiliaries[0][name], value, rtol=0, atol=1e-4)
     assert two["canaries"] == pytest.approx(one["canaries"], abs=1e-3)

@@ -66,32 +66,32 @@ def test_group_metrics_count_what_came() -> None:
         EvidencedGroup(scored=last),
         make_failed(make_task(index=3)),
     ]
-    found = group_metrics(groups)
-    assert found["reward/mean"] == pytest.approx(2.5 / 6)
-    assert found["accuracy/train"] == accuracy(groups) == pytest.approx(0.5)
-    assert (found["length/mean"], found["length/max"], found["tokens/generated"]) == (3.5, 4.0, 21.0)
-    assert found["length/truncated_fraction"] == pytest.approx(1 / 6)
-    outcomes = {o.name.lower(): found[f"outcome/{o.name.lower()}"] for o in Outcome}
+    metrics = group_metrics(groups)
+    assert metrics["reward/mean"] == pytest.approx(2.5 / 6)
+    assert metrics["accuracy/train"] == accuracy(groups) == pytest.approx(0.5)
+    assert (metrics["length/mean"], metrics["length/max"], metrics["tokens/generated"]) == (3.5, 4.0, 21.0)
+    assert metrics["length/truncated_fraction"] == pytest.approx(1 / 6)
+    outcomes = {o.name.lower(): metrics[f"outcome/{o.name.lower()}"] for o in Outcome}
     assert outcomes["correct"] == pytest.approx(0.5)
     assert outcomes["unparsed"] == pytest.approx(1 / 6)
     assert sum(outcomes.values()) == pytest.approx(1.0)
-    assert (found["groups/total"], found["groups/failed"]) == (4.0, 1.0)
-    assert found["reward/std"] == pytest.approx(pstdev([1.0, 1.0, 0.0, 0.0, 1.0, -0.5]))
-    assert (found["length/empty_fraction"], found["tokens/measured"]) == (0.0, 2 * 2 * 7.0)
+    assert (metrics["groups/total"], metrics["groups/failed"]) == (4.0, 1.0)
+    assert metrics["reward/std"] == pytest.approx(pstdev([1.0, 1.0, 0.0, 0.0, 1.0, -0.5]))
+    assert (metrics["length/empty_fraction"], metrics["tokens/measured"]) == (0.0, 2 * 2 * 7.0)
     for key, share in (("all_correct", 1), ("all_wrong", 1), ("evidenced", 2), ("zero_spread", 2), ("single", 0)):
-        assert found[f"groups/{key}"] == pytest.approx(share / 3)
-    assert found["time/teacher_seconds"] == 1.0
+        assert metrics[f"groups/{key}"] == pytest.approx(share / 3)
+    assert metrics["time/teacher_seconds"] == 1.0
 
 
 def test_what_has_no_verdict_is_counted_and_in_no_mean() -> None:
     timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
     paid = make_verdict(1.0).model_copy(update={"format": 1.0, "penalty": -0.25, "functions": 0.5, "reward": 1.25})
     groups = [EvidencedGroup(scored=make_scored(verdicts=[paid, timeout]))]
-    found = group_metrics(groups)
-    assert (found["samples/failed"], found["outcome/timeout"]) == (1.0, 0.5)
-    assert (found["reward/mean"], found["accuracy/train"], found["groups/all_correct"]) == (1.25, 1.0, 1.0)
-    assert (found["reward/format"], found["reward/penalty"], found["reward/functions"]) == (1.0, -0.25, 0.5)
-    assert (found["groups/single"], found["groups/zero_spread"], found["reward/std"]) == (1.0, 1.0, 0.0)
+    metrics = group_metrics(groups)
+    assert (metrics["samples/failed"], metrics["outcome/timeout"]) == (1.0, 0.5)
+    assert (metrics["reward/mean"], metrics["accuracy/train"], metrics["groups/all_correct"]) == (1.25, 1.0, 1.0)
+    assert (metrics["reward/format"], metrics["reward/penalty"], metrics["reward/functions"]) == (1.0, -0.25, 0.5)
+    assert (metrics["groups/single"], metrics["groups/zero_spread"], metrics["reward/std"]) == (1.0, 1.0, 0.0)
     assert judged(groups) == [paid]
     nothing = EvidencedGroup(scored=make_scored(verdicts=[timeout, timeout]))
     mixed = group_metrics([*groups, nothing])
@@ -114,17 +114,17 @@ def test_hint_metrics_say_why_each_rejected_answer_is_what_it_is() -> None:
         answer.model_copy(update={"rows": [row.model_copy(update={"hint_tokens": 4}) for row in answer.rows]}),
         rejected.model_copy(update={"rows": (*rows, unused)}),
     )
-    found = hint_metrics([group.model_copy(update={"evidence": evidence})])
+    metrics = hint_metrics([group.model_copy(update={"evidence": evidence})])
     expected = {"rejected_asked": 2 / 4, "rejected_no_answer": 1 / 4, "rejected_only_self": 1 / 4}
     expected |= {"rejected_unused": 1 / 4, "answer_tokens": 4.0, "rejected_tokens": 3.5}
     zeros = {"rejected_no_rejected": 0.0, "rejected_same_as_answer": 0.0, "rejected_too_few": 0.0}
-    assert found == pytest.approx({f"hint/{key}": value for key, value in (expected | zeros).items()})
+    assert metrics == pytest.approx({f"hint/{key}": value for key, value in (expected | zeros).items()})
 
 
 def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
-    found = group_metrics([make_failed(), make_failed()])
-    assert found.pop("groups/failed") == found.pop("groups/total") == 2.0
-    assert set(found.values()) == {0.0}
+    metrics = group_metrics([make_failed(), make_failed()])
+    assert metrics.pop("groups/failed") == metrics.pop("groups/total") == 2.0
+    assert set(metrics.values()) == {0.0}
     assert finished([make_failed()]) == []
 
 
