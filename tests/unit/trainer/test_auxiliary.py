@@ -170,7 +170,7 @@ class Trainer(Process):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, CLIPO], ids=["ppo", "clipo"])
-def test_going_on_is_bit_identical_head_and_critic_included(tmp_path: Path, algorithm: str) -> None:
+def test_resuming_is_bit_identical_head_and_critic_included(tmp_path: Path, algorithm: str) -> None:
     unbroken = Trainer(tmp_path / "unbroken", algorithm)
     reports = [unbroken.train(step) for step in (1, 2, 3)]
     first = Trainer(tmp_path, algorithm)

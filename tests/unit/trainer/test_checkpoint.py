@@ -70,7 +70,7 @@ def timeless(report: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in report.items() if not key.startswith("time/")}
 
 
-def test_going_on_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> None:
+def test_resuming_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> None:
     unbroken = Process(tmp_path / "unbroken")
     unbroken.train(1)
     report = unbroken.train(2)
@@ -123,21 +123,21 @@ def test_without_a_checkpoint_a_run_starts_afresh(tmp_path: Path) -> None:
     assert Process(tmp_path).checkpoints.restore() is None
 
 
-def test_the_newest_checkpoint_is_the_one_that_goes_on(tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_newest_checkpoint(tmp_path: Path) -> None:
     process = Process(tmp_path, keep=3)
     for step in (2, 10, 9):
         process.checkpoints.save(Pipeline(step, (BASE,)))
     assert process.checkpoints.restore() == Pipeline(10, (BASE,))
 
 
-def test_only_so_many_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     process = Process(tmp_path, keep=2)
     for step in range(1, 6):
         process.checkpoints.save(Pipeline(step, (BASE,)))
     assert saved(tmp_path) == ["step-000004", "step-000005"]
 
 
-def test_saving_happens_every_so_many_steps_and_at_the_end(tmp_path: Path) -> None:
+def test_checkpoints_are_saved_at_the_interval_and_after_the_last_step(tmp_path: Path) -> None:
     process = Process(tmp_path, every=3, keep=9)
     for step in range(1, 8):
         process.checkpoints.maybe_save(Pipeline(step, (BASE,)), last=step == 7)

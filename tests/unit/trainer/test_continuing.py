@@ -80,7 +80,7 @@ async def trained_with(path: Path, *overrides: str, until: int = 99) -> tuple[En
 
 
 @pytest.mark.parametrize("name", METHODS)
-async def test_a_run_with_continuations_goes_on_to_the_same_numbers_after_a_stop(tmp_path: Path, name: str) -> None:
+async def test_a_run_with_continuations_resumes_to_the_same_numbers_after_a_stop(tmp_path: Path, name: str) -> None:
     engines, whole = await trained_with(tmp_path / "run", f"algorithm={METHODS[name]}")
     follow_ups = [task for task in engines.tasks if task.origin is not None]
     assert {task.step for task in follow_ups} == {0, 1, 2}

@@ -139,7 +139,7 @@ class Trainer(Process):
 
 
 @pytest.mark.parametrize("stopped", [1, 2, 3], ids=["learning", "just frozen", "frozen"])
-def test_going_on_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int) -> None:
+def test_resuming_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int) -> None:
     unbroken, first = Trainer(tmp_path / "unbroken", CTDPO), Trainer(tmp_path, CTDPO)
     reports = [timeless(unbroken.train(step)) for step in range(4)]
     for step in range(stopped):

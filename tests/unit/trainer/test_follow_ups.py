@@ -112,7 +112,7 @@ async def test_cliffs_are_asked_again_and_what_is_right_then_is_distilled(tmp_pa
     assert len({row["distill/divergence"] for row in rows}) == 3
 
 
-async def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+async def test_a_run_that_was_stopped_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     _, whole = await trained_with(tmp_path / "run", HDPO)
     _, first = await trained_with(tmp_path / "again" / "run", HDPO, until=1)
     assert len(first) == 2

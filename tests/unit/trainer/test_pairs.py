@@ -67,7 +67,7 @@ async def test_a_run_on_pairs_needs_a_teacher_and_no_rollouts(tmp_path: Path) ->
     assert rows[-1]["preference/margin"] > rows[0]["preference/margin"]
 
 
-async def test_critical_token_dpo_goes_on_to_the_same_bytes_after_a_stop_in_either_phase(tmp_path: Path) -> None:
+async def test_critical_token_dpo_resumes_to_the_same_bytes_after_a_stop_in_either_phase(tmp_path: Path) -> None:
     algorithm = 'algorithm={name="ctdpo", beta=0.5, estimator_steps=3, estimator_lr=5e-3}'
     config = config_of(tmp_path / "pairs.jsonl", ROWS, "loop.steps=6", algorithm, *ALL)
     whole, parts = RunDir(tmp_path / "whole"), RunDir(tmp_path / "parts")
