@@ -1,4 +1,7 @@
-"""The dashboard page. It holds no data of a run: it asks for them, with the token."""
+"""The dashboard page. It holds no data of a run: its script asks for the data, with the access token.
+
+The curves are drawn by uPlot (files/vendor, MIT licence), which is part of the page: nothing is loaded from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,18 @@ from pathlib import Path
 from cepo.pages import document
 
 _FOLDER = Path(__file__).parent / "files"
-_SCRIPTS = ("curves.js", "cards.js", "times.js", "groups.js", "runs.js", "start.js")
+_STYLES = ("vendor/uPlot.min.css", "page.css")
+_SCRIPTS = (
+    "vendor/uPlot.iife.min.js",
+    "curves.js",
+    "cards.js",
+    "times.js",
+    "groups.js",
+    "runs.js",
+    "start.js",
+)
 
 
 def page() -> str:
-    """One HTML document."""
-    return document("Run", _FOLDER, _SCRIPTS, None)
+    """The page as one HTML document."""
+    return document("Run", _FOLDER, _SCRIPTS, None, styles=_STYLES)

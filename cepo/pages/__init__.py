@@ -16,16 +16,20 @@ _STYLES = ("base.css", "tokens.css")
 _SCRIPTS = ("base.js", "tokens.js")
 
 
-def document(title: str, folder: Path, scripts: Sequence[str], data: Any) -> str:
-    """A page of body.html, page.css and scripts, in their order after the shared ones, with data as JSON."""
-    return _shell(title, folder, tuple(scripts)).replace("{data}", json.dumps(data).replace("<", "\\u003c"), 1)
+def document(
+    title: str, folder: Path, scripts: Sequence[str], data: Any, *, styles: Sequence[str] = ("page.css",)
+) -> str:
+    """A page of body.html, styles and scripts, in their order after the shared ones, with data as JSON."""
+    return _shell(title, folder, tuple(styles), tuple(scripts)).replace(
+        "{data}", json.dumps(data).replace("<", "\\u003c"), 1
+    )
 
 
 @cache
-def _shell(title: str, folder: Path, scripts: tuple[str, ...]) -> str:
-    styles = [*(_SHARED / name for name in _STYLES), folder / "page.css"]
+def _shell(title: str, folder: Path, styles: tuple[str, ...], scripts: tuple[str, ...]) -> str:
+    looks = [*(_SHARED / name for name in _STYLES), *(folder / name for name in styles)]
     code = [*(_SHARED / name for name in _SCRIPTS), *(folder / name for name in scripts)]
-    style, script = ("\n".join(path.read_text("utf-8") for path in paths) for paths in (styles, code))
+    style, script = ("\n".join(path.read_text("utf-8") for path in paths) for paths in (looks, code))
     body = (folder / "body.html").read_text("utf-8")
     page = (_SHARED / "page.html").read_text("utf-8").replace("{title}", title).replace("{body}", body)
     return page.replace("{style}", style).replace("{script}", script)

@@ -136,6 +136,17 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, selector: str, begin: float, end: float) -> None:
+        """Drags across an element from one share of its width to another, such as 0.25 to 0.75."""
+        left, width, y = self.run(
+            f"(r => [r.left, r.width, r.top + r.height / 2])(document.querySelector({json.dumps(selector)})"
+            ".getBoundingClientRect())"
+        )
+        places = [left + width * (begin + (end - begin) * part / 8) for part in range(9)]
+        for kind, x in [("mouseMoved", places[0]), ("mousePressed", places[0]), *(("mouseMoved", x) for x in places)]:
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=places[-1], y=y, button="left", clickCount=1)
+
     def press(self, *keys: str) -> None:
         """Presses keys by name. Example: press("Tab", "ArrowRight")."""
         codes = {"Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36}

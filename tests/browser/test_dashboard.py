@@ -24,7 +24,18 @@ from tests.helpers.vision import BLANK
 pytestmark = needs_chromium
 
 SELECTED = "document.getElementById('step-value').value"
-DRAWN = "document.querySelector('.plot path.line').getAttribute('d').split('L').length"
+DRAWN = "cards[0].chart.data[1].filter(value => value !== null).length"
+INKED = """(chart => {
+    const {width, height} = chart.ctx.canvas, {left, top, width: wide, height: high} = chart.bbox;
+    const [red, green, blue] = chart.series[1].stroke().match(/[0-9a-f]{2}/g).map(part => parseInt(part, 16));
+    const pixels = chart.ctx.getImageData(left, top, wide, high).data;
+    return [...Array(Math.floor(wide)).keys()].filter(x => [...Array(Math.floor(high)).keys()].some(y => {
+        const at = 4 * (y * Math.floor(wide) + x);
+        return pixels[at] === red && pixels[at + 1] === green && pixels[at + 2] === blue;
+    })).length / wide;
+})(cards[0].chart)"""
+"""Share of the pixel columns of the first chart in which its first curve has its full colour."""
+DASHED = "cards[0].chart.series.filter(series => series.dash).length"
 
 
 @contextmanager
@@ -75,6 +86,7 @@ def test_a_live_run_is_drawn_as_it_goes_and_survives_a_restart(tab: Browser, run
         assert text(tab, "#phase") == "Sampling, verifying, teaching"
         assert "step 6 · 6 of 20 steps done" in text(tab, "#left")
         assert tab.run(DRAWN) == 6
+        assert tab.run(INKED) > 0.5
         speak(run, "train", 6)
         tab.until("document.getElementById('phase').textContent === 'Training'")
         run.append(make_metrics(6))
@@ -116,6 +128,56 @@ def test_a_step_is_chosen_by_keys_pointer_and_slider(tab: Browser, run: RunDir) 
         assert tab.run(SELECTED) in "23"
         tab.click("#follow")
         tab.until(f"{SELECTED} === '5'")
+        assert tab.failures() == []
+
+
+def test_curves_show_the_values_under_the_pointer(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        for share, step in ((0.01, 0), (0.61, 3)):
+            tab.drag(".plot .u-over", share, share)
+            tab.until(f"view.hover === {step}")
+            value = f"{make_metrics(step)['reward/mean']:.3f}"
+            tab.until(f"document.querySelector('.curve .keys b').textContent === '{value}'")
+            places = "cards.map(card => [card.chart.cursor.left, card.chart.valToPos(view.hover, 'x')])"
+            assert all(left == pytest.approx(place, abs=1) for left, place in tab.run(places))
+        tab.hover("h1")
+        tab.until("view.hover === null")
+        assert tab.run("Math.abs(cards[0].chart.cursor.left - cards[0].chart.valToPos(view.step, 'x'))") < 1
+
+
+def test_dragging_zooms_every_curve_and_a_button_shows_all_steps(tab: Browser, run: RunDir) -> None:
+    ranges = "[...new Set(cards.map(({chart: {scales: {x}}}) => `${x.min.toFixed(6)} ${x.max.toFixed(6)}`))]"
+    with served(run) as url:
+        opened(tab, url)
+        assert tab.run(ranges) == ["0.000000 5.000000"]
+        assert tab.run("document.getElementById('unzoom').hidden") is True
+        tab.drag(".plot .u-over", 0.2, 0.8)
+        tab.until("!document.getElementById('unzoom').hidden")
+        ((low, high),) = [map(float, each.split()) for each in tab.run(ranges)]
+        assert low == pytest.approx(1, abs=0.2)
+        assert high == pytest.approx(4, abs=0.2)
+        assert tab.run(SELECTED) == "5"  # the drag is no click
+        run.append(make_metrics(6))
+        tab.until(f"{DRAWN} === 7")
+        assert tab.run(f"{ranges}.length") == 1
+        assert float(tab.run(ranges)[0].split()[1]) == high
+        tab.click("#unzoom")
+        assert tab.run(ranges) == ["0.000000 6.000000"]
+        assert tab.failures() == []
+
+
+def test_a_curve_has_a_logarithmic_axis(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        tab.click(".curve .log")
+        assert tab.run("cards.map(card => card.chart.scales.y.distr)") == [3] + [1] * (tab.run("cards.length") - 1)
+        assert tab.run("document.querySelector('.curve .log').ariaPressed") == "true"
+        assert tab.run("cards[0].chart.scales.y.min") > 0
+        tab.click(".curve:nth-child(5) .log")  # one of its curves is negative
+        assert tab.run("cards[4].chart.data.slice(1).map(each => each.some(value => value !== null))") == [True, False]
+        tab.click(".curve .log")
+        assert tab.run("[cards[0].chart.scales.y.distr, cards[0].chart.scales.y.min]") == [1, 0]
         assert tab.failures() == []
 
 
@@ -164,14 +226,14 @@ def test_a_group_shows_the_images_of_its_problem(tab: Browser, run: RunDir) -> N
 def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:
     with served(run, make_run(tmp_path / "other", 9)) as url:
         opened(tab, url)
-        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length > 0")
+        tab.until(f"{DASHED} === 1 && document.querySelectorAll('.keys .line.other').length > 0")
         assert tab.run("[...document.querySelectorAll('#compared th')].map(h => h.textContent)") == [
             "up to step 5",
             "sums",
             "other",
         ]
         tab.click("#runs input")
-        tab.until("document.querySelectorAll('.plot path.other[d^=M]').length === 0")
+        tab.until(f"{DASHED} === 0 && document.querySelectorAll('.keys .line.other').length === 0")
         tab.run("""addFile('mine.jsonl', '{"step": 5, "reward/mean": 0.25, "loss/policy": NaN}\\n{"step": 6, "rew')""")
         tab.until("document.getElementById('compared').innerText.includes('0.250')")
         assert tab.failures() == []
@@ -210,7 +272,8 @@ def test_a_thousand_steps_fit_a_phone_in_light_and_dark(tab: Browser, tmp_path: 
         opened(tab, url)
         assert tab.run(SELECTED) == "1499"
         assert tab.run("document.documentElement.scrollWidth") == 360
-        assert 200 < tab.run(DRAWN) < 800  # at most two points per pixel column
+        assert tab.run(DRAWN) == 1500
+        assert tab.run(INKED) > 0.9
         drawing = "(t => { for (const card of cards) card.draw(); return performance.now() - t; })(performance.now())"
         assert min(tab.run(drawing) for _ in range(5)) < 1000  # milliseconds, on an idle machine
         assert tab.run("document.body.scrollHeight - (changed(), document.body.scrollHeight)") == 0

@@ -26,7 +26,7 @@ function makeCards() {
     any.spec.lines = [{ key: any.select.value, label: any.select.value }];
     any.draw();
   };
-  any.head.append(any.select);
+  any.log.before(any.select);
   new ResizeObserver(() => {
     const width = cards[0].plot.clientWidth;
     if (width === cards[0].measured) return;

@@ -1,11 +1,11 @@
-// Curves over steps: one SVG a card, all with the same cursor. Paths are drawn when data or width change, the cursor alone
-// when the step does.
+// Curves over steps: one uPlot chart per card. All charts have the same zoom and the same cursor.
 
-const HEIGHT = 170, LEFT = 44, RIGHT = 8, TOP = 8, BOTTOM = 20;
-const view = { runs: [], shown: [], step: 0, hover: null, following: true, status: {}, failures: 0 };
+const HEIGHT = 170;
+const view = { runs: [], shown: [], step: 0, hover: null, zoom: null, following: true, status: {}, failures: 0 };
 
 const rowsOf = () => view.shown[0].rows;
 const here = () => view.hover ?? view.step;
+const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 function svg(name, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -14,10 +14,11 @@ function svg(name, attributes = {}, ...children) {
   return made;
 }
 
-// Steps of the first and last row of all runs that are shown.
-function span() {
-  const ends = view.shown.filter((run) => run.rows.length).flatMap((run) => [run.rows[0].step, run.rows.at(-1).step]);
-  return ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+const stepsOf = () => [...new Set(view.shown.flatMap((run) => run.rows.map((each) => each.step)))].sort((a, b) => a - b);
+
+function allOf(steps) {
+  if (!steps.length) return [0, 1];
+  return steps.length === 1 ? [steps[0] - 1, steps[0] + 1] : [steps[0], steps.at(-1)];
 }
 
 function rowAt(run, step) {
@@ -30,33 +31,6 @@ function rowAt(run, step) {
   return undefined;
 }
 
-const pointsOf = (run, key) => run.rows.filter((each) => Number.isFinite(each[key])).map((each) => [each.step, each[key]]);
-
-// At most the lowest and highest point of every pixel column, in their order.
-function thinned(points, xOf) {
-  if (points.length < 1200) return points;
-  const kept = [];
-  let column = null, low, high;
-  const close = () => { if (low) kept.push(...(low === high ? [low] : low[0] < high[0] ? [low, high] : [high, low])); };
-  for (const point of points) {
-    const at = Math.round(xOf(point[0]));
-    if (at !== column) { close(); [column, low, high] = [at, point, point]; }
-    if (point[1] < low[1]) low = point;
-    if (point[1] > high[1]) high = point;
-  }
-  close();
-  return kept;
-}
-
-// Three to five round values that enclose the range.
-function ticks(low, high) {
-  const raw = (high - low) / 3 || Math.abs(high) || 1;
-  const unit = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((times) => times * unit).find((size) => size >= raw * 0.999);
-  const first = Math.floor(low / step + 1e-9), last = Math.max(first + 1, Math.ceil(high / step - 1e-9));
-  return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
-}
-
 function short(value) {
   const size = Math.abs(value);
   if (size >= 1e4) return `${Number((value / 1000).toPrecision(3))}k`;
@@ -66,98 +40,135 @@ function short(value) {
 const sampleOf = (style, at) => svg("svg", { class: "sample", width: 18, height: 8 }, svg("path", { class: at ? "line other" : "line", style, d: "M0,4L18,4" }));
 const exact = (value) => (value === undefined || value === null ? "–" : Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? String(Math.round(value)) : Math.abs(value) < 1e-3 && value ? value.toExponential(1) : number(value, 3));
 
-// spec: title, unit, lines [{ key, label }], share (0 to 1, as %), zero (the axis starts at 0).
+const stepAt = (chart, event) => chart.data[0][chart.posToIdx(event.clientX - chart.over.getBoundingClientRect().left)] ?? null;
+
+// The range of steps of every chart, [first, last]; null: all steps.
+function zoomTo(range) {
+  view.zoom = range;
+  $("unzoom").hidden = !range;
+  for (const card of cards) card.rescale();
+}
+
+// spec: title, unit, lines [{ key, label }], share (0 to 1, as %), zero (the axis includes 0).
 class Curves {
   constructor(spec) {
     this.spec = spec;
-    this.title = element("span", {}, spec.title);
     this.keys = element("p", { className: "keys" });
-    this.cursor = svg("g");
-    this.lines = svg("g");
-    this.plot = svg("svg", { class: "plot", role: "img" });
-    this.plot.append(this.lines, this.cursor);
+    this.none = element("p", { className: "none" }, "no values yet");
+    this.plot = element("div", { className: "plot", role: "img" }, this.none);
     this.table = element("div", { className: "scroll", tabIndex: 0 });
-    const details = element("details", {}, element("summary", {}, "Table"), this.table);
-    details.ontoggle = () => this.fill();
-    this.details = details;
-    this.head = element("h3", {}, this.title, element("small", {}, spec.unit ?? ""));
-    this.node = element("article", { className: "card curve" }, this.head, this.keys, this.plot, details);
-    this.plot.onpointermove = (event) => hoverAt(this.stepAt(event));
-    this.plot.onpointerleave = () => hoverAt(null);
-    this.plot.onclick = (event) => choose(this.stepAt(event));
+    this.details = element("details", {}, element("summary", {}, "Table"), this.table);
+    this.details.ontoggle = () => this.fill();
+    this.log = element("button", { type: "button", className: "log", "aria-pressed": "false", title: "Logarithmic axis; values of 0 and below are left out", ariaLabel: `Logarithmic axis of ${spec.title}` }, "log");
+    this.log.onclick = () => {
+      this.log.setAttribute("aria-pressed", String(!this.logarithmic));
+      this.draw();
+    };
+    this.head = element("h3", {}, element("span", {}, spec.title), element("small", {}, spec.unit ?? ""), this.log);
+    this.node = element("article", { className: "card curve" }, this.head, this.keys, this.plot, this.details);
   }
 
   get width() { return this.measured ||= this.plot.clientWidth || 320; }
 
-  stepAt(event) {
-    const box = this.plot.getBoundingClientRect();
-    const [first, last] = span();
-    const share = (event.clientX - box.left - LEFT) / (box.width - LEFT - RIGHT);
-    return Math.round(first + Math.max(0, Math.min(1, share)) * (last - first));
-  }
+  get logarithmic() { return this.log.getAttribute("aria-pressed") === "true"; }
 
   words(value) { return this.spec.share && Number.isFinite(value) ? percent(value) : exact(value); }
 
   draw() {
-    const { lines, zero, share } = this.spec;
-    const data = view.shown.flatMap((run, at) => lines.map((line, colour) => ({ at, colour, points: pointsOf(run, line.key) })));
-    const values = data.flatMap((each) => each.points.map((point) => point[1]));
-    this.present = new Set(data.filter((each) => each.points.length).map((each) => lines[each.colour].key));
-    let low = values.reduce((a, b) => Math.min(a, b), zero || share ? 0 : Infinity), high = values.reduce((a, b) => Math.max(a, b), zero ? 0 : -Infinity);
-    if (!values.length) [low, high] = [0, 1];
-    if (low === high && share) high = low + 0.1;
-    const marks = ticks(low, high);
-    const [first, last] = span(), width = this.width;
-    const middle = (LEFT + width - RIGHT) / 2;
-    this.xOf = (step) => (first === last ? middle : LEFT + (step - first) / (last - first) * (width - LEFT - RIGHT));
-    this.yOf = (value) => HEIGHT - BOTTOM - (value - marks[0]) / (marks.at(-1) - marks[0]) * (HEIGHT - TOP - BOTTOM);
-    const parts = marks.flatMap((mark) => [svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: this.yOf(mark), y2: this.yOf(mark) }),
-      svg("text", { x: LEFT - 6, y: this.yOf(mark) + 4, "text-anchor": "end" }, share ? `${short(100 * mark)}%` : short(mark))]);
-    for (const [step, anchor] of first === last ? [[first, "middle"]] : [[first, "start"], [last, "end"]]) {
-      parts.push(svg("text", { x: this.xOf(step), y: HEIGHT - 4, "text-anchor": anchor }, String(step)));
+    const drawn = view.shown.flatMap((run, at) => this.spec.lines.map((line, colour) => ({ run, at, colour, key: line.key })));
+    const steps = stepsOf(), places = new Map(steps.map((step, place) => [step, place]));
+    const values = drawn.map(({ run, key }) => {
+      const found = new Array(steps.length).fill(null);
+      for (const row of run.rows) if (Number.isFinite(row[key]) && (row[key] > 0 || !this.logarithmic)) found[places.get(row.step)] = row[key];
+      return found;
+    });
+    this.present = new Set(this.spec.lines.map((line) => line.key).filter((key) => view.shown.some((run) => run.rows.some((row) => Number.isFinite(row[key])))));
+    this.none.hidden = values.some((each) => each.some((value) => value !== null));
+    this.none.textContent = this.present.size ? "no values above 0" : "no values yet";
+    const form = JSON.stringify([drawn.map(({ run, key }) => [run.name, key]), this.logarithmic, ink("ink")]);
+    if (form === this.form) {
+      if (this.chart.width !== this.width) this.chart.setSize({ width: this.width, height: HEIGHT });
+      this.chart.setData([steps, ...values]);
+    } else {
+      this.form = form;
+      this.chart?.destroy();
+      this.chart = this.made(drawn, [steps, ...values]);
     }
-    for (const { at, colour, points } of data.reverse()) parts.push(...this.line(at, colour, points));
-    if (!values.length) parts.push(svg("text", { x: middle, y: HEIGHT / 2, "text-anchor": "middle" }, "no values yet"));
-    this.lines.replaceChildren(...parts);
     this.plot.setAttribute("aria-label", this.spoken());
     this.point();
     this.fill();
   }
 
-  line(at, colour, points) {
-    const style = `--c: var(--c${colour + 1})`;
-    const place = thinned(points, this.xOf).map(([step, value]) => `${this.xOf(step).toFixed(1)},${this.yOf(value).toFixed(1)}`);
-    const made = [svg("path", { class: at ? "line other" : "line", style, d: place.length ? `M${place.join("L")}` : "" })];
-    const sparse = points.length && points.length < 40;
-    if (sparse && !at) made.push(...place.map((spot) => svg("circle", { class: "dot", style, r: 2.4, cx: spot.split(",")[0], cy: spot.split(",")[1] })));
-    return made;
+  made(drawn, data) {
+    const lines = drawn.map(({ at, colour, key }) => ({
+      label: key, stroke: ink(`c${colour + 1}`), width: at ? 1.4 : 1.8, dash: at ? [5, 4] : undefined, alpha: at ? 0.75 : 1, spanGaps: true,
+      points: { show: (chart, which) => !at && chart.data[which].filter((value) => value !== null).length < 40, size: 5, fill: ink(`c${colour + 1}`) },
+    }));
+    const axis = { font: "11px system-ui, sans-serif", stroke: ink("soft"), ticks: { show: false }, grid: { stroke: ink("line"), width: 1 } };
+    const chart = new uPlot({
+      width: this.width, height: HEIGHT, padding: [8, 12, 0, 0], legend: { show: false }, series: [{}, ...lines],
+      scales: { x: { time: false, range: (made) => view.zoom ?? allOf(made.data[0]) }, y: { distr: this.logarithmic ? 3 : 1, range: (_, low, high) => this.range(low, high) } },
+      axes: [
+        { ...axis, size: 26, gap: 6, grid: { show: false }, space: 60, incrs: [1, 2, 5].flatMap((times) => [1, 10, 100, 1e3, 1e4, 1e5].map((unit) => times * unit)).sort((a, b) => a - b) },
+        { ...axis, size: 46, gap: 4, space: 34, values: (_, marks) => marks.map((mark) => (mark === null ? "" : this.spec.share ? `${short(100 * mark)}%` : short(mark))) },
+      ],
+      cursor: {
+        y: false, drag: { x: true, y: false, setScale: false, dist: 5 }, points: { size: 8, width: 2, fill: ink("card"), stroke: (_, which) => lines[which - 1].stroke },
+        bind: { dblclick: () => () => zoomTo(null) },
+      },
+      hooks: { setSelect: [(made) => this.selected(made)] },
+    }, data, this.plot);
+    chart.over.addEventListener("mousemove", (event) => hoverAt(stepAt(chart, event)));
+    chart.over.addEventListener("mouseleave", () => hoverAt(null));
+    chart.over.addEventListener("click", (event) => choose(stepAt(chart, event)));
+    return chart;
   }
 
-  // What the cursor points at.
+  range(low, high) {
+    const { zero, share } = this.spec;
+    if (low === null) return this.logarithmic ? [1, 10] : [0, 1];
+    if (this.logarithmic) return uPlot.rangeLog(low, high, 10, false);
+    if (zero || share) low = Math.min(0, low);
+    if (zero) high = Math.max(0, high);
+    const room = 0.06 * (high - low || Math.abs(high) || 1);
+    return [low && low - room, high || low === high ? high + room : 0];
+  }
+
+  selected(chart) {
+    const { left, width } = chart.select;
+    if (!width) return;
+    chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    const [first, last] = [left, left + width].map((place) => chart.posToVal(place, "x"));
+    if (last - first >= 1) zoomTo([first, last]);
+  }
+
+  rescale() {
+    this.chart?.setData(this.chart.data);
+    this.point();
+  }
+
+  // Puts the cursor at the step that is pointed at or chosen, with the values of that step.
   point() {
-    if (!this.xOf) return;
-    const step = here(), parts = [], keys = [];
-    const [first, last] = span();
-    if (step >= first && step <= last) parts.push(svg("line", { class: "cursor", x1: this.xOf(step), x2: this.xOf(step), y1: TOP, y2: HEIGHT - BOTTOM }));
+    if (!this.chart) return;
+    const step = here(), { min, max } = this.chart.scales.x;
+    const left = step >= min && step <= max ? this.chart.valToPos(step, "x") : -10;
+    this.chart.setCursor({ left, top: left < 0 ? -10 : 0 }, false);
     const rows = view.shown.map((run) => rowAt(run, step));
-    this.spec.lines.forEach((line, colour) => {
-      if (!this.present.has(line.key)) return;
+    this.keys.replaceChildren(...this.spec.lines.flatMap((line, colour) => {
+      if (!this.present.has(line.key)) return [];
       const style = `--c: var(--c${colour + 1})`;
       const figures = rows.map((row, at) => {
-        const value = row?.[line.key];
-        if (Number.isFinite(value)) parts.push(svg("circle", { class: "mark", style, r: 3.5, cx: this.xOf(step), cy: this.yOf(value) }));
-        return at ? element("span", { title: view.shown[at].name }, sampleOf(style, at), this.words(value)) : element("b", {}, this.words(value));
+        const words = this.words(row?.[line.key]);
+        return at ? element("span", { title: view.shown[at].name }, sampleOf(style, at), words) : element("b", {}, words);
       });
-      keys.push(element("span", {}, sampleOf(style, 0), line.label, ...figures));
-    });
-    this.cursor.replaceChildren(...parts);
-    this.keys.replaceChildren(...keys);
+      return [element("span", {}, sampleOf(style, 0), line.label, ...figures)];
+    }));
   }
 
   spoken() {
-    const parts = this.spec.lines.map((line) => {
-      const points = pointsOf(view.shown[0], line.key);
-      return points.length ? `${line.label} from ${this.words(points[0][1])} at step ${points[0][0]} to ${this.words(points.at(-1)[1])} at step ${points.at(-1)[0]}` : `${line.label} without values`;
+    const parts = this.spec.lines.map(({ key, label }) => {
+      const rows = rowsOf().filter((each) => Number.isFinite(each[key])), first = rows[0], last = rows.at(-1);
+      return last ? `${label} from ${this.words(first[key])} at step ${first.step} to ${this.words(last[key])} at step ${last.step}` : `${label} without values`;
     });
     return `${this.spec.title}: ${parts.join("; ")}. The table below has every step.`;
   }
@@ -165,9 +176,8 @@ class Curves {
   fill() {
     if (!this.details.open) return;
     const columns = view.shown.flatMap((run, at) => this.spec.lines.map((line) => ({ run, key: line.key, label: at ? `${line.label}, ${run.name}` : line.label })));
-    const steps = [...new Set(view.shown.flatMap((run) => run.rows.map((each) => each.step)))].sort((a, b) => b - a);
     this.table.replaceChildren(tableOf(["step", ...columns.map((each) => each.label)],
-      steps.map((step) => [step, ...columns.map((each) => this.words(rowAt(each.run, step)?.[each.key]))]), this.spec.title));
+      stepsOf().reverse().map((step) => [step, ...columns.map((each) => this.words(rowAt(each.run, step)?.[each.key]))]), this.spec.title));
   }
 }
 

@@ -152,12 +152,15 @@ makeCards();
 $("step").oninput = (event) => choose(Number(event.target.value));
 $("back").onclick = () => choose(view.step - 1);
 $("forth").onclick = () => choose(view.step + 1);
+$("unzoom").onclick = () => zoomTo(null);
 $("follow").onclick = () => { setFollowing(!view.following); changed(); };
 $("other").onchange = async (event) => {
   const [file] = event.target.files;
   if (file) addFile(file.name, await file.text());
 };
 $("token-field").onsubmit = (event) => { event.preventDefault(); watchRun(); };
+new MutationObserver(changed).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 document.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, [role=radiogroup], .tokens")) return;
