@@ -1,4 +1,4 @@
-"""The teacher's credit from Python.
+"""A Python client of `POST /v1/credit` on the teacher. It needs no torch.
 
 with Client("http://127.0.0.1:8053") as client:
     reply = client.credit(CreditRequest(messages=[...], responses=[...], positive="51", negative="41"))
@@ -27,12 +27,12 @@ _ERRORS: dict[int, type[CepoError]] = {409: PolicyError, 503: Unreachable}
 
 
 class Client:
-    """Token credit from a teacher; a context manager.
+    """Requests token credit from a teacher. Use it as a context manager, or call `close`.
 
     Every call raises:
-        UserError: the request is wrong; names the field.
-        PolicyError: the teacher cannot have the policy.
-        Unreachable: the teacher, or a service it needs, does not answer.
+        UserError: a field of the request is wrong; the message names it.
+        PolicyError: the teacher cannot load the policy.
+        Unreachable: the teacher does not answer, or a service that it needs does not.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Client:
         tls: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Opens nothing yet.
+        """Makes a client; the first call opens the connection.
 
         Args:
-            url: the teacher's HTTP address.
-            token: the value of CEPO_TOKEN there.
-            timeout: seconds for each read.
-            tls: whom to trust and who one is, for a teacher with certificates; `cepo.net.tls.client_tls` makes it.
-            transport: how to reach it otherwise than over the network.
+            url: the teacher's HTTP address, such as "http://127.0.0.1:8053".
+            token: the teacher's CEPO_TOKEN.
+            timeout: seconds that a connection, a write or a read may take.
+            tls: the trusted and the own certificates, from `cepo.net.tls.client_tls`, for a teacher with TLS.
+            transport: an httpx transport to use instead of the network.
         """
         headers = dict(call_metadata(token))
         self._http = httpx.Client(
@@ -69,11 +69,11 @@ class Client:
         self._http.close()
 
     def credit(self, request: CreditRequest) -> CreditReply:
-        """The credit of every token of one request."""
+        """Returns the credit of every token of one request."""
         return CreditReply.model_validate_json(self._post(request, {}))
 
     def credit_many(self, requests: Sequence[CreditRequest]) -> Iterator[CreditReply | Refusal]:
-        """A reply, or why there is none, for each request, in order and as soon as it is there."""
+        """Yields the reply or the error of each request, in order, as soon as the teacher sends it."""
         try:
             with self._http.stream("POST", PATH, json=[_sent(each) for each in requests], headers=_LINES) as response:
                 if response.is_error:
@@ -85,7 +85,7 @@ class Client:
             raise _unreachable(self._http.base_url, error) from error
 
     def heat_map(self, request: CreditRequest) -> str:
-        """The credit of one request as an HTML document that needs nothing else."""
+        """Returns the credit of one request as a self-contained HTML document."""
         return self._post(request, _PAGE).decode()
 
     def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
@@ -99,7 +99,7 @@ class Client:
 
 
 class AsyncClient:
-    """`Client` for asyncio."""
+    """The asyncio version of `Client`."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class AsyncClient:
         tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `Client`."""
+        """Takes the arguments of `Client`."""
         headers = dict(call_metadata(token))
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, timeout=timeout, verify=tls or True, transport=transport
@@ -127,11 +127,11 @@ class AsyncClient:
         await self._http.aclose()
 
     async def credit(self, request: CreditRequest) -> CreditReply:
-        """The credit of every token of one request."""
+        """Returns the credit of every token of one request."""
         return CreditReply.model_validate_json(await self._post(request, {}))
 
     async def credit_many(self, requests: Sequence[CreditRequest]) -> AsyncIterator[CreditReply | Refusal]:
-        """A reply, or why there is none, for each request, in order and as soon as it is there."""
+        """Yields the reply or the error of each request, in order, as soon as the teacher sends it."""
         sent = [_sent(each) for each in requests]
         try:
             async with self._http.stream("POST", PATH, json=sent, headers=_LINES) as response:
@@ -144,7 +144,7 @@ class AsyncClient:
             raise _unreachable(self._http.base_url, error) from error
 
     async def heat_map(self, request: CreditRequest) -> str:
-        """The credit of one request as an HTML document that needs nothing else."""
+        """Returns the credit of one request as a self-contained HTML document."""
         return (await self._post(request, _PAGE)).decode()
 
     async def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
@@ -162,8 +162,8 @@ def _sent(request: CreditRequest) -> dict[str, object]:
 
 
 def _line(line: str) -> CreditReply | Refusal:
-    found = json.loads(line)
-    return Refusal.model_validate(found) if "detail" in found else CreditReply.model_validate(found)
+    reply = json.loads(line)
+    return Refusal.model_validate(reply) if "detail" in reply else CreditReply.model_validate(reply)
 
 
 def _error(response: httpx.Response) -> CepoError:

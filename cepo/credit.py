@@ -42,7 +42,7 @@ class _Returned(BaseModel):
 
 
 class Method(_Sent):
-    """How evidence becomes credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
+    """How log-probs become credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
 
     name: MethodName = Field(
         default="cepo", description="delta is r+ over r- for cepo, r+ over the plain prompt for rlsd, and 0 for grpo"
@@ -63,12 +63,16 @@ class Method(_Sent):
 
 
 class Response(_Sent):
-    """A response to weigh; it need not come from this model."""
+    """A response to weigh, from this model or from any other source."""
 
-    text: Text | None = Field(default=None, description="tokenised here; write the end-of-turn token to score it too")
-    token_ids: TokenIds | None = Field(default=None, description="scored as they are, never re-tokenised")
-    reward: Scalar | None = Field(default=None, description="left out, without advantage: graded against `positive`")
-    advantage: Scalar | None = Field(default=None, description="takes the place of the one computed from rewards")
+    text: Text | None = Field(
+        default=None, description="tokenized by the teacher; write out the end-of-turn token to have it scored"
+    )
+    token_ids: TokenIds | None = Field(default=None, description="scored unchanged, never re-tokenized")
+    reward: Scalar | None = Field(
+        default=None, description="left out together with advantage: the response is graded against `positive`"
+    )
+    advantage: Scalar | None = Field(default=None, description="replaces the advantage computed from the rewards")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -78,7 +82,7 @@ class Response(_Sent):
 
 
 class Variant(_Sent):
-    """What to change for a comparison; what is left out stays."""
+    """The changes of a comparison; a field that is left out keeps the value of the request."""
 
     method: Method | None = None
     policy: PolicyRef | None = None
@@ -88,24 +92,30 @@ class CreditRequest(_Sent):
     """One prompt, its responses and the answers to contrast."""
 
     messages: list[Message] | None = Field(default=None, min_length=1, description="a chat, rendered by its template")
-    prompt: Text | None = Field(default=None, min_length=1, description="the prompt as the model reads it, templated")
+    prompt: Text | None = Field(default=None, min_length=1, description="the templated text of the prompt")
     prompt_token_ids: TokenIds | None = Field(default=None, min_length=1)
     images: list[str] = Field(
         default=[],
         max_length=MAX_IMAGES,
-        description="data URIs; each <image> in the messages stands for the next, without marks they come first in the "
-        "last turn; in a prompt the model's own placeholder stands for each",
+        description="data URIs; each <image> in the messages stands for the next one, and without such marks the "
+        "images come first in the last turn; in a prompt the model's own placeholder stands for each",
     )
-    responses: list[Response] = Field(min_length=1, max_length=MAX_RESPONSES, description="siblings: one group")
+    responses: list[Response] = Field(
+        min_length=1,
+        max_length=MAX_RESPONSES,
+        description="one group: the responses are graded and contrasted as siblings",
+    )
     positive: Answer = Field(description="r+, the right answer")
     negative: Answer | None = Field(
-        default=None, description="r-, a wrong one; left out: chosen among the rejected responses, as in training"
+        default=None, description="r-, a wrong answer; left out: chosen from the rejected responses, as in training"
     )
     kind: str = Field(default="", max_length=100, description="how answers are graded; empty: inferred from `positive`")
     method: Method = Method()
-    policy: PolicyRef = Field(default=BASE_POLICY, description="weights to score with; version 0 is the base model")
-    compare: list[Variant] = Field(default=[], max_length=MAX_VARIANTS, description="score again with these changes")
-    template: str = Field(default=HINT, max_length=10_000, description="the line that gives an answer as a hint")
+    policy: PolicyRef = Field(default=BASE_POLICY, description="the weights that score; version 0 is the base model")
+    compare: list[Variant] = Field(
+        default=[], max_length=MAX_VARIANTS, description="also score with each of these changes"
+    )
+    template: str = Field(default=HINT, max_length=10_000, description="the line of the prompt that holds the hint")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="logits are divided by it in every context")
 
     @model_validator(mode="after")
@@ -126,12 +136,12 @@ class CreditRequest(_Sent):
     @classmethod
     def _takes_an_answer(cls, template: str) -> str:
         if "{answer}" not in template:
-            raise ValueError("must contain {answer}, or every context is the same")
+            raise ValueError("must contain {answer}; otherwise every context is the same")
         return template
 
     @property
     def variants(self) -> list[CreditRequest]:
-        """The request itself and one for each comparison, none of which compares further."""
+        """The request and one request for each comparison; each of them has an empty `compare`."""
         changes = [{}, *({k: getattr(v, k) for k in v.model_fields_set if getattr(v, k)} for v in self.compare)]
         return [self.model_copy(update={**change, "compare": []}) for change in changes]
 
@@ -141,34 +151,36 @@ class Token(_Returned):
 
     id: int
     text: str = Field(description="response.text[start:end]")
-    start: int = Field(description="offset in characters; a character of several tokens belongs to the last of them")
+    start: int = Field(description="offset in characters; a character made of several tokens belongs to the last one")
     end: int
     logp_plain: float | None
     logp_positive: float | None
     logp_negative: float | None = Field(
-        description="under r-, or under the context that took its place; null: none was asked for or available"
+        description="under r-, or under the context that replaces it; null: the method needs no r- and none was chosen"
     )
     delta: float
     weight: float = Field(description="exp(sign(advantage of the response) * delta)")
     weight_clipped: float
     clipped: bool
-    advantage: float = Field(description="what training would multiply this token's gradient with")
+    advantage: float = Field(description="the factor of this token's gradient in training")
 
 
 class Negative(_Returned):
-    """What took the place of r- for one response, and why."""
+    """The r- of one response, or the context that replaces it, and the reason."""
 
     context: str = Field(description="rejected, plain, answer, or none")
     answer: str
-    source: int = Field(description="index of the response it comes from; -1: none, or given")
+    source: int = Field(
+        description="index of the response that the answer comes from; -1: none, or the answer was given"
+    )
     reason: str = Field(
         description="given; asked: chosen as in training; no_rejected, no_answer, same_as_answer, only_self: why there "
-        "is none; not_asked: the method needs none and nobody could choose one"
+        "is no r-; not_asked: the method needs no r- and there is no verifier to choose one"
     )
 
 
 class Grade(_Returned):
-    """What the verifier found."""
+    """The verdict of the verifier."""
 
     outcome: str
     accuracy: float
@@ -184,29 +196,30 @@ class ResponseCredit(_Returned):
     reward: float | None
     advantage: float
     advantage_from: str = Field(
-        description="given; group: normalised over the rewards of the responses, as GRPO does; "
+        description="given; group: normalised over the rewards of the responses, as in GRPO; "
         "single: one response has no group, so +1 for a reward of at least 0.5 and -1 below"
     )
-    grade: Grade | None = Field(description="null where nothing had to be graded")
+    grade: Grade | None = Field(description="null: nothing had to be graded")
     negative: Negative
     delta_pos_fraction: float
     delta_neg_fraction: float
     clip_rate: float
     sharpness: float | None = Field(
-        description="Proposition 1: share of tokens where contrasting with r- is sharper than with the plain prompt "
-        "(r- less likely than plain on a positive advantage, more likely on a negative one); null: no r- or advantage 0"
+        description="Proposition 1: share of tokens at which the contrast with r- is sharper than with the plain "
+        "prompt (log-prob under r- below plain if the advantage is positive, above if negative); null: no r-, or an "
+        "advantage of 0"
     )
 
 
 class CreditReply(_Returned):
-    """The credit of a group, and what it was scored with."""
+    """The credit of a group, with the policy, engine and tokenizer that scored it."""
 
     responses: list[ResponseCredit]
     method: Method
     positive: str
     template: str
     temperature: float
-    policy: PolicyRef = Field(description="its sha256 is the adapter's; version 0: the base model, no adapter")
+    policy: PolicyRef = Field(description="sha256 of the adapter; version 0 is the base model without an adapter")
     tokenizer_sha256: str
     engine: str
     prompt_token_ids: list[int]

@@ -1,6 +1,6 @@
-"""What pages share: their look, the small words of their scripts and the heat map of tokens.
+"""The shared parts of the HTML pages: their style, helper functions and the heat map of tokens.
 
-A page is one HTML document with its style, script and data inside: it works offline and travels as a file.
+A page is one HTML document that contains its style, script and data, so it works offline and can be sent as a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ _SCRIPTS = ("base.js", "tokens.js")
 def document(
     title: str, folder: Path, scripts: Sequence[str], data: Any, *, styles: Sequence[str] = ("page.css",)
 ) -> str:
-    """A page of body.html, styles and scripts, in their order after the shared ones, with data as JSON."""
+    """Returns a page as one HTML document.
+
+    Args:
+        title: the document's title.
+        folder: holds `body.html` and the styles and scripts of the page.
+        scripts: file names in the order of execution, after the shared scripts.
+        data: the page's data; the scripts read it from the variable `bundled`.
+        styles: file names in the order of precedence, after the shared styles.
+    """
     return _shell(title, folder, tuple(styles), tuple(scripts)).replace(
         "{data}", json.dumps(data).replace("<", "\\u003c"), 1
     )

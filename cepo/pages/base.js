@@ -1,5 +1,5 @@
 "use strict";
-// What every page has: elements, words for numbers, the token of the service, theme and palette.
+// Shared by all pages: DOM elements, number formats, the access token, theme and palette.
 
 const $ = (id) => document.getElementById(id);
 const bundled = JSON.parse($("data").textContent);
@@ -29,7 +29,7 @@ function asText(file) {
   });
 }
 
-// ---- words ----
+// ---- number formats ----
 
 const number = (value, digits = 3) => (value === null ? "–" : (Object.is(Math.round(value * 10 ** digits), -0) ? 0 : value).toFixed(digits));
 const signed = (value, digits = 3) => (value > 0 ? "+" : "") + number(value, digits);
@@ -37,7 +37,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 const huge = (value) => (value >= 1e4 || (value > 0 && value < 1e-3) ? value.toExponential(1) : value.toFixed(3));
 
-// What a service asks for once it has answered 401.
+// The Authorization header, from the token field that a page shows after the service has answered 401.
 function bearer() {
   const token = document.querySelector("[name=token]").value;
   return token ? { Authorization: `Bearer ${token}` } : {};

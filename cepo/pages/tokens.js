@@ -1,6 +1,7 @@
-// The heat map of a response's tokens: pushed up or down, one tab stop, a tip with the numbers in #tip.
+// The heat map of a response's tokens. Colours show which tokens are pushed up or down; the tokens are one tab stop,
+// and #tip shows the numbers of the token under the pointer or with the focus.
 
-const FULL_SHADE = 0.3; // a share this far from the equal one has the full colour
+const FULL_SHADE = 0.3; // tokens whose share differs from the equal share by this much get the full colour
 
 function spoken(token, credit) {
   const text = token === "" ? "part of a character" : token.replaceAll("\n", " line break ").trim() || "space";
@@ -20,7 +21,7 @@ function drawToken(text, at, onPoint) {
   return special === "break" ? [made, "\n".repeat(text.split("\n").length - 1)] : [made];
 }
 
-// shade: how much more than its equal share the token is pushed up, below 0 down; a share of 1.
+// shade: the token's share of the credit minus the equal share, which is 1; above 0 the token is pushed up, below 0 down.
 function paint(made, text, { shade, delta, clipped }) {
   const alpha = 0.75 * Math.min(1, Math.abs(shade) / FULL_SHADE) ** 0.7;
   made.style.backgroundColor = `rgb(var(--${shade > 0 ? "up" : "down"}) / ${alpha.toFixed(3)})`;

@@ -121,6 +121,7 @@ def _policies(ask: Ask, task: PromptTask) -> tuple[PolicyRef, ...]:
 
 
 def _base_share(ask: Ask, task: PromptTask) -> float:
+    """The base model's share of the logits, for a teacher held near the base model."""
     return task.base_share if ask.weights is Weights.TEACHER else 0.0
 
 
@@ -162,6 +163,7 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Sequence[Pair], scorer: Sc
 def _pairs(
     group: ScoredGroup, chosen: Sequence[Sequence[Hint]], renderer: Renderer, max_model_len: int
 ) -> dict[tuple[int, int], Pair]:
+    """The applicable pairs by (ask, completion); each distinct hint is rendered once."""
     task, contexts = group.task, dict[str | tuple[int, ...], tuple[int, ...]]()
     pairs = {}
     for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
@@ -188,6 +190,7 @@ def _pairs(
 
 
 def _hint_tokens(group: ScoredGroup, pair: Pair) -> int:
+    """The number of tokens that the hint adds to the prompt."""
     return max(0, len(pair.context_ids) - len(group.rollout.prompt_token_ids))
 
 

@@ -1,4 +1,4 @@
-"""What is taken from the states of scored responses: one item per sequence, as the wire has it."""
+"""Reads values from the states of scored responses: one value per sequence, in the types of an evidence row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cepo.teaching.handler import Likeliest, Logps
 
 
 def logps(states: ResponseStates) -> list[Logps]:
-    """Log-probs of the sampled tokens."""
+    """Returns the log-probs of the response tokens, one tuple of T per sequence."""
     return [tuple(row.tolist()) for row in _rows(states, states.logp_BT)]
 
 
 def likeliest(states: ResponseStates, k: int) -> list[Likeliest]:
-    """The k likeliest tokens at every position, the likeliest first; k = 0: the whole vocabulary."""
+    """Returns the k likeliest tokens at each position, likeliest first; k = 0 means the whole vocabulary."""
 
     def top(logits_NV: Tensor, target_N: Tensor) -> Tensor:
         size = logits_NV.shape[1]
@@ -31,7 +31,7 @@ def likeliest(states: ResponseStates, k: int) -> list[Likeliest]:
 
 
 def gather(states: ResponseStates, ids: Sequence[bytes]) -> list[Likeliest]:
-    """The log-probs of given tokens: T x k ids for every sequence."""
+    """Returns the log-probs of given tokens: T x k int32 ids for each sequence, position after position."""
     lengths = states.valid_BT.sum(dim=1).tolist()
     rows = [_ids(row, length) for row, length in zip(ids, lengths, strict=True)]
     k = max(row_Tk.shape[1] for row_Tk in rows)
@@ -40,23 +40,23 @@ def gather(states: ResponseStates, ids: Sequence[bytes]) -> list[Likeliest]:
     def at_ids(logits_NV: Tensor, target_N: Tensor, ids_Nk: Tensor) -> Tensor:
         return logits_NV.gather(1, ids_Nk) - logits_NV.logsumexp(dim=1, keepdim=True)
 
-    found = _rows(states, states.per_token(at_ids, ids_BTk.to(states.valid_BT.device)))
-    return [Likeliest(row, _bytes(found_Tk)) for row, found_Tk in zip(ids, found, strict=True)]
+    logps = _rows(states, states.per_token(at_ids, ids_BTk.to(states.valid_BT.device)))
+    return [Likeliest(row, _bytes(logp_Tk)) for row, logp_Tk in zip(ids, logps, strict=True)]
 
 
 def pooled(states: ResponseStates) -> list[tuple[float, ...]]:
-    """The mean hidden state of every response."""
+    """Returns the mean hidden state of each response."""
     return [tuple(row) for row in states.pooled_BD().tolist()]
 
 
-def _rows(states: ResponseStates, found_BT: Tensor) -> list[Tensor]:
-    """Each sequence's own positions, without padding."""
+def _rows(states: ResponseStates, value_BT: Tensor) -> list[Tensor]:
+    """Splits [B, T, ...] into the positions of each sequence, without padding."""
     lengths = states.valid_BT.sum(dim=1).tolist()
-    return [row_T[:length] for row_T, length in zip(found_BT.cpu(), lengths, strict=True)]
+    return [row_T[:length] for row_T, length in zip(value_BT.cpu(), lengths, strict=True)]
 
 
 def _ids(row: bytes, length: int) -> Tensor:
-    """[T, k] of one sequence; [0, 0] of an empty one."""
+    """Returns the ids of one sequence as [T, k]; [0, 0] for an empty sequence."""
     flat: Any = torch.frombuffer(bytearray(row), dtype=torch.int32) if row else torch.zeros(0, dtype=torch.int32)
     return flat.long().view(length, -1) if length else flat.long().view(0, 0)
 

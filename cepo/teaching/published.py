@@ -1,6 +1,6 @@
-"""What the reference code shows as a rejected answer, faults included; only to reproduce its numbers.
+"""The rejected answer as the reference code shows it, including its faults; used only to reproduce its numbers.
 
-The code: ahmedheakl/CEPO at 7a9655d, `RayPPOTrainer._build_cepo_teacher_batch`, with mathruler 0.1.0.
+Source: ahmedheakl/CEPO at 7a9655d, `RayPPOTrainer._build_cepo_teacher_batch`, with mathruler 0.1.0.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ _BOX = "\\boxed{"
 
 
 def published_answer(text: str) -> str:
-    """The content of the last box; the word None where there is none, and the first characters where it is empty.
+    """Returns the content of the last box, "None" without a box, and the first characters if the box is empty.
 
-    The word is a fault: the fallback to the first characters was meant for it, but a non-empty string counts as an
-    answer there.
+    "None" is a fault of the reference code: its fallback to the first characters was meant for a missing box, but a
+    non-empty string counts as an answer.
+
+    Examples: "so \\boxed{8}" gives "8"; "no box" gives "None"; "\\boxed{} x" gives "\\boxed{} x".
     """
     return boxed(text) or text[:CHARACTERS]
 
 
 def boxed(text: str) -> str:
-    """What the last box holds, as mathruler's `extract_boxed_content` says it: the string "None" without a box."""
+    """Returns the content of the last box, or "None" without a box, as mathruler's `extract_boxed_content` does."""
     start = text.rfind(_BOX)
     if start < 0:
         return "None"

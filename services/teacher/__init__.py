@@ -1,1 +1,1 @@
-"""Measures the sampled tokens' log-probs under the contexts a task asks for."""
+"""The teacher service: measures the log-probs of sampled tokens under the contexts that a task asks for."""

@@ -1,4 +1,4 @@
-"""`python -m services.teacher`: the teacher service, from CEPO_* variables."""
+"""`python -m services.teacher`: the teacher service, configured by the CEPO_* environment variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.teacher.rest import application
 
 
 async def build(settings: Settings) -> Service:
-    """The service around a transformers model."""
+    """Builds the service around a transformers model."""
     from cepo.teaching.engine import TransformersScorer  # torch loads only in a process that scores
 
     bus = await RedisBus.connect(settings)
@@ -33,11 +33,11 @@ async def build(settings: Settings) -> Service:
     grader = remote_verifier(settings) if settings.verifier_address else None
     app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader, images))
 
-    class Servicer(services_pb2_grpc.TeacherServiceServicer):
+    class TeacherServicer(services_pb2_grpc.TeacherServiceServicer):
         Score = staticmethod(unary(ScoredGroup, handler))
 
     def register(server: grpc.aio.Server) -> None:
-        services_pb2_grpc.add_TeacherServiceServicer_to_server(Servicer(), server)
+        services_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(), server)
 
     loop = StageLoop.of(settings, bus, Stage.TEACH, handler)
     engine = resident(scorer, bus, adapters)

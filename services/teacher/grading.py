@@ -30,12 +30,12 @@ from cepo.pb.cepo.v1 import services_pb2_grpc
 from services.teacher.weighing import rule_of
 
 Grader = Callable[[RolloutGroup], Awaitable[ScoredGroup]]
-"""The verifier: a verdict for every response of a group."""
+"""Returns a verdict for every response of a group."""
 TIMEOUT_SECONDS = 120.0
 
 
 def remote_verifier(settings: Settings) -> Grader:
-    """VerifierService.Verify at `verifier_address`."""
+    """Returns a grader that calls `VerifierService.Verify` at `settings.verifier_address`."""
     address, tokens = settings.verifier_address, Tokens.of(settings)
 
     async def verify(group: RolloutGroup) -> ScoredGroup:
@@ -53,15 +53,15 @@ def remote_verifier(settings: Settings) -> Grader:
 
 
 def needs_grading(request: CreditRequest, grader: Grader | None) -> bool:
-    """Whether the verifier is asked: for rewards, and for the choice of r-.
+    """Returns whether the verifier has to grade the responses, for their rewards or for the choice of r-.
 
     Raises:
-        UserError: it would have to be, and there is none.
+        UserError: the responses have to be graded, and there is no grader.
     """
     unrewarded = [at for at, r in enumerate(request.responses) if r.reward is None and r.advantage is None]
     if grader is not None:
         return bool(unrewarded) or request.negative is None
-    absent = "this teacher knows no verifier (CEPO_VERIFIER_ADDRESS)"
+    absent = "this teacher has no verifier (CEPO_VERIFIER_ADDRESS)"
     if unrewarded:
         raise UserError(f"responses.{unrewarded[0]}: give a reward or an advantage; {absent} to grade it")
     if request.negative is None and any(
@@ -79,10 +79,10 @@ async def graded(
     proof: PolicyProof,
     grader: Grader,
 ) -> ScoredGroup:
-    """The responses as a scored group; rewards that the request gives take the place of the verdicts'.
+    """Grades the responses as one group; a reward that the request gives replaces the reward of the verdict.
 
     Raises:
-        UserError: the positive answer is none that responses can be graded against.
+        UserError: responses cannot be graded against the positive answer.
         Unreachable: the verifier does not answer.
     """
     try:
@@ -114,6 +114,6 @@ async def graded(
 
 
 def completion(text: str, ids: tuple[int, ...], *, ended: bool) -> Completion:
-    """A response as the grader reads it: nobody sampled it here, so its log-probs are 0."""
+    """Returns a response in the form that the grader takes; its log-probs are 0, because no engine sampled it."""
     reason = FinishReason.STOP if ended else FinishReason.LENGTH
     return Completion(token_ids=ids, logps=(0.0,) * len(ids), text=text, finish_reason=reason)

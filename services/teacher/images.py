@@ -1,4 +1,4 @@
-"""Images that come with a credit request: decoded from data URIs, and at hand for the scorer while it is at work."""
+"""The images of credit requests: decoded from data URIs, and available to the scorer while their request runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cepo.service.image_cache import ReadImage
 
 
 class GivenImages:
-    """The images of requests beside those that are fetched: a `ReadImage`."""
+    """A source of images, whose `read` is a `ReadImage`: the images of running requests, then those of the trainer."""
 
     def __init__(self, fetch: ReadImage) -> None:
         self._fetch = fetch
@@ -20,7 +20,7 @@ class GivenImages:
 
     @contextmanager
     def held(self, images: Mapping[ImageRef, bytes]) -> Iterator[None]:
-        """Has them at hand for as long as the context lasts."""
+        """Makes images available to `read` inside the `with` block."""
         self._held.append(images)
         try:
             yield
@@ -28,28 +28,28 @@ class GivenImages:
             self._held = [other for other in self._held if other is not images]
 
     async def read(self, image: ImageRef) -> bytes:
-        """The bytes of an image.
+        """Returns the bytes of an image.
 
         Raises:
-            UserError: no request at work holds it, and it is not to be had elsewhere.
+            UserError: no running request holds the image, and it cannot be fetched.
         """
-        found = next((images[image] for images in self._held if image in images), None)
-        return await self._fetch(image) if found is None else found
+        data = next((images[image] for images in self._held if image in images), None)
+        return await self._fetch(image) if data is None else data
 
 
 def pictures(uris: Sequence[str]) -> list[tuple[ImageRef, bytes]]:
-    """Each image by its content. No address is fetched and no file opened.
+    """Decodes data URIs into images and their bytes. Fetches no address and opens no file.
 
     Raises:
-        UserError: one is no data URI, or no image; names it.
+        UserError: a URI is no data URI or holds no image; the message names its index.
     """
-    found = []
+    images = []
     for at, uri in enumerate(uris):
         try:
             if not uri.startswith("data:"):
                 raise UserError(f"holds {uri[:40]!r}, which is no data URI; send data:image/png;base64,...")
             data = read(uri, None)
-            found.append((checked(data), data))
+            images.append((checked(data), data))
         except UserError as error:
             raise UserError(f"images.{at}: {error}") from error
-    return found
+    return images

@@ -1,4 +1,4 @@
-"""A request's prompt as token ids, plain and with an answer as a hint."""
+"""Turns the prompt of a credit request into token ids, without a hint and with an answer as a hint."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from cepo.prompts.renderer import Renderer
 
 @dataclass(frozen=True)
 class Prompt:
-    """What responses follow."""
+    """The prompt of a request."""
 
     plain: tuple[int, ...]
-    """x: the prompt alone."""
+    """The ids of x, the prompt without a hint."""
     hinted: Callable[[str], tuple[int, ...]]
-    """(x, r): the prompt with an answer as the last line of its last user turn."""
+    """Returns the ids of (x, r), the prompt with answer r as the last line of its last user turn."""
     messages: tuple[Message, ...]
-    """The prompt as the grader reads it."""
+    """The prompt in the form that the grader takes."""
     images: tuple[ImageRef, ...]
-    """Of every context, in the order of their placeholders."""
+    """The images of every context, in the order of their placeholders."""
 
 
 def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
-    """The prompt in whichever form it was sent.
+    """Reads the prompt from `messages`, `prompt` or `prompt_token_ids`.
 
-    Text and ids are the plain context as they are. Where they end as the chat template ends a user's turn, the hint
-    goes in front of that ending, so a templated prompt gives the contexts that its messages would; elsewhere it is the
+    A text or ids are the plain context unchanged. If they end as the chat template ends a user turn, the hint goes
+    before that ending, so that a templated prompt gives the same contexts as its messages. Otherwise the hint is the
     last line.
 
     Raises:
-        UserError: messages without a user turn or that the template rejects, ids outside the vocabulary, or images
-            without a place or that the model does not take.
+        UserError: the messages have no user turn or the template rejects them, an id is outside the vocabulary, or an
+            image has no place in the prompt or is not supported by the model.
     """
-    _require_seen(images, renderer)
+    _require_supported(images, renderer)
     if request.messages is not None:
         return _of_messages(request, images, renderer)
     if request.prompt is not None:
@@ -74,7 +74,7 @@ def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer:
     return Prompt(plain, hinted, messages, images)
 
 
-def _require_seen(images: Sequence[ImageRef], renderer: Renderer) -> None:
+def _require_supported(images: Sequence[ImageRef], renderer: Renderer) -> None:
     for at, image in enumerate(images):
         if not renderer.is_vision_language:
             raise UserError("images: this teacher's model takes none; leave them out")
@@ -85,7 +85,7 @@ def _require_seen(images: Sequence[ImageRef], renderer: Renderer) -> None:
 
 
 def _placed(ids: tuple[int, ...], images: tuple[ImageRef, ...], renderer: Renderer) -> tuple[int, ...]:
-    """Ids with as many placeholders as the images have tokens, which may be there already."""
+    """Expands each image's placeholder to as many as the image has tokens, unless the ids are expanded already."""
     if not images:
         return ids
     pixels = renderer.pixels
@@ -100,15 +100,15 @@ def _placed(ids: tuple[int, ...], images: tuple[ImageRef, ...], renderer: Render
 
 
 def token_ids(text: str, renderer: Renderer) -> tuple[int, ...]:
-    """A text's ids, nothing added; special tokens written out in it are those tokens."""
+    """Tokenizes a text without adding tokens; a special token written out in the text becomes that token."""
     return tuple(renderer.tokenizer.encode(text, add_special_tokens=False))
 
 
 def require_vocabulary(ids: Sequence[int], renderer: Renderer, field: str) -> tuple[int, ...]:
-    """The ids.
+    """Returns the ids as a tuple.
 
     Raises:
-        UserError: one is no token; names the field and the place.
+        UserError: an id is outside the vocabulary; the message names the field and the index.
     """
     size = len(renderer.tokenizer)
     for at, token in enumerate(ids):
@@ -118,7 +118,11 @@ def require_vocabulary(ids: Sequence[int], renderer: Renderer, field: str) -> tu
 
 
 def _turn_ending(renderer: Renderer) -> str:
-    """What the chat template puts between a user's last word and the response."""
-    one, other = (renderer.prompt_ids([Message(role="user", content=word)]) for word in ("a", "b"))
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+    """Returns the text that the chat template puts between the end of a user turn and the response.
+
+    It is the common suffix of two rendered prompts with different contents, for example "<|im_end|>" and the line
+    that opens the assistant's turn.
+    """
+    first, second = (renderer.prompt_ids([Message(role="user", content=word)]) for word in ("a", "b"))
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(first), reversed(second), strict=False))
     return str(renderer.tokenizer.decode([token for token, _ in shared][::-1]))

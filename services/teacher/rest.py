@@ -1,4 +1,4 @@
-"""REST: `POST /v1/credit`, answered as JSON, as a stream of JSON lines or as a page; `GET /`, the heat map page."""
+"""The teacher's REST routes: `POST /v1/credit` returns JSON, JSON lines or a page; `GET /` is the heat map page."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Body = Annotated[
 _REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply | list[CreditReply])
 _CONTENT = {JSON_LINES: {"schema": {"type": "string"}}, HTML: {"schema": {"type": "string"}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": _CONTENT, "description": "JSON lines hold a reply, or a refusal, for each request, in order"},
-    409: {"model": Refusal, "description": "the policy is not to be had"},
+    200: {"content": _CONTENT, "description": "JSON lines hold a reply or an error for each request, in order"},
+    409: {"model": Refusal, "description": "the policy cannot be loaded"},
     503: {"model": Refusal, "description": "the verifier or the trainer does not answer"},
 }
 
 
 def application(credit: TokenCredit) -> FastAPI:
-    """The teacher's REST surface."""
+    """Returns the teacher's REST application."""
     app = surface()
 
     @app.get("/", tags=["credit"], response_class=HTMLResponse)
@@ -43,12 +43,12 @@ def application(credit: TokenCredit) -> FastAPI:
 
     @app.post("/v1/credit", tags=["credit"], response_model=CreditReply | list[CreditReply], responses=_RESPONSES)
     async def score(body: Body, accept: Annotated[str, Header()] = "") -> Response:
-        """Every token's credit: one request or a list of them, answered in kind; `Accept` chooses the form."""
+        """The credit of every token: a request returns a reply, a list returns a list; `Accept` chooses the format."""
         if JSON_LINES in accept:
             return StreamingResponse(_lines(credit, body if isinstance(body, list) else [body]), media_type=JSON_LINES)
         if HTML in accept:
             if isinstance(body, list):
-                raise UserError("a page shows one request; send an object, not a list")
+                raise UserError("a page shows one request; send an object instead of a list")
             return HTMLResponse(standalone_page(body, await credit(body)))
         replies = await credit.each(body) if isinstance(body, list) else await credit(body)
         return Response(_REPLIES.dump_json(replies), media_type="application/json")

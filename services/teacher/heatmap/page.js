@@ -72,8 +72,8 @@ function drawResponse() {
   const from = negative.source >= 0 ? `from response ${negative.source + 1}` : negative.reason.replaceAll("_", " ");
   $("negative").textContent = negative.answer || negative.context;
   $("negative-why").textContent = from;
-  const own = { single: "One response has no group to compare with: A is +1 for a right one and −1 for a wrong one.", group: "", given: "" };
-  $("note").textContent = response.advantage === 0 ? "The rewards of the group are equal, so A is 0 and no token is credited." : own[response.advantage_from];
+  const own = { single: "A single response has no group to compare with: A is +1 if it is right and −1 if it is wrong.", group: "", given: "" };
+  $("note").textContent = response.advantage === 0 ? "The advantage A of this response is 0, so its tokens get no credit." : own[response.advantage_from];
   $("panels").replaceChildren(...state.panels.map(drawPanel));
   recolour();
 }
@@ -93,7 +93,7 @@ function drawPanel(panel, at) {
   responseOf(panel).tokens.forEach((token, t) => tokens.append(...drawToken(token.text, t, (made) => point(at, t, made))));
   if (!tokens.children.length) tokens.append(element("p", { className: "empty" }, "This response has no tokens."));
   return element("article", { className: "panel" }, element("header", {}, select, element("dl", { className: "figures" },
-    figure("clip rate", "tokens whose weight lies outside 1 ± ε"), figure("δ > 0", "tokens favoured by the evidence"), figure("δ < 0", "tokens disfavoured by the evidence"))), tokens);
+    figure("clip rate", "Share of tokens whose weight is outside 1 ± ε"), figure("δ > 0", "Share of tokens that the evidence favours"), figure("δ < 0", "Share of tokens that the evidence disfavours"))), tokens);
 }
 
 function recolour() {

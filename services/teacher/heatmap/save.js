@@ -1,4 +1,4 @@
-// ---- saving: the page as a file, the panels as a picture ----
+// ---- saving the page as a file and the panels as a picture ----
 
 function download(name, url) {
   const link = element("a", { href: url, download: name });

@@ -1,4 +1,4 @@
-// ---- the form, and what happens when ----
+// ---- the form and the event handlers ----
 
 function open(request, reply) {
   const first = reply.method.name;
