@@ -1,9 +1,10 @@
-"""A plain loop of GRPO with transformers and PEFT: `python _plain.py TASK.json`, the task as `train.py` writes it.
+"""Trains with GRPO in a plain loop of transformers and PEFT: `python _plain.py TASK.json`.
 
-It imports nothing of the project, and does what one would write first: samples by `generate`, log-probs of padded
-micro-batches with all their logits, gradient checkpointing, AdamW. The last line printed is the result, as JSON.
+`train.py` writes the task. The last line printed is the result as JSON. The script imports nothing of the project. It
+is the straightforward implementation: samples from `generate`, log-probs of padded micro-batches with all their logits,
+gradient checkpointing, AdamW.
 
-Legend: B sequences, S tokens of prompt and response, T of a response.
+Legend: B sequences, S tokens of prompt and response, T tokens of the response.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SAMPLED_TOGETHER = 128
-"""Sequences, whose keys and values transformers keeps for as long as the longest of them grows."""
+"""Sequences per call of `generate`, which keeps the keys and values of all of them until the longest ends."""
 MICROBATCH = 4
-"""Sequences, for the logits of 151,936 words and their gradients."""
+"""Sequences per micro-batch, limited by the logits of 151,936 words and their gradients."""
 FIGURES = ("step_seconds", "rollout_seconds", "train_seconds", "response_tokens")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load(task: SimpleNamespace) -> Any:
-    """The model with its adapter."""
+    """The model with a new LoRA adapter."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
     base = AutoModelForCausalLM.from_pretrained(task.model, dtype=dtype).to(DEVICE)
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -41,28 +42,28 @@ def load(task: SimpleNamespace) -> Any:
 
 @torch.no_grad()
 def sampled(model: Any, ids_BS: Tensor, mask_BS: Tensor, max_tokens: int) -> Tensor:
-    """Responses [B, T], with padding after their end."""
+    """Samples responses [B, T], padded on the right."""
     model.eval()
-    found = []
+    parts = []
     for part_BS, seen_BS in zip(ids_BS.split(SAMPLED_TOGETHER), mask_BS.split(SAMPLED_TOGETHER), strict=True):
         whole_BS = model.generate(
             input_ids=part_BS, attention_mask=seen_BS, max_new_tokens=max_tokens, do_sample=True, top_k=0, top_p=1.0
         )
         padding = max_tokens - (whole_BS.shape[1] - part_BS.shape[1])
         pad = model.generation_config.pad_token_id
-        found.append(torch.nn.functional.pad(whole_BS[:, part_BS.shape[1] :], (0, padding), value=pad))
-    return torch.cat(found)
+        parts.append(torch.nn.functional.pad(whole_BS[:, part_BS.shape[1] :], (0, padding), value=pad))
+    return torch.cat(parts)
 
 
 def logps(model: Any, ids_BS: Tensor, mask_BS: Tensor, length: int) -> Tensor:
-    """[B, T] of the last `length` tokens."""
+    """Log-probs [B, T] of the last `length` tokens."""
     logits_BSV = model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).logits
     logits_NV = logits_BSV[:, -length - 1 : -1].flatten(0, 1).float()
     return -cross_entropy(logits_NV, ids_BS[:, -length:].flatten(), reduction="none").view(-1, length)
 
 
 def update(model: Any, optimizer: Any, ids_BS: Tensor, mask_BS: Tensor, said_BT: Tensor, adv_B: Tensor) -> None:
-    """One step of the clipped objective, whose ratio is 1 where each batch is learnt from once; mean over tokens."""
+    """One optimizer step on the GRPO objective, a mean over tokens. Clipping never applies: the ratio is 1."""
     model.train()
     optimizer.zero_grad()
     rows = (tensor.split(MICROBATCH) for tensor in (ids_BS, mask_BS, said_BT, adv_B))
@@ -80,7 +81,7 @@ def digits(text: str) -> float:
 
 
 def step(model: Any, optimizer: Any, tokenizer: Any, task: SimpleNamespace, rows: list[Any]) -> tuple[float, ...]:
-    """Samples, grades and learns; FIGURES of the step."""
+    """Samples, grades and trains on one batch. Returns the FIGURES of the step."""
     begun = now()
     turns = [row["prompt"] for row in rows for _ in range(task.samples)]
     options = {"padding": True, "return_tensors": "pt", "return_dict": True, "add_generation_prompt": True}
@@ -101,21 +102,21 @@ def step(model: Any, optimizer: Any, tokenizer: Any, task: SimpleNamespace, rows
 
 
 def now() -> float:
-    """Seconds, once the GPU has done what it was given."""
+    """The time in seconds, after the GPU has finished its queued work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_mebibytes() -> float:
-    """The most memory of the GPU that PyTorch has taken, or the most that was resident."""
+    """Peak GPU memory that PyTorch has reserved, or peak resident memory on the CPU, in MiB."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_reserved() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    """Trains and prints every step but the first, which warms up."""
+    """Trains; prints the figures of every step but the first, which warms up."""
     task = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text()))
     torch.set_num_threads(task.threads)
     torch.manual_seed(task.seed)
@@ -123,8 +124,8 @@ def main() -> None:
     model = load(task)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=task.lr, weight_decay=0.0)
     rows = [task.rows[at : at + task.prompts] for at in range(0, len(task.rows), task.prompts)]
-    found = [step(model, optimizer, tokenizer, task, part) for part in rows]
-    figures = dict(zip(FIGURES, zip(*found[1:], strict=True), strict=True))
+    results = [step(model, optimizer, tokenizer, task, part) for part in rows]
+    figures = dict(zip(FIGURES, zip(*results[1:], strict=True), strict=True))
     print(json.dumps(figures | {"mebibytes_trainer": [peak_mebibytes()]}))  # noqa: T201 read by the benchmark
 
 

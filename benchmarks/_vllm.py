@@ -1,7 +1,7 @@
-"""vLLM's `prompt_logprobs` over the rows of a group, in a process of its own: `python -m benchmarks._vllm FOLDER`.
+"""Scores the rows of a group with vLLM's `prompt_logprobs` in a separate process: `python -m benchmarks._vllm FOLDER`.
 
-The folder holds the model and `rows.json`; what comes out is the last line: seconds of every round and the log-probs.
-vLLM computes the prompt of every row anew: it takes nothing from its prefix cache where log-probs are asked for.
+The folder contains the model and `rows.json`. The last line printed is the result as JSON: the seconds of every round
+and the log-probs. vLLM does not use its prefix cache for prompt log-probs, so it computes every row in full.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 
 def prompt_logprobs(model: Any, prompts: Sequence[Ids], responses: Sequence[Ids], rounds: int) -> dict[str, Any]:
-    """`seconds` of every round, and `logps` of the responses, a list a row."""
+    """Runs the process. Returns `seconds` of every round, and `logps`: a list of response log-probs for each row."""
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
@@ -37,12 +37,12 @@ def prompt_logprobs(model: Any, prompts: Sequence[Ids], responses: Sequence[Ids]
         (Path(folder) / "rows.json").write_text(json.dumps(task))
         words = [sys.executable, "-m", "benchmarks._vllm", folder]
         ended = subprocess.run(words, env=child_environment(ENVIRONMENT), stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
 
 
 def main(folder: Path) -> None:
-    """Prints what was found."""
+    """Measures and prints the result."""
     from vllm import LLM, SamplingParams
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
         [place[token].logprob for token, place in zip(row[-last:], output.prompt_logprobs[-last:], strict=True)]
         for row, last, output in zip(task["rows"], task["last"], outputs, strict=True)
     ]
-    print(json.dumps({"seconds": seconds[1:], "logps": logps}))  # noqa: T201 what it is for
+    print(json.dumps({"seconds": seconds[1:], "logps": logps}))  # noqa: T201 read by the benchmark
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Groups a second through the four hops, and bytes of a group, on two cores.
+"""Groups per second through all stages, and the bytes of a group, on two cores.
 
-Redis, the three stages and the trainer are processes of their own that share the cores; engines take no time, so what
-is measured is the queue, the wire format and the checks of every message.
+Redis, the three stages and the trainer are separate processes that share the cores. Engines take no time, so that the
+benchmark measures the queue, the wire format and the validation of messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CORES = 2
 
 
 def measure(shape: Shape, groups: int, rounds: int) -> list[Cost]:
-    """The cost of `groups` groups, in each of some rounds after one that warms up."""
+    """The cost of `groups` groups in each round, after one more round that warms up."""
     fleet = [Workers(stage, shape, slots=16) for stage in ROUTE]
     with redis_server() as url, running(url, fleet):
         costs = [asyncio.run(collect(url, shape.tasks(f"bus{i}", groups))) for i in range(rounds + 1)]
@@ -27,7 +27,7 @@ def measure(shape: Shape, groups: int, rounds: int) -> list[Cost]:
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     options = _report.arguments(__doc__, "fewer groups; under a minute").parse_args()
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     shape = Shape()

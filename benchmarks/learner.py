@@ -1,6 +1,6 @@
 """Trained tokens per second, forward and backward, against a plain padded PEFT loop over the same group.
 
-The loop is the usual one: logits of a padded micro-batch, log-probs of the response, loss, backward.
+For each padded micro-batch, the loop computes all logits, the log-probs of the response, the loss and the gradients.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from cepo.run.sections import LINEAR_LAYERS
 AIM = 2.0
 SIZES = (32000, 152000)
 MICROBATCH = 4
-"""Sequences; the loop's logits and their gradients of more would not fit a small machine at 152k words."""
+"""Sequences per micro-batch of the loop, limited by the logits of 152k words and their gradients."""
 TOLERANCE = 1e-5
 
 
 def with_adapter(base: Any) -> Any:
-    """A frozen model with a LoRA adapter of rank 16 on every linear layer; none of its matrices is zero."""
+    """A frozen model with a LoRA adapter of rank 16 on every linear layer, whose matrices are all non-zero."""
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=list(LINEAR_LAYERS), task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     for parameter in trained(model):
@@ -47,12 +47,12 @@ def with_adapter(base: Any) -> Any:
 
 
 def trained(model: Any) -> list[Any]:
-    """The adapter's parameters."""
+    """The parameters of the adapter."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def padded(model: Any, group: Group, weight_BT: Tensor) -> None:
-    """Gradients of the weighted log-probs, a padded micro-batch after the other."""
+    """Accumulates the gradients of the weighted log-probs over padded micro-batches."""
     prompts, responses = group.rows("plain")
     ids_BS = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)], device=weight_BT.device)
     for part_BS, part_BT in zip(ids_BS.split(MICROBATCH), weight_BT.split(MICROBATCH), strict=True):
@@ -63,48 +63,48 @@ def padded(model: Any, group: Group, weight_BT: Tensor) -> None:
 
 
 def on_onednn(model: Any, group: Group, weight_BT: Tensor) -> None:
-    """The loop with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    """The loop with oneDNN, like ours, for matrix products. Isolates the gain of the tree and the tiles."""
     with FastLinear():
         padded(model, group, weight_BT)
 
 
 def shared(model: Any, group: Group, weight_BT: Tensor) -> None:
-    """The same by the project."""
+    """Accumulates the same gradients by CEPO."""
     logp_BT = response_logps(model.get_base_model(), *group.rows("plain"), 1.0)
     (logp_BT * weight_BT).mean().backward()
 
 
 def gradient(model: Any, work: Callable[[], None]) -> Tensor:
-    """All gradients after `work`, as one vector."""
+    """All gradients after `work`, flattened to one vector."""
     model.zero_grad()
     work()
     return torch.cat([parameter.grad.flatten() for parameter in trained(model)])
 
 
 def measure(vocabulary: int, rounds: int) -> dict[str, Any]:
-    """Both ways, for one vocabulary."""
+    """Compares both for one vocabulary size."""
     model, group = with_adapter(random_qwen3(vocabulary)), random_group(vocabulary)
     weight_BT = torch.randn(SAMPLES, RESPONSE)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
     works["alternative_with_our_products"] = lambda: on_onednn(model, group, weight_BT)
-    found = case({name: partial(gradient, model, work) for name, work in works.items()}, rounds, TOLERANCE)
+    figures = case({name: partial(gradient, model, work) for name, work in works.items()}, rounds, TOLERANCE)
     for name in works:
-        found[name]["tokens_per_second"] = round(SAMPLES * RESPONSE / found[name]["seconds"], 1)
-    return {"vocabulary": vocabulary, **found}
+        figures[name]["tokens_per_second"] = round(SAMPLES * RESPONSE / figures[name]["seconds"], 1)
+    return {"vocabulary": vocabulary, **figures}
 
 
 def on_gpu(shape: str) -> dict[str, Any]:
-    """Both ways on a model of a real size, with how much of the device they use."""
+    """Compares both on a model of a real size, with their share of the device's peak rate."""
     model, group = with_adapter(random_model(shape)), random_group(VOCABULARY[shape])
     weight_BT = torch.randn(SAMPLES, RESPONSE, device=model.device)
     works = {"ours": lambda: shared(model, group, weight_BT), "alternative": lambda: padded(model, group, weight_BT)}
     gradients = {name: partial(gradient, model, work) for name, work in works.items()}
-    found = compared(gradients, model.get_base_model().config, group, "plain", backward=True)
-    return found | {"prime_rl": PRIME_RL.get(shape)}
+    result = compared(gradients, model.get_base_model().config, group, "plain", backward=True)
+    return result | {"prime_rl": PRIME_RL.get(shape)}
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     options = _report.arguments(__doc__, "one vocabulary, three rounds; under a minute", SHAPES).parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:

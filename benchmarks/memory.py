@@ -1,7 +1,7 @@
-"""Memory of a run's processes with the teacher as a service and with it in the trainer, on the shipped tiny model.
+"""Memory of a run's processes with the teacher inside the trainer, against the teacher as a service, on the tiny model.
 
-Proportional set sizes, which count once what processes share. The tiny model itself is 2 MB: what is saved here is a
-process; with a larger one its weights come on top. `--gpu` takes a random model of a real size, and a GPU's memory.
+Sizes are proportional set sizes, which count shared pages once. The tiny model has only 2 MB, so this measures the
+memory of a process; with a larger model, its weights are saved too. `--gpu` measures GPU memory with a random model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START_SECONDS = 300.0
 
 
 def measure(layout: str, *overrides: str) -> dict[str, int]:
-    """Bytes of each service with its children, once steps go by: medians over some seconds."""
+    """Bytes of each service with its children, as medians over four seconds of a run in progress."""
     settings = (*SETTINGS, *overrides, f"engine.teacher={layout}", "loop.steps=100000")
     words = [word for setting in settings for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def measure(layout: str, *overrides: str) -> dict[str, int]:
                     seen[name].append(size)
                 time.sleep(SAMPLE_SECONDS)
         finally:
-            for _ in range(2):  # the second does not wait for the step at hand
+            for _ in range(2):  # the second signal does not wait for the current step
                 launcher.send_signal(signal.SIGINT)
                 time.sleep(SAMPLE_SECONDS)
             launcher.wait()
@@ -56,27 +56,27 @@ def measure(layout: str, *overrides: str) -> dict[str, int]:
 
 
 def _sizes(launcher: int) -> dict[str, int]:
-    """Bytes by service; Redis and the launcher, which are in both layouts, are left out."""
+    """Bytes by service, without Redis and the launcher, which are the same in both layouts."""
     sessions: dict[str, int] = {}
     for pid, fields in stats():
-        if int(fields[PARENT]) == launcher:  # each of its children leads a session
+        if int(fields[PARENT]) == launcher:  # each child of the launcher leads a session
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             sessions |= {word.removeprefix("services."): pid for word in words if word.startswith("services.")}
     return memory((name, pid) for name, pid, _ in members(sessions))
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     options = _report.arguments(__doc__, "one round; under two minutes", _gpu.SHAPES).parse_args()
     rounds = 1 if options.quick else 3
-    found: dict[str, list[dict[str, int]]] = {layout: [] for layout in LAYOUTS}
+    sizes: dict[str, list[dict[str, int]]] = {layout: [] for layout in LAYOUTS}
     with tempfile.TemporaryDirectory() as folder:
         overrides = _gpu.overrides(Path(folder), options.gpu) if options.gpu else []
         for _ in range(rounds):
             for layout in LAYOUTS:
-                found[layout].append(measure(layout, *overrides))
+                sizes[layout].append(measure(layout, *overrides))
     apart, colocated = (
-        {name: round(statistics.median(one[name] for one in found[layout]) / 1e6) for name in sorted(found[layout][0])}
+        {name: round(statistics.median(one[name] for one in sizes[layout]) / 1e6) for name in sorted(sizes[layout][0])}
         for layout in LAYOUTS
     )
     _report.write(

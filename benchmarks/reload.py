@@ -1,8 +1,8 @@
 """Publish to first token: from the trainer's decision to publish an adapter to vLLM's first token with it.
 
-The clock starts before the adapter is serialised, and stops when the rollout service's engine has sampled a token with
-it; in between are the file, the announcement, the transfer by gRPC, the digest, vLLM's load and the proof. Every
-version has new weights, and a group is asked of it at once. `--gpu` does so with a random model of a real size.
+The clock starts before the adapter is serialised, and stops when vLLM has sampled a token with it. The time includes
+writing the file, the announcement, the transfer over gRPC, the digest, vLLM's load and the proof. Every version has new
+weights, and a task for it is published at once. `--gpu SIZE` uses a random model of that size.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ PUBLISHED_SECONDS = {
     "TRL, rank 1 on 1.5 B, three replicas": 5.8,
     "TRL, the same, two replicas": 8.5,
 }
-"""Others' figures, on GPUs, from their weights being ready to the engine having them: TRL's blog of asynchronous GRPO
-with LoRA over a bucket (huggingface.co/blog), prime-rl's file watcher (github.com/PrimeIntellect-ai/prime-rl)."""
+"""Published figures of other projects, on GPUs: seconds from new weights to an engine that uses them. From TRL's blog
+post about asynchronous GRPO with LoRA through a bucket (huggingface.co/blog), and from the polling interval of
+prime-rl's file watcher (github.com/PrimeIntellect-ai/prime-rl)."""
 
 
 async def measure(engines: Services, versions: int, *overrides: str) -> dict[str, list[float]]:
-    """Seconds of each version after one that warms up."""
-    found: dict[str, list[float]] = {"first_token": [], "publish": [], "first_group": []}
+    """Seconds of each version by name of the interval, without the first version, which warms up."""
+    seconds: dict[str, list[float]] = {"first_token": [], "publish": [], "first_group": []}
     config = tiny("grpo", *overrides, f"loop.steps={versions + 1}", "sampling.prompts=1")
     async with trainer(engines, config, engines.folder / "reload") as run:
         for step in range(versions + 1):
@@ -47,28 +48,28 @@ async def measure(engines: Services, versions: int, *overrides: str) -> dict[str
             (group,) = await run.collector.take(tasks)
             done = time.time()
             if not isinstance(group, EvidencedGroup):
-                raise SystemExit(f"no group of version {step + 1}: {group.error}")
+                raise SystemExit(f"the group of version {step + 1} failed: {group.error}")
             first = group.scored.rollout.proof.first_token_at
             for name, at in (("publish", published), ("first_token", first), ("first_group", done)):
-                found[name].append(at - begun)
-    return {name: seconds[1:] for name, seconds in found.items()}
+                seconds[name].append(at - begun)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def main() -> None:
-    """Prints the result and writes it."""
-    about = "ten versions; half a minute, most of it vLLM's start"
+    """Measures, prints the result and writes it to benchmarks/results/."""
+    about = "ten versions; takes half a minute, most of it for starting"
     options = _report.arguments(__doc__, about, _gpu.SHAPES).parse_args()
     versions = 10 if options.quick else 40
     with TemporaryDirectory() as folder:
         overrides = _gpu.overrides(Path(folder), options.gpu) if options.gpu else []
         with services(tiny("grpo", *overrides)) as engines:
-            found = asyncio.run(measure(engines, versions, *overrides))
-    ours = {f"{name}_seconds": round(statistics.median(seconds), 4) for name, seconds in found.items()}
+            seconds = asyncio.run(measure(engines, versions, *overrides))
+    ours = {f"{name}_seconds": round(statistics.median(values), 4) for name, values in seconds.items()}
     fastest = min(PUBLISHED_SECONDS.values())
     _report.write(
         "reload",
         options.gpu,
-        ours=ours | {"first_token_slowest_seconds": round(max(found["first_token"]), 4)},
+        ours=ours | {"first_token_slowest_seconds": round(max(seconds["first_token"]), 4)},
         alternative=PUBLISHED_SECONDS,
         ratio=fastest / ours["first_token_seconds"],
         aim=fastest / AIM_SECONDS,

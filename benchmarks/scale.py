@@ -1,7 +1,8 @@
-"""Groups a second with 1 to 64 simulated rollout workers against linear growth, and what a group costs each part.
+"""Groups per second with 1 to 64 simulated rollout workers, against linear scaling, and the CPU time per group.
 
-A worker holds four groups for two seconds each, as an engine of 16,000 tokens a second would; verifier, teacher,
-Redis and trainer are real but for their engines. The costs say where growth ends: `limits` divides a core by them.
+A worker processes four groups at once for two seconds, like an engine that samples 16,000 tokens per second. Redis,
+verifier, teacher and trainer run the production code without engines. `limits` is the number of groups per second at
+which Redis and the trainer would each use a whole core.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from cepo.service.adapters import CHUNK_BYTES, FILES, fetch_from_trainer
 AIM = 0.9
 SLOTS, SECONDS = 4, 2.0
 PER_PROCESS = 16
-"""Workers of one process, so that their number costs no memory."""
+"""Workers per process, to save memory."""
 ADAPTER_BYTES = 64 * 2**20
-"""Rank 16 on every projection of a model of 1.7 billion parameters, in single precision."""
+"""The adapter of rank 16 on every linear layer of a model with 1.7 billion parameters, in float32."""
 
 
 def measure(count: int, rounds: int, shape: Shape) -> Cost:
-    """The cost of `rounds` fillings of every slot of `count` workers."""
+    """The cost of `rounds` groups for each slot of `count` workers."""
     sizes = [min(PER_PROCESS, count - at) for at in range(0, count, PER_PROCESS)]
     fleet = [Workers(Stage.ROLLOUT, shape, size, SLOTS, SECONDS) for size in sizes]
     fleet += [Workers(Stage.VERIFY, shape, slots=16), Workers(Stage.TEACH, shape, slots=16)]
@@ -39,7 +40,7 @@ def measure(count: int, rounds: int, shape: Shape) -> Cost:
 
 
 async def fan_out(engines: int) -> float:
-    """Megabytes of adapters a second that one trainer process streams to engines that ask at once."""
+    """Megabytes per second of adapters that one trainer process streams to several engines at once."""
 
     class Trainer(services_pb2_grpc.TrainerServiceServicer):
         async def FetchPolicy(self, request: Any, context: Any) -> Any:
@@ -61,7 +62,7 @@ async def fan_out(engines: int) -> float:
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     options = _report.arguments(__doc__, "fewer numbers of workers; under a minute").parse_args()
     counts, rounds = ((1, 8, 64), 2) if options.quick else ((1, 2, 4, 8, 16, 32, 64), 12)
     shape = Shape(tokens=1024)
@@ -76,7 +77,7 @@ def main() -> None:
         alternative={str(count): round(rates[1] * count, 2) for count in counts},
         ratio=rates[most] / (rates[1] * most),
         aim=AIM,
-        unit="groups per second by workers; the alternative is linear",
+        unit="groups per second by number of workers; the alternative is linear",
         samples=shape.samples,
         tokens=shape.tokens,
         rounds=rounds,

@@ -1,8 +1,8 @@
-"""Seconds and peak memory to score a group under its hints, against the padded forward with all logits.
+"""Seconds and peak memory to score a group under its hints, against a padded forward pass with all logits.
 
-The alternative does what EasyR1, which the paper's code is built on, does without padding removal
-(`verl/workers/actor/dp_actor.py`, `log_probs_from_logits`): one padded batch a context, logits of every position over
-the temperature, cross-entropy on the response.
+The alternative is the code path of EasyR1, the base of the paper's code, without padding removal
+(`verl/workers/actor/dp_actor.py`, `log_probs_from_logits`): one padded batch per context, logits of every position
+divided by the temperature, cross-entropy on the response.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SPEED_AIM, MEMORY_AIM = 3.0, 0.25
 TOLERANCE = 1e-4
 CONTEXTS = {"r+ r-": ("r+", "r-"), "plain r+ r-": ("plain", "r+", "r-")}
 SMALL_GROUPS, ALIKE = 8, 15
-"""Groups of a pass, and the tokens that a small group's responses begin with alike."""
+"""Number of groups in a pass, and length of the prefix that all responses of a small group share."""
 CASES = [(32000, "r+ r-"), (32000, "plain r+ r-"), (152000, "r+ r-")]
 
 
 @torch.no_grad()
 def padded(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
-    """[contexts x samples, response] log-probs."""
-    found = []
+    """Log-probs [contexts x samples, response] by the alternative."""
+    logps = []
     for context in contexts:
         prompts, responses = group.rows(context)
         ids_BS = torch.tensor([p + r for p, r in zip(prompts, responses, strict=True)], device=model.device)
@@ -54,24 +54,24 @@ def padded(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
         length = len(responses[0])
         logits_BTV = logits_BSV[:, -length - 1 : -1]
         logits_NV = logits_BTV.contiguous().view(-1, logits_BTV.shape[-1])
-        found.append(-cross_entropy(logits_NV, ids_BS[:, -length:].flatten(), reduction="none").view(-1, length))
-    return torch.cat(found)
+        logps.append(-cross_entropy(logits_NV, ids_BS[:, -length:].flatten(), reduction="none").view(-1, length))
+    return torch.cat(logps)
 
 
 def on_onednn(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
-    """The alternative with the same library for its matrix products: what the tree and the tiles alone are worth."""
+    """The alternative with oneDNN, like ours, for matrix products. Isolates the gain of the tree and the tiles."""
     with FastLinear():
         return padded(model, group, contexts)
 
 
 @torch.no_grad()
 def shared(model: Any, group: Group, contexts: tuple[str, ...]) -> Tensor:
-    """The same by the project."""
+    """Log-probs [contexts x samples, response] by CEPO."""
     return response_logps(model, *group.rows(*contexts), TEMPERATURE)
 
 
 def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
-    """Both ways, for one vocabulary and some contexts."""
+    """Compares both for one vocabulary size and set of contexts."""
     model, group, contexts = random_qwen3(vocabulary), random_group(vocabulary), CONTEXTS[names]
     works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
     if (vocabulary, names) == CASES[0]:
@@ -80,25 +80,25 @@ def measure(vocabulary: int, names: str, rounds: int) -> dict[str, Any]:
 
 
 def against_vllm(ours: float, rounds: int) -> dict[str, Any]:
-    """Seconds of the first case by vLLM's `prompt_logprobs`, beside ours, taken a few minutes before."""
+    """Seconds of the first case with vLLM's `prompt_logprobs`, and their ratio to `ours`, measured minutes before."""
     vocabulary, names = CASES[0]
     model, group, contexts = random_qwen3(vocabulary), random_group(vocabulary), CONTEXTS[names]
-    found = prompt_logprobs(model, *group.rows(*contexts), rounds)
-    gap = float((shared(model, group, contexts) - torch.tensor(found["logps"])).abs().max())
+    result = prompt_logprobs(model, *group.rows(*contexts), rounds)
+    gap = float((shared(model, group, contexts) - torch.tensor(result["logps"])).abs().max())
     if gap > TOLERANCE:
         raise SystemExit(f"vLLM's log-probs differ by {gap}")
-    seconds = statistics.median(found["seconds"])
+    seconds = statistics.median(result["seconds"])
     return {"seconds": round(seconds, 3), "ratio": round(seconds / ours, 2), "largest_difference": gap}
 
 
 def small_group(seed: int) -> Group:
-    """A group of the tiny model, whose responses begin alike."""
+    """A group for the tiny model, whose responses share a prefix of ALIKE tokens."""
     group = random_group(TINY_WORDS, TINY_LENGTHS, seed)
     return Group(group.contexts, [group.responses[0][:ALIKE] + response[ALIKE:] for response in group.responses])
 
 
 def small(rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds for some groups of the tiny model: all in one pass, one by one, and padded one by one."""
+    """Seconds for several groups of the tiny model: in one pass, one by one, and one by one by the alternative."""
     torch.set_num_threads(threads)
     model = random_qwen3(TINY_WORDS, TINY)
     groups = [small_group(seed) for seed in range(SMALL_GROUPS)]
@@ -122,14 +122,14 @@ def small(rounds: int, threads: int) -> dict[str, Any]:
 
 
 def on_gpu(shape: str) -> dict[str, Any]:
-    """Both ways on a model of a real size, with how much of the device they use."""
+    """Compares both on a model of a real size, with their share of the device's peak rate."""
     model, group, contexts = random_model(shape), random_group(VOCABULARY[shape]), CONTEXTS["r+ r-"]
     works = {"ours": lambda: shared(model, group, contexts), "alternative": lambda: padded(model, group, contexts)}
     return compared(works, model.config, group, *contexts)
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     options = _report.arguments(__doc__, "one case, three rounds; under a minute", SHAPES).parse_args()
     torch.set_num_threads(THREADS)
     if options.gpu:

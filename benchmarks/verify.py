@@ -1,8 +1,8 @@
 """Throughput and p99 latency of the verifier's pool against math-verify called directly, with hostile items mixed in.
 
-Both judge the same items under the same deadline: the pool with its workers, math-verify as its documentation has it,
-one call after the other in one process with its own alarms. Some bombs outlive those alarms, because a signal waits
-until an arithmetic operation ends; they are counted apart, and left out of the timed rounds.
+Both judge the same items with the same deadline. math-verify is called as its documentation says: one call after
+another in one process, with its own alarm signals. An alarm cannot interrupt a long arithmetic operation, so some
+hostile items would never end. They are tested separately and left out of the timed rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STUBBORN = "9^{9^{9^9}}"
 
 
 def innocent(count: int) -> list[Item]:
-    """Answers as models give them to questions of GSM8K and MATH: most are numbers, some need algebra."""
+    """Answers like those of models to questions of GSM8K and MATH: most are numbers, some need algebra."""
     rng = random.Random(0)
     items = []
     for i in range(count):
@@ -49,7 +49,7 @@ def innocent(count: int) -> list[Item]:
 
 
 def mixture(count: int, bombs: int) -> list[Item]:
-    """Innocent items with a few bombs evenly between them."""
+    """Innocent items with `bombs` hostile items spread evenly among them."""
     items = innocent(count)
     step = len(items) // (bombs + 1)
     for i in range(bombs):
@@ -58,7 +58,7 @@ def mixture(count: int, bombs: int) -> list[Item]:
 
 
 async def ours(pool: GraderPool, items: list[Item], clients: int) -> tuple[float, list[float]]:
-    """Wall seconds of all items, and the latency of each, in order."""
+    """Grades items with the pool. Returns the wall seconds of all items, and the latency of each in their order."""
     waiting, latencies = iter(enumerate(items)), [0.0] * len(items)
 
     async def client() -> None:
@@ -73,7 +73,7 @@ async def ours(pool: GraderPool, items: list[Item], clients: int) -> tuple[float
 
 
 def directly(items: list[Item]) -> tuple[float, list[float]]:
-    """The same by math-verify alone."""
+    """Grades items with math-verify alone. Returns the same as `ours`."""
     latencies = []
     for item in items:
         begun = time.perf_counter()
@@ -85,7 +85,7 @@ def directly(items: list[Item]) -> tuple[float, list[float]]:
 
 
 def survives(items: list[Item]) -> bool:
-    """Whether math-verify answers at all before it is given up."""
+    """Whether math-verify finishes within GIVEN_UP_SECONDS."""
     process = multiprocessing.get_context("fork").Process(target=directly, args=(items,))
     process.start()
     process.join(GIVEN_UP_SECONDS)
@@ -96,7 +96,7 @@ def survives(items: list[Item]) -> bool:
 
 
 def summary(rounds: list[tuple[float, list[float]]], items: list[Item]) -> dict[str, float]:
-    """Medians over the rounds, apart from the slowest of all."""
+    """Medians over the rounds, and the maximum latency of all rounds."""
     calm = [i for i, item in enumerate(items) if not item.answer.startswith(BOMB_ANSWER)]
     return {
         "items_per_second": round(statistics.median(len(items) / seconds for seconds, _ in rounds), 2),
@@ -107,12 +107,12 @@ def summary(rounds: list[tuple[float, list[float]]], items: list[Item]) -> dict[
 
 
 def p99(latencies: list[float]) -> float:
-    """By nearest rank."""
+    """The 99th percentile by the nearest-rank method."""
     return sorted(latencies)[math.ceil(len(latencies) * 0.99) - 1]
 
 
 async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Ours and theirs, a round of each in turn."""
+    """The figures of the pool and of math-verify, in alternating rounds."""
     pooled, alone = [], []
     async with GraderPool(workers, float(DEADLINE_SECONDS)) as pool:
         for _ in range(rounds):
@@ -122,7 +122,7 @@ async def measure(items: list[Item], workers: int, rounds: int) -> tuple[dict[st
 
 
 def main() -> None:
-    """Prints the result and writes it."""
+    """Measures, prints the result and writes it to benchmarks/results/."""
     parser = _report.arguments(__doc__, "fewer items; under a minute")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)

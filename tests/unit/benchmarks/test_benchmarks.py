@@ -1,4 +1,4 @@
-"""What the benchmarks' page is made of, and the GPU's profile on the CPU."""
+"""The page of the benchmarks, and the GPU profiles on a CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks._stack import tiny
 from benchmarks.learner import on_gpu as learn_on_gpu
 from benchmarks.score import on_gpu as score_on_gpu
 from benchmarks.train import task
-from benchmarks.vision import on_gpu as see_on_gpu
+from benchmarks.vision import on_gpu as vision_on_gpu
 from cepo.model.forward import response_logps
 from cepo.prompts.renderer import Renderer
 
@@ -75,21 +75,27 @@ def test_every_result_has_a_benchmark_with_a_question() -> None:
 
 @pytest.mark.parametrize("profile", [score_on_gpu, learn_on_gpu])
 def test_the_gpu_profile_runs_on_the_cpu_at_a_tiny_size(profile: Any) -> None:
-    found = profile("tiny")
-    assert found["largest_difference"] < 1e-4
-    assert found["ours"]["tokens_per_second"] > 0
-    assert found["ours"]["mfu"] is None
+    result = profile("tiny")
+    assert result["largest_difference"] < 1e-4
+    assert result["ours"]["tokens_per_second"] > 0
+    assert result["ours"]["mfu"] is None
 
 
-def test_the_gpu_profile_of_a_model_that_sees_has_its_image_in_front() -> None:
-    found = see_on_gpu("tiny")
-    assert found["image_tokens"] == 14 * 14
-    assert found["largest_difference"] < 1e-5
-    assert found["ours"]["seconds"] > 0
+def test_the_gpu_profile_of_a_vision_language_model_starts_with_the_image() -> None:
+    result = vision_on_gpu("tiny")
+    assert result["image_tokens"] == 14 * 14
+    assert result["largest_difference"] < 1e-5
+    assert result["ours"]["seconds"] > 0
 
 
 def expected_flops(tokens: int, seen: int, predicted: int) -> float:
-    """Of the tiny shape, for so many tokens in the layers, pairs of a token and one it sees, and tokens predicted."""
+    """FLOPs of the tiny shape.
+
+    Args:
+        tokens: tokens that pass through the layers.
+        seen: pairs of a query and a key that it attends to.
+        predicted: tokens for which logits are computed.
+    """
     sizes = _gpu.SHAPES["tiny"]
     weights = sum(p.numel() for name, p in _gpu.random_model("tiny").named_parameters() if "proj" in name)
     width = sizes["num_attention_heads"] * sizes["head_dim"]
@@ -102,14 +108,14 @@ def test_flops_are_those_of_the_matrix_products_and_of_attention() -> None:
     config = _gpu.random_model("tiny").config
     padded = expected_flops(2 * 150, 2 * 150 * 151 // 2, 2 * 150)
     assert _gpu.flops(config, group, "plain", tree=False) == pytest.approx(padded)
-    responses = 2 * sum(range(101, 150))  # the last token of a row is not read
+    responses = 2 * sum(range(101, 150))  # the last token of a row is not processed
     tree = expected_flops(100 + 2 * 49, 100 * 101 // 2 + responses, 2 * 50)
     assert _gpu.flops(config, group, "plain", tree=True) == pytest.approx(tree)
 
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of a run on the tiny shape."""
+    """Overrides of a run on the tiny shape."""
     return _gpu.overrides(tmp_path_factory.mktemp("shape"), "tiny")
 
 
@@ -139,10 +145,10 @@ def test_rates_of_a_step_are_tokens_over_the_seconds_of_each_part(overrides: lis
     figures = {"response_tokens": 100.0, "step_seconds": 4.0, "rollout_seconds": 2.0, "train_seconds": 1.0}
     config = tiny("cepo", *overrides)
     tokens = 100 * config.sampling.prompts * config.sampling.samples
-    found = _gpu.rates(config, figures)
+    result = _gpu.rates(config, figures)
     names = ("tokens_per_second", "generated_tokens_per_second", "trained_tokens_per_second")
-    assert [found[name] for name in names] == [tokens / 4, tokens / 2, tokens]
-    assert found["mfu"] is found["training_mfu"] is None
+    assert [result[name] for name in names] == [tokens / 4, tokens / 2, tokens]
+    assert result["mfu"] is result["training_mfu"] is None
 
 
 def test_the_plain_loop_learns_from_what_it_samples(overrides: list[str]) -> None:
@@ -164,15 +170,15 @@ def test_the_plain_loops_log_probs_are_those_of_unpadded_rows(overrides: list[st
     prompts, response = [[7, 8, 9, 10], [11, 12]], [20, 21, 22]
     ids_BS = torch.tensor([[*prompts[0], *response], [0, 0, *prompts[1], *response]])
     mask_BS = torch.tensor([[1] * 7, [0, 0] + [1] * 5])
-    found_BT = _plain.logps(model, ids_BS, mask_BS, len(response))
-    assert torch.allclose(found_BT, response_logps(model, prompts, [response] * 2, 1.0), atol=1e-5)
+    logp_BT = _plain.logps(model, ids_BS, mask_BS, len(response))
+    assert torch.allclose(logp_BT, response_logps(model, prompts, [response] * 2, 1.0), atol=1e-5)
 
 
 def test_a_case_has_both_ratios_and_ends_where_results_differ() -> None:
     works = {"ours": lambda: torch.ones(2**22).sum(), "alternative": lambda: torch.ones(2**25).sum() / 8}
-    found = case(works, rounds=3, tolerance=0.0)
-    assert found["largest_difference"] == 0.0
-    assert found["memory_ratio"] == pytest.approx(1 / 8, abs=0.1)
+    result = case(works, rounds=3, tolerance=0.0)
+    assert result["largest_difference"] == 0.0
+    assert result["memory_ratio"] == pytest.approx(1 / 8, abs=0.1)
     with pytest.raises(SystemExit, match="ours and alternative differ by 1"):
         case(works | {"ours": lambda: torch.ones(2**22).sum() + 1}, rounds=1, tolerance=0.5)
 
@@ -187,11 +193,11 @@ def test_memory_is_that_of_every_process_of_a_session() -> None:
         ["sh", "-c", "sleep 60 & wait"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while len(found := list(_processes.members({"it": child.pid}))) < 2:
+        while len(processes := list(_processes.members({"it": child.pid}))) < 2:
             assert child.poll() is None
-        assert {name for name, _, _ in found} == {"it"}
-        assert child.pid in {pid for _, pid, _ in found}
-        assert _processes.memory((name, pid) for name, pid, _ in found)["it"] > 0
+        assert {name for name, _, _ in processes} == {"it"}
+        assert child.pid in {pid for _, pid, _ in processes}
+        assert _processes.memory((name, pid) for name, pid, _ in processes)["it"] > 0
     finally:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
