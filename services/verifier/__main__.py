@@ -26,11 +26,11 @@ async def build(settings: Settings) -> Service:
     scorers = StepScorers(settings.step_scorers.split(",") if settings.step_scorers else ())
     verifier = Verifier(pool, scorers)
 
-    class Servicer(services_pb2_grpc.VerifierServiceServicer):
+    class VerifierServicer(services_pb2_grpc.VerifierServiceServicer):
         Verify = staticmethod(unary(RolloutGroup, verifier.verify))
 
     def register(server: grpc.aio.Server) -> None:
-        services_pb2_grpc.add_VerifierServiceServicer_to_server(Servicer(), server)
+        services_pb2_grpc.add_VerifierServiceServicer_to_server(VerifierServicer(), server)
 
     loop = StageLoop.of(settings, bus, Stage.VERIFY, verifier.verify)
     return stage_service("verifier", "cepo.v1.VerifierService", register, loop, pool, application(pool))
