@@ -1,4 +1,4 @@
-"""Answers of multiple-choice questions: one letter, several, a letter with its option's text, or the text alone."""
+"""Reads multiple-choice answers: one letter, several letters, a letter with its option's text, or the text alone."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE
 
 
 def options(question: str) -> dict[str, str]:
-    """The letter of every option that a question lists on lines of their own, by its normalised text."""
+    """The options that a question lists on separate lines, as a dictionary from normalised text to letter.
+
+    Example:
+        options("Where?\\nA. a park\\nB. a library")  # {"a park": "A", "a library": "B"}
+    """
     found = {normalise(text): letter for letter, text in _OPTION.findall(question)}
     return found if len(found) > 1 else {}
 
 
 def looks_like_choice(reference: str) -> bool:
-    """Whether a reference is a letter of A to J, bare, in parentheses or with its option's text."""
+    """Whether a reference is a letter from A to J: bare, in parentheses, or with its option's text."""
     return _INFERRED.fullmatch(_cleaned(reference)) is not None
 
 
 def chosen(answer: str, listed: dict[str, str]) -> frozenset[str]:
-    """The letters an answer names; empty where it names none.
+    """The letters that an answer names; empty if it names none.
 
     Args:
-        listed: letters by the normalised text of their option, as far as they are known.
+        listed: letters by the normalised text of their option, as `options` returns them.
     """
     text = _cleaned(answer)
     if letter := listed.get(normalise(text)):
@@ -47,7 +51,7 @@ def chosen(answer: str, listed: dict[str, str]) -> frozenset[str]:
 
 
 def labelled_option(reference: str) -> dict[str, str]:
-    """The option a reference spells out, `C. a library`, as `options` would list it."""
+    """The option that a reference spells out (`C. a library`), in the form of `options`."""
     found = _LABELLED.fullmatch(_cleaned(reference))
     return {normalise(found[2]): found[1].upper()} if found and found[2] else {}
 

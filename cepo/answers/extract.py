@@ -1,8 +1,8 @@
-r"""Final answers: where a response or a reference holds its answer, and one spelling for answers that are equal.
+r"""Finds the final answer of a response or a reference, and normalises its spelling.
 
-Pure string work, linear in the text; what needs algebra is the verifier's, and how answers of different kinds compare
-is in `cepo.answers.kinds`. Normalising only rewrites what is equal
-(`0.5` and `\frac{1}{2}` become `1/2`), so equal normalised texts are equal answers; the reverse does not hold.
+All functions are pure string work, linear in the text. The verifier does the algebra, and `cepo.answers.kinds` says how
+answers of different kinds compare. Normalising preserves the value (`0.5` and `\frac{1}{2}` become `1/2`), so answers
+with equal normalised texts are equal; the reverse does not hold.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from fractions import Fraction
 from cepo.errors import UserError
 
 MAX_ANSWER_CHARACTERS = 1000
-"""What is longer is no answer: nothing a reference would be compared with, and a hazard for every parser."""
+"""A longer text is no answer: no reference is as long, and parsers could hang on it."""
 MAX_SEARCHED_CHARACTERS = 200_000
-"""The end of a text in which its answer is looked for; more than any context holds."""
+"""How many characters at the end of a text are searched for its answer; more than any context holds."""
 MIN_WORD = 4
-"""Letters in a row that make a text: fewer may be a product of variables, whose order does not matter."""
+"""Consecutive letters that make a word; fewer may be a product of variables, whose order does not matter."""
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -50,31 +50,35 @@ _WORD = re.compile(rf"[^\W\d_]{{{MIN_WORD}}}")
 
 
 def extract(text: str) -> str | None:
-    r"""The final answer of a response as it is written: what the last `\boxed{...}` holds; without a box the last
-    `<answer>...</answer>`; without either the last line `#### number` (GSM8K) or `Answer: ...` (DAPO).
+    r"""The final answer of a response as it is written, or None.
 
-    None where there is none: no mark, an empty one, one that never closes, or more than MAX_ANSWER_CHARACTERS.
+    It is the content of the last `\boxed{...}`; without a box, of the last `<answer>...</answer>`; without either, of
+    the last line `#### number` (GSM8K) or `Answer: ...` (DAPO). It is None if there is no such mark, or if the mark is
+    empty, never closes, or holds more than MAX_ANSWER_CHARACTERS.
+
+    Example:
+        extract("so \boxed{7}")  # "7"
     """
     answer = (_marked(text) or "").strip().strip("*").strip()
-    answer = answer.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate would not travel
+    answer = answer.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be encoded on the wire
     return answer if normalise(answer) else None
 
 
 def is_marked(text: str) -> bool:
-    """Whether a text says where its answer is, be it an empty one."""
+    """Whether a text marks its answer, even if the mark is empty."""
     return _marked(text) is not None
 
 
 def count_boxes(text: str) -> int:
-    r"""How often a text says `\boxed`."""
+    r"""How many times a text opens a `\boxed{`."""
     return sum(1 for _ in _BOX.finditer(text))
 
 
 def reference_of(text: str) -> str:
-    r"""The answer a reference stands for: that of its box or `####` line if it has one, else the whole text.
+    r"""The answer that a reference stands for: the marked answer, or the whole text if it marks none.
 
     Raises:
-        UserError: nothing is left; names the value.
+        UserError: the text holds no answer; names the value.
     """
     answer = extract(text) if is_marked(text) else text.strip()
     if not answer or not normalise(answer):
@@ -86,9 +90,12 @@ def reference_of(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """One spelling: numbers as reduced fractions, words in lower case, the rest without LaTeX's cosmetics.
+    """One spelling: numbers as reduced fractions, words in lower case, anything else without LaTeX decoration.
 
-    Empty for what is empty, only decoration, or too long.
+    The result is empty if the answer is empty, only decoration, or too long.
+
+    Example:
+        normalise("1,234.50")  # "2469/2"
     """
     text = respelt(answer)
     percent = "%" if text.endswith("%") else ""
@@ -100,7 +107,7 @@ def normalise(answer: str) -> str:
 
 
 def respelt(answer: str) -> str:
-    """An answer without LaTeX's cosmetics, currency signs and a final full stop; empty for one that is too long."""
+    """An answer without LaTeX decoration, currency signs and a final full stop; empty if the answer is too long."""
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return ""
     text = plain(answer)
@@ -110,7 +117,7 @@ def respelt(answer: str) -> str:
 
 
 def plain(answer: str) -> str:
-    """An answer without math delimiters and invisible characters, its digits and minus signs ASCII."""
+    """An answer without math delimiters and invisible characters, with ASCII digits and minus signs."""
     return _undelimited("".join(map(_plain_character, answer)))
 
 
@@ -127,12 +134,12 @@ def as_number(text: str) -> Fraction | None:
 
 
 def is_words(text: str) -> bool:
-    """Whether an answer is a text rather than mathematics."""
+    """Whether an answer is words and not mathematics."""
     return _LETTERS.fullmatch(text) is not None and _WORD.search(text) is not None
 
 
 def _marked(text: str) -> str | None:
-    """What the deciding mark of a text holds; None without a mark."""
+    """The content of the mark that decides; None if the text has no mark."""
     text = text[-MAX_SEARCHED_CHARACTERS:]
     if boxes := list(_BOX.finditer(text)):
         return _until_closed(text, boxes[-1].end())
@@ -163,7 +170,7 @@ def _undelimited(text: str) -> str:
 
 
 def _plain_character(character: str) -> str:
-    """Any decimal digit and any minus as ASCII, any white space as a blank, nothing for what cannot be seen."""
+    """Decimal digits and minus signs as ASCII, white space as a blank, and an empty string for invisible characters."""
     if character.isascii() and character.isprintable():
         return character
     if (digit := unicodedata.decimal(character, None)) is not None:
@@ -176,5 +183,5 @@ def _plain_character(character: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A value as a message quotes it."""
+    """A value in quotes for a message, cut to 60 characters."""
     return repr(text if len(text) <= 60 else text[:57] + "...")

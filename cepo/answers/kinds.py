@@ -1,4 +1,4 @@
-"""Kinds of answers: how two answers are compared, as a user asks for it or as the reference suggests.
+"""Kinds of answers: how two answers are compared. The user names the kind, or it is inferred from the reference.
 
 A kind is written `name [option]...`: `number tolerance=1%`, `set digits=3`, `math anywhere`, or `anywhere` alone.
 """
@@ -27,27 +27,27 @@ KINDS = {
     "choice": "a letter, several, a letter with its option, or the option's text",
     "yesno": "yes or no, true or false",
 }
-"""How answers can be compared."""
+"""The ways to compare answers, by name."""
 WORDINGS = ("text", "choice", "yesno")
-"""Kinds that words decide and algebra has no part in."""
+"""Kinds that are decided by words alone, without algebra."""
 OPTIONS = "anywhere, digits=N, tolerance=X or tolerance=X%"
 DIGITS = 6
-"""Decimals that count where numbers are not exact: math-verify's default."""
+"""Decimals that are compared if numbers are not exact; math-verify's default."""
 TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
 _TOLERANCE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?(?:e-?\d{1,2})?)(%?)")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one answer is compared."""
+    """How an answer is compared with its reference."""
 
     name: str = ""
-    """One of KINDS; empty: inferred."""
+    """One of KINDS; empty means that it is inferred."""
     anywhere: bool = False
     """Whether a response may state its answer without a mark."""
     digits: int = DIGITS
     tolerance: Fraction = Fraction(0)
-    """Largest difference between numbers that count as equal; 0: `digits` decides."""
+    """Largest difference between numbers that count as equal; 0 means that `digits` decides."""
     relative: bool = False
     """Whether the tolerance is a share of the reference."""
 
@@ -57,10 +57,10 @@ class Kind:
 
 
 def parse_kind(text: str) -> Kind:
-    """Reads a kind.
+    """Parses a kind, for example `number tolerance=1%`.
 
     Raises:
-        UserError: names the kind or option that is unknown and those there are.
+        UserError: the kind or an option is unknown; lists the valid ones.
     """
     name, *options = text.split() or [""]
     if name and name not in KINDS:
@@ -83,13 +83,14 @@ def parse_kind(text: str) -> Kind:
 
 
 def kind_of(kind: str, reference: str) -> Kind:
-    """The kind that answers to a reference are compared as.
+    """The kind as which answers are compared with a reference.
 
     Args:
-        reference: the reduced one, of `reference_of`.
+        kind: as users write it.
+        reference: the answer that `reference_of` returns.
 
     Raises:
-        UserError: the kind is unknown or the reference is not of it.
+        UserError: the kind is unknown, or the reference is not of that kind.
     """
     asked = parse_kind(kind)
     if not asked.name:
@@ -138,13 +139,13 @@ def check_reference(text: str, kind: str = "") -> str:
 
 
 def truth(answer: str) -> bool | None:
-    """What a yes-or-no answer says; a reason may follow it."""
+    """The truth value of a yes-or-no answer, which a reason may follow; None if it has none."""
     first = re.match(r"\W*([^\W\d_]+)(?=[.,;:!]|$)", normalise(answer).casefold())
     return TRUTHS.get(first[1]) if first else None
 
 
 def words(answer: str) -> str:
-    """A text as it is compared: its words in lower case."""
+    """The words of a text in lower case, as texts are compared."""
     return " ".join(re.findall(r"\w+", normalise(answer).casefold()))
 
 

@@ -1,4 +1,4 @@
-"""Wrong answers of the same form as a right one."""
+"""Makes wrong answers of the same form as a right one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import re
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]+")
 _OTHER = "17"
-"""Differs from every answer without a digit."""
+"""Used if an answer has no digit and no letter, and therefore different from it."""
 
 
 def perturbed(answer: str) -> str:
-    """A wrong answer of the same form: its first number one higher, else its first word's last letter changed."""
+    """A wrong answer of the same form: the first number plus 1, or the first word with another last letter.
+
+    Example:
+        perturbed("12 apples")  # "13 apples"
+    """
     if found := _DIGITS.search(answer):
         return f"{answer[: found.start()]}{int(found[0]) + 1}{answer[found.end() :]}"
     if found := _LETTER.search(answer):

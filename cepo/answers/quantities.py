@@ -1,4 +1,4 @@
-"""Numbers as answers write them: signs, separators, fractions, powers of ten, percentages, and units."""
+"""Reads numbers as answers write them: with signs, separators, fractions, powers of ten, percentages and units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from cepo.answers.extract import as_number, respelt
 
 MAX_EXPONENT = 300
-"""Powers of ten beyond it are left to the algebra, which may run out of time."""
+"""Numbers with a larger power of ten are left to the algebra, which may run out of time."""
 _UNITS = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
     "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram",
@@ -33,21 +33,25 @@ _UNIT = re.compile(r"([^\W\d_]+(?:[ /.-]+[^\W\d_]+)*) *(?:(?:\^|\*\*) *\{? *([23
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with what stands behind it."""
+    """A number with its unit or percent sign."""
 
     value: Fraction
     unit: str = ""
-    """Canonical where it is known, empty where there is none."""
+    """The canonical name of a known unit, the word itself of any other, empty without a unit."""
     percent: bool = False
 
     @property
     def readings(self) -> tuple[Fraction, ...]:
-        """The values it may stand for: `50%` is 50 and 1/2, as the paper's grader has it."""
+        """The values that it may stand for: `50%` is 50 and 1/2, as in the paper's grader."""
         return (self.value, self.value / 100) if self.percent else (self.value,)
 
 
 def quantity(answer: str) -> Quantity | None:
-    """The quantity an answer is; None for anything that is more than a number with a unit."""
+    """The quantity that an answer states; None for anything other than a number with an optional unit.
+
+    Example:
+        quantity("1.5 thousand km")  # Quantity(Fraction(1500), "km")
+    """
     text = re.sub(r"\s+", " ", respelt(answer)).strip()
     for reader in (_mixed, _decimal, _ratio):
         if found := reader(text):
@@ -57,7 +61,7 @@ def quantity(answer: str) -> Quantity | None:
 
 
 def units_conflict(one: Quantity, other: Quantity) -> bool:
-    """Whether both have a unit that is known and they differ; nothing is converted."""
+    """Whether both units are known and differ. Units are never converted."""
     known = {re.sub(r"\^[23]$", "", unit) in _UNITS for unit in (one.unit, other.unit)}
     return known == {True} and one.unit != other.unit
 
@@ -119,6 +123,6 @@ def _unit_name(name: str) -> tuple[str, str]:
 
 
 def _is_noun(name: str) -> bool:
-    """What counts, `5 apples`, and not what multiplies, `5 ab` or `5 pi`."""
+    """Whether a word counts things (`5 apples`) and does not multiply (`5 ab`, `5 pi`)."""
     words = re.split(r"[ /.-]+", name)
     return len(words[0]) > 2 and not _NO_UNITS.intersection(words)

@@ -1,4 +1,4 @@
-"""Answers in words that a response states without a mark: `So the answer is (B).`"""
+"""Finds answers that a response states in words, without a mark: `So the answer is (B).`"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TRUTH = re.compile(r"(?<![^\W_])(yes|no|true|false)(?![^\W_])", re.IGNORECASE)
 
 
 def stated(response: str, kind: str) -> str | None:
-    """The answer of a response without a mark: what follows its last `answer is`, else what its last line holds."""
+    """The answer of a response without a mark: the text after its last `answer is`, or its last line without one."""
     lines = [line.strip() for line in response.split("\n") if line.strip()]
     found = _STATED.findall(response)
     text = (found[-1] if found else lines[-1] if lines else "").strip().strip("*").strip()

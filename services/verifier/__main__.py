@@ -1,4 +1,4 @@
-"""`python -m services.verifier`: the verifier as a process, from CEPO_* variables."""
+"""`python -m services.verifier` runs the verifier as a process, configured by CEPO_* variables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.verifier.scorers import StepScorers
 
 
 async def build(settings: Settings) -> Service:
-    """The service around a pool of graders."""
+    """Builds the service around a pool of graders."""
     bus = await RedisBus.connect(settings)
     functions = tuple(settings.reward_functions.split(",")) if settings.reward_functions else ()
     pool = GraderPool(settings.threads or os.cpu_count() or 1, functions=functions)

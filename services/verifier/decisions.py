@@ -1,4 +1,4 @@
-"""What strings and plain numbers decide about two answers, without algebra."""
+"""Decides whether two answers are equal where strings and plain numbers are enough, without algebra."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cepo.answers.kinds import DIGITS, Kind, truth, words
 from cepo.answers.quantities import quantity, units_conflict
 
 MIN_DIFFERENCE = Fraction(1, 100_000)
-"""Plain numbers further apart are different; math-verify compares six decimals, so nearer ones are left to it."""
+"""Plain numbers that differ by more are different. math-verify compares six decimals, so it decides closer ones."""
 
 MIN_RATIO = Fraction(1, 10_000)
-"""Plain numbers that differ by a larger share of the reference are different, however small both are."""
+"""Plain numbers that differ by a larger share of the reference are different, however small they are."""
 _IN_BASE = re.compile(r"(-?[\dA-Fa-f]+)_\{?(\d+)\}?")
 
 
 def decide(kind: Kind, answer: str, reference: str) -> bool | None:
-    """Whether two answers are equal; None where it takes algebra to tell."""
+    """Whether two answers are equal; None if only algebra can tell."""
     return _RULES.get(kind.name, _form)(kind, answer, reference)
 
 
@@ -29,42 +29,42 @@ def _form(_: Kind, answer: str, reference: str) -> bool | None:
 
 
 def _math(kind: Kind, answer: str, reference: str) -> bool | None:
-    found, wanted = normalise(answer), normalise(reference)
-    if found == wanted:
+    given, wanted = normalise(answer), normalise(reference)
+    if given == wanted:
         return True
-    number, wanted_number = as_number(found), as_number(wanted)
+    number, wanted_number = as_number(given), as_number(wanted)
     if number is not None and wanted_number is not None:
         return None if _near(kind, number, wanted_number) else False
-    bases = _IN_BASE.fullmatch(found), _IN_BASE.fullmatch(wanted)
+    bases = _IN_BASE.fullmatch(given), _IN_BASE.fullmatch(wanted)
     if bases[0] and bases[1]:
         return bases[0].groups() == bases[1].groups()
-    if (is_words(found) or number is not None) and (is_words(wanted) or wanted_number is not None):
+    if (is_words(given) or number is not None) and (is_words(wanted) or wanted_number is not None):
         return False  # two texts are not compared as products of their letters
     return None
 
 
 def _near(kind: Kind, number: Fraction, wanted: Fraction) -> bool:
-    """Whether plain numbers may be equal as far as the kind's digits tell."""
+    """Whether two plain numbers agree within the digits of the kind."""
     if kind.digits < DIGITS:
         return abs(number - wanted) <= Fraction(1, 10**kind.digits)
     return abs(number - wanted) <= min(MIN_DIFFERENCE, abs(wanted) * MIN_RATIO or 1)
 
 
 def _number(kind: Kind, answer: str, reference: str) -> bool | None:
-    found, wanted = quantity(answer), quantity(reference)
-    if found is None or wanted is None:
+    given, wanted = quantity(answer), quantity(reference)
+    if given is None or wanted is None:
         return _math(kind, answer, reference)
-    if units_conflict(found, wanted):
+    if units_conflict(given, wanted):
         return False
-    pairs = [(a, b) for a in found.readings for b in wanted.readings]
-    if found.percent and wanted.percent:
-        pairs = [(found.value, wanted.value)]
+    pairs = [(a, b) for a in given.readings for b in wanted.readings]
+    if given.percent and wanted.percent:
+        pairs = [(given.value, wanted.value)]
     if kind.tolerance:
         return any(abs(a - b) <= kind.margin(b) for a, b in pairs)
     close = [(a, b) for a, b in pairs if _near(kind, a, b)]
     if any(round(a, kind.digits) == round(b, kind.digits) for a, b in close):
         return True
-    return None if close and not (found.unit or wanted.unit) else False
+    return None if close and not (given.unit or wanted.unit) else False
 
 
 def _text(_: Kind, answer: str, reference: str) -> bool:

@@ -1,4 +1,4 @@
-"""Verdicts for JSON lines: the same rows as REST, without a service."""
+"""Verdicts for JSON lines, with the same rows as REST, without a service."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _CHUNK = 256
 def verify_lines(
     lines: Iterable[str], *, workers: int = 2, deadline_seconds: float = DEADLINE_SECONDS
 ) -> Iterator[str]:
-    """One JSON line (without line end) per line that is not blank, in order; every line is checked before the first.
+    """Yields one JSON line, without a line end, for each line that is not blank, in order.
+
+    All lines are checked before the first verdict.
 
     Raises:
-        UserError: a line is not a request; names the line and the field.
+        UserError: a line is not a valid request; names the line and the field.
     """
     requests = [_request(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     return _verdicts(requests, workers, deadline_seconds)

@@ -1,4 +1,4 @@
-"""Answers of a structured kind in the one form the algebra compares; pure string work."""
+"""Rewrites answers of structured kinds (set, tuple, interval, matrix) to the form that the algebra compares."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|neq?|lt|gt|equiv|approx)(?![a-zA-Z
 
 
 def as_form(kind: str, answer: str) -> str:
-    """An answer rewritten for its kind; as it is for a kind without a form of its own."""
+    """The answer in the form of its kind; unchanged if the kind has none."""
     return _FORMS[kind](answer) if kind in _FORMS else answer
 
 
 def fits_form(kind: str, answer: str) -> bool:
-    """Whether an answer can be of the kind at all."""
+    """Whether an answer can be of the kind; an equation needs a relation sign."""
     return kind != "equation" or _RELATION.search(answer) is not None
 
 
@@ -61,7 +61,7 @@ def _as_matrix(answer: str) -> str:
 
 
 def _encloses(text: str, opening: str, closing: str) -> bool:
-    """Whether the first bracket of a text is closed by its last."""
+    """Whether the last bracket of a text closes its first."""
     if not (text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)):
         return False
     depth = 0

@@ -1,8 +1,8 @@
-"""Reward functions of a user, `module:function`: loaded when a grader process starts and called inside it.
+"""A user's reward functions, written `module:function`: loaded when a grader process starts and called inside it.
 
-Which functions there are is the process's own setting. A message may ask for those and for nothing else, so that
-nobody on the network can name code to run. A module is importable where the verifier was started: installed, on
-PYTHONPATH, or a file in that folder.
+A setting of the process (CEPO_REWARD_FUNCTIONS) lists the functions. A message can only name functions of that list,
+so no message can make the verifier run other code. The module must be importable where the verifier was started:
+installed, on PYTHONPATH, or a file in that folder.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from cepo.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """What a reward function gets: one response and what is known of it."""
+    """What a reward function receives: one response and what is known about it."""
 
     response: str
     question: str
     """The last user turn."""
     answer: str
-    """The reference."""
+    """The reference answer."""
     extracted: str
-    """The response's answer as written; empty when there is none."""
+    """The answer of the response as written; empty if there is none."""
     accuracy: float
     tokens: int
-    """Length of the response."""
+    """Length of the response in tokens."""
     truncated: bool
-    """Whether it was cut at max_tokens."""
+    """Whether sampling stopped at max_tokens."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function and what it is called with."""
+    """A reward function's name and its argument."""
 
     function: str
     sample: Sample
@@ -47,35 +47,35 @@ Functions = dict[str, Callable[[Sample], Any]]
 
 
 def load(names: Iterable[str]) -> Functions:
-    """The functions by name; their modules run here.
+    """Imports the functions; returns them by name.
 
     Raises:
-        UserError: one cannot be imported or is no function; names it, with the error.
+        UserError: a function cannot be imported or is not callable; names it, with the error.
     """
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it, whichever way the process was started
+        sys.path.insert(0, "")  # as under `python -m`, however the process was started
     return {name: _loaded(name) for name in names}
 
 
 def _loaded(name: str) -> Callable[[Sample], Any]:
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise UserError(
             f"reward.functions: {name} cannot be imported: {one_line(error)}; install its package, or keep the file "
             "in the folder the run is started in"
         ) from error
-    if not callable(found):
-        raise UserError(f"reward.functions: {name} is {type(found).__name__}, not a function")
-    return found
+    if not callable(function):
+        raise UserError(f"reward.functions: {name} is {type(function).__name__}, not a function")
+    return function
 
 
 def call(functions: Functions, asked: Call) -> float:
     """What a function adds to the reward.
 
     Raises:
-        Exception: whatever the function raises, or what it returns is no finite number.
+        Exception: the function raised it, or its value is not a finite number.
     """
     value = float(functions[asked.function](asked.sample))
     if not math.isfinite(value):
@@ -84,5 +84,5 @@ def call(functions: Functions, asked: Call) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as a message quotes it."""
+    """An error in one line of at most 200 characters, `ValueError: its message`."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")

@@ -1,7 +1,6 @@
-"""The algebra and the user's reward functions, as they run inside a worker process: they may loop, eat memory or crash,
-and only that process suffers.
+"""Runs inside a worker process: the algebra and the user's reward functions, which may loop, exhaust memory or crash.
 
-Nothing else imports math-verify. Its own alarms are switched off, because the pool's deadline kills the whole process.
+Only this module imports math-verify. Its timeouts are switched off, because the pool kills the process at the deadline.
 """
 
 from __future__ import annotations
@@ -24,51 +23,51 @@ from services.verifier import functions
 from services.verifier.forms import as_form, fits_form
 from services.verifier.functions import Call, one_line
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its timeouts are off
 ORPHAN_SECONDS = 5
-"""How long past the deadline a worker survives a parent that died before it could end it."""
+"""How long after the deadline a worker ends itself if its parent died and cannot kill it."""
 RECURSION_LIMIT = 1000
-"""Python frames; what nests deeper is no answer and ends with an error instead of a crash."""
+"""Python frames. Deeper nesting is no answer; it raises an error instead of crashing the process."""
 HEADROOM_BYTES = 64 * 2**20
-"""Least memory beyond what a worker starts with."""
+"""A worker must have at least this much memory left once it is warm."""
 STACK_BYTES = 8 * 2**20
 _TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two texts and how they are compared."""
+    """Two texts to compare, and how."""
 
     answer: str
     reference: str
     kind: str = "math"
     digits: int = DIGITS
     tolerance: float = 0.0
-    """Absolute; 0: `digits` decides."""
+    """Largest absolute difference that counts as equal; 0 means that `digits` decides."""
     raw: bool = False
-    """Whether the answer is a response without a mark, in which math-verify looks for it."""
+    """Whether `answer` is the end of a response, in which math-verify looks for the answer."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out."""
+    """The result of a comparison or of a reward function."""
 
     equal: bool = False
     extracted: str = ""
-    """The answer that math-verify found in an unmarked response."""
+    """The answer that math-verify found in a raw response."""
     value: float = 0.0
-    """What a reward function returned."""
+    """The value of a reward function."""
     error: str = ""
-    """Name of the exception."""
+    """Name of the exception, empty if there was none."""
     detail: str = ""
-    """What a reward function's exception says."""
+    """Message of a reward function's exception."""
 
 
 def compare(asked: Comparison) -> Finding:
-    """Whether two answers are mathematically the same; not symmetric, the reference decides the form.
+    """Whether two answers are mathematically equal. It is not symmetric: the reference decides the form.
 
     Raises:
-        Exception: whatever the algebra raises.
+        Exception: math-verify or SymPy raised it.
     """
     found = _parsed(asked.answer) if asked.raw else _boxed(as_form(asked.kind, asked.answer))
     extracted = str(found[-1]) if asked.raw and found else ""
@@ -114,23 +113,25 @@ def _near(found: Any, wanted: Any, tolerance: float) -> bool:
         return False
     try:
         return abs(float(found) - float(wanted)) <= tolerance
-    except TypeError:  # no number
+    except TypeError:  # not a number
         return False
 
 
 def serve(connection: Connection, deadline_seconds: float, memory_bytes: int, names: tuple[str, ...]) -> None:
-    """Says that it is ready, or why not, with a finding, and answers each question with one until the parent hangs up.
+    """The main loop of a worker process: answers each question with a finding until the parent closes the connection.
+
+    The first finding says that the worker is ready, or why it is not.
 
     Args:
         names: the reward functions to load.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which drains
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and drains
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setrecursionlimit(RECURSION_LIMIT)
     warm()
-    bytearray(HEADROOM_BYTES)  # under a limit that leaves less, this process ends here and does not start
+    bytearray(HEADROOM_BYTES)  # if the limit leaves less memory, the process ends here and does not start
     try:
         known = functions.load(names)
     except UserError as error:
@@ -151,11 +152,11 @@ def serve(connection: Connection, deadline_seconds: float, memory_bytes: int, na
 def _answer(asked: Comparison | Call, known: functions.Functions) -> Finding:
     try:
         return Finding(value=functions.call(known, asked)) if isinstance(asked, Call) else compare(asked)
-    except Exception as error:  # noqa: BLE001 the outcome of this item, and the worker's work is to report it
+    except Exception as error:  # noqa: BLE001 any error is the outcome of this item
         name = type(error).__name__
         return Finding(error=name, detail=one_line(error).removeprefix(name) if isinstance(asked, Call) else "")
 
 
 def warm() -> None:
-    """Builds the parser's tables, so that no deadline pays for them."""
+    """Builds the parser's tables, so that the first item does not pay for them."""
     compare(Comparison("0.5", "1/2"))

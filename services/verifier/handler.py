@@ -1,4 +1,4 @@
-"""The verifier's one function, behind the stream, gRPC and REST alike."""
+"""Turns a sampled group into a scored one; the stage loop and the gRPC servicer both call it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from services.verifier.verdicts import Item
 
 
 class Verifier:
-    """Scores groups with a pool of graders and, where a task names one, a scorer of reasoning steps."""
+    """Scores groups with a pool of graders and, if a task names one, a scorer of reasoning steps."""
 
     def __init__(self, pool: GraderPool, scorers: StepScorers | None = None) -> None:
         self._pool = pool
         self._scorers = scorers or StepScorers(())
 
     async def verify(self, group: RolloutGroup) -> ScoredGroup:
-        """A verdict with its reward for every completion.
+        """Gives every completion a verdict with its reward.
 
         Raises:
-            UserError: the task's reference holds no answer or none of its kind, the kind is unknown, or its reward
+            UserError: the task's reference holds no answer or none of its kind, the kind is unknown, or the reward
                 names a function or a scorer that this process was not started with.
         """
         task = group.task

@@ -1,7 +1,8 @@
-"""The graders: a bounded number of worker processes and one wall-clock deadline per item.
+"""The grader pool: a bounded number of worker processes, and one wall-clock deadline for each item.
 
-An item that outlives the deadline costs its worker and gets TIMEOUT; one that kills its worker gets GRADER_ERROR;
-no other item notices, since a spare takes its place. What strings and plain numbers decide never leaves this process.
+An item that exceeds the deadline gets TIMEOUT and its worker is killed; an item that crashes its worker gets
+GRADER_ERROR. Other items are not affected, because a warm spare replaces the worker. Items that strings and plain
+numbers decide never leave this process.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ _log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 5.0
 MEMORY_BYTES = 2**30
 MAX_SPARES = 4
-"""Processes, at most one a worker, that wait warm: no item pays for the start of one that replaces a killed one."""
+"""Upper bound on warm spares, of which there is one per worker: no item waits for the start of a replacement."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a worker found nothing."""
+    """Why there is no finding."""
 
     outcome: Outcome
     reason: str
 
 
 class GraderPool:
-    """An async context manager; use it from one event loop."""
+    """Grades items with worker processes. It is an async context manager; use it from one event loop."""
 
     def __init__(
         self,
@@ -46,10 +47,13 @@ class GraderPool:
         memory_bytes: int = MEMORY_BYTES,
         functions: Sequence[str] = (),
     ) -> None:
-        """Starts nothing.
+        """Creates the pool; `start` starts its processes.
 
         Args:
-            functions: the reward functions, `module:function`, that may be asked for.
+            workers: items that are graded at the same time.
+            deadline_seconds: wall-clock limit for one item.
+            memory_bytes: address-space limit of one worker process.
+            functions: the reward functions, `module:function`, that items may use.
         """
         self.functions = tuple(functions)
         self._deadline_seconds = deadline_seconds
@@ -65,6 +69,7 @@ class GraderPool:
         """Starts the workers and waits until they are warm.
 
         Raises:
+            RuntimeError: a process does not start.
             UserError: a reward function cannot be loaded.
         """
         try:
@@ -91,10 +96,10 @@ class GraderPool:
         self.close()
 
     async def grade(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict per item, in order; equal questions are asked once.
+        """Returns one verdict per item, in order. Equal questions are compared once.
 
         Raises:
-            UserError: a reference holds no answer, or a kind is unknown; nothing was graded.
+            UserError: a reference holds no answer, or a kind is unknown; no item was graded.
         """
         references: dict[tuple[str, str], Reference] = {}
         for item in items:
@@ -103,20 +108,20 @@ class GraderPool:
         questions = [question(item, references[item.answer, item.kind]) for item in items]
         distinct = list({q: None for q in questions if isinstance(q, Question)})
         verdicts = dict(zip(distinct, await asyncio.gather(*map(self._judge, distinct)), strict=True))
-        found = [verdicts[q] if isinstance(q, Question) else q for q in questions]
-        for verdict in found:
+        results = [verdicts[q] if isinstance(q, Question) else q for q in questions]
+        for verdict in results:
             self._counters[verdict.outcome].inc()
-        return found
+        return results
 
     async def _judge(self, asked: Question) -> Verdict:
         decided = asked.decide()
         if decided is not None:
             return asked.judged(decided)
-        found = await self.ask(asked.comparison())
-        return asked.verdict(found.outcome, found.reason) if isinstance(found, Failure) else asked.found(found)
+        reply = await self.ask(asked.comparison())
+        return asked.verdict(reply.outcome, reply.reason) if isinstance(reply, Failure) else asked.found(reply)
 
     async def ask(self, asked: Comparison | Call) -> Finding | Failure:
-        """What a worker finds, or why it does not."""
+        """Runs a comparison or a reward function in a worker."""
         what = "comparing" if isinstance(asked, Comparison) else f"reward function {asked.function}"
         try:
             finding = await self._run(asked)
@@ -137,7 +142,7 @@ class GraderPool:
                 self._retire(worker)
 
     def _retire(self, worker: Worker) -> None:
-        """Makes a worker idle, once it lives again if its item killed it."""
+        """Returns a worker to the idle queue; starts its process again first if the item killed it."""
         if worker.pid is not None:
             self._idle.put_nowait(worker)
             return

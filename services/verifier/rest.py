@@ -1,4 +1,4 @@
-"""REST: `POST /v1/verify`, one object or a list of them, answered in kind."""
+"""REST: `POST /v1/verify` takes one object or a list of objects and replies with the same shape."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Body = Annotated[
 
 
 def application(pool: GraderPool) -> FastAPI:
-    """The verifier's REST surface."""
+    """Builds the REST application of the verifier."""
     app = surface()
 
     @app.post("/v1/verify", tags=["verify"])
     async def verify(body: Body) -> Reply | list[Reply]:
-        """A verdict for each row, in order."""
+        """Returns a verdict for each row, in order."""
         if isinstance(body, Request):
             return Reply.of((await pool.grade([body.item()]))[0])
         for at, row in enumerate(body):

@@ -1,6 +1,6 @@
-"""What a response earns: accuracy and format, the penalties, and what the user's functions say. Lengths are in tokens.
+"""The reward of a response: accuracy, format, penalties and the user's reward functions. Lengths are in tokens.
 
-Penalties are sums of terms that are 0 at best, but for the length term, which rewards a short right answer.
+The penalty is the sum of terms that are at most 0, except the length term, which rewards a short correct response.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 def check_allowed(rule: Reward, pool: GraderPool) -> None:
-    """Refuses a rule with functions that this process was not started with.
+    """Checks that this process was started with all functions of a rule.
 
     Raises:
-        UserError: names the first.
+        UserError: names the first function that is missing.
     """
     for name in rule.functions:
         if name not in pool.functions:
@@ -31,7 +31,7 @@ def check_allowed(rule: Reward, pool: GraderPool) -> None:
 
 
 async def rewarded(group: RolloutGroup, verdicts: Sequence[Verdict], pool: GraderPool) -> tuple[Verdict, ...]:
-    """The verdicts of a group with their rewards; one whose function fails is no verdict any more."""
+    """Adds the rewards to the verdicts of a group; if a reward function fails, the verdict is marked failed."""
     rule, completions = group.task.reward, group.completions
     relative = shorter([len(c.token_ids) for c in completions], [v.accuracy for v in verdicts])
     extras = await asyncio.gather(*(_extra(group, c, v, pool) for c, v in zip(completions, verdicts, strict=True)))
@@ -60,7 +60,7 @@ def _earned(
 
 
 async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, pool: GraderPool) -> float | Failure:
-    """What the functions add together, or why one of them says nothing."""
+    """The sum of the reward functions, or why one of them failed."""
     if verdict.failed or not group.task.reward.functions:
         return 0.0
     sample = Sample(
@@ -74,11 +74,11 @@ async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, 
     )
     total = 0.0
     for name in group.task.reward.functions:
-        found = await pool.ask(Call(name, sample))
-        if isinstance(found, Failure):
-            _log.warning("%s", found.reason)
-            return found
-        total += found.value
+        reply = await pool.ask(Call(name, sample))
+        if isinstance(reply, Failure):
+            _log.warning("%s", reply.reason)
+            return reply
+        total += reply.value
     return total
 
 
@@ -90,8 +90,11 @@ def overlong(tokens: int, max_tokens: int, buffer: int) -> float:
 
 
 def shorter(tokens_G: Sequence[int], accuracy_G: Sequence[float]) -> list[float]:
-    """Kimi k1.5's length reward (arXiv:2501.12599, 2.3.3): from 0.5 for the shortest to -0.5 for the longest response
-    of a group, a wrong one at most 0; 0 where all are equally long."""
+    """Kimi k1.5's length reward (arXiv:2501.12599, 2.3.3) for each response of a group.
+
+    It falls from 0.5 for the shortest response to -0.5 for the longest. A wrong response gets at most 0, and all get 0
+    if they are equally long. Example: lengths 10, 20, 30, all correct, give 0.5, 0.0, -0.5.
+    """
     shortest, longest = min(tokens_G, default=0), max(tokens_G, default=0)
     if shortest == longest:
         return [0.0] * len(tokens_G)
@@ -100,7 +103,10 @@ def shorter(tokens_G: Sequence[int], accuracy_G: Sequence[float]) -> list[float]
 
 
 def repeated(token_ids: Sequence[int], size: int) -> float:
-    """The share of n-grams that were there before, 0 to below 1: open-r1's repetition penalty, over tokens."""
+    """The share of n-grams that occurred before, in [0, 1): open-r1's repetition penalty, over tokens.
+
+    Example: the tokens 1 2 1 2 1 2 have five 2-grams, of which three are repeated: 0.6.
+    """
     total = len(token_ids) - size + 1
     if total <= 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""What a user sends and gets, the same in REST and in files."""
+"""The request and reply rows, which REST and JSON-lines files share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.verifier.verdicts import Item
 
 
 class Request(BaseModel):
-    """A response and the answer it should come to."""
+    """A response and its reference answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -31,7 +31,7 @@ class Request(BaseModel):
 
 
 class Reply(BaseModel):
-    """A verdict."""
+    """The verdict on one request."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,9 +1,10 @@
-"""Process reward models behind HTTP: every reasoning step of a response gets a number.
+"""Process reward models behind HTTP: each reasoning step of a response gets a score.
 
     POST URL   {"question": "...", "steps": ["...", "..."]}   ->   200   {"scores": [0.9, 0.1]}
 
-The steps together are the response; there are as many scores, each a finite number. Which URLs may be called is the
-process's own setting, so that no message makes it call another. A scorer that fails, fails the sample and not the run.
+The steps joined together are the response. The reply holds one finite number for each step. A setting of the process
+(CEPO_STEP_SCORERS) lists the URLs, so no message can make the verifier call another one. If a scorer fails, the sample
+fails and the run continues.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ from services.verifier.functions import one_line
 
 _log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 30.0
-"""For one response, all tries together."""
+"""For one response, retries included."""
 CONNECT_RETRIES = 3
-"""Only a connection that was never there is tried again; what the scorer refuses is refused."""
+"""Only failed connection attempts are retried, not error replies."""
 MAX_REQUESTS = 64
-"""At once."""
+"""Requests that are open at the same time."""
 
 
 class Scores(BaseModel):
-    """What a scorer answers."""
+    """The reply of a scorer."""
 
     scores: tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
 
 
 class StepScorers:
-    """Asks the scorers that this process may call."""
+    """Calls the step scorers that this process was started with."""
 
     def __init__(self, addresses: Sequence[str], deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        """Connects to nothing yet."""
+        """Opens no connection yet."""
         self._addresses = tuple(addresses)
         self._deadline_seconds = deadline_seconds
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
     def check_allowed(self, rule: Reward) -> None:
-        """Refuses a rule with a scorer that this process was not started with.
+        """Checks that this process was started with the scorer of a rule.
 
         Raises:
-            UserError: names it.
+            UserError: names the scorer that is missing.
         """
         if rule.scorer and rule.scorer not in self._addresses:
             raise UserError(
@@ -58,11 +59,11 @@ class StepScorers:
             )
 
     async def scored(self, group: RolloutGroup, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-        """The verdicts with their steps' rewards, if the task names a scorer; one it fails for is none any more."""
+        """Adds step scores to the verdicts if the task names a scorer; its failure marks a verdict failed."""
         if not group.task.reward.scorer:
             return tuple(verdicts)
         transport = httpx.AsyncHTTPTransport(retries=CONNECT_RETRIES)
-        async with httpx.AsyncClient(transport=transport, timeout=None) as client:  # the deadline is for all of it
+        async with httpx.AsyncClient(transport=transport, timeout=None) as client:  # the deadline covers each response
             pairs = zip(group.completions, verdicts, strict=True)
             return tuple(await asyncio.gather(*(self._one(client, group, c, v) for c, v in pairs)))
 
@@ -72,10 +73,10 @@ class StepScorers:
         if verdict.failed or not completion.text.strip():
             return verdict
         task = group.task
-        found = steps(completion.text, task.step_delimiter)
+        parts = steps(completion.text, task.step_delimiter)
         try:
             async with self._slots, asyncio.timeout(self._deadline_seconds):
-                body = {"question": task.messages[-1].content, "steps": found}
+                body = {"question": task.messages[-1].content, "steps": parts}
                 reply = await client.post(task.reward.scorer, json=body)
                 reply.raise_for_status()
                 scores = Scores.model_validate_json(reply.content).scores
@@ -87,8 +88,8 @@ class StepScorers:
             return _failed(verdict, Outcome.GRADER_ERROR, f"is not reached: {one_line(error)}")
         except ValidationError as error:
             return _failed(verdict, Outcome.GRADER_ERROR, f"answered no scores: {error.errors()[0]['msg']}")
-        if len(scores) != len(found):
-            return _failed(verdict, Outcome.GRADER_ERROR, f"answered {len(scores)} scores for {len(found)} steps")
+        if len(scores) != len(parts):
+            return _failed(verdict, Outcome.GRADER_ERROR, f"answered {len(scores)} scores for {len(parts)} steps")
         return verdict.model_copy(update={"step_rewards": scores})
 
 

@@ -1,4 +1,4 @@
-"""From a response and its reference to a verdict, as far as that needs no algebra."""
+"""Extracts the answer of a response, and makes its verdict as far as that needs no algebra."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from services.verifier.decisions import decide
 from services.verifier.grader import Comparison, Finding
 
 TAIL_CHARACTERS = 2000
-"""How much of the end of an unmarked response is searched for an answer."""
+"""How many characters at the end of an unmarked response are searched for an answer."""
 _SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
 class Item:
-    """One response to judge."""
+    """One response to grade."""
 
     response: str
     answer: str
-    """The reference."""
+    """The reference, as `Reference.of` reads it."""
     kind: str = ""
     cut: bool = False
-    """Whether sampling ended at max_tokens."""
+    """Whether sampling stopped at max_tokens."""
     question: str = ""
-    """Lists the options of a multiple-choice question; not needed where the reference or the answer is a letter."""
+    """A multiple-choice question with its options; needed only if the answer may be the text of an option."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """An extracted answer and the reference it is compared with; equal questions have one verdict."""
+    """An extracted answer and the reference that it is compared with. Equal questions have equal verdicts."""
 
     extracted: str
     reference: str
@@ -56,7 +56,7 @@ class Question:
     """The letter of the option whose text the answer is."""
 
     def comparison(self) -> Comparison:
-        """Both sides as the algebra gets them."""
+        """The two sides as the algebra takes them."""
         wanted = quantity(self.reference) if self.kind.tolerance else None
         tolerance = float(self.kind.margin(wanted.value)) if wanted else 0.0
         reference = self.reference if self.tail else plain(self.reference)
@@ -65,11 +65,11 @@ class Question:
         )
 
     def decide(self) -> bool | None:
-        """Whether the answers are equal, where strings and plain numbers show it; None where they do not."""
+        """Whether the answers are equal; None if only algebra can tell."""
         return None if self.tail else decide(self.kind, self.meant or self.extracted, self.reference)
 
     def verdict(self, outcome: Outcome, reason: str) -> Verdict:
-        """The verdict once the outcome is known."""
+        """The verdict with this outcome."""
         accuracy = float(outcome is Outcome.CORRECT)
         return Verdict(
             outcome=outcome,
@@ -82,7 +82,7 @@ class Question:
         )
 
     def judged(self, equal: bool) -> Verdict:
-        """The verdict of a comparison that came to its end."""
+        """The verdict of a finished comparison."""
         wanted = normalise(self.reference)
         wanted = wanted if len(wanted) <= _SHOWN_CHARACTERS else wanted[:_SHOWN_CHARACTERS] + "..."
         if equal:
@@ -90,7 +90,7 @@ class Question:
         return self.verdict(Outcome.WRONG, f"differs from {wanted}")
 
     def found(self, finding: Finding) -> Verdict:
-        """The verdict on what the algebra found."""
+        """The verdict that follows from the algebra's finding."""
         if not self.tail:
             return self.judged(finding.equal)
         if not finding.extracted:

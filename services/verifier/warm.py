@@ -1,5 +1,8 @@
-"""Imported by the process that workers are forked from, and by it alone: what the algebra builds or imports when it is
-first needed is there when a worker starts, and no item's deadline pays for it."""
+"""Warms up the fork server, the process that workers are forked from; nothing else imports this module.
+
+The algebra imports modules and builds tables on first use. They exist before a worker starts, so no item
+waits for them.
+"""
 
 from __future__ import annotations
 
@@ -19,4 +22,4 @@ for answer, reference in EXAMPLES:
     compare(Comparison(answer, reference))
 compare(Comparison("The answer is $x$.", "$3$", raw=True))
 gc.collect()
-gc.freeze()  # a fork then shares these pages for good
+gc.freeze()  # forked workers keep sharing these pages

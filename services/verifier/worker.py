@@ -18,7 +18,7 @@ _CONTEXT.set_forkserver_preload(["services.verifier.warm"])
 
 
 class Worker:
-    """Holds one process at a time: started when it is needed, killed when an item does not end well."""
+    """Runs one process at a time: starts it on demand, and kills it if an item times out or fails."""
 
     def __init__(self, deadline_seconds: float, memory_bytes: int, functions: tuple[str, ...] = ()) -> None:
         self._deadline_seconds = deadline_seconds
@@ -29,14 +29,14 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id, None while there is no process that lives."""
+        """Process id; None while no process is alive."""
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     async def start(self) -> None:
-        """Starts the process if there is none that lives, and waits until it is warm.
+        """Starts the process if none is alive, and waits until it is warm.
 
         Raises:
-            RuntimeError: it does not come up.
+            RuntimeError: the process does not start.
             UserError: a reward function cannot be loaded.
         """
         if self.pid is not None:
@@ -50,14 +50,14 @@ class Worker:
             self.kill()
             raise RuntimeError("a grader process does not start") from error
         except BaseException:
-            self.kill()  # cancelled: half warm is of no use
+            self.kill()  # cancelled before the process was warm
             raise
         if ready.error:
             self.kill()
             raise UserError(ready.error)
 
     async def run(self, asked: Comparison | Call) -> Finding:
-        """What the algebra finds or a reward function returns, or the name of the error.
+        """Runs a comparison or a reward function in the process; an exception's name is in `Finding.error`.
 
         Raises:
             TimeoutError: the deadline passed; the process was killed.
@@ -73,16 +73,16 @@ class Worker:
             except TimeoutError:
                 if not self._connection.poll():
                     raise
-                finding = self._connection.recv()  # it came in time, and this process was late to look
+                finding = self._connection.recv()  # the reply was in time; this process read it late
         except BaseException:
-            self.kill()  # its next reply would be for this item
+            self.kill()  # the next reply would belong to this item
             raise
         if finding.error == MemoryError.__name__:
-            self.kill()  # what it still holds would be missing for the next item
+            self.kill()  # memory that the process still holds would be missing for the next item
         return finding
 
     def kill(self) -> None:
-        """Ends the process whatever it does."""
+        """Kills the process at once."""
         if self._process is not None and self._connection is not None:
             self._process.kill()
             self._connection.close()
@@ -104,6 +104,6 @@ class Worker:
         loop.add_reader(descriptor, readable.set)
         try:
             await readable.wait()
-        finally:  # the connection may be closed by now, and the next one have its number
+        finally:  # the connection may be closed by now, and its descriptor reused
             loop.remove_reader(descriptor)
         return connection.recv()

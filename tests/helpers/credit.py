@@ -1,4 +1,4 @@
-"""A teacher for credit tests: the tiny model or toy log-probs, the real verifier, and its REST surface."""
+"""A teacher for credit tests: the tiny model or a toy scorer, the real verifier, and the REST application."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def tiny_scorer() -> TransformersScorer:
 
 
 async def grade(group: RolloutGroup) -> ScoredGroup:
-    """The verifier in this process, on numbers alone: its workers are not started."""
+    """Grades with the verifier in this process. Its workers are not started, so answers must be plain numbers."""
     return await Verifier(GraderPool(workers=1)).verify(group)
 
 
 async def toy_grade(group: RolloutGroup) -> ScoredGroup:
-    """Equal as normalised texts, for answers of any kind."""
+    """Grades answers of any kind by their normalised texts."""
     verdicts = []
     for completion in group.completions:
         answer = extract(completion.text) or ""
@@ -61,7 +61,7 @@ def make_credit(scorer: Scorer | None = None, grader: Grader | None = grade) -> 
 
 
 def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
-    """The tiny model that sees, without a trainer that has images."""
+    """Credit with the tiny vision-language model; images come from `images` alone."""
     settings = Settings(model=vision_support.MODEL, dtype="float32")
     scorer = TransformersScorer(
         settings, vision_support.RENDERER, AdapterCache(folder, no_adapters, keep=2), images.read
@@ -70,7 +70,7 @@ def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
 
 
 def make_body(**changes: Any) -> dict[str, Any]:
-    """A right and a wrong response to a sum, nothing graded yet."""
+    """A request with a right and a wrong response to a sum, not graded yet."""
     body = {
         "messages": [{"role": "user", "content": QUESTION}],
         "responses": [{"text": RIGHT}, {"text": WRONG}],
@@ -84,7 +84,7 @@ def make_request(**changes: Any) -> CreditRequest:
 
 
 def web_application(credit: TokenCredit, token: str = "") -> Any:
-    """The whole REST surface, as the service serves it."""
+    """The REST application, as the service serves it."""
 
     async def work(stop: Any) -> None: ...
 
@@ -93,6 +93,6 @@ def web_application(credit: TokenCredit, token: str = "") -> Any:
 
 
 def web(credit: TokenCredit, token: str = "") -> httpx.AsyncClient:
-    """A client of it without a network."""
+    """A client of that application, without a network."""
     transport = httpx.ASGITransport(web_application(credit, token), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://teacher")

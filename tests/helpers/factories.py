@@ -1,4 +1,4 @@
-"""Valid messages with short defaults; floats are exact in single precision, so that they survive the wire."""
+"""Builds valid messages with short defaults. Floats are exact in single precision, so they survive the wire."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def make_completion(
 
 
 def make_group(texts: Sequence[str] | None = None, task: PromptTask | None = None) -> RolloutGroup:
-    """A group with these responses; without texts as many right ones as the task samples."""
+    """A group with these responses; without texts, with as many right responses as the task samples."""
     if texts is None:
         texts = ["\\boxed{7}"] * (task.samples if task else 2)
     task = task or make_task(samples=len(texts))
@@ -94,7 +94,7 @@ def make_group(texts: Sequence[str] | None = None, task: PromptTask | None = Non
 
 
 def make_verdict(reward: float = 1.0, answer: str | None = None) -> Verdict:
-    """Correct for a positive reward, else wrong."""
+    """A correct verdict if the reward is positive, otherwise a wrong one."""
     answer = answer if answer is not None else ("7" if reward > 0 else "5")
     outcome = Outcome.CORRECT if reward > 0 else Outcome.WRONG
     return Verdict(outcome=outcome, reward=reward, accuracy=float(reward > 0), extracted=answer, normalised=answer)
@@ -121,7 +121,7 @@ def make_evidenced(rewards: Sequence[float] = (1.0, 0.0), task: PromptTask | Non
 
 
 def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
-    """A response as scored under an ask."""
+    """The evidence of a response under an ask."""
     logps = tuple(logp - 0.125 * ask.context for logp in completion.logps)
     return EvidenceRow(
         logps=logps, applicable=True, context=ask.context, reason=EvidenceReason.ASKED, answer="7", source=0
@@ -140,12 +140,12 @@ def make_failed(task: PromptTask | None = None, stage: Stage = Stage.VERIFY) -> 
 
 
 def make_config(*overrides: str) -> RunConfig:
-    """A CEPO run of the shipped model, with keys changed as `--set` does; numbers that tests count on are pinned."""
+    """A CEPO run of the shipped model, with overrides as for `--set`; numbers that tests rely on are pinned."""
     return load(RUNS / "tiny_cepo.toml", [*PINNED, *overrides])
 
 
 def make_ragged(lengths: Sequence[Sequence[int]], seed: int = 0, **task: Any) -> list[EvidencedGroup]:
-    """Groups of responses of these lengths, of random tokens below 500; rewards alternate, so that they differ."""
+    """Groups with responses of these lengths and random tokens below 500; the rewards of a group alternate."""
     rng = random.Random(seed)
     return [_ragged(rng, make_task(index=index, samples=len(row), **task), row) for index, row in enumerate(lengths)]
 

@@ -110,7 +110,7 @@ def make_failure(step: int, index: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def make_status(run: RunDir, phase: str, step: int, steps: int = 20, **changes: Any) -> dict[str, Any]:
-    """What a trainer writes to status.json."""
+    """The content that a trainer writes to status.json."""
     now = time.time()
     said = {"run": run.name, "phase": phase, "phase_since": now, "step": step, "steps": steps, "policy_version": step}
     return said | {"queues": {"rollout": 3, "verify": 0, "teach": 1, "ready": 0}, "metrics": {}, "time": now} | changes

@@ -1,4 +1,4 @@
-"""A REST surface on a loopback port, served from a thread."""
+"""Serves a REST application on a loopback port, from a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvicorn
 
 @contextmanager
 def served(app: Any, port: int = 0, engine: AbstractAsyncContextManager[Any] | None = None) -> Iterator[str]:
-    """The address of an application, without a slash at its end; 0 picks a free port, the engine runs as long."""
+    """Yields the address, without a final slash. Port 0 picks a free port; `engine` runs meanwhile."""
     config = uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
 

@@ -44,7 +44,7 @@ metric_list:
 
 
 def write_tasks(folder: Path, count: int) -> None:
-    """A task of choices and one of free answers."""
+    """Writes a multiple-choice task and a free-answer task."""
     renderer, rows = Renderer(str(tiny.path())), []
     for a in range(count):
         left, right = 23 + a, 45 + 3 * a
@@ -69,7 +69,7 @@ def started_on(model: str, arguments: str, folder: Path, token: str) -> Abstract
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Its metrics, and what every sample was."""
+    """The metrics of the run, and its samples."""
     (file,) = folder.rglob("results_*.json")
     found = json.loads(file.read_text())["results"]
     samples = {

@@ -21,9 +21,9 @@ from cepo.net.settings import child_environment
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
 SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
-"""A run of seconds once the engines are up."""
+"""Settings of a run that takes seconds once the engines are up."""
 SLOW_SECONDS = 60.0
-"""For one call, to a service that shares two cores with others."""
+"""Timeout of one call to a service that shares two cores with others."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 DOCUMENTED_KEYS = [
     "step",
@@ -55,7 +55,7 @@ DOCUMENTED_KEYS = [
     "tokens/generated",
     "tokens/trained",
 ]
-"""Of every row of `metrics.jsonl`."""
+"""Keys that every row of `metrics.jsonl` has."""
 
 
 def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: Path = TINY) -> list[str]:
@@ -67,9 +67,9 @@ def command(run_dir: Path, *more: str, settings: tuple[str, ...] = SMALL, file: 
 def started(
     words: Sequence[str], variables: Mapping[str, str] = NO_VARIABLES, log: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with the block, and everything that it started with it, so that nothing stays behind.
+    """Runs a process within the block, and kills it and all that it started at the end.
 
-    What it says is kept for `communicate`, or written to a file.
+    Its output is kept for `communicate`, or written to `log`.
     """
     with (
         log.open("w") if log else nullcontext(subprocess.PIPE) as out,
@@ -84,7 +84,7 @@ def started(
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kills a process, if it lives, and everything that it started: first itself, or it would start that again."""
+    """Kills a process and all that it started; the process itself first, because it would restart the others."""
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -104,7 +104,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400) -> None:
-    """Waits for a condition; fails at once, with what the run printed, if the run ends before."""
+    """Waits for a condition. If the run ends first, fails at once with the output of the run."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
@@ -116,12 +116,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], se
 
 
 def asked(url: str) -> str:
-    """What a service answers, which on a busy machine may take it a while."""
+    """The reply of a service, with a timeout that suits a busy machine."""
     return httpx.get(url, timeout=SLOW_SECONDS).text
 
 
 def pid_of(name: str, run_dir: Path) -> int:
-    """The process of a service of this run, or the second one of its trainer, found by what it was started for."""
+    """Process id of a service of this run; `follower` is the trainer's second process."""
     marker = {"follower": "services.trainer", "redis": "redis-server"}.get(name, f"services.{name}").encode()
     port = None if name in ("trainer", "follower", "redis") else _grpc_port(name, run_dir)
     redis = json.loads((run_dir / "services.json").read_text())["redis"].rpartition(":")[2].partition("/")[0]
@@ -156,7 +156,7 @@ def kill(name: str, run_dir: Path) -> None:
 
 @contextmanager
 def held(run_dir: Path) -> Iterator[None]:
-    """A run that stands still, however fast it is: its Redis is stopped, until the block ends or kills it."""
+    """Pauses a run within the block, by stopping its Redis; the block may kill that Redis."""
     redis = psutil.Process(pid_of("redis", run_dir))
     redis.suspend()
     try:

@@ -14,12 +14,14 @@ import pytest_asyncio
 
 from cepo.errors import UserError
 from cepo.messages.groups import FinishReason, Outcome
+from services.verifier.functions import Call, Sample
+from services.verifier.grader import Finding
 from services.verifier.handler import Verifier
-from services.verifier.pool import MEMORY_BYTES, GraderPool
+from services.verifier.pool import MEMORY_BYTES, Failure, GraderPool
 from services.verifier.verdicts import Item
 from services.verifier.worker import Worker
 from tests.helpers.factories import make_completion, make_group, make_task
-from tests.unit.verifier.graders import busy_pids, pids
+from tests.unit.verifier.graders import pids
 
 DEADLINE_SECONDS = 1.0
 """Of a pool whose items are to outlive it; others have as long as a busy machine may need."""
@@ -36,7 +38,8 @@ async def pool() -> AsyncIterator[GraderPool]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hasty() -> AsyncIterator[GraderPool]:
-    async with GraderPool(workers=2, deadline_seconds=DEADLINE_SECONDS) as made:
+    names = tuple(f"tests.unit.verifier.reward_functions:{name}" for name in ("notes", "waits"))
+    async with GraderPool(workers=2, deadline_seconds=DEADLINE_SECONDS, functions=names) as made:
         yield made
 
 
@@ -127,20 +130,31 @@ async def test_the_loop_is_not_blocked_while_grading(hasty: GraderPool) -> None:
     raise AssertionError("the loop stands still while a grader works")
 
 
-async def test_an_answer_that_is_there_counts_however_late_this_process_looks(hasty: GraderPool) -> None:
-    grading = asyncio.create_task(outcomes(hasty, boxed("x+x", "2x")))
-    while not busy_pids(hasty):
+async def asked(pool: GraderPool, function: str, note: Path) -> asyncio.Task[Finding | Failure]:
+    """A call of a reward function that has begun: its process id is in `note`."""
+    sample = Sample(str(note), question="", answer="7", extracted="", accuracy=0.0, tokens=3, truncated=False)
+    call = asyncio.create_task(pool.ask(Call(f"tests.unit.verifier.reward_functions:{function}", sample)))
+    while not note.exists():
+        assert not call.done(), call.result()
         await asyncio.sleep(0)
-    time.sleep(2 * DEADLINE_SECONDS)  # as on a machine that is busy with other things
-    assert await grading == [Outcome.CORRECT]
+    return call
 
 
-async def test_a_worker_that_dies_costs_its_item_only(hasty: GraderPool) -> None:
-    grading = asyncio.create_task(outcomes(hasty, boxed(TOWER), boxed(TOWER, "4")))
-    while len(busy_pids(hasty)) < 2:
-        await asyncio.sleep(0)
-    os.kill(busy_pids(hasty)[0], signal.SIGKILL)
-    assert sorted(await grading) == [Outcome.TIMEOUT, Outcome.GRADER_ERROR]
+async def test_an_answer_that_is_there_counts_however_late_this_process_looks(
+    hasty: GraderPool, tmp_path: Path
+) -> None:
+    call = await asked(hasty, "notes", tmp_path / "note")
+    time.sleep(2 * DEADLINE_SECONDS)  # as on a machine that is busy with other work
+    assert await call == Finding(value=1.0)
+
+
+async def test_a_worker_that_dies_costs_its_item_only(hasty: GraderPool, tmp_path: Path) -> None:
+    calls = [await asked(hasty, "waits", tmp_path / name) for name in ("one", "two")]
+    os.kill(int((tmp_path / "one").read_text()), signal.SIGKILL)
+    killed, hung = [await call for call in calls]
+    assert isinstance(killed, Failure)
+    assert isinstance(hung, Failure)
+    assert (killed.outcome, hung.outcome) == (Outcome.GRADER_ERROR, Outcome.TIMEOUT)
     assert await outcomes(hasty, boxed("3", "3")) == [Outcome.CORRECT]
 
 
