@@ -1,4 +1,4 @@
-"""The tiny model that ships with the project: where its folder is."""
+"""The tiny text model that ships with the project."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Demonstrations the tiny model learns from: right solutions, solutions with one slip, and hinted ones.
+"""Demonstrations for the tiny model: correct solutions, solutions with one wrong step, and hinted solutions.
 
-Slips teach the model to err about half of the time when sampled, which leaves reinforcement learning something to
-gain. Hints, right and wrong, teach it that a sample answer in the context tells where the steps will lead; the
-contrast between two such contexts is the credit signal of CEPO.
+Wrong steps teach the model to err in about half of its samples, so that reinforcement learning can improve it. Correct
+and wrong hints teach it that a sample answer in the context predicts the steps; the contrast between two such contexts
+is the credit signal of CEPO.
 """
 
 import random
@@ -17,24 +17,32 @@ SLIPS = (-10, -2, -1, 1, 2, 10)
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of each kind of demonstration; every share is a probability."""
+    """Probabilities of the kinds of demonstrations."""
 
     hinted: float = 0.4
+    """The prompt has a hint."""
     slip_unhinted: float = 0.5
+    """A solution without a hint has a wrong step."""
     slip_hinted: float = 0.5
+    """A solution with a hint has a wrong step; the hint then names its wrong answer."""
     bare: float = 0.05
+    """The prompt lacks the instruction."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One user turn and the assistant's reply to it."""
+    """A user turn and the assistant's reply."""
 
     prompt: str
     response: str
 
 
 def solution(problem: SumProblem, slip: int = 0, slip_step: int = 2) -> tuple[str, int]:
-    """Steps that end in a boxed answer, and that answer; step `slip_step` is off by `slip`, and the rest follows."""
+    """The steps with their boxed answer, and the answer.
+
+    Args:
+        slip: error of step `slip_step`; later steps continue from the wrong number.
+    """
     partial = problem.partial + (slip if slip_step == 1 else 0)
     answer = apply(problem.operators[1], partial, problem.third) + (slip if slip_step == 2 else 0)
     steps = (
@@ -46,7 +54,7 @@ def solution(problem: SumProblem, slip: int = 0, slip_step: int = 2) -> tuple[st
 
 
 def slipped(problem: SumProblem, rng: random.Random) -> tuple[str, int]:
-    """A solution with one wrong step, every number of it still non-negative."""
+    """A solution with one wrong step in which no number is negative."""
     while True:
         slip, slip_step = rng.choice(SLIPS), rng.choice((1, 2))
         partial = problem.partial + (slip if slip_step == 1 else 0)
@@ -55,7 +63,7 @@ def slipped(problem: SumProblem, rng: random.Random) -> tuple[str, int]:
 
 
 def demonstration(question: str, problem: SumProblem, mixture: Mixture, rng: random.Random) -> Demonstration:
-    """A solution of a problem that is asked in these words, of a kind drawn from the mixture."""
+    """A demonstration of a kind drawn from the mixture, for a problem asked with `question`."""
     hinted = rng.random() < mixture.hinted
     slips = rng.random() < (mixture.slip_hinted if hinted else mixture.slip_unhinted)
     response, answer = slipped(problem, rng) if slips else solution(problem)
@@ -68,6 +76,6 @@ def demonstration(question: str, problem: SumProblem, mixture: Mixture, rng: ran
 
 
 def demonstrations(problems: Iterator[SumProblem], mixture: Mixture, rng: random.Random) -> Iterator[Demonstration]:
-    """One demonstration per problem."""
+    """Yields one demonstration per problem."""
     for problem in problems:
         yield demonstration(problem.question, problem, mixture, rng)

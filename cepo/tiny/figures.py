@@ -1,7 +1,7 @@
-"""Problems whose numbers stand in a figure alone: perimeters, angles of triangles, parts of a segment.
+"""Problems whose numbers are only in a figure: perimeters, angles of triangles, parts of a segment.
 
-The question is always the same two words, so who does not see the figure can only guess. Every figure asks for a chain
-of two sums, those of `cepo.tiny.task`. `python -m cepo.tiny.figures` writes the two data files.
+The question is always the same two words, so a model cannot solve a problem without its figure. Each problem is a chain
+of two sums, as in `cepo.tiny.task`. `python -m cepo.tiny.figures` writes the two data files.
 """
 
 import base64
@@ -22,9 +22,9 @@ WIDTH, HEIGHT = 96, 64
 QUESTION = "Find x."
 KINDS = ("perimeter", "angles", "segment")
 JITTER = 2
-"""Pixels that a label may stand off its place."""
+"""Random offset of a label, in pixels."""
 PIXEL = 2
-"""Of a glyph, in pixels of the figure."""
+"""Side of a glyph's pixel, in pixels of the figure."""
 GLYPHS = {
     "0": (14, 17, 19, 21, 25, 17, 14),
     "1": (4, 12, 4, 4, 4, 4, 14),
@@ -38,25 +38,25 @@ GLYPHS = {
     "9": (14, 17, 17, 15, 1, 2, 12),
     "x": (0, 0, 17, 10, 4, 10, 17),
 }
-"""Seven rows of five pixels, the leftmost the highest bit."""
+"""Seven rows of five bits; the highest bit is the leftmost pixel."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A problem and how it is drawn."""
+    """A problem and the kind of figure that shows it."""
 
     kind: str
     problem: SumProblem
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The numbers that are drawn, in the order of their places; a right angle's 180 is known, not drawn."""
+        """The numbers in the figure, in the order of their positions; the 180 of a sum of angles is not drawn."""
         problem = self.problem
         drawn = (problem.first, problem.second, problem.third)
         return drawn[1:] if self.kind == "angles" else drawn
 
     def draw(self) -> Image.Image:
-        """The figure in grey; the same every time."""
+        """Draws the figure in grey levels; the same figure gives the same image."""
         digest = hashlib.sha256(f"{self.kind} {self.problem.question}".encode()).digest()
         rng = random.Random(digest)
         image = Image.new("L", (WIDTH, HEIGHT), 255)
@@ -67,7 +67,7 @@ class Figure:
         return image
 
     def png(self) -> bytes:
-        """The figure as a file."""
+        """The figure as a PNG file."""
         file = BytesIO()
         self.draw().save(file, format="PNG", optimize=True)
         return file.getvalue()
@@ -102,19 +102,19 @@ def _write(pen: ImageDraw.ImageDraw, text: str, left: int, top: int) -> None:
 
 
 def figures(seed: int, *, held_out: bool) -> Iterator[Figure]:
-    """Endless figures of one split, without repeats, the same ones for the same seed."""
+    """Yields figures of one split without end and without repeats; the same seed gives the same figures."""
     rng = random.Random(seed)
-    seen: set[Figure] = set()
+    yielded: set[Figure] = set()
     while True:
-        figure = _drawn_by_lot(rng)
+        figure = _random_figure(rng)
         problem = figure.problem
         valid = problem.partial >= 0 and problem.answer > 0
-        if valid and problem.held_out == held_out and figure not in seen:
-            seen.add(figure)
+        if valid and problem.held_out == held_out and figure not in yielded:
+            yielded.add(figure)
             yield figure
 
 
-def _drawn_by_lot(rng: random.Random) -> Figure:
+def _random_figure(rng: random.Random) -> Figure:
     kind = rng.choice(KINDS)
     first, second, third = (rng.randint(10, 99) for _ in range(3))
     if kind == "perimeter":
@@ -125,7 +125,7 @@ def _drawn_by_lot(rng: random.Random) -> Figure:
 
 
 def write(path: Path, rows: Iterator[Figure]) -> None:
-    """Write figures as JSON lines of `question`, `answer` and `images`, a data URI each."""
+    """Writes figures as JSON lines with `question`, `answer` and `images`, a list of one data URI."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             uri = "data:image/png;base64," + base64.b64encode(row.png()).decode()
@@ -133,7 +133,7 @@ def write(path: Path, rows: Iterator[Figure]) -> None:
 
 
 def main() -> None:
-    """Write the training and the held-out figures."""
+    """Writes the training and the held-out figures."""
     DATA.mkdir(exist_ok=True)
     write(DATA / "figures_train.jsonl", islice(figures(0, held_out=False), 1024))
     write(DATA / "figures_eval.jsonl", islice(figures(1, held_out=True), 256))

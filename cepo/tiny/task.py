@@ -1,7 +1,7 @@
-"""Problems of the tiny task: sums of three two-digit numbers, with their right answers.
+"""Problems of the tiny task: sums and differences of three two-digit numbers.
 
-A problem belongs to the held-out set by a hash of its own question, so the split depends neither on the seed nor on
-the order of generation. `python -m cepo.tiny.task` writes the two data files.
+A hash of the question decides whether a problem is held out, so the split depends neither on the seed nor on the order
+of generation. `python -m cepo.tiny.task` writes the two data files.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
-HELD_OUT_SHARE = 8  # one problem in so many is held out
+HELD_OUT_SHARE = 8  # one problem in eight is held out
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class SumProblem:
 
     @property
     def question(self) -> str:
-        """The problem as the user asks it."""
+        """The question as the user asks it, such as "23 + 45 - 17 = ?"."""
         return f"{self.first} {self.operators[0]} {self.second} {self.operators[1]} {self.third} = ?"
 
     @property
     def held_out(self) -> bool:
-        """Whether no training may see this problem."""
+        """Whether the problem must not be trained on."""
         return hashlib.sha256(self.question.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
@@ -52,26 +52,26 @@ def apply(operator: str, left: int, right: int) -> int:
 
 
 def problems(seed: int, *, held_out: bool) -> Iterator[SumProblem]:
-    """Endless problems of one split, without repeats, the same ones for the same seed."""
+    """Yields problems of one split without end and without repeats; the same seed gives the same problems."""
     rng = random.Random(seed)
-    seen: set[SumProblem] = set()
+    yielded: set[SumProblem] = set()
     while True:
         first, second, third = (rng.randint(10, 99) for _ in range(3))
         problem = SumProblem(first, second, third, rng.choice("+-") + rng.choice("+-"))
         valid = problem.partial >= 0 and problem.answer >= 0
-        if valid and problem.held_out == held_out and problem not in seen:
-            seen.add(problem)
+        if valid and problem.held_out == held_out and problem not in yielded:
+            yielded.add(problem)
             yield problem
 
 
 def write(path: Path, rows: Iterator[SumProblem]) -> None:
-    """Write problems as JSON lines of `question` and `answer`."""
+    """Writes problems as JSON lines with `question` and `answer`."""
     lines = (json.dumps({"question": row.question, "answer": str(row.answer)}) + "\n" for row in rows)
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def main() -> None:
-    """Write the training and the held-out problems."""
+    """Writes the training and the held-out problems."""
     DATA.mkdir(exist_ok=True)
     write(DATA / "train.jsonl", islice(problems(0, held_out=False), 2048))
     write(DATA / "eval.jsonl", islice(problems(1, held_out=True), 256))

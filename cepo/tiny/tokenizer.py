@@ -1,7 +1,7 @@
-"""The tiny tokenizer: byte-level BPE of 512 tokens, every digit a token of its own.
+"""The tiny tokenizer: byte-level BPE with 512 tokens, in which each digit is a token.
 
-All 256 bytes are in the vocabulary, so any text encodes and decodes unchanged. The merges come from the task's own
-prompts and a paragraph of prose, which makes the words of the instruction and of the hint a token each.
+All 256 bytes are in the vocabulary, so any text encodes and decodes unchanged. The merges are learned from the task's
+prompts and a paragraph of prose, so that each word of the instruction and of the hint is one token.
 """
 
 from itertools import islice
@@ -37,14 +37,14 @@ how far will it go in 5 hours? First find the number of hours, then multiply. Th
 
 
 def corpus() -> list[str]:
-    """Texts the merges are learned from."""
+    """The texts that the merges are learned from."""
     turns = ["system\n", "user\n", "assistant\n", INSTRUCTION, HINT.format(answer=51)]
     questions = [problem.question + "\n" for problem in islice(problems(0, held_out=False), 100)]
     return [PROSE, *questions, *turns * 50]
 
 
 def build() -> PreTrainedTokenizerFast:
-    """Train the tokenizer; the result is the same every time."""
+    """Trains the tokenizer; the result is deterministic."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

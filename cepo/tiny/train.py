@@ -1,9 +1,9 @@
 """Supervised training of the tiny model: `python -m cepo.tiny.train OUT`.
 
-The first part of the run shows mostly right solutions, so that the model learns the arithmetic; the rest shows the
-full mixture, so that it errs when sampled and reads hints. Only the tokens of the response carry loss.
+The first steps train on mostly correct solutions, so that the model learns the arithmetic. The rest train on the full
+mixture, so that its samples contain errors and it reads hints. The loss is over response tokens only.
 
-Legend: B sequences, T tokens of the longest one.
+Legend: B sequences, T tokens of the longest sequence.
 """
 
 import argparse
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the trained model."""
+    """Every parameter of the training."""
 
     num_steps: int = 2000
     batch_size: int = 64
@@ -43,17 +43,18 @@ class Recipe:
     weight_decay: float = 0.05
     seed: int = 0
     clean_share: float = 0.55
+    """Share of the steps that train on `clean`; the rest train on `full`."""
     clean: Mixture = field(default_factory=lambda: Mixture(hinted=0.2, slip_unhinted=0.0, bare=0.6))
     full: Mixture = field(default_factory=Mixture)
 
     def mixtures(self) -> list[Mixture]:
-        """What the demonstrations of every step are drawn from."""
+        """The mixture of each step."""
         clean_steps = int(self.clean_share * self.num_steps)
         return [self.clean if step < clean_steps else self.full for step in range(self.num_steps)]
 
 
 def new_model() -> Qwen3ForCausalLM:
-    """A Qwen3 of about 0.85 M parameters, randomly initialised."""
+    """A randomly initialised Qwen3 with about 0.85 million parameters."""
     config = Qwen3Config(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
@@ -72,19 +73,19 @@ def new_model() -> Qwen3ForCausalLM:
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, as the chat template renders it, and of the response."""
+    """Token ids of the rendered prompt and of the response."""
     turns = [{"role": "user", "content": demo.prompt}]
     prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     return tokenizer.encode(prompt), tokenizer.encode(demo.response + END)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Demonstration]) -> tuple[Tensor, Tensor]:
-    """Token ids and the mask of response tokens, both (B, T)."""
+    """Token ids and the mask of response tokens: [B, T] each."""
     return padded([tokens(tokenizer, demo) for demo in batch])
 
 
 def padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Token ids of prompts and responses, padded on the right, and the mask of response tokens, both (B, T)."""
+    """Right-padded token ids of prompts and responses, and the mask of response tokens: [B, T] each."""
     longest = max(len(prompt) + len(response) for prompt, response in pairs)
     ids_BT = torch.full((len(pairs), longest), PAD_ID)
     mask_BT = torch.zeros(len(pairs), longest, dtype=torch.bool)
@@ -96,14 +97,14 @@ def padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(model: Qwen3ForCausalLM, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of the response tokens; padding is on the right, so causality alone keeps it out."""
+    """Mean cross-entropy of the response tokens. Causal attention hides the padding, which is on the right."""
     hidden = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[mask_BT[:, 1:]])
     return F.cross_entropy(logits, ids_BT[:, 1:][mask_BT[:, 1:]])
 
 
 def batches(recipe: Recipe) -> Iterator[list[Demonstration]]:
-    """The demonstrations of every step."""
+    """Yields the demonstrations of each step."""
     rng = random.Random(recipe.seed)
     source = problems(recipe.seed + 1, held_out=False)
     for mixture in recipe.mixtures():
@@ -111,12 +112,12 @@ def batches(recipe: Recipe) -> Iterator[list[Demonstration]]:
 
 
 def lr_scale(recipe: Recipe, step: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then linear decay to a fiftieth."""
+    """Factor of the learning rate: linear warm-up to 1, times a linear decay to 0.02."""
     return min(1.0, (step + 1) / recipe.warmup_steps) * max(0.02, 1.0 - step / recipe.num_steps)
 
 
 def optimizers(model: Any, recipe: Recipe) -> list[Optimizer]:
-    """Muon for the matrices between layers, AdamW for the embedding and the norms."""
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     decay = recipe.weight_decay
@@ -127,7 +128,7 @@ def optimizers(model: Any, recipe: Recipe) -> list[Optimizer]:
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Train from scratch."""
+    """Trains a model from scratch."""
     torch.manual_seed(recipe.seed)
     model = new_model()
     fit(model, recipe, (loss_of(model, *encode(tokenizer, batch)) for batch in batches(recipe)))
@@ -135,7 +136,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
 
 
 def fit(model: Any, recipe: Recipe, losses: Iterable[Tensor]) -> None:
-    """An update for each loss, which is computed when its turn comes."""
+    """Makes one update per loss; `losses` is an iterator, so each loss is computed with the updated model."""
     pair = optimizers(model, recipe)
     schedules = [LambdaLR(each, partial(lr_scale, recipe)) for each in pair]
     for step, loss in enumerate(losses):
@@ -150,7 +151,7 @@ def fit(model: Any, recipe: Recipe, losses: Iterable[Tensor]) -> None:
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the folder that `from_pretrained` and vLLM load, weights in bfloat16."""
+    """Writes a model folder for `from_pretrained` and vLLM, with weights in bfloat16."""
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -166,15 +167,15 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
 
 
 def name_common_class(path: Path) -> None:
-    """Name the tokenizer class that both transformers 4 and 5 know; 5 would write its own new name."""
+    """Names a tokenizer class that transformers 4 knows too; transformers 5 writes a new name."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def asked(description: str | None, recipe: Recipe) -> tuple[Path, Recipe]:
-    """The folder and the recipe that the command line asks for; what training says is shown."""
+def parse_arguments(description: str | None, recipe: Recipe) -> tuple[Path, Recipe]:
+    """Reads the output folder and the number of steps from the command line, and shows log messages."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=recipe.num_steps)
@@ -184,8 +185,8 @@ def asked(description: str | None, recipe: Recipe) -> tuple[Path, Recipe]:
 
 
 def main() -> None:
-    """Train the model and write it to a folder."""
-    out, recipe = asked(__doc__, Recipe())
+    """Trains the model and writes it to a folder."""
+    out, recipe = parse_arguments(__doc__, Recipe())
     tokenizer = build()
     save(train(recipe, tokenizer), tokenizer, out)
 

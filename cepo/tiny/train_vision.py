@@ -1,9 +1,9 @@
-"""Supervised training of the tiny model that sees: `python -m cepo.tiny.train_vision OUT`.
+"""Supervised training of the tiny vision-language model: `python -m cepo.tiny.train_vision OUT`.
 
-As in `cepo.tiny.train`, first mostly right solutions, then the full mixture of slips and hints. The model learns to
-read the numbers off the figure, since nothing else tells them.
+As in `cepo.tiny.train`, the first steps train on mostly correct solutions, the rest on the full mixture of wrong steps
+and hints. The model learns to read the numbers in the figure, because nothing else in the prompt contains them.
 
-Legend: B sequences, T tokens of the longest one.
+Legend: B sequences, T tokens of the longest sequence, N response tokens, D hidden size, V vocabulary size.
 """
 
 import random
@@ -21,7 +21,7 @@ from cepo.tiny import vision
 from cepo.tiny.demos import Demonstration, Mixture, demonstration
 from cepo.tiny.figures import QUESTION, Figure, figures
 from cepo.tiny.tokenizer import END
-from cepo.tiny.train import Recipe, asked, fit, padded, save
+from cepo.tiny.train import Recipe, fit, padded, parse_arguments, save
 
 RECIPE = Recipe(
     num_steps=1500,
@@ -36,7 +36,7 @@ Pair = tuple[Figure, Demonstration]
 
 
 def batches(recipe: Recipe) -> Iterator[list[Pair]]:
-    """The figures and demonstrations of every step."""
+    """Yields the figures and demonstrations of each step."""
     rng = random.Random(recipe.seed)
     source = figures(recipe.seed + 2, held_out=False)
     for mixture in recipe.mixtures():
@@ -45,7 +45,7 @@ def batches(recipe: Recipe) -> Iterator[list[Pair]]:
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration, image_tokens: int) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt, its image expanded to as many places as it takes, and of the response."""
+    """Token ids of the rendered prompt, with `image_tokens` placeholders for its image, and of the response."""
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": demo.prompt}]}]
     prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     pad = vision.VISION_TOKENS[2]
@@ -55,7 +55,7 @@ def tokens(tokenizer: PreTrainedTokenizerFast, demo: Demonstration, image_tokens
 def encode(
     tokenizer: PreTrainedTokenizerFast, processor: Qwen2VLImageProcessorPil, batch: list[Pair]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's inputs, its images among them, and the (B, T) mask of response tokens."""
+    """The keyword arguments of the model, including the images, and the mask of response tokens [B, T]."""
     images = processor(images=[figure.draw() for figure, _ in batch], return_tensors="pt")
     image_tokens = int(images["image_grid_thw"][0].prod()) // 4
     ids_BT, mask_BT = padded([tokens(tokenizer, demo, image_tokens) for _, demo in batch])
@@ -64,14 +64,14 @@ def encode(
 
 
 def loss_of(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor], mask_BT: Tensor) -> Tensor:
-    """As in `cepo.tiny.train`."""
+    """Mean cross-entropy of the response tokens."""
     hidden_BTD = model.model(**inputs, use_cache=False).last_hidden_state
     logits_NV = model.lm_head(hidden_BTD[:, :-1][mask_BT[:, 1:]])
     return F.cross_entropy(logits_NV, inputs["input_ids"][:, 1:][mask_BT[:, 1:]])
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """Train from the text model's weights."""
+    """Trains a model that starts from the text model's weights."""
     torch.manual_seed(recipe.seed)
     model, processor = vision.new_model(tokenizer), vision.image_processor()
     fit(model, recipe, (loss_of(model, *encode(tokenizer, processor, batch)) for batch in batches(recipe)))
@@ -79,8 +79,8 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForCondi
 
 
 def main() -> None:
-    """Train the model and write it to a folder."""
-    out, recipe = asked(__doc__, RECIPE)
+    """Trains the model and writes it to a folder."""
+    out, recipe = parse_arguments(__doc__, RECIPE)
     tokenizer = vision.tokenizer()
     save(train(recipe, tokenizer), tokenizer, out)
     vision.save_processor(out)

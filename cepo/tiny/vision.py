@@ -1,7 +1,7 @@
-"""The tiny model that sees: a Qwen3-VL of 2.5 million parameters whose language part starts as the tiny text model.
+"""The tiny vision-language model: a Qwen3-VL with 2.5 million parameters, initialised from the tiny text model.
 
-Both see the same tokens and, in text, the same rotary positions, so the text weights fit as they are; four tokens for
-images are added at the end of the vocabulary.
+Both have the same tokens and, in text, the same rotary positions, so the text weights can be used unchanged. Four
+tokens for images are added at the end of the vocabulary.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 PATCH = 8
-"""Pixels; four patches make a token."""
+"""Side of a patch in pixels; an image token stands for four patches."""
 MIN_PIXELS, MAX_PIXELS = 32 * 32, 160 * 160
 
 
@@ -38,15 +38,15 @@ def path() -> Path:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The text model's, with the tokens of images."""
-    found = AutoTokenizer.from_pretrained(tiny.path())
-    found.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
-    found.chat_template = CHAT_TEMPLATE
-    return found
+    """The text model's tokenizer with the image tokens."""
+    loaded = AutoTokenizer.from_pretrained(tiny.path())
+    loaded.add_special_tokens({"additional_special_tokens": list(VISION_TOKENS)})
+    loaded.chat_template = CHAT_TEMPLATE
+    return loaded
 
 
 def image_processor() -> Qwen2VLImageProcessorPil:
-    """Images to patches; sizes are multiples of two patches."""
+    """The image processor; it resizes images to multiples of two patches."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         temporal_patch_size=2,
@@ -58,9 +58,9 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
-    """A randomly initialised vision part before the trained text model."""
+    """A randomly initialised vision part in front of the trained text model."""
     text = Qwen3ForCausalLM.from_pretrained(tiny.path(), dtype=torch.float32)
-    text.config._name_or_path = ""  # a folder of this machine, which would be written into the new model
+    text.config._name_or_path = ""  # otherwise this machine's path is saved with the new model
     language: dict[str, Any] = text.config.to_dict() | {
         "model_type": "qwen3_vl_text",
         "vocab_size": len(tokenizer),
@@ -101,5 +101,5 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGenera
 
 
 def save_processor(out: Path) -> None:
-    """Writes what `AutoProcessor` and vLLM read beside the weights and the tokenizer."""
+    """Writes the image processor's configuration, which `AutoProcessor` and vLLM read."""
     image_processor().save_pretrained(out)

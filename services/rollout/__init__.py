@@ -1,1 +1,1 @@
-"""Samples G responses per prompt with the policy a task names."""
+"""The rollout service: samples a group of responses for each prompt with the policy that the task names."""

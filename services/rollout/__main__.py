@@ -1,4 +1,4 @@
-"""`python -m services.rollout`: the rollout service, from CEPO_* variables."""
+"""`python -m services.rollout`: the rollout service, configured by CEPO_* environment variables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from services.rollout.handler import make_handler
 
 
 async def build(settings: Settings) -> Service:
-    """The service around a vLLM engine."""
-    from services.rollout.engine import VllmGenerator  # vLLM starts only in a process that samples
+    """Starts a vLLM engine and builds the service around it."""
+    from services.rollout.engine import VllmGenerator  # imports vLLM, which only this function needs
     from services.rollout.rest import application
 
     bus = await RedisBus.connect(settings)

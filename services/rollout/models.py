@@ -1,4 +1,4 @@
-"""The policies of a run as models that clients name: each resident version, the newest of them, and the base."""
+"""The OpenAI models API: each resident policy version, the newest version, and the base model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pydantic import BaseModel
 from cepo.messages.groups import BASE_POLICY
 
 NEWEST = "policy"
-"""Stands for the newest version; for the base until there is one."""
+"""The model name of the newest version, or of the base model until there is a version."""
 
 
 class ServedModel(BaseModel):
-    """One entry of OpenAI's list."""
+    """One model, in OpenAI's format."""
 
     id: str
     object: str = "model"
     created: int = 0
     owned_by: str = "cepo"
     root: str
-    """The policy it is, or the base model's name."""
+    """The policy that the name stands for, or the base model's name."""
     parent: str | None = None
     max_model_len: int
 
 
 class ModelList(BaseModel):
-    """What `GET /v1/models` answers."""
+    """The reply of `GET /v1/models`."""
 
     object: str = "list"
     data: list[ServedModel]
@@ -38,18 +38,18 @@ class ModelList(BaseModel):
 
 @dataclass(frozen=True)
 class Policies(Mapping[str, Any]):
-    """What the names stand for: the adapters in the engine, followed as they come and go.
+    """A live view of the engine's adapters by name, including the name `policy` for the newest.
 
-    A view, so that a request by the stable name carries the version's own name into the engine, whose prefix cache
-    tells weights apart by name.
+    A request for `policy` reaches the engine under the name of the version, because the engine's prefix cache tells
+    weights apart by name.
     """
 
     resident: Mapping[str, Any]
-    """Adapters by policy name, in the order they were loaded."""
+    """Adapters by policy name, in the order in which they were loaded."""
 
     @property
     def newest(self) -> str | None:
-        """The highest version; of two with one number the one loaded last."""
+        """The highest version; of two with the same number, the one loaded last."""
         return max(reversed(list(self.resident)), key=lambda name: name.partition("-")[0], default=None)
 
     def __getitem__(self, name: str) -> Any:
@@ -82,18 +82,18 @@ def add_models(app: FastAPI, policies: Policies, model: str, max_model_len: int)
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models() -> ModelList:
-        """The policies that can be named now: `policy` is the newest, `base` the model without an adapter."""
+        """The policies served now: `policy` is the newest version, `base` the model without an adapter."""
         return ModelList(data=list(served().values()))
 
     @app.get("/v1/models/{name:path}", tags=["openai"], response_model=ServedModel, responses={404: {}})
     async def get_model(name: str) -> ServedModel | JSONResponse:
-        """One of them."""
-        found = served().get(BASE_POLICY.name if name == model else name)
-        return found or not_served(name, served())
+        """One of the policies served now."""
+        entry = served().get(BASE_POLICY.name if name == model else name)
+        return entry or not_served(name, served())
 
 
 def not_served(name: str, served: Mapping[str, ServedModel]) -> JSONResponse:
-    """404 in OpenAI's format."""
-    message = f"The model `{name}` is not served; served now: {', '.join(served)}"
+    """A 404 response in OpenAI's format."""
+    message = f"The model `{name}` is not served; available models: {', '.join(served)}"
     error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
     return JSONResponse({"error": error}, 404)

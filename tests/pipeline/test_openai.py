@@ -191,7 +191,7 @@ def test_mistakes_are_openai_errors(served: Served) -> None:
     for name in ("gpt-4", served.names[1]):  # an evicted version is not served
         with pytest.raises(openai.NotFoundError, match=f"The model `{name}` does not exist"):
             served.sdk().completions.create(model=name, prompt="1")
-    with pytest.raises(openai.NotFoundError, match="served now: policy, v000003-"):
+    with pytest.raises(openai.NotFoundError, match="available models: policy, v000003-"):
         served.sdk().models.retrieve("gpt-4")
     with pytest.raises(openai.BadRequestError, match="maximum context length is 160 tokens"):
         served.sdk().completions.create(model="policy", prompt="1 " * 400, max_tokens=1)

@@ -1,4 +1,4 @@
-"""Policies as models: what is listed while versions come and go."""
+"""The models API while policy versions are loaded and evicted."""
 
 from __future__ import annotations
 
@@ -59,4 +59,4 @@ def test_one_model_by_name() -> None:
     missing = served.get("/v1/models/v000009-zz")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == 404
-    assert "served now: policy, v000001-aa, base" in missing.json()["error"]["message"]
+    assert "available models: policy, v000001-aa, base" in missing.json()["error"]["message"]
