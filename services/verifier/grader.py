@@ -69,22 +69,22 @@ def compare(asked: Comparison) -> Finding:
     Raises:
         Exception: math-verify or SymPy raised it.
     """
-    found = _parsed(asked.answer) if asked.raw else _boxed(as_form(asked.kind, asked.answer))
-    extracted = str(found[-1]) if asked.raw and found else ""
-    if asked.raw and not found:
+    parts = _parsed(asked.answer) if asked.raw else _boxed(as_form(asked.kind, asked.answer))
+    extracted = str(parts[-1]) if asked.raw and parts else ""
+    if asked.raw and not parts:
         return Finding()
     if not fits_form(asked.kind, extracted or asked.answer):
         return Finding(extracted=extracted)
     wanted = _parsed(asked.reference) if asked.raw else []
     if not any(not isinstance(part, str) for part in wanted):
         wanted = _boxed(as_form(asked.kind, asked.reference))
-    if asked.tolerance and found and wanted:
-        return Finding(_near(found[0], wanted[0], asked.tolerance), extracted)
-    if asked.raw and _texts(found) & _texts(wanted):
+    if asked.tolerance and parts and wanted:
+        return Finding(_near(parts[0], wanted[0], asked.tolerance), extracted)
+    if asked.raw and _texts(parts) & _texts(wanted):
         return Finding(True, extracted)
     equal = verify(
         wanted,
-        found,
+        parts,
         float_rounding=asked.digits,
         allow_set_relation_comp=asked.kind == "interval",
         timeout_seconds=0,

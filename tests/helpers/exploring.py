@@ -19,13 +19,13 @@ OPTIONS = (
 Every service takes 200 requests a second from an address.
 """
 LENIENT = ("--exclude-checks", "positive_data_acceptance,negative_data_rejection")
-"""For the routes that are vLLM's own, whose request models take "1" for 1."""
+"""For routes of vLLM, whose request models accept "1" for 1."""
 BRIEF = ("--phases", "fuzzing")
 """For what was explored at the bounds of every field already, on toys."""
 
 
 def explore(url: str, token: str, folder: Path, *more: str, examples: int = 25) -> str:
-    """What a service answered that its OpenAPI does not tell of, and any 5xx, in schemathesis' words; else nothing.
+    """The undocumented replies of a service and any 5xx, as schemathesis reports them; empty if there are none.
 
     Args:
         examples: requests of random content for each operation, after those at the bounds of every field.

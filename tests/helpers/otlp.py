@@ -1,4 +1,4 @@
-"""An OTLP collector over real HTTP that keeps what it is sent."""
+"""An OTLP collector over real HTTP that keeps the spans it receives."""
 
 from __future__ import annotations
 

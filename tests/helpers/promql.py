@@ -29,7 +29,7 @@ ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": oper
 
 @dataclass
 class Scrapes:
-    """What was scraped, as samples by time; a series that the newest scrape lacks has ended."""
+    """Scraped samples by time; a series that the newest scrape lacks has ended."""
 
     samples: list[tuple[float, dict[Labels, float]]] = field(default_factory=list)
 
@@ -227,7 +227,7 @@ def _binary(
 
 
 def _grown(values: list[float]) -> float:
-    """How much a counter grew; after a restart it counts from 0."""
+    """The increase of a counter, which restarts at 0 with its process."""
     return sum(b - a if b >= a else b for a, b in pairwise(values))
 
 

@@ -1,4 +1,4 @@
-"""Figures of the tiny task as a run has them: images by content, prompts, the model that reads them."""
+"""Figures of the tiny task as in a run: images by content, prompts, and the model that reads them."""
 
 from __future__ import annotations
 

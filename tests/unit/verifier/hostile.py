@@ -25,7 +25,7 @@ def _bombs() -> list[Item]:
 
 
 def _nested() -> list[Item]:
-    """Deeper than any parser goes."""
+    """Deeper nesting than any parser supports."""
     pairs = [("{", "}"), ("(", ")"), ("[", "]"), ("\\{", "\\}"), ("\\frac{1}{", "}"), ("\\sqrt{", "}"), ("|", "|")]
     answers = [a * n + "1" + b * n for a, b in pairs for n in (90, 10_000, 100_000) if n < 90_000 or len(a) == 1]
     answers += ["{" * 1_000_000 + "}" * 1_000_000, "1" + "/1" * 400, "x^" * 300 + "x", "\\sqrt" * 150, "-" * 900 + "1"]
@@ -55,7 +55,7 @@ def _long() -> list[Item]:
 
 
 def _catastrophic() -> list[Item]:
-    """What makes backtracking expressions explode."""
+    """Texts that make backtracking regular expressions explode."""
     seeds = [
         "a a",
         "1,1",
@@ -88,7 +88,7 @@ def _fooling() -> list[Item]:
 
 
 def hostile() -> list[Item]:
-    """At least 300 of them."""
+    """At least 300 hostile items."""
     return [*_bombs(), *_nested(), *_long(), *_catastrophic(), *_fooling()]
 
 

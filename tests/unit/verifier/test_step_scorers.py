@@ -1,4 +1,4 @@
-"""Step scores from a server that listens: what it is sent, and every way it can fail."""
+"""Step scores from a real HTTP server: the request it receives, and every way it can fail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = ("3+4\n=7\n\\boxed{7}", "\\boxed{5}", "")
 
 @contextmanager
 def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a scorer that answers so, and what it was sent."""
+    """The address of a scorer with this reply, and the requests it received."""
     received: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -55,7 +55,7 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 async def scored(address: str, deadline_seconds: float = 100.0, allowed: str | None = None) -> ScoredGroup:
-    """The group of the texts as a verifier with this scorer judges it; no answer takes algebra."""
+    """The group of these texts, scored by a verifier with this scorer; no answer needs algebra."""
     task = make_task(samples=len(TEXTS), reward=Reward(scorer=address), step_delimiter="\n")
     ends = [(2, 4, 6), (3,), (1,)]
     completions = tuple(

@@ -1,4 +1,4 @@
-"""Hundreds of hostile responses between innocent ones: every one is answered in time, and none disturbs another."""
+"""Hundreds of hostile responses between innocent ones: each gets its verdict in time, and none affects another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEADLINE_SECONDS = 2.0
 GRACE_SECONDS = 0.5
 WORKERS = 4
 ROOM = 10
-"""Times as long as the slowest of some innocent items took, starts of workers included, on the machine at hand."""
+"""Bound for an innocent item, as a multiple of the slowest one measured on this machine with worker starts."""
 
 
 async def timed(pool: GraderPool, items: list[Item]) -> list[tuple[Verdict, float]]:
-    """Verdict and seconds of each item, as many at once as there are workers."""
+    """Verdict and seconds of each item; as many items at a time as there are workers."""
     waiting = iter(enumerate(items))
     found: dict[int, tuple[Verdict, float]] = {}
 
@@ -36,13 +36,13 @@ async def timed(pool: GraderPool, items: list[Item]) -> list[tuple[Verdict, floa
 
 
 async def room(innocents: list[Item]) -> float:
-    """Seconds that any innocent item surely takes less than: a busy machine takes longer over them."""
+    """An upper bound of the seconds for an innocent item, which a busy machine raises."""
     async with GraderPool(WORKERS, 100.0) as patient:
         return ROOM * max(seconds for _, seconds in await timed(patient, innocents))
 
 
 async def beat(delays: list[float]) -> None:
-    """How late this loop is woken: on a machine that is busy with other things no answer can be earlier."""
+    """How late this event loop wakes up; on a busy machine no verdict can arrive earlier."""
     while True:
         begun = time.perf_counter()
         await asyncio.sleep(0.01)

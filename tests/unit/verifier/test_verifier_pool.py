@@ -24,7 +24,7 @@ from tests.helpers.factories import make_completion, make_group, make_task
 from tests.unit.verifier.graders import pids
 
 DEADLINE_SECONDS = 1.0
-"""Of a pool whose items are to outlive it; others have as long as a busy machine may need."""
+"""Deadline of the pool whose items exceed it; other pools wait as long as a busy machine may need."""
 PATIENT_SECONDS = 100.0
 TOWER = "9^{9^{9^9}}"
 pytestmark = pytest.mark.asyncio(loop_scope="module")

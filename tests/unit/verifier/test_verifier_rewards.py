@@ -1,4 +1,4 @@
-"""What a response earns: each part by its formula, and the user's functions in the graders' processes."""
+"""The reward of a response: each term by its formula, and the user's functions in grader processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def pool() -> AsyncIterator[GraderPool]:
 
 
 async def scored(pool: GraderPool, lengths: dict[str, int], **rule: Any) -> ScoredGroup:
-    """The group of these responses, of so many tokens each, under a reward; references are 7 and `max_tokens` is 16."""
+    """The scored group of responses with these lengths in tokens; the reference is 7 and `max_tokens` is 16."""
     names = tuple(f"{HERE}:{name}" for name in rule.pop("functions", ()))
     reward = Reward(**rule, functions=names)
     task = make_task(samples=len(lengths), reward=reward, sampling=Sampling(max_tokens=16))
