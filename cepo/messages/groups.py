@@ -8,12 +8,11 @@ that was given up. The stream a message is on is its state.
 from __future__ import annotations
 
 import math
-from array import array
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from cepo.messages.packed import Packed
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.reward import Reward as Reward
 from cepo.messages.tasks import (
     BASE_POLICY as BASE_POLICY,
@@ -33,6 +32,7 @@ from cepo.messages.vocabulary import (
     EvidenceReason as EvidenceReason,
     Feedback as Feedback,
     FinishReason as FinishReason,
+    FollowUp as FollowUp,
     Outcome as Outcome,
     Pick as Pick,
     Placement as Placement,
@@ -44,23 +44,25 @@ from cepo.messages.vocabulary import (
 )
 
 
-class Completion(Packed, Contract):
-    """One response: T token ids, the task's prefix first, and the log-probs of those that were sampled."""
+class Completion(Contract):
+    """One response of T tokens: the task's prefix, then the tokens that were sampled."""
 
-    NUMBERS: ClassVar = ("token_ids", "logps")
-
-    token_ids: tuple[int, ...]
-    logps: tuple[float, ...]
-    """As the engine reports them; a prefix was not sampled and has none, nor has a response that was given."""
+    token_ids: Int32Array
+    """T ids, with the end-of-sequence token if the response has one."""
+    logps: Float32Array
+    """Log-probs of the sampled tokens, as the engine reports them: T less the length of the prefix. Empty for a
+    response that was not sampled, such as the given answer of a pair."""
     text: str
     finish_reason: FinishReason
     step_ends: tuple[int, ...] = ()
-    """How many tokens there are up to the end of each reasoning step, where the task wants steps; the last is T."""
+    """Where the reasoning steps end, in tokens, if the task has a step delimiter: `(3, 7, T)` are three steps."""
 
-    def check(self) -> None:
-        tokens = self.count("token_ids")
+    @model_validator(mode="after")
+    def _steps_ascend_to_the_end(self) -> Self:
+        tokens = len(self.token_ids)
         if self.step_ends and [*sorted(self.step_ends)[:-1], tokens] != list(self.step_ends):
             raise ValueError(f"steps that end at {list(self.step_ends)} in a response of {tokens} tokens")
+        return self
 
 
 class PolicyProof(Contract):
@@ -79,7 +81,7 @@ class RolloutGroup(Contract):
     """Hop 1, rollout -> verify: the prompt's token ids and G completions by one policy."""
 
     task: PromptTask
-    prompt_token_ids: tuple[int, ...] = Field(min_length=1)
+    prompt_token_ids: Annotated[Int32Array, Field(min_length=1)]
     completions: tuple[Completion, ...]
     proof: PolicyProof
 
@@ -91,9 +93,9 @@ class RolloutGroup(Contract):
         for completion in self.completions:
             if given and completion.token_ids[:given] != self.task.prefix:
                 raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
-            sampled = completion.count("token_ids") - given if Stage.ROLLOUT in self.task.route else 0
-            if sampled != completion.count("logps"):
-                raise ValueError(f"{sampled} sampled token ids but {completion.count('logps')} log-probs")
+            sampled = len(completion.token_ids) - given if Stage.ROLLOUT in self.task.route else 0
+            if sampled != len(completion.logps):
+                raise ValueError(f"{sampled} sampled token ids but {len(completion.logps)} log-probs")
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
         return self
@@ -160,33 +162,34 @@ class ScoredGroup(Contract):
         return len({verdict.reward for verdict in self.verdicts if not verdict.failed}) > 1
 
 
-class EvidenceRow(Packed, Contract):
-    """One response under one context."""
+class EvidenceRow(Contract):
+    """What the teacher measured of one response of T tokens under one context."""
 
-    NUMBERS: ClassVar = ("logps", "pooled")
-
-    logps: tuple[float, ...]
+    logps: Float32Array
+    """T log-probs of the response's tokens, of logits over the rollout temperature; empty if not applicable."""
     applicable: bool
     context: ContextName
     reason: EvidenceReason
     answer: str = ""
     """The text of the hint; empty where the hint is tokens of the response of `source`."""
     source: int = -1
-    pooled: tuple[float, ...] = ()
-    """The mean last hidden state, where it was wanted."""
+    pooled: Float32Array = Float32Array()
+    """The mean last hidden state, if the ask wants `HIDDEN`."""
     hint_tokens: int = Field(default=0, ge=0)
     """How much longer the context is than the plain one."""
-    top_ids: bytes = b""
-    """T x k token ids, position after position, where a distribution was wanted; int32, little-endian."""
-    top_logps: bytes = b""
-    """Their log-probs; float32, little-endian."""
+    top_ids: Int32Array = Int32Array()
+    """T x k ids of the likeliest tokens, position after position, if the ask wants `DISTRIBUTION`."""
+    top_logps: Float32Array = Float32Array()
+    """T x k log-probs of `top_ids`."""
 
-    def check(self) -> None:
-        ids, logps, positions = len(self.top_ids) / 4, len(self.top_logps) / 4, self.count("logps")
+    @model_validator(mode="after")
+    def _distributions_are_whole(self) -> Self:
+        ids, logps, positions = len(self.top_ids), len(self.top_logps), len(self.logps)
         if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
-            raise ValueError(f"{ids:g} likeliest tokens with {logps:g} log-probs at {positions} positions")
-        if math.isnan(sum(array("f", self.top_logps))):
+            raise ValueError(f"{ids} likeliest tokens with {logps} log-probs at {positions} positions")
+        if math.isnan(sum(self.top_logps)):
             raise ValueError("a log-prob of the likeliest tokens is not a number: the model that measured is broken")
+        return self
 
 
 class Evidence(Contract):
@@ -207,12 +210,12 @@ class EvidencedGroup(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        lengths = [c.count("token_ids") for c in self.scored.rollout.completions]
+        lengths = [len(c.token_ids) for c in self.scored.rollout.completions]
         for evidence in self.evidence:
-            found = [row.count("logps") for row in evidence.rows]
+            measured = [len(row.logps) for row in evidence.rows]
             wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
-            if found != wanted:
-                raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {found}, responses {wanted}")
+            if measured != wanted:
+                raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {measured}, responses {wanted}")
         allowed = {self.task.policy_of(weights) for weights in Weights}
         if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
             raise ValueError(f"scored by {strangers[0]}, which the task does not name")

@@ -9,11 +9,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from cepo.messages.arrays import Int32Array
 from cepo.messages.reward import Reward
 from cepo.messages.vocabulary import (
     ContextName,
     Contract,
     Feedback,
+    FollowUp,
     Pick,
     Placement,
     Purpose,
@@ -111,12 +113,13 @@ class ImageRef(Contract):
 
 
 class Origin(Contract):
-    """The completed group a follow-up task was made from."""
+    """The finished group that a follow-up task was made from, and what the follow-up is for."""
 
+    kind: FollowUp
     index: int = Field(ge=0)
-    """Of the group's task in the same step."""
+    """Index of that group's task in the same step."""
     sample: int = Field(default=-1, ge=-1)
-    """Of the completion; -1: the group as a whole."""
+    """Index of the completion; -1 if the follow-up is about the group as a whole."""
 
 
 class PromptTask(Contract):
@@ -142,8 +145,8 @@ class PromptTask(Contract):
     reference_solution: str = ""
     """A worked solution; empty: none is known."""
     placement: Placement = Placement.USER
-    prefix: tuple[int, ...] = ()
-    """Token ids the response starts with; sampling goes on from there, up to `max_tokens` with the prefix."""
+    prefix: Int32Array = Int32Array()
+    """Token ids the response starts with. They count towards `max_tokens`."""
     origin: Origin | None = None
     reward: Reward = Reward()
     step_delimiter: str = ""

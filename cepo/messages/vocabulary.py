@@ -36,6 +36,15 @@ class Purpose(IntEnum):
     EVAL = 2
 
 
+class FollowUp(IntEnum):
+    """What a task is for that was made from a finished group of the same step."""
+
+    CONTINUATION = 1
+    """Fresh responses to the same prompt, or to it and the first tokens of a response; they estimate that value."""
+    DEMONSTRATION = 2
+    """Responses to a privileged prompt, which are trained on under the prompt of the origin."""
+
+
 class ContextName(IntEnum):
     """The context a response is scored under."""
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from cepo.errors import WireError
 from cepo.messages import groups as contracts
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Contract
-from cepo.messages.packed import PACKED, Packed
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 
 C = TypeVar("C", bound=Contract)
@@ -52,8 +52,6 @@ def from_proto(contract: type[C], message: Message) -> C:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or contract.__name__
         raise WireError(f"{contract.__name__}: {where}: {first['msg']}") from error
-    except ValueError as error:  # the numbers of a packed one
-        raise WireError(f"{contract.__name__}: {error}") from error
 
 
 def to_bytes(value: Contract) -> bytes:
@@ -91,10 +89,7 @@ HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contrac
 
 
 def _fill(message: Message, value: Contract, *, without: str = "") -> None:
-    """Writes a contract into its message, nested ones in their place; a packed one is handed on as it came."""
-    if isinstance(value, Packed) and value.message is not None:
-        message.CopyFrom(value.message)
-        return
+    """Writes the fields of a contract, and of those nested in it, into a message, but for the field `without`."""
     for name in type(value).model_fields:
         field = getattr(value, name)
         if name == without:
@@ -107,25 +102,20 @@ def _fill(message: Message, value: Contract, *, without: str = "") -> None:
             children = getattr(message, name)
             for each in field:
                 _fill(children.add(), each)
+        elif isinstance(field, Int32Array | Float32Array):
+            setattr(message, name, field.data)
         elif isinstance(field, tuple):
             getattr(message, name).extend(field)
         elif field is not None:
             setattr(message, name, field)
 
 
-def _read(contract: type[Contract], message: Message) -> Any:
-    """Plain data for the checks of a contract; a packed one is checked here and keeps its numbers in the message."""
-    plain = _plain(contract, message)
-    return contract.model_validate(plain, context=PACKED).packed(message) if issubclass(contract, Packed) else plain
-
-
-def _plain(contract: type[Contract], message: Message) -> dict[str, Any]:
+def _read(contract: type[Contract], message: Message) -> dict[str, Any]:
+    """The fields of a message as plain data, which pydantic checks as a whole."""
     plain: dict[str, Any] = {}
     for name, kind in _fields(contract):
         if kind is _Kind.SCALARS:
             plain[name] = getattr(message, name)[:]
-        elif kind is _Kind.NUMBERS:
-            plain[name] = ()
         elif kind is _Kind.MESSAGES:
             plain[name] = [_read(_child(contract, name), each) for each in getattr(message, name)]
         elif kind is _Kind.VALUE or (kind is _Kind.ENUM and getattr(message, name)):
@@ -140,7 +130,6 @@ class _Kind(Enum):
     ENUM = auto()
     MESSAGE = auto()
     SCALARS = auto()
-    NUMBERS = auto()
     MESSAGES = auto()
 
 
@@ -152,8 +141,7 @@ def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             return _Kind.MESSAGES if field.is_repeated else _Kind.MESSAGE
         if field.is_repeated:
-            numbers = issubclass(contract, Packed) and field.name in contract.NUMBERS
-            return _Kind.NUMBERS if numbers else _Kind.SCALARS
+            return _Kind.SCALARS
         return _Kind.ENUM if field.type == FieldDescriptor.TYPE_ENUM else _Kind.VALUE
 
     return tuple((field.name, kind(field)) for field in proto_type(contract).DESCRIPTOR.fields)

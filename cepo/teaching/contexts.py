@@ -174,7 +174,7 @@ def _in_order(ask: Ask, group: ScoredGroup, indices: Sequence[int]) -> list[int]
             case Pick.MOST_COMMON:
                 return -common[answers[i]], i
             case Pick.RANDOM:  # by content, so that the order of the rollouts does not matter
-                drawn = f"{group.task.seed}/{completions[i].token_ids}"
+                drawn = f"{group.task.seed}/{tuple(completions[i].token_ids)}"
                 return hashlib.sha256(drawn.encode()).hexdigest(), i
         return sign * group.verdicts[i].reward, i
 
@@ -194,7 +194,7 @@ def _peer(ask: Ask, group: ScoredGroup, choice: _Choice) -> Hint:
         return not_applicable(choice.reason)
     if ask.feedback in _ANSWERS:
         return Hint(ask.context, _answer(ask, group, choice.source), choice.reason, choice.source)
-    ids = group.rollout.completions[choice.source].token_ids
+    ids = tuple(group.rollout.completions[choice.source].token_ids)
     match ask.feedback:
         case Feedback.PEER_PREFIX:
             ids = ids[: ask.tokens]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
@@ -152,7 +153,8 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Sequence[Pair], scorer: Sc
         if ask.support is ask.weights:
             top = await scorer.likeliest(pairs, ask.top, temperature, policy)
         else:
-            plain = [Pair(group.rollout.prompt_token_ids, pair.response_ids, task.images) for pair in pairs]
+            prompt_ids = tuple(group.rollout.prompt_token_ids)
+            plain = [Pair(prompt_ids, pair.response_ids, task.images) for pair in pairs]
             support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
             top = await scorer.gather(pairs, [row.ids for row in support.values], temperature, policy)
             top = Scored(top.values, support.seconds + top.seconds)
@@ -165,13 +167,15 @@ def _pairs(
 ) -> dict[tuple[int, int], Pair]:
     """The applicable pairs by (ask, completion); each distinct hint is rendered once."""
     task, contexts = group.task, dict[str | tuple[int, ...], tuple[int, ...]]()
+    prompt_ids = tuple(group.rollout.prompt_token_ids)  # the exact ids that the rollout sampled from
+    response_ids = [tuple(completion.token_ids) for completion in group.rollout.completions]
     pairs = {}
     for a, (ask, row) in enumerate(zip(task.asks, chosen, strict=True)):
         images = () if ask.without_images else task.images
         for i, hint in enumerate(row):
             if not hint.applicable:
                 continue
-            context = group.rollout.prompt_token_ids  # the exact ids that the rollout sampled from
+            context = prompt_ids
             if hint.context is not ContextName.PLAIN:
                 shown = hint.shown or hint.answer
                 if shown not in contexts:
@@ -179,13 +183,12 @@ def _pairs(
                 context = contexts[shown]
             if task.images and not images:
                 context = renderer.mask_images(context)
-            response = group.rollout.completions[i].token_ids
-            if len(context) + len(response) > max_model_len:
+            if len(context) + len(response_ids[i]) > max_model_len:
                 raise UserError(
-                    f"context {hint.context.name} of {len(context)} tokens and a response of {len(response)} "
+                    f"context {hint.context.name} of {len(context)} tokens and a response of {len(response_ids[i])} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(context, response, images, _base_share(ask, task))
+            pairs[a, i] = Pair(context, response_ids[i], images, _base_share(ask, task))
     return pairs
 
 
@@ -196,7 +199,7 @@ def _hint_tokens(group: ScoredGroup, pair: Pair) -> int:
 
 def _row(hint: Hint, logps: Logps, extra: Mapping[str, Any]) -> EvidenceRow:
     return EvidenceRow(
-        logps=logps,
+        logps=Float32Array.of(logps),
         applicable=hint.applicable,
         context=hint.context,
         reason=hint.reason,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Completion, FinishReason, PromptTask, RolloutGroup
 from cepo.prompts.renderer import Renderer
 from cepo.service.generator import Generator, RolloutPrompt, SampledResponse
@@ -33,7 +34,7 @@ def make_handler(
         samples = await generator.generate(prompt, task.samples, left, task.seed, task.policy)
         GENERATED_TOKENS.inc(sum(len(sample.token_ids) for sample in samples))
         completions = tuple(_completion(sample, task, renderer) for sample in samples)
-        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
+        return RolloutGroup(task=task, prompt_token_ids=Int32Array.of(prompt_ids), completions=completions, proof=proof)
 
     return generate
 
@@ -41,8 +42,8 @@ def make_handler(
 def _completion(sample: SampledResponse, task: PromptTask, renderer: Renderer) -> Completion:
     token_ids = (*task.prefix, *sample.token_ids)
     return Completion(
-        token_ids=token_ids,
-        logps=sample.logps,
+        token_ids=Int32Array.of(token_ids),
+        logps=Float32Array.of(sample.logps),
         text=renderer.text(token_ids),
         finish_reason=FinishReason.STOP if sample.finished else FinishReason.LENGTH,
         step_ends=renderer.step_ends(token_ids, task.step_delimiter) if task.step_delimiter else (),

@@ -9,6 +9,7 @@ import grpc
 from cepo.answers.kinds import check_reference
 from cepo.credit import CreditRequest
 from cepo.errors import Unreachable, UserError
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Completion,
     ContextName,
@@ -104,7 +105,9 @@ async def graded(
         route=(Stage.ROLLOUT, Stage.VERIFY),
         policy=request.policy,
     )
-    rollout = RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=tuple(completions), proof=proof)
+    rollout = RolloutGroup(
+        task=task, prompt_token_ids=Int32Array.of(prompt_ids), completions=tuple(completions), proof=proof
+    )
     scored = await grader(rollout)
     verdicts = tuple(
         verdict if sent.reward is None else verdict.model_copy(update={"reward": sent.reward})
@@ -116,4 +119,6 @@ async def graded(
 def completion(text: str, ids: tuple[int, ...], *, ended: bool) -> Completion:
     """Returns a response in the form that the grader takes; its log-probs are 0, because no engine sampled it."""
     reason = FinishReason.STOP if ended else FinishReason.LENGTH
-    return Completion(token_ids=ids, logps=(0.0,) * len(ids), text=text, finish_reason=reason)
+    return Completion(
+        token_ids=Int32Array.of(ids), logps=Float32Array.of([0.0] * len(ids)), text=text, finish_reason=reason
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Completion,
     FinishReason,
@@ -48,7 +49,12 @@ class PairFeeder(Feeder):
         position = task.step * self.config.sampling.prompts + task.index
         problem = self.train.at(position, self.config.loop.seed)
         completions = tuple(
-            Completion(token_ids=self.renderer.response_ids(text), logps=(), text=text, finish_reason=FinishReason.STOP)
+            Completion(
+                token_ids=Int32Array.of(self.renderer.response_ids(text)),
+                logps=Float32Array(),
+                text=text,
+                finish_reason=FinishReason.STOP,
+            )
             for text in (problem.answer, problem.rejected)
         )
         proof = PolicyProof(
@@ -58,6 +64,6 @@ class PairFeeder(Feeder):
             tokenizer_sha256=self.renderer.sha256,
             engine="none: the responses were given",
         )
-        prompt_ids = self.renderer.prompt_ids(task.messages, task.images)
+        prompt_ids = Int32Array.of(self.renderer.prompt_ids(task.messages, task.images))
         rollout = RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=proof)
         return ScoredGroup(rollout=rollout, verdicts=(CHOSEN, REJECTED))

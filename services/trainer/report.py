@@ -102,7 +102,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "tokens/generated": _sampled(answered),
         "tokens/continued": _sampled([group for group in answered if group.task.origin is not None]),
         "tokens/measured": float(
-            sum(row.count("logps") for group in answered for evidence in group.evidence for row in evidence.rows)
+            sum(len(row.logps) for group in answered for evidence in group.evidence for row in evidence.rows)
         ),
         "time/teacher_seconds": sum(group.seconds for group in answered),
         **hint_metrics(done),
@@ -125,7 +125,7 @@ def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
 
 def _sampled(groups: Sequence[EvidencedGroup]) -> float:
     """The number of tokens that the engine sampled."""
-    return float(sum(c.count("logps") for group in groups for c in group.scored.rollout.completions))
+    return float(sum(len(c.logps) for group in groups for c in group.scored.rollout.completions))
 
 
 def versions(groups: Groups) -> dict[str, float]:
@@ -169,7 +169,7 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
             samples.append(
                 {
                     "text": completion.text,
-                    "token_ids": completion.token_ids,
+                    "token_ids": list(completion.token_ids),
                     "tokens": pieces(completion.token_ids),
                     "outcome": verdict.outcome.name.lower(),
                     "extracted": verdict.extracted,
@@ -190,7 +190,7 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
 
 def _evidence(row: EvidenceRow) -> dict[str, Any]:
     named = {"context": row.context.name, "reason": row.reason.name, "answer": row.answer, "source": row.source}
-    return {**named, "logps": row.logps}
+    return {**named, "logps": list(row.logps)}
 
 
 class Trackers:

@@ -53,7 +53,7 @@ def _earned(
     penalty = (
         length
         + rule.overlong_factor * overlong(tokens, group.task.sampling.max_tokens, rule.overlong_buffer)
-        - rule.repetition * (repeated(completion.token_ids, rule.repetition_ngram) if rule.repetition else 0.0)
+        - rule.repetition * (repeated(tuple(completion.token_ids), rule.repetition_ngram) if rule.repetition else 0.0)
     )
     reward = rule.accuracy * verdict.accuracy + rule.format * verdict.format + penalty + extra
     return verdict.model_copy(update={"reward": reward, "penalty": penalty, "functions": extra})

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from cepo.errors import Unreachable, UserError
+from cepo.messages.arrays import Int32Array
 from cepo.messages.groups import PromptTask, RolloutGroup, ScoredGroup
 from cepo.messages.wire import to_bytes
 from cepo.net.settings import Settings
@@ -146,7 +147,7 @@ async def test_a_result_with_a_changed_input_arrives_changed(bus: Bus) -> None:
     await bus.publish("in", [make_group()])
     (item,) = await take(bus)
     assert isinstance(item.hop, RolloutGroup)
-    changed = item.hop.model_copy(update={"prompt_token_ids": (1, 2, 3)})
+    changed = item.hop.model_copy(update={"prompt_token_ids": Int32Array.of([1, 2, 3])})
     scored = ScoredGroup(rollout=changed, verdicts=(make_verdict(), make_verdict()))
     await bus.hop(item, "out", scored)
     (arrived,) = await take(bus, "out")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cepo.errors import WireError
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import EvidenceRow
 from cepo.messages.wire import from_bytes, from_proto, to_bytes, to_proto
 from tests.helpers.factories import make_completion, make_row, make_task, make_top
@@ -19,13 +20,22 @@ def measured(**changes: Any) -> EvidenceRow:
 
 
 def test_a_distribution_with_impossible_tokens_keeps_every_bit() -> None:
-    row = measured(logps=(-1.0, -math.inf, -2.0), **make_top([[511, 7]] * 3, [[-0.125, -math.inf]] * 3))
+    row = measured(
+        logps=Float32Array.of([-1.0, -math.inf, -2.0]), **make_top([[511, 7]] * 3, [[-0.125, -math.inf]] * 3)
+    )
     assert from_bytes(EvidenceRow, to_bytes(row)) == row
 
 
 def test_a_hundred_likeliest_tokens_take_eight_bytes_each() -> None:
     row = measured(**make_top([[151_000 + i for i in range(100)]] * 3, [[-float(i) for i in range(100)]] * 3))
     assert len(to_bytes(row)) < 3 * 100 * 8 + 64
+
+
+def test_a_distribution_cut_within_a_number_is_a_wire_error() -> None:
+    message = to_proto(measured(**make_top([[1, 2]] * 3, [[-1.0, -2.0]] * 3)))
+    message.top_ids = message.top_ids[:-1]
+    with pytest.raises(WireError, match=r"top_ids: .*23 bytes are not a whole number of items"):
+        from_proto(EvidenceRow, message)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +47,10 @@ def test_a_hundred_likeliest_tokens_take_eight_bytes_each() -> None:
         ),
         (measured(**make_top([[1, 2]] * 2, [[-1.0, -2.0]] * 2)), "4 likeliest tokens with 4 log-probs at 3 positions"),
         (measured(top_ids=make_top([[1]] * 3, [[-1.0]] * 3)["top_ids"]), "3 likeliest tokens with 0 log-probs"),
-        (measured(**dict.fromkeys(("top_ids", "top_logps"), b"123")), "0.75 likeliest tokens"),
+        (
+            measured(top_ids=Int32Array.of([1, 2]), top_logps=Float32Array.of([-1.0])),
+            "2 likeliest tokens with 1 log-probs",
+        ),
     ],
 )
 def test_a_broken_distribution_is_a_wire_error_that_says_how(broken: EvidenceRow, says: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     BASE_POLICY,
     Ask,
@@ -81,7 +82,12 @@ def make_completion(
 ) -> Completion:
     """A response of `length` tokens."""
     logps = tuple(-0.25 * (i + 1) for i in range(length))
-    return Completion(token_ids=tuple(range(10, 10 + length)), logps=logps, text=text, finish_reason=finish_reason)
+    return Completion(
+        token_ids=Int32Array.of(range(10, 10 + length)),
+        logps=Float32Array.of(logps),
+        text=text,
+        finish_reason=finish_reason,
+    )
 
 
 def make_group(texts: Sequence[str] | None = None, task: PromptTask | None = None) -> RolloutGroup:
@@ -90,7 +96,9 @@ def make_group(texts: Sequence[str] | None = None, task: PromptTask | None = Non
         texts = ["\\boxed{7}"] * (task.samples if task else 2)
     task = task or make_task(samples=len(texts))
     completions = tuple(make_completion(text, length=3 + i % 2) for i, text in enumerate(texts))
-    return RolloutGroup(task=task, prompt_token_ids=(1, 2), completions=completions, proof=make_proof(task.policy))
+    return RolloutGroup(
+        task=task, prompt_token_ids=Int32Array.of((1, 2)), completions=completions, proof=make_proof(task.policy)
+    )
 
 
 def make_verdict(reward: float = 1.0, answer: str | None = None) -> Verdict:
@@ -124,14 +132,18 @@ def make_row(completion: Completion, ask: Ask) -> EvidenceRow:
     """The evidence of a response under an ask."""
     logps = tuple(logp - 0.125 * ask.context for logp in completion.logps)
     return EvidenceRow(
-        logps=logps, applicable=True, context=ask.context, reason=EvidenceReason.ASKED, answer="7", source=0
+        logps=Float32Array.of(logps),
+        applicable=True,
+        context=ask.context,
+        reason=EvidenceReason.ASKED,
+        answer="7",
+        source=0,
     )
 
 
-def make_top(ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float]]) -> dict[str, bytes]:
+def make_top(ids: Sequence[Sequence[int]], logps: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The fields of an evidence row for the likeliest tokens of each position."""
-    flat_ids, flat_logps = (array(code, [x for row in rows for x in row]) for code, rows in (("i", ids), ("f", logps)))
-    return {"top_ids": flat_ids.tobytes(), "top_logps": flat_logps.tobytes()}
+    return {"top_ids": Int32Array.of(chain(*ids)), "top_logps": Float32Array.of(chain(*logps))}
 
 
 def make_failed(task: PromptTask | None = None, stage: Stage = Stage.VERIFY) -> GroupFailed:
@@ -160,12 +172,17 @@ def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> Evi
         return tuple(-rng.randrange(1, 64) / 16 for _ in range(count))
 
     completions = tuple(
-        Completion(token_ids=random_ids(rng, n), logps=logps(n), text="", finish_reason=FinishReason.STOP)
+        Completion(
+            token_ids=Int32Array.of(random_ids(rng, n)),
+            logps=Float32Array.of(logps(n)),
+            text="",
+            finish_reason=FinishReason.STOP,
+        )
         for n in lengths
     )
     group = RolloutGroup(
         task=task,
-        prompt_token_ids=random_ids(rng, rng.randrange(4, 12)),
+        prompt_token_ids=Int32Array.of(random_ids(rng, rng.randrange(4, 12))),
         completions=completions,
         proof=make_proof(task.policy),
     )
@@ -173,7 +190,9 @@ def _ragged(rng: random.Random, task: PromptTask, lengths: Sequence[int]) -> Evi
     evidence = tuple(
         Evidence(
             ask=ask,
-            rows=tuple(make_row(c, ask).model_copy(update={"logps": logps(len(c.logps))}) for c in completions),
+            rows=tuple(
+                make_row(c, ask).model_copy(update={"logps": Float32Array.of(logps(len(c.logps)))}) for c in completions
+            ),
         )
         for ask in task.asks
     )

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Completion,
     FinishReason,
@@ -76,7 +77,9 @@ def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) ->
         ids = renderer.tokenizer.encode(row["response"], add_special_tokens=False)
         text = row["response"].removesuffix("$")
         completions.append(
-            Completion(token_ids=ids, logps=(0.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+            Completion(
+                token_ids=ids, logps=Float32Array.of((0.0,) * len(ids)), text=text, finish_reason=FinishReason.STOP
+            )
         )
         answer = boxed(text) if boxed(text) != "None" else ""
         outcome = Outcome.CORRECT if row["score"] == 1 else Outcome.WRONG if answer else Outcome.UNPARSED
@@ -85,7 +88,9 @@ def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) ->
             Verdict(outcome=outcome, reward=row["score"], accuracy=accuracy, extracted=answer, normalised=answer)
         )
     prompt = renderer.prompt_ids(task.messages)
-    rollout = RolloutGroup(task=task, prompt_token_ids=prompt, completions=tuple(completions), proof=make_proof())
+    rollout = RolloutGroup(
+        task=task, prompt_token_ids=Int32Array.of(prompt), completions=tuple(completions), proof=make_proof()
+    )
     return ScoredGroup(rollout=rollout, verdicts=tuple(verdicts))
 
 

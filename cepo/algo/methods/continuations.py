@@ -17,7 +17,8 @@ from torch import Tensor
 from cepo.algo.base import Advantages, Supply
 from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.policy_gradient import PolicyGradient
-from cepo.messages.groups import Completion, EvidencedGroup, Origin, PromptTask, Stage
+from cepo.messages.arrays import Int32Array
+from cepo.messages.groups import Completion, EvidencedGroup, FollowUp, Origin, PromptTask, Stage
 
 _COMPARING = ("estimator", "advantage_scale", "advantage_eps", "std_correction", "gamma")
 
@@ -105,12 +106,12 @@ def continuation(task: PromptTask, sample: int, prefix: tuple[int, ...], samples
     """
     name = f"{task.seed}/{task.index}/{sample}/{len(prefix)}".encode()
     changes = {
-        "prefix": prefix,
+        "prefix": Int32Array.of(prefix),
         "samples": samples,
         "seed": int.from_bytes(hashlib.sha256(name).digest()[:6], "big"),
         "asks": (),
         "route": (Stage.ROLLOUT, Stage.VERIFY),
-        "origin": Origin(index=task.index, sample=sample),
+        "origin": Origin(kind=FollowUp.CONTINUATION, index=task.index, sample=sample),
         "step_delimiter": "",
     }
     return task.model_copy(update=changes)

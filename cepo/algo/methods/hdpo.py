@@ -25,7 +25,7 @@ from cepo.algo.methods.distillation import compared, masked_sum, reports
 from cepo.algo.methods.policy_gradient import Estimator, PolicyGradient
 from cepo.algo.teacher import TeacherSource
 from cepo.errors import UserError
-from cepo.messages.groups import Ask, ContextName, EvidencedGroup, Origin, PromptTask, Stage, TeachWhen, Want
+from cepo.messages.groups import Ask, ContextName, EvidencedGroup, FollowUp, Origin, PromptTask, Stage, TeachWhen, Want
 from cepo.messages.hints import with_hint
 
 
@@ -116,7 +116,7 @@ class Hdpo(PolicyGradient):
             "asks": (self.ask,),
             "teach_when": TeachWhen.ALWAYS,
             "route": (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH),
-            "origin": Origin(index=task.index),
+            "origin": Origin(kind=FollowUp.DEMONSTRATION, index=task.index),
         }
         return PromptTask(**dict(task) | changes)
 

@@ -32,7 +32,7 @@ class SpoChain(Decisive, Continued):
     """Decisions in a segment."""
 
     def states(self, completion: Completion) -> list[int]:
-        return [cut + 1 for cut in self._cuts(torch.tensor(completion.logps))]
+        return [cut + 1 for cut in self._cuts(torch.tensor(tuple(completion.logps)))]
 
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
         logp_T = batch.rollout_logp_BT[row, : len(batch.response_ids[row])]

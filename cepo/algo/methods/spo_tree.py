@@ -20,6 +20,7 @@ from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.continuations import continuation
 from cepo.algo.methods.spo import Decisive
 from cepo.algo.segments import Edge, Node, tree_edges
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Completion, Evidence, EvidencedGroup, EvidenceRow, FinishReason, PromptTask, Verdict
 
 Branches = Annotated[int, Field(ge=2)]
@@ -104,14 +105,18 @@ class _Forest:
     def root(self, group: EvidencedGroup) -> Node | None:
         """The tree of a prompt; None where nothing was judged."""
         children = self._nodes(group, 1)
-        return Node(group.scored.rollout.prompt_token_ids, children=children) if children else None
+        return Node(tuple(group.scored.rollout.prompt_token_ids), children=children) if children else None
 
     def rows(self, group: EvidencedGroup, index: int, prompt_ids: tuple[int, ...], edges: list[Edge]) -> EvidencedGroup:
         """Edges of one parent as responses to all that comes before them."""
         start = len(prompt_ids) - len(group.scored.rollout.prompt_token_ids)
         pieces = [self._piece(edge, start) for edge in edges]
         task = group.task.model_copy(update={"index": index, "samples": len(edges)})
-        changes = {"task": task, "prompt_token_ids": prompt_ids, "completions": tuple(piece[0] for piece in pieces)}
+        changes = {
+            "task": task,
+            "prompt_token_ids": Int32Array.of(prompt_ids),
+            "completions": tuple(piece[0] for piece in pieces),
+        }
         evidence = tuple(
             Evidence(ask=found.ask, rows=tuple(piece[2][at] for piece in pieces))
             for at, found in enumerate(group.evidence)
@@ -147,15 +152,19 @@ class _Forest:
         end, given = start + len(edge.token_ids), len(group.task.prefix)
         part = completion.model_copy(
             update={
-                "token_ids": edge.token_ids,
-                "logps": completion.logps[start - given : end - given],
+                "token_ids": Int32Array.of(edge.token_ids),
+                "logps": Float32Array.of(completion.logps[start - given : end - given]),
                 "step_ends": (),
                 "finish_reason": completion.finish_reason if edge.is_leaf else FinishReason.STOP,
             }
         )
         verdict = group.scored.verdicts[edge.source[1]].model_copy(update={"reward": edge.advantage})
         measured = [found.rows[edge.source[1]] for found in group.evidence]
-        return part, verdict, [row.model_copy(update={"logps": row.logps[start:end]}) for row in measured]
+        return part, verdict, [_cut(row, start, end) for row in measured]
+
+
+def _cut(row: EvidenceRow, start: int, end: int) -> EvidenceRow:
+    return row.model_copy(update={"logps": Float32Array.of(row.logps[start:end])})
 
 
 def _worth(group: EvidencedGroup, verdicts: Sequence[Verdict]) -> EvidencedGroup:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cepo.answers.perturb import perturbed
 from cepo.data.problems import Problem
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     BASE_POLICY,
     Completion,
@@ -106,14 +107,14 @@ def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: 
     )
     proof = PolicyProof(policy=BASE_POLICY, bound_modules=0, canary_logp=0.0, tokenizer_sha256="", engine="check")
     completions = tuple(_completion(text, renderer, task.step_delimiter) for text in texts)
-    return RolloutGroup(task=task, prompt_token_ids=(0,), completions=completions, proof=proof)
+    return RolloutGroup(task=task, prompt_token_ids=Int32Array.of([0]), completions=completions, proof=proof)
 
 
 def _completion(text: str, renderer: Renderer, delimiter: str) -> Completion:
     token_ids = tuple(renderer.tokenizer.encode(text))
     return Completion(
-        token_ids=token_ids,
-        logps=(0.0,) * len(token_ids),
+        token_ids=Int32Array.of(token_ids),
+        logps=Float32Array.of([0.0] * len(token_ids)),
         text=text,
         finish_reason=FinishReason.STOP,
         step_ends=renderer.step_ends(token_ids, delimiter) if delimiter else (),

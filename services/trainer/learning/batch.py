@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cepo.algo.batch import EvidenceTensors, TrainBatch
-from cepo.messages.groups import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason
+from cepo.messages.arrays import Float32Array
+from cepo.messages.groups import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason, FollowUp
 
-NOT_MEASURED = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED)
+NOT_MEASURED = EvidenceRow(
+    logps=Float32Array(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED
+)
 
 
 def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
@@ -29,9 +32,8 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         groups: at least one that is no follow-up.
     """
     prompts = {group.task.index: group for group in groups if group.task.origin is None}
-    follow_ups = [(prompts[group.task.origin.index], group) for group in groups if group.task.origin is not None]
-    continuations = [group for origin, group in follow_ups if group.task.messages == origin.task.messages]
-    demonstrations = [group for origin, group in follow_ups if group.task.messages != origin.task.messages]
+    continuations = _follow_ups(groups, FollowUp.CONTINUATION)
+    demonstrations = _follow_ups(groups, FollowUp.DEMONSTRATION)
     rows = [*prompts.values(), *demonstrations]
     completions = [c for group in rows for c in group.scored.rollout.completions]
     verdicts = [v for group in rows for v in group.scored.verdicts]
@@ -42,12 +44,12 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
     reward_B = torch.tensor([math.nan if v.failed else v.reward for v in verdicts])
     return TrainBatch(
         prompt_ids=[_prompt(group, prompts) for group in rows for _ in group.scored.verdicts],
-        response_ids=[c.token_ids for c in completions],
+        response_ids=[tuple(c.token_ids) for c in completions],
         mask_BT=mask_BT,
         reward_B=torch.where(demonstration_B, math.nan, reward_B),
         accuracy_B=torch.tensor([v.accuracy for v in verdicts]),
         group_B=torch.arange(len(rows)).repeat_interleave(size_G),
-        rollout_logp_BT=_pad([c.logps for c in completions], mask_BT.shape[1]),
+        rollout_logp_BT=_pad([tuple(c.logps) for c in completions], mask_BT.shape[1]),
         max_tokens=rows[0].task.sampling.max_tokens,
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,
@@ -60,9 +62,13 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
     )
 
 
+def _follow_ups(groups: Iterable[EvidencedGroup], kind: FollowUp) -> list[EvidencedGroup]:
+    return [group for group in groups if group.task.origin is not None and group.task.origin.kind is kind]
+
+
 def _prompt(group: EvidencedGroup, prompts: dict[int, EvidencedGroup]) -> tuple[int, ...]:
     origin = group.task.origin
-    return (group if origin is None else prompts[origin.index]).scored.rollout.prompt_token_ids
+    return tuple((group if origin is None else prompts[origin.index]).scored.rollout.prompt_token_ids)
 
 
 def _asks(groups: Iterable[EvidencedGroup]) -> list[Ask]:
@@ -74,12 +80,12 @@ def _measured(ask: Ask, groups: Sequence[EvidencedGroup], width: int) -> Evidenc
     applicable_B = torch.tensor([row.applicable for row in rows])
     top_ids_BTk = top_logp_BTk = pooled_BD = None
     if any(row.top_ids for row in rows):
-        top_ids_BTk = _pad_top(rows, [row.top_ids for row in rows], width, torch.int32).long()
-        top_logp_BTk = _pad_top(rows, [row.top_logps for row in rows], width, torch.float32)
+        top_ids_BTk = _pad_top(rows, [row.top_ids.data for row in rows], width, torch.int32).long()
+        top_logp_BTk = _pad_top(rows, [row.top_logps.data for row in rows], width, torch.float32)
     if units := max((len(row.pooled) for row in rows), default=0):
-        pooled_BD = torch.tensor([row.pooled or (0.0,) * units for row in rows])
+        pooled_BD = torch.tensor([tuple(row.pooled) or (0.0,) * units for row in rows])
     substitute_B = torch.tensor([row.applicable and row.reason is not EvidenceReason.ASKED for row in rows])
-    logp_BT = _pad([row.logps for row in rows], width)
+    logp_BT = _pad([tuple(row.logps) for row in rows], width)
     return EvidenceTensors(logp_BT, applicable_B, top_ids_BTk, top_logp_BTk, pooled_BD, substitute_B)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cepo.algo.base import Algorithm
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Completion,
     EvidencedGroup,
@@ -46,9 +47,11 @@ def judged(token_ids: Sequence[int], unjudged: float = 0.0) -> Verdict:
 
 def sampled(task: PromptTask, unjudged: float = 0.0) -> EvidencedGroup:
     """A group as a function of its task; token 3 begins a step, and responses end by themselves or at max_tokens."""
-    draw = random.Random(f"{task.seed}/{task.prefix}")
+    draw = random.Random(f"{task.seed}/{tuple(task.prefix)}")
     completions = tuple(_completion(task, draw) for _ in range(task.samples))
-    rollout = RolloutGroup(task=task, prompt_token_ids=(7, 8), completions=completions, proof=make_proof())
+    rollout = RolloutGroup(
+        task=task, prompt_token_ids=Int32Array.of((7, 8)), completions=completions, proof=make_proof()
+    )
     verdicts = tuple(judged(c.token_ids, unjudged) for c in completions)
     return EvidencedGroup(scored=ScoredGroup(rollout=rollout, verdicts=verdicts))
 
@@ -60,8 +63,8 @@ def _completion(task: PromptTask, draw: random.Random) -> Completion:
         logps.append(-draw.choice([1, 2, 64, 128]) / 128)
     ends = [at for at, token in enumerate(ids) if token == 3 and at > 0] if task.step_delimiter else []
     return Completion(
-        token_ids=tuple(ids),
-        logps=tuple(logps),
+        token_ids=Int32Array.of(ids),
+        logps=Float32Array.of(logps),
         text="",
         finish_reason=FinishReason.STOP if ids[-1] == END else FinishReason.LENGTH,
         step_ends=(*ends, len(ids)) if task.step_delimiter else (),

@@ -16,7 +16,7 @@ from cepo.algo.methods.continuations import Continued
 from cepo.algo.methods.spo import SpoChain
 from cepo.algo.methods.vineppo import VinePpo
 from cepo.algo.variants import ALGORITHMS
-from cepo.messages.groups import EvidencedGroup, Origin, Outcome, Stage
+from cepo.messages.groups import EvidencedGroup, Outcome, Stage
 from services.trainer.learning.batch import pack
 from tests.parity.support import golden, make_batch, tensor
 from tests.unit.algo.continuing import Prompts, prompts, sampled, step
@@ -30,7 +30,8 @@ def values(groups: list[EvidencedGroup], index: int, sample: int) -> dict[int, f
     """The mean reward of the continuations of a response's prefixes, by length; None where all failed."""
     found: dict[int, float | None] = {}
     for group in groups:
-        if group.task.origin in (Origin(index=index, sample=sample), Origin(index=index)):
+        origin = group.task.origin
+        if origin is not None and origin.index == index and origin.sample in (sample, -1):
             rewards = [verdict.reward for verdict in group.scored.verdicts if not verdict.failed]
             found[len(group.task.prefix)] = fmean(rewards) if rewards else None
     return found
@@ -79,7 +80,7 @@ def test_the_credit_is_that_of_a_loop_over_the_equation(seed: int, algorithm: Co
             if isinstance(algorithm, VinePpo):
                 expected = vine_credit(completion.step_ends, reward, found)
             else:
-                expected = chain_credit(completion.logps, reward, found, 2)
+                expected = chain_credit(tuple(completion.logps), reward, found, 2)
             width = len(completion.token_ids)
             assert adv_BT[row, :width].tolist() == pytest.approx(expected, abs=1e-6)
             assert not adv_BT[row, width:].any()

@@ -16,6 +16,7 @@ from torch import Tensor
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.variants import Grpo
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import ContextName, Evidence, EvidencedGroup, EvidenceRow, Outcome, Verdict
 from cepo.teaching.contexts import Hint, hints
 from services.trainer.learning.batch import pack
@@ -38,7 +39,7 @@ def taught(
     scored = make_scored(task=make_task(samples=len(verdicts), asks=algorithm.asks), verdicts=verdicts)
 
     def row(hint: Hint, length: int) -> EvidenceRow:
-        logps = ((worth or WORTH)[hint.context],) * (length if hint.applicable else 0)
+        logps = Float32Array.of([(worth or WORTH)[hint.context]] * (length if hint.applicable else 0))
         return EvidenceRow(logps=logps, applicable=hint.applicable, context=hint.context, reason=hint.reason)
 
     lengths = [len(c.token_ids) for c in scored.rollout.completions]

@@ -17,6 +17,7 @@ from cepo.messages.groups import (
     Ask,
     ContextName,
     EvidencedGroup,
+    FollowUp,
     Origin,
     Outcome,
     PromptTask,
@@ -71,7 +72,7 @@ def test_every_cliff_is_asked_again_with_the_solution_in_its_prompt_by_the_same_
     cliff = group(0.0, 0.0, index=2, policy=POLICY, step=6)
     (task,) = algorithm.follow_up([group(1.0, 0.0), cliff, group(1.0, 1.0, index=3)], 6, Closed())
     assert task.messages == with_hint(cliff.task.messages, cliff.task.hint, SOLVED)
-    assert (task.index, task.origin, task.samples) == (6, Origin(index=2), 5)
+    assert (task.index, task.origin, task.samples) == (6, Origin(kind=FollowUp.DEMONSTRATION, index=2), 5)
     assert (task.policy, task.teacher, task.step) == (POLICY, cliff.task.teacher, 6)
     assert task.asks == (Ask(context=ContextName.PLAIN, want=Want.DISTRIBUTION, top=9),)
     assert (task.teach_when, task.route) == (TeachWhen.ALWAYS, (Stage.ROLLOUT, Stage.VERIFY, Stage.TEACH))

@@ -39,7 +39,7 @@ def leaves(groups: list[EvidencedGroup], index: int) -> dict[Path, tuple[tuple[i
             own = tuple((group.task.index, sample, at) for at in range(level, depth))
             names[group.task.index, sample] = path = (*above[:level], *own)
             if not group.scored.verdicts[sample].failed:
-                found[path] = (completion.token_ids, group.scored.verdicts[sample].reward)
+                found[path] = (tuple(completion.token_ids), group.scored.verdicts[sample].reward)
     return found
 
 

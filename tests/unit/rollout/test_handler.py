@@ -44,7 +44,9 @@ async def test_a_task_becomes_a_complete_group() -> None:
     assert group.prompt_token_ids == RENDERER.prompt_ids(task.messages)
     assert group.proof == make_proof(POLICY)
     samples = [toy_sample(text, finished=i % 2 == 0) for i, text in enumerate(TEXTS)]
-    assert [(c.token_ids, c.logps) for c in group.completions] == [(s.token_ids, s.logps) for s in samples]
+    assert [(tuple(c.token_ids), tuple(c.logps)) for c in group.completions] == [
+        (s.token_ids, s.logps) for s in samples
+    ]
 
 
 async def test_responses_are_decoded_without_the_end_of_the_turn() -> None:

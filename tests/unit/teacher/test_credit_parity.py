@@ -12,6 +12,7 @@ from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.variants import Grpo
 from cepo.credit import CreditReply
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Completion, FinishReason, Message, RolloutGroup
 from cepo.messages.hints import HINT
 from cepo.teaching.handler import make_handler
@@ -57,12 +58,20 @@ def group_of(texts: Sequence[str], algorithm: Algorithm, temperature: float) -> 
         asks=algorithm.asks_at(0),
     )
     completions = tuple(
-        Completion(token_ids=ids, logps=(-0.5,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+        Completion(
+            token_ids=Int32Array.of(ids),
+            logps=Float32Array.of((-0.5,) * len(ids)),
+            text=text,
+            finish_reason=FinishReason.STOP,
+        )
         for text in texts
         for ids in [ids_of(text)]
     )
     return RolloutGroup(
-        task=task, prompt_token_ids=RENDERER.prompt_ids(messages), completions=completions, proof=make_proof()
+        task=task,
+        prompt_token_ids=Int32Array.of(RENDERER.prompt_ids(messages)),
+        completions=completions,
+        proof=make_proof(),
     )
 
 

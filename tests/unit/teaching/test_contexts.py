@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Ask,
     Completion,
@@ -175,7 +176,12 @@ def peers(*texts: str, rewards: Sequence[float], answers: Sequence[str] = (), se
     )
     scored = make_scored(task=make_task(samples=len(texts), seed=seed), verdicts=verdicts)
     completions = tuple(
-        Completion(token_ids=tuple(map(ord, t)), logps=(0.0,) * len(t), text=t, finish_reason=FinishReason.STOP)
+        Completion(
+            token_ids=Int32Array.of(map(ord, t)),
+            logps=Float32Array.of((0.0,) * len(t)),
+            text=t,
+            finish_reason=FinishReason.STOP,
+        )
         for t in texts
     )
     return scored.model_copy(update={"rollout": scored.rollout.model_copy(update={"completions": completions})})

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_every_response_is_pooled_under_the_policy_that_sampled_it() -> None:
     group = make_scored([1.0, 0.0, 1.0], make_task(samples=3, asks=(HIDDEN,), policy=POLICY))
     found = await make_handler(ToyScorer(), RENDERER, 200)(group)
-    pairs = [Pair(group.rollout.prompt_token_ids, completion.token_ids) for completion in group.rollout.completions]
+    prompt_ids = tuple(group.rollout.prompt_token_ids)
+    pairs = [Pair(prompt_ids, tuple(completion.token_ids)) for completion in group.rollout.completions]
     wanted = (await ToyScorer().pool(pairs, POLICY)).values
     assert len(set(wanted)) == 2  # the first and the third response are equal
     assert [row.pooled for row in found.evidence[0].rows] == wanted

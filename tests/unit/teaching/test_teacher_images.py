@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.errors import UserError
+from cepo.messages.arrays import Int32Array
 from cepo.messages.groups import BASE_POLICY, Ask, ImageRef, Message, RolloutGroup, ScoredGroup, Weights
 from cepo.messages.hints import HINT, with_hint
 from cepo.model.forward import response_logps
@@ -56,7 +57,7 @@ def scored(
     ]
     rollout = RolloutGroup(
         task=task,
-        prompt_token_ids=RENDERER.prompt_ids(turn, images),
+        prompt_token_ids=Int32Array.of(RENDERER.prompt_ids(turn, images)),
         completions=tuple(completions),
         proof=make_proof(BASE_POLICY),
     )
@@ -100,7 +101,7 @@ async def evidence_of(folder: Path, image: Picture, asks: tuple[Ask, ...]) -> di
     handler = make_handler(scorer_of_images(folder, image), RENDERER, 200)
     group = scored(image, (f"\\boxed{{{FIGURE.problem.answer}}}", "\\boxed{12}"), asks)
     found = (await handler(group)).evidence
-    return {(each.ask, i): row.logps for each in found for i, row in enumerate(each.rows)}
+    return {(each.ask, i): tuple(row.logps) for each in found for i, row in enumerate(each.rows)}
 
 
 @pytest.mark.parametrize("algorithm", [Cepo, Rlsd])

@@ -9,6 +9,7 @@ import torch
 
 from cepo.algo.core import group_advantage
 from cepo.algo.variants import Grpo
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import (
     Ask,
     ContextName,
@@ -16,6 +17,7 @@ from cepo.messages.groups import (
     EvidencedGroup,
     EvidenceReason,
     EvidenceRow,
+    FollowUp,
     Message,
     Origin,
     Outcome,
@@ -26,7 +28,7 @@ from tests.helpers.factories import ASKS, make_ragged, make_scored, make_top, ma
 
 LENGTHS = [(3, 0, 5), (2, 4)]
 FLAT = [3, 0, 5, 2, 4]
-ABSENT = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.NO_ANSWER)
+ABSENT = EvidenceRow(logps=Float32Array(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.NO_ANSWER)
 
 
 def unmeasured(group: EvidencedGroup, ask: int, row: int) -> EvidencedGroup:
@@ -59,7 +61,7 @@ def test_sequences_keep_their_group_prompt_and_reward() -> None:
     groups = make_ragged(LENGTHS)
     batch = pack(groups)
     assert batch.group_B.tolist() == [0, 0, 0, 1, 1]
-    assert batch.prompt_ids == [groups[i].scored.rollout.prompt_token_ids for i in (0, 0, 0, 1, 1)]
+    assert batch.prompt_ids == [tuple(groups[i].scored.rollout.prompt_token_ids) for i in (0, 0, 0, 1, 1)]
     assert batch.reward_B.tolist() == batch.accuracy_B.tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]
     assert all(evidence.applicable_B.all() for evidence in batch.evidence.values())
     assert not batch.demonstration_B.any()
@@ -143,8 +145,8 @@ def follow_up(group: EvidencedGroup, index: int, **changes: Any) -> EvidencedGro
 
 def test_continuations_become_the_values_of_their_prefixes() -> None:
     first, second = make_ragged(LENGTHS)  # rewards alternate 0, 1
-    start = follow_up(first, 2, origin=Origin(index=0), prefix=())
-    later = follow_up(second, 3, origin=Origin(index=1, sample=1), prefix=(4, 4, 4))
+    start = follow_up(first, 2, origin=Origin(kind=FollowUp.CONTINUATION, index=0), prefix=())
+    later = follow_up(second, 3, origin=Origin(kind=FollowUp.CONTINUATION, index=1, sample=1), prefix=(4, 4, 4))
     batch = pack([first, second, start, later])
     assert batch.size == 5
     value_BT1 = batch.prefix_value_BT1
@@ -157,7 +159,7 @@ def test_continuations_become_the_values_of_their_prefixes() -> None:
 def test_a_response_to_a_privileged_prompt_becomes_a_demonstration_under_the_students_prompt() -> None:
     first, second = make_ragged(LENGTHS)
     hinted = (Message(role="user", content="3 + 4 = ? It is 7."),)
-    shown = follow_up(second, 2, origin=Origin(index=0), messages=hinted)
+    shown = follow_up(second, 2, origin=Origin(kind=FollowUp.DEMONSTRATION, index=0), messages=hinted)
     batch = pack([first, second, shown])
     assert batch.demonstration_B.tolist() == [False] * 5 + [True] * 2
     assert batch.prompt_ids[5] == first.scored.rollout.prompt_token_ids

@@ -15,7 +15,7 @@ import cepo.tiny
 from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.hdpo import Hdpo
 from cepo.errors import UserError
-from cepo.messages.groups import BASE_POLICY, Ask, Evidence, EvidencedGroup, Message, Origin, PolicyRef
+from cepo.messages.groups import BASE_POLICY, Ask, Evidence, EvidencedGroup, FollowUp, Message, Origin, PolicyRef
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
@@ -52,7 +52,7 @@ def hdpo_batch() -> TrainBatch:
     """Two prompts, and demonstrations for one of them, of which every other is correct."""
     first, second, shown = make_ragged([*LENGTHS, (6, 8, 2, 3)], asks=())
     hinted = (Message(role="user", content="3 + 4 = ? It is 7."),)
-    task = shown.task.model_copy(update={"origin": Origin(index=0), "messages": hinted})
+    task = shown.task.model_copy(update={"origin": Origin(kind=FollowUp.DEMONSTRATION, index=0), "messages": hinted})
     rollout = shown.scored.rollout.model_copy(update={"task": task})
     shown = shown.model_copy(update={"scored": shown.scored.model_copy(update={"rollout": rollout})})
     return pack([first, second, measured(shown, Hdpo(top=4).ask, 7)])

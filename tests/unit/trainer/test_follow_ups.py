@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Completion, FinishReason, PolicyRef, PromptTask, RolloutGroup, ScoredGroup, Stage
 from cepo.net.settings import Settings
 from cepo.run.folder import RunDir
@@ -49,7 +50,7 @@ class Toys(ProvenScorer):
         rng = random.Random(f"{task.seed}-{task.policy.name}-{task.messages[-1].content}")
         return RolloutGroup(
             task=task,
-            prompt_token_ids=self.renderer.prompt_ids(task.messages),
+            prompt_token_ids=Int32Array.of(self.renderer.prompt_ids(task.messages)),
             completions=tuple(completion(rng) for _ in range(task.samples)),
             proof=await self.load(task.policy),
         )
@@ -62,7 +63,12 @@ class Toys(ProvenScorer):
 
 def completion(rng: random.Random) -> Completion:
     ids = tuple(rng.randrange(3, 500) for _ in range(rng.randrange(2, 9)))
-    return Completion(token_ids=ids, logps=(-5.0,) * len(ids), text="", finish_reason=FinishReason.STOP)
+    return Completion(
+        token_ids=Int32Array.of(ids),
+        logps=Float32Array.of((-5.0,) * len(ids)),
+        text="",
+        finish_reason=FinishReason.STOP,
+    )
 
 
 async def trained_with(

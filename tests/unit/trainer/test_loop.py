@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import (
     Completion,
     EvidencedGroup,
@@ -71,10 +72,14 @@ class Stages:
             text = f"{rng.randrange(99)}+{rng.randrange(99)}, \\boxed{{{answer}}}"
             ids = RENDERER.tokenizer.encode(text, add_special_tokens=False)
             completions.append(
-                Completion(token_ids=ids, logps=(-1.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+                Completion(
+                    token_ids=ids, logps=Float32Array.of((-1.0,) * len(ids)), text=text, finish_reason=FinishReason.STOP
+                )
             )
         prompt_ids, proof = RENDERER.prompt_ids(task.messages), await self.engine.load(task.policy)
-        return RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=tuple(completions), proof=proof)
+        return RolloutGroup(
+            task=task, prompt_token_ids=Int32Array.of(prompt_ids), completions=tuple(completions), proof=proof
+        )
 
     async def grade(self, group: RolloutGroup) -> ScoredGroup:
         self.graded += 1

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import pstdev
+from typing import Any
 
 import pytest
 import torch
 
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import (
     ContextName,
     EvidencedGroup,
@@ -107,9 +109,15 @@ def test_responses_without_a_token_are_counted() -> None:
 def test_hint_metrics_say_why_each_rejected_answer_is_what_it_is() -> None:
     group = make_evidenced([1.0, 0.0, 0.0])
     answer, rejected = group.evidence
-    changes = [{}, {"reason": EvidenceReason.NO_ANSWER, "context": ContextName.PLAIN}, {"hint_tokens": 7}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"reason": EvidenceReason.NO_ANSWER, "context": ContextName.PLAIN},
+        {"hint_tokens": 7},
+    ]
     rows = [row.model_copy(update=change) for row, change in zip(rejected.rows, changes, strict=True)]
-    unused = EvidenceRow(logps=(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ONLY_SELF)
+    unused = EvidenceRow(
+        logps=Float32Array(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ONLY_SELF
+    )
     evidence = (
         answer.model_copy(update={"rows": [row.model_copy(update={"hint_tokens": 4}) for row in answer.rows]}),
         rejected.model_copy(update={"rows": (*rows, unused)}),

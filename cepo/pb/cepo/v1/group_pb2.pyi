@@ -8,6 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class FollowUp(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FOLLOW_UP_UNSPECIFIED: _ClassVar[FollowUp]
+    FOLLOW_UP_CONTINUATION: _ClassVar[FollowUp]
+    FOLLOW_UP_DEMONSTRATION: _ClassVar[FollowUp]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -35,6 +41,9 @@ class EvidenceReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVIDENCE_REASON_NO_CORRECT: _ClassVar[EvidenceReason]
     EVIDENCE_REASON_NO_SOLUTION: _ClassVar[EvidenceReason]
     EVIDENCE_REASON_TOO_FEW: _ClassVar[EvidenceReason]
+FOLLOW_UP_UNSPECIFIED: FollowUp
+FOLLOW_UP_CONTINUATION: FollowUp
+FOLLOW_UP_DEMONSTRATION: FollowUp
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -100,20 +109,22 @@ class PromptTask(_message.Message):
     teacher: _policy_pb2.PolicyRef
     reference_solution: str
     placement: _policy_pb2.Placement
-    prefix: _containers.RepeatedScalarFieldContainer[int]
+    prefix: bytes
     origin: Origin
     reward: _policy_pb2.Reward
     step_delimiter: str
     base_share: float
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[_Iterable[int]] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ..., base_share: _Optional[float] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[bytes] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ..., base_share: _Optional[float] = ...) -> None: ...
 
 class Origin(_message.Message):
-    __slots__ = ("index", "sample")
+    __slots__ = ("kind", "index", "sample")
+    KIND_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    kind: FollowUp
     index: int
     sample: int
-    def __init__(self, index: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[FollowUp, str]] = ..., index: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("token_ids", "logps", "text", "finish_reason", "step_ends")
@@ -122,12 +133,12 @@ class Completion(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STEP_ENDS_FIELD_NUMBER: _ClassVar[int]
-    token_ids: _containers.RepeatedScalarFieldContainer[int]
-    logps: _containers.RepeatedScalarFieldContainer[float]
+    token_ids: bytes
+    logps: bytes
     text: str
     finish_reason: FinishReason
     step_ends: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logps: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PolicyProof(_message.Message):
     __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at")
@@ -152,10 +163,10 @@ class RolloutGroup(_message.Message):
     COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     task: PromptTask
-    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_token_ids: bytes
     completions: _containers.RepeatedCompositeFieldContainer[Completion]
     proof: PolicyProof
-    def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
+    def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[bytes] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions", "step_rewards")
@@ -201,17 +212,17 @@ class EvidenceRow(_message.Message):
     HINT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOP_IDS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPS_FIELD_NUMBER: _ClassVar[int]
-    logps: _containers.RepeatedScalarFieldContainer[float]
+    logps: bytes
     applicable: bool
     context: _policy_pb2.ContextName
     reason: EvidenceReason
     answer: str
     source: int
-    pooled: _containers.RepeatedScalarFieldContainer[float]
+    pooled: bytes
     hint_tokens: int
     top_ids: bytes
     top_logps: bytes
-    def __init__(self, logps: _Optional[_Iterable[float]] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., pooled: _Optional[_Iterable[float]] = ..., hint_tokens: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logps: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, logps: _Optional[bytes] = ..., applicable: _Optional[bool] = ..., context: _Optional[_Union[_policy_pb2.ContextName, str]] = ..., reason: _Optional[_Union[EvidenceReason, str]] = ..., answer: _Optional[str] = ..., source: _Optional[int] = ..., pooled: _Optional[bytes] = ..., hint_tokens: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logps: _Optional[bytes] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("ask", "rows")
