@@ -1,4 +1,4 @@
-"""The language model: one forward pass over the prefixes that sequences share, and LoRA.
+"""The forward pass of the language model over shared prefixes, and LoRA.
 
-Both the teacher and the learner run it. Every optimisation here has an equality test against plain transformers.
+The teacher and the learner use it. Each optimisation has an equality test against plain transformers or PEFT.
 """

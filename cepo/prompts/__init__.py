@@ -1,4 +1,4 @@
-"""From chat messages and images to the token ids that a model reads, and from token ids back to text spans.
+"""Chat messages and images to the token ids that a model reads, and token ids to spans of text.
 
-The renderer is shared by rollout, teacher, trainer and the checks, so that all of them see the same ids.
+Rollout, teacher, trainer and preflight checks share the renderer, so that all of them have the same token ids.
 """

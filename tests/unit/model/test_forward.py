@@ -1,4 +1,4 @@
-"""Log-probs and their gradient through the adapter and the vocabulary: exact, and in bounded memory."""
+"""Log-probs and their gradients through adapter and vocabulary: equal to a plain loop, and in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESPONSES = [[5, 6, 7], [5, 6, 9, 10], [], [11], [5, 6, 7], [20, 21], [22], [20,
 
 
 def adapted_tiny() -> Any:
-    """The tiny model under an adapter none of whose matrices is zero."""
+    """The tiny model with a random adapter."""
     base = AutoModelForCausalLM.from_pretrained(cepo.tiny.path(), dtype=torch.float32).eval().requires_grad_(False)
     model = get_peft_model(base, LoraConfig(r=4, target_modules=list(LINEAR_LAYERS), task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(3)
@@ -47,7 +47,7 @@ def shared_logps(model: Any) -> Tensor:
 
 
 def padded_logps(model: Any) -> Tensor:
-    """As a plain loop has them: one padded batch, all logits."""
+    """The log-probs of a plain loop: one padded batch with all logits."""
     rows = [torch.tensor(p + r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     mask_BS = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     logits_BSV = model(input_ids=pad_sequence(rows, batch_first=True), attention_mask=mask_BS).logits / 0.8
@@ -76,9 +76,9 @@ def gradients(model: Any, logps: Callable[[Any], Tensor], aggregation: Aggregati
     return list(torch.autograd.grad(loss, trained(model)))
 
 
-def assert_same(found: list[Tensor], wanted: list[Tensor]) -> None:
+def assert_same(ours: list[Tensor], wanted: list[Tensor]) -> None:
     assert max(float(gradient.abs().max()) for gradient in wanted) > 0.01
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(ours, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
@@ -97,16 +97,16 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_less() -> None:
         kept[-1] += tensor.numel()
         return tensor
 
-    found = []
+    plain_and_checkpointed = []
     for prepare in (lambda _: None, checkpoint_layers):
         prepare(model.get_base_model())
         kept.append(0)
         with saved_tensors_hooks(note, lambda tensor: tensor):
             logp_BT = shared_logps(model)
-        found.append(list(torch.autograd.grad(logp_BT.sum(), trained(model))))
+        plain_and_checkpointed.append(list(torch.autograd.grad(logp_BT.sum(), trained(model))))
     assert kept[1] < kept[0] / 4
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # of a plain sum: up to some hundreds
+    for one, other in zip(*plain_and_checkpointed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # gradients of a sum reach several hundred
 
 
 @pytest.mark.parametrize(("tokens", "words"), [(5, 11), (TILES["cpu"][0] + 3, TILES["cpu"][1] * 2 + 7)])
@@ -116,20 +116,20 @@ def test_tiled_log_probs_equal_a_softmax(tokens: int, words: int, temperature: f
     hidden_ND = torch.randn(tokens, 16, generator=generator, requires_grad=True)
     weight_VD, weight_N = torch.randn(words, 16, generator=generator), torch.randn(tokens, generator=generator)
     target_N = torch.randint(0, words, (tokens,), generator=generator)
-    found_N = target_logps(hidden_ND, target_N, weight_VD, temperature)
+    tiled_N = target_logps(hidden_ND, target_N, weight_VD, temperature)
     logp_NV = torch.log_softmax(hidden_ND @ weight_VD.T / temperature, dim=-1)
     wanted_N = logp_NV.gather(1, target_N[:, None]).squeeze(1)
-    torch.testing.assert_close(found_N, wanted_N, rtol=1e-5, atol=1e-5)
-    (found_ND,), (wanted_ND,) = (
-        torch.autograd.grad((logp_N * weight_N).sum(), hidden_ND) for logp_N in (found_N, wanted_N)
+    torch.testing.assert_close(tiled_N, wanted_N, rtol=1e-5, atol=1e-5)
+    (tiled_ND,), (wanted_ND,) = (
+        torch.autograd.grad((logp_N * weight_N).sum(), hidden_ND) for logp_N in (tiled_N, wanted_N)
     )
-    torch.testing.assert_close(found_ND, wanted_ND, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiled_ND, wanted_ND, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(target_logps(hidden_ND, target_N, weight_VD, temperature), found_N)
+        torch.testing.assert_close(target_logps(hidden_ND, target_N, weight_VD, temperature), tiled_N)
 
 
 class Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that an operation returns."""
 
     numel = 0
 
@@ -141,15 +141,15 @@ class Largest(TorchDispatchMode):
 
 
 def largest(tokens: int, words: int, rule: Callable[[ResponseStates], Tensor]) -> int:
-    """Elements of the largest new tensor while log-probs and their gradient are taken."""
+    """The number of elements of the largest new tensor during a forward and backward pass."""
     head = torch.nn.Linear(4, words, bias=False).requires_grad_(False)
     hidden_ND = torch.randn(tokens, 4, requires_grad=True)
     states = ResponseStates(
         hidden_ND, torch.randint(0, words, (tokens,)), torch.ones(1, tokens, dtype=torch.bool), head, 1.0
     )
-    with Largest() as seen:
+    with Largest() as recorded:
         rule(states).sum().backward()
-    return seen.numel
+    return recorded.numel
 
 
 def test_no_tensor_is_as_large_as_the_tokens_times_the_vocabulary() -> None:

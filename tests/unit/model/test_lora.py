@@ -1,4 +1,4 @@
-"""The lean way through a LoRA layer against PEFT's own: outputs, gradients, and every case that it leaves to PEFT."""
+"""LeanLinear against PEFT's LoRA layer: outputs, gradients, and each case that is left to PEFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cepo.model.lora import LeanLinear, make_lean
 
 
 class Two(nn.Module):
-    """A layer that is adapted, with a bias, and one that is not."""
+    """An adapted layer with a bias, and a plain layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def adapted(**options: Any) -> Any:
 
 
 def gradients(model: Any, x: Tensor) -> list[Tensor]:
-    """The output's, the input's and every trained parameter's."""
+    """The output, and the gradients of the input and of each trained parameter."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained
     out = model(x)
@@ -68,7 +68,7 @@ def test_an_input_without_a_gradient_gets_none() -> None:
     assert all(p.grad is not None for p in lean.parameters() if p.requires_grad)
 
 
-def test_whatever_is_not_plain_is_left_to_peft() -> None:
+def test_layers_that_are_not_plain_are_left_to_peft() -> None:
     x = torch.randn(4, 12)
     for options in ({}, {"use_dora": True}, {"lora_dropout": 0.5}, {"lora_bias": True}):
         plain = adapted(**options)

@@ -1,4 +1,4 @@
-"""Shared beginnings run once: the tree, its cuts, and exactness against one plain forward pass a row."""
+"""Shared prefixes run once: the tree, its passes, and equality with a plain forward pass per row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Rows = tuple[list[list[int]], list[list[int]]]
 
 
 def random_rows(seed: int, contexts: int | None = None) -> Rows:
-    """Some groups in random order: questions of any length, up to four contexts, responses empty or alike."""
+    """Random groups in random order: up to four contexts each, with empty and with equal responses."""
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -158,13 +158,13 @@ def test_every_row_reads_itself_along_its_ancestors(seed: int) -> None:
 @pytest.mark.parametrize("budget", [1, 60, 200, 10**6])
 def test_passes_hold_every_row_once_within_the_budget(seed: int, budget: int) -> None:
     rows = [prompt + response for prompt, response in zip(*random_rows(seed), strict=True)]
-    parts = passes(rows, budget)
-    assert sorted(row for part in parts for row in part) == list(range(len(rows)))
-    for part in parts:
-        prefixes = {tuple(rows[row][:end]) for row in part for end in range(1, len(rows[row]) + 1)}
-        assert len(part) == 1 or len(prefixes) <= budget
+    cuts = passes(rows, budget)
+    assert sorted(row for cut in cuts for row in cut) == list(range(len(rows)))
+    for cut in cuts:
+        prefixes = {tuple(rows[row][:end]) for row in cut for end in range(1, len(rows[row]) + 1)}
+        assert len(cut) == 1 or len(prefixes) <= budget
     if budget == 10**6:
-        assert len(parts) == 1
+        assert len(cuts) == 1
 
 
 def test_groups_are_cut_where_they_share_nothing() -> None:
@@ -248,15 +248,15 @@ def test_every_way_of_attending_to_a_tree_gives_the_same(seed: int) -> None:
     wanted = attention.attend(query.detach(), key.detach(), value.detach(), attention.block_mask(tree, device), 0.25)
     slopes = []
     for plan in plans:
-        found = attention.attend(query, key, value, plan, 0.25)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-        slopes.append(torch.autograd.grad((found * weight).sum(), inputs))
+        attended = attention.attend(query, key, value, plan, 0.25)
+        torch.testing.assert_close(attended, wanted, rtol=0, atol=1e-5)
+        slopes.append(torch.autograd.grad((attended * weight).sum(), inputs))
         for one, other in zip(slopes[-1], slopes[0], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed: int) -> None:
+def test_attention_is_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed: int) -> None:
     tree = token_tree([p + r for p, r in zip(*random_rows(seed), strict=True)])
     roots = [node for node in tree.nodes if tree.depth_N[node.start] == 0]
     small, large = attention.attention_calls(tree, 10**9), attention.attention_calls(tree, 0)
@@ -267,11 +267,11 @@ def test_parts_are_one_call_for_a_small_tree_and_one_a_node_for_a_large_one(seed
 
 
 @pytest.mark.parametrize(
-    ("size", "filled"), [(1, 32), (31, 32), (32, 32), (33, 64), (1024, 1024), (1025, 1088), (2000, 2048), (2049, 2176)]
+    ("size", "padded"), [(1, 32), (31, 32), (32, 32), (33, 64), (1024, 1024), (1025, 1088), (2000, 2048), (2049, 2176)]
 )
-def test_a_tree_is_filled_with_tokens_that_no_row_sees(size: int, filled: int) -> None:
+def test_a_tree_is_padded_with_tokens_of_no_row(size: int, padded: int) -> None:
     tree = token_tree([list(range(size))]).padded()
-    assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == filled
+    assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == padded
     assert tree.paths[0].tolist() == list(range(size))
     assert set(tree.stop_N[:size].tolist()) == {size}
 

@@ -1,4 +1,4 @@
-"""Images in the forward pass: against transformers' own model, row by row, and what the tiny model makes of them."""
+"""Images in the forward pass: equality with transformers' own model row by row, and the tiny model's accuracy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS: list[tuple[str, list[Picture], str]] = [
     ("Find x. <image>", [TALL], "\\boxed{3}"),
     ("<image>Find x.", [FIRST], ""),
 ]
-"""Several images, one in the middle, one at the end, sizes of their own, a row of text alone, an empty response."""
+"""Rows with several images of different sizes, in the middle and at the end, a text row, and an empty response."""
 
 
 def prompt_of(text: str, images: Sequence[Picture]) -> tuple[int, ...]:
@@ -51,16 +51,16 @@ def ours(rows: Sequence[tuple[Sequence[int], Sequence[int], Sequence[Picture]]])
 
 @torch.no_grad()
 def stock(prompt: Sequence[int], response: Sequence[int], images: Sequence[Picture]) -> list[float]:
-    """transformers' own forward pass of one row with its own images."""
+    """Log-probs of one row with its images by transformers' own forward pass."""
     ids_BS = torch.tensor([[*prompt, *response]])
-    seen = {}
+    inputs = {}
     if images:
-        seen = {
+        inputs = {
             "pixel_values": torch.cat([image.patches.values_PF for image in images]),
             "image_grid_thw": torch.tensor([image.patches.grid for image in images]),
             "mm_token_type_ids": (ids_BS == PLACEHOLDER).int(),
         }
-    logp_SV = model()(input_ids=ids_BS, use_cache=False, **seen).logits[0].float().log_softmax(-1)
+    logp_SV = model()(input_ids=ids_BS, use_cache=False, **inputs).logits[0].float().log_softmax(-1)
     model().model.rope_deltas = None
     return [float(logp_SV[len(prompt) - 1 + t, token]) for t, token in enumerate(response)]
 
@@ -73,7 +73,7 @@ def test_a_mixed_batch_has_the_log_probs_of_stock_forwards() -> None:
 
 
 def test_a_group_shares_its_question_and_image_and_no_other_image() -> None:
-    """One figure under two hints with two responses each, and the same words with another figure."""
+    """One figure under two hints with two responses each, and the same text with another figure."""
     turns = [with_hint(TURN, HINT, answer) for answer in ("31", "52")]
     texts = [ids_of(text) for text in ("13+15=28", "5+5=10")]
     rows = [(RENDERER.prompt_ids(turn, [FIRST.ref]), text, [FIRST]) for turn in turns for text in texts]
@@ -102,33 +102,33 @@ def test_a_prompt_without_the_places_of_its_image_is_no_input() -> None:
         ours([(prompt, [5], [FIRST])])
 
 
-def test_a_blank_image_changes_every_context_and_a_far_worse_answer_follows() -> None:
-    """Plain, r+ and r-: the log-probs of right solutions with the figure and with nothing on it."""
-    found = held_out(8)
+def test_a_blank_image_lowers_the_log_probs_of_right_answers_in_every_context() -> None:
+    """Plain, r+ and r-: log-probs of right solutions with the figure and with a blank image."""
+    shown = held_out(8)
     for answer_of in (None, lambda right: right, lambda right: right + 1):
         rows = []
-        for figure, image in found:
+        for figure, image in shown:
             text, right = solution(figure.problem)
             turn = TURN if answer_of is None else with_hint(TURN, HINT, str(answer_of(right)))
-            rows += [(RENDERER.prompt_ids(turn, [shown.ref]), ids_of(text), [shown]) for shown in (image, BLANK)]
-        seen, unseen = ours(rows).sum(dim=1).view(-1, 2).T
-        assert bool(((seen - unseen).abs() > 1).all())
-        assert float((seen - unseen).mean()) > 5
+            rows += [(RENDERER.prompt_ids(turn, [each.ref]), ids_of(text), [each]) for each in (image, BLANK)]
+        with_figure, blank = ours(rows).sum(dim=1).view(-1, 2).T
+        assert bool(((with_figure - blank).abs() > 1).all())
+        assert float((with_figure - blank).mean()) > 5
 
 
 def test_accuracy_comes_from_the_image() -> None:
-    found = held_out(12)
-    right = [sum(read(image) == figure.problem.answer for figure, image in found), 0]
-    right[1] = sum(figure.problem.answer == read(BLANK) for figure, _ in found)
+    shown = held_out(12)
+    right = [sum(read(image) == figure.problem.answer for figure, image in shown), 0]
+    right[1] = sum(figure.problem.answer == read(BLANK) for figure, _ in shown)
     assert right[0] >= 9
     assert right[1] <= 1
 
 
 @torch.no_grad()
 def read(image: Picture) -> int:
-    """The answer that the model gives greedily; -1 for none."""
+    """The model's greedy answer; -1 if it gives none."""
     ids_BS = torch.tensor([RENDERER.prompt_ids(TURN, [image.ref])])
-    found = model().generate(
+    ids_out_BS = model().generate(
         input_ids=ids_BS,
         pixel_values=image.patches.values_PF,
         image_grid_thw=torch.tensor([image.patches.grid]),
@@ -137,7 +137,7 @@ def read(image: Picture) -> int:
         max_new_tokens=32,
     )
     model().model.rope_deltas = None
-    text = RENDERER.text(found[0, ids_BS.shape[1] :].tolist())
+    text = RENDERER.text(ids_out_BS[0, ids_BS.shape[1] :].tolist())
     answer = text.rpartition("\\boxed{")[2].rstrip("}")
     return int(answer) if answer.isdecimal() else -1
 
@@ -198,9 +198,9 @@ def test_features_are_kept_while_there_is_room(
 
     cache = FeatureCache(model(), room * FIRST.features.size_bytes)
     for image in read:
-        found = cache.of(image.ref, patches)
-        assert torch.equal(found.embedding_MD, image.features.embedding_MD)
-        assert torch.equal(found.deep_LMD, image.features.deep_LMD)
+        features = cache.of(image.ref, patches)
+        assert torch.equal(features.embedding_MD, image.features.embedding_MD)
+        assert torch.equal(features.deep_LMD, image.features.deep_LMD)
     assert calls == [image.ref for image in asked]
 
 
@@ -208,7 +208,7 @@ def test_what_is_transparent_is_white() -> None:
     assert picture(drawn(3, 2, (0, 0, 0, 0)).data).tobytes() == b"\xff" * 18
 
 
-def test_a_photograph_is_seen_upright() -> None:
+def test_a_photograph_is_turned_upright() -> None:
     lying, turned = Image.new("RGB", (4, 2), (255, 0, 0)), Image.Exif()
     lying.paste((0, 0, 255), (0, 0, 2, 2))
     turned[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise makes it stand

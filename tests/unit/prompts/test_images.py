@@ -1,4 +1,4 @@
-"""Images of a data set: every form of a cell, what is refused and how, and the store."""
+"""Images of a data set: the forms of a cell, rejected images and their messages, and the store."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (5, 3), colour: int = 9, 
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A file of a few bytes that says it is this large."""
+    """A small file whose header declares this size."""
     small = picture()
     header = small[12:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + small[24:29]
     return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
 
 
 @pytest.fixture(scope="module")
-def seeing() -> Renderer:
+def vision_renderer() -> Renderer:
     return Renderer(str(vision.path()))
 
 
@@ -127,7 +127,7 @@ def test_a_cell_may_hold_an_image_in_any_form(tmp_path: Path) -> None:
         (picture("GIF", save_all=True, append_images=[Image.new("RGB", (5, 3), (0, 99, 0))]), "holds an animation"),
     ],
 )
-def test_what_is_no_good_image_is_refused_in_one_line(tmp_path: Path, cell: Any, says: str) -> None:
+def test_a_bad_image_is_refused_in_one_line(tmp_path: Path, cell: Any, says: str) -> None:
     with pytest.raises(UserError) as refused:
         checked(read(cell, tmp_path))
     assert says in str(refused.value)
@@ -163,18 +163,18 @@ def test_images_and_marks_are_matched() -> None:
         cells([b"x"] * (MAX_IMAGES + 1))
 
 
-def test_images_of_a_parquet_file_reach_the_problem_and_the_store(tmp_path: Path, seeing: Renderer) -> None:
+def test_images_of_a_parquet_file_reach_the_problem_and_the_store(tmp_path: Path, vision_renderer: Renderer) -> None:
     one, two = picture(colour=1), picture("JPEG", colour=2)
     rows = rows_of([{"bytes": one, "path": None}], [{"bytes": two, "path": "b.jpg"}], [{"bytes": one, "path": None}])
     store = ImageStore(tmp_path / "store")
-    found = loaded(seeing, as_parquet(tmp_path, rows), store=store)
-    assert "images in images" in str(found.columns)
-    assert [store.read(problem.images[0]) for problem in found.problems] == [one, two, one]
+    data_set = loaded(vision_renderer, as_parquet(tmp_path, rows), store=store)
+    assert "images in images" in str(data_set.columns)
+    assert [store.read(problem.images[0]) for problem in data_set.problems] == [one, two, one]
     assert len(list((tmp_path / "store").iterdir())) == 2
-    assert repeated(found.problems) == [(2, 0)]
+    assert repeated(data_set.problems) == [(2, 0)]
 
 
-def test_the_image_feature_of_datasets_is_read_as_it_is_stored(tmp_path: Path, seeing: Renderer) -> None:
+def test_the_image_feature_of_datasets_is_read_as_it_is_stored(tmp_path: Path, vision_renderer: Renderer) -> None:
     data = picture("JPEG")
     features = datasets.Features(
         {"problem": datasets.Value("string"), "answer": datasets.Value("string"), "image": datasets.Image()}
@@ -183,75 +183,79 @@ def test_the_image_feature_of_datasets_is_read_as_it_is_stored(tmp_path: Path, s
         [{"problem": QUESTION, "answer": "7", "image": {"bytes": data, "path": None}}], features
     )
     made.save_to_disk(tmp_path / "set")
-    (problem,) = loaded(seeing, tmp_path / "set").problems
+    (problem,) = loaded(vision_renderer, tmp_path / "set").problems
     assert problem.images == (checked(data),)
 
 
-def test_chat_messages_with_image_parts_and_paths_beside_the_file(tmp_path: Path, seeing: Renderer) -> None:
+def test_chat_messages_with_image_parts_and_paths_beside_the_file(tmp_path: Path, vision_renderer: Renderer) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     parts = [{"type": "image"}, {"type": "text", "text": "How many? 3 + 4"}]
     turns = [{"role": "user", "content": parts}]
     rows = [{"question": turns, "answer": "7", "pictures": "a.png"}]
-    (problem,) = loaded(seeing, as_lines(tmp_path, rows), "data.images=pictures").problems
+    (problem,) = loaded(vision_renderer, as_lines(tmp_path, rows), "data.images=pictures").problems
     assert problem.messages[0].content.startswith(QUESTION)
     assert problem.images == (checked(picture()),)
 
 
-def test_an_image_in_a_system_message_is_refused_and_the_word_is_text(tmp_path: Path, seeing: Renderer) -> None:
+def test_an_image_in_a_system_message_is_refused_and_the_word_is_text(
+    tmp_path: Path, vision_renderer: Renderer
+) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     user = {"role": "user", "content": QUESTION}
     system = {"role": "system", "content": [{"type": "image"}]}
     with pytest.raises(UserError, match="row 0: column 'question' has an image in its system message; put it in a us"):
-        loaded(seeing, as_lines(tmp_path, rows_of("a.png", question=[system, user])))
+        loaded(vision_renderer, as_lines(tmp_path, rows_of("a.png", question=[system, user])))
     written = {"role": "system", "content": "Every <image> is a figure."}
-    (problem,) = loaded(seeing, as_lines(tmp_path, rows_of("a.png", question=[written, user]))).problems
+    (problem,) = loaded(vision_renderer, as_lines(tmp_path, rows_of("a.png", question=[written, user]))).problems
     task = make_task(messages=problem.messages, images=problem.images)
-    ids = seeing.prompt_ids(task.messages, task.images)
-    assert seeing.tokenizer.decode(ids).count("Every <image> is a figure.") == 1
-    assert ids.count(seeing.pixels.placeholder) == seeing.pixels.tokens(problem.images[0])
+    ids = vision_renderer.prompt_ids(task.messages, task.images)
+    assert vision_renderer.tokenizer.decode(ids).count("Every <image> is a figure.") == 1
+    assert ids.count(vision_renderer.pixels.placeholder) == vision_renderer.pixels.tokens(problem.images[0])
 
 
-def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Path, seeing: Renderer) -> None:
+def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Path, vision_renderer: Renderer) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     path = as_lines(tmp_path, rows_of("a.png", "b.png", ["a.png", "a.png"]))
     with pytest.raises(UserError) as refused:
-        loaded(seeing, path)
+        loaded(vision_renderer, path)
     assert str(refused.value) == (
         f"data.train={path}, row 1: column 'images' holds the path {tmp_path}/b.png: No such file or directory; paths "
         'are relative to the data file; mend the row or set data.on_bad_row = "drop"'
     )
-    kept = loaded(seeing, path, "data.on_bad_row=drop")
+    kept = loaded(vision_renderer, path, "data.on_bad_row=drop")
     assert [problem.row for problem in kept.problems] == [0]
     assert "row 2: column 'images' holds 2 images for 1 <image> mark in the question" in kept.dropped[1]
 
 
-def test_a_row_without_its_image_is_refused_and_a_text_first_hides_no_column(tmp_path: Path, seeing: Renderer) -> None:
+def test_a_row_without_its_image_is_refused_and_a_text_first_hides_no_column(
+    tmp_path: Path, vision_renderer: Renderer
+) -> None:
     uri = "data:image/png;base64," + base64.b64encode(picture()).decode()
     text, shown = {"question": "3 + 4", "answer": "7"}, rows_of([uri])[0]
     missing = {key: value for key, value in shown.items() if key != "images"}
     path = as_lines(tmp_path, [text, shown, missing])
-    found = loaded(seeing, path, 'data.on_bad_row="drop"')
-    assert [len(problem.images) for problem in found.problems] == [0, 1]
-    assert found.dropped[0].endswith(
+    data_set = loaded(vision_renderer, path, 'data.on_bad_row="drop"')
+    assert [len(problem.images) for problem in data_set.problems] == [0, 1]
+    assert data_set.dropped[0].endswith(
         "row 2: column 'images' holds 0 images for 1 <image> mark in the question; write <image> where each belongs, "
         "or nowhere"
     )
 
 
 def test_marks_without_a_column_of_images_are_text_to_a_model_that_reads_alone(
-    tmp_path: Path, seeing: Renderer
+    tmp_path: Path, vision_renderer: Renderer
 ) -> None:
     path = as_lines(tmp_path, [{"question": QUESTION, "answer": "7", "figure": "a.png"}])
     with pytest.raises(
         UserError, match=r"row 0: its question has <image> marks and no column holds images; name it in"
     ):
-        loaded(seeing, path)
+        loaded(vision_renderer, path)
     assert loaded(Renderer(str(tiny.path())), path).problems[0].messages[0].content.startswith(QUESTION)
 
 
-def test_a_column_that_is_not_there_is_named(tmp_path: Path, seeing: Renderer) -> None:
+def test_a_column_that_is_not_there_is_named(tmp_path: Path, vision_renderer: Renderer) -> None:
     with pytest.raises(UserError, match=r"no column 'scan'; the columns are .*; name the right one in data\.images"):
-        loaded(seeing, as_lines(tmp_path, rows_of("a.png")), "data.images=scan")
+        loaded(vision_renderer, as_lines(tmp_path, rows_of("a.png")), "data.images=scan")
 
 
 def test_a_model_that_sees_no_images_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

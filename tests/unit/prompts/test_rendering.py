@@ -1,4 +1,4 @@
-"""Prompts and hints as the tiny model's tokenizer renders them."""
+"""Prompts and hints, rendered with the tiny model's tokenizer."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_after_the_generation_prompt_the_hint_is_the_start_of_the_answer(rendere
 
 def test_tokens_of_a_peer_stand_after_the_generation_prompt_as_they_were_sampled(renderer: Renderer) -> None:
     peer = (40, 41, 2, 50)
-    found = renderer.hinted_ids(MESSAGES, "Before {answer} after", peer, Placement.ASSISTANT)
-    assert found == (*renderer.prompt_ids(MESSAGES), *peer)
+    hinted = renderer.hinted_ids(MESSAGES, "Before {answer} after", peer, Placement.ASSISTANT)
+    assert hinted == (*renderer.prompt_ids(MESSAGES), *peer)
     in_the_question = renderer.hinted_ids(MESSAGES, HINT, peer, Placement.USER)
     assert in_the_question == renderer.hinted_ids(MESSAGES, HINT, renderer.text(peer), Placement.USER)
 

@@ -1,4 +1,4 @@
-"""Where tokens stand in a response."""
+"""The spans of tokens in the text of a response."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def pieces(ids: list[int], text: str) -> list[str]:
 @settings(max_examples=200, deadline=None)
 def test_the_tokens_of_a_text_put_together_are_the_text(text: str) -> None:
     ids = ids_of(text)
-    found = spans(TOKENIZER, ids, text)
-    assert "".join(text[start:end] for start, end in found) == text
-    assert [start for start, _ in found] == [0, *(end for _, end in found[:-1])][: len(ids)]
+    token_spans = spans(TOKENIZER, ids, text)
+    assert "".join(text[start:end] for start, end in token_spans) == text
+    assert [start for start, _ in token_spans] == [0, *(end for _, end in token_spans[:-1])][: len(ids)]
 
 
 @given(IDS)
 @settings(max_examples=200, deadline=None)
 def test_any_ids_have_spans_even_where_they_are_no_text(ids: list[int]) -> None:
     text = response_text(TOKENIZER, ids)
-    found = spans(TOKENIZER, ids, text)
-    assert len(found) == len(ids)
-    assert "".join(text[start:end] for start, end in found) == text
+    token_spans = spans(TOKENIZER, ids, text)
+    assert len(token_spans) == len(ids)
+    assert "".join(text[start:end] for start, end in token_spans) == text
 
 
 def test_a_character_of_several_tokens_belongs_to_the_last() -> None:
@@ -59,7 +59,7 @@ def test_an_empty_response_has_no_spans() -> None:
 
 
 class Normalising:
-    """A tokenizer that composes characters, as Qwen's does: what comes out is not what went in."""
+    """A tokenizer that composes characters, as Qwen's does, so that decoding does not restore the text."""
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         return {"offset_mapping": [(0, 1), (1, 3), (3, 4)]}
@@ -70,5 +70,5 @@ class Normalising:
 
 @pytest.mark.parametrize("text", ["ce\u0301s"])
 def test_offsets_stay_those_of_the_text_that_was_sent(text: str) -> None:
-    found = spans(Normalising(), [1, 2, 3], text)
-    assert [text[start:end] for start, end in found] == ["c", "e\u0301", "s"]
+    token_spans = spans(Normalising(), [1, 2, 3], text)
+    assert [text[start:end] for start, end in token_spans] == ["c", "e\u0301", "s"]

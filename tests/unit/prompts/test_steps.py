@@ -1,4 +1,4 @@
-"""Reasoning steps: where texts split, and which tokens end them."""
+"""Reasoning steps: where a text splits, and which token ends each step."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_response_without_a_boundary_is_one_step_and_so_is_an_empty_one() -> N
 @pytest.mark.parametrize("text", ["3+4=7\n\u20ac 7 \n\n\\boxed{7}", "one line", "", "\u20ac\u20ac\n\U0001f600\n1"])
 def test_the_tokens_up_to_the_end_of_a_step_hold_its_text(text: str) -> None:
     ids = (*RENDERER.tokenizer(text)["input_ids"], *RENDERER.stop_ids)
-    found = RENDERER.step_ends(ids, "\n")
-    assert len(found) == len(steps(text, "\n"))
-    assert found[-1] == len(ids)
-    for count, end in zip(found, split_steps(text), strict=True):
+    counts = RENDERER.step_ends(ids, "\n")
+    assert len(counts) == len(steps(text, "\n"))
+    assert counts[-1] == len(ids)
+    for count, end in zip(counts, split_steps(text), strict=True):
         assert len(RENDERER.text(ids[:count])) >= end
         assert count == len(ids) or count == 0 or len(RENDERER.text(ids[: count - 1])) < end

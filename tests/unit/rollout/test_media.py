@@ -1,4 +1,4 @@
-"""What the engine lets a chat and a model do: under vLLM's own loader no address is fetched; no model brings code."""
+"""Safety of the engine's arguments: vLLM's loader fetches no URL, and code that comes with a model does not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.factories import make_config
 
 @pytest.fixture
 def fetched() -> Iterator[tuple[int, list[str]]]:
-    """A port that an image is at, and the paths that were asked for."""
+    """The port of a server that has an image, and the paths that were requested."""
     paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ def png() -> bytes:
 
 
 def connector() -> MediaConnector:
-    """What vLLM builds from the engine's arguments."""
+    """The connector that vLLM builds from the engine's arguments."""
     chosen = _engine_args(Settings(model="any", device="cpu"))
     return MediaConnector(
         allowed_local_media_path=chosen.allowed_local_media_path, allowed_media_domains=chosen.allowed_media_domains
@@ -67,8 +67,8 @@ async def test_no_address_is_fetched(fetched: tuple[int, list[str]]) -> None:
 
 
 async def test_an_image_in_the_request_itself_is_read() -> None:
-    found = await connector().fetch_image_async(f"data:image/png;base64,{base64.b64encode(png()).decode()}")
-    assert getattr(found, "media", found).size == (2, 2)
+    image = await connector().fetch_image_async(f"data:image/png;base64,{base64.b64encode(png()).decode()}")
+    assert getattr(image, "media", image).size == (2, 2)
 
 
 def test_the_code_of_a_model_is_not_run() -> None:

@@ -1,4 +1,4 @@
-"""The tiny task of figures: what is drawn, the shipped files, and the script that trains the model that sees."""
+"""The tiny task with figures: the drawings, the shipped files, and the training of the vision-language model."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_it_starts_as_the_text_model() -> None:
     tokenizer = vision.tokenizer()
     ids_BS = torch.tensor([tokenizer.encode("12 + 34 - 5 = ?")])
     text = Qwen3ForCausalLM.from_pretrained(tiny.path(), dtype=torch.float32)
-    seeing = vision.new_model(tokenizer)
+    vision_model = vision.new_model(tokenizer)
     wanted_BSV = text(ids_BS).logits
-    assert torch.allclose(seeing(ids_BS).logits[..., : wanted_BSV.shape[-1]], wanted_BSV, atol=1e-5)
+    assert torch.allclose(vision_model(ids_BS).logits[..., : wanted_BSV.shape[-1]], wanted_BSV, atol=1e-5)
 
 
 @torch.no_grad()
