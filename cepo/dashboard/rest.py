@@ -1,6 +1,6 @@
-"""REST of the dashboard: `GET /`, the page, and what it shows: status, metrics, groups, failures and events of a run.
+"""The REST API of the dashboard: the page, and the status, metrics, groups, images, failures and events of a run.
 
-The same application serves the trainer, which adds nothing to it, and `cepo dashboard`.
+The trainer and `cepo dashboard` serve the same application.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ POLL_SECONDS = 0.4
 KEEP_ALIVE_SECONDS = 15.0
 EVENTS = "text/event-stream"
 FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""What is named by its content does not change."""
+"""For images: their name is a digest, so their content never changes."""
 
 Step = Annotated[int, Path(ge=0, le=MAX_STEP)]
-Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step that is wanted")]
+Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step to return")]
 Offset = Annotated[int, Query(ge=0, le=MAX_STEP)]
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="one of a group's `images`")]
-Name = Annotated[str, Query(max_length=300, description="one of /v1/runs; left out: the run itself")]
+Name = Annotated[str, Query(max_length=300, description="a name from /v1/runs; default: the run itself")]
 
 
 def _absent(why: str) -> dict[int | str, dict[str, Any]]:
@@ -45,7 +45,7 @@ _PICTURE = _absent("the run has no such image") | {200: {"content": {each: {} fo
 
 
 def application(watched: Sequence[Watched]) -> FastAPI:
-    """The surface over a run, the first, and those to compare it with."""
+    """The application for a run, the first of `watched`, and the runs that it is compared with."""
     app, runs, run = surface(), by_name(watched), watched[0]
 
     @app.get("/", tags=["run"], response_class=HTMLResponse)
@@ -55,31 +55,31 @@ def application(watched: Sequence[Watched]) -> FastAPI:
 
     @app.get("/v1/status", tags=["run"])
     async def status() -> dict[str, Any]:
-        """What the trainer is at."""
+        """The trainer's current phase and step, and the last row of metrics."""
         return run.status()
 
     @app.get("/v1/runs", tags=["run"])
     async def names() -> list[dict[str, Any]]:
-        """The run, and those it is compared with."""
+        """The run, and the runs that it is compared with."""
         return [{"name": name, **each.summary()} for name, each in runs.items()]
 
     @app.get("/v1/metrics", tags=["run"], responses=_absent("no run of that name is shown here"))
     def metrics(since: Since = 0, limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS, run: Name = "") -> Any:
-        """Rows of metrics from a step on; `next` is where to go on, None at the end."""
+        """Rows of metrics from a step on. `next` is the step at which the next page begins; null at the end."""
         rows = [row for row in _named(runs, run).steps() if row["step"] >= since]
         return {"rows": rows[:limit], "next": rows[limit]["step"] if len(rows) > limit else None}
 
     @app.get("/v1/steps/{step}/groups", tags=["run"], responses=_absent("the run has no such step"))
     def groups(step: Step, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_GROUPS)] = 8) -> Any:
-        """The groups of a step that the run wrote down, with every token's evidence and advantage."""
-        found = run.groups(step)
-        if not found and step not in {row["step"] for row in run.steps()}:
+        """The groups of a step that the run wrote to rollouts/, with the evidence and advantage of every token."""
+        rows = run.groups(step)
+        if not rows and step not in {row["step"] for row in run.steps()}:
             raise HTTPException(404, f"the run has no step {step}")
-        return {"step": step, "total": len(found), "groups": found[offset : offset + limit]}
+        return {"step": step, "total": len(rows), "groups": rows[offset : offset + limit]}
 
     @app.get("/v1/images/{sha256}", tags=["run"], response_class=Response, responses=_PICTURE)
     def image(sha256: Sha256) -> Response:
-        """An image of the run's problems, by its content."""
+        """An image of the run's problems, by its sha256."""
         data = run.image(sha256)
         if data is None:
             raise HTTPException(404, "the run has no such image")
@@ -89,13 +89,13 @@ def application(watched: Sequence[Watched]) -> FastAPI:
     def failures(
         since: Since = 0, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_FAILURES)] = 100
     ) -> Any:
-        """Groups and samples that were given up, with the reason; the newest first."""
-        found = [row for row in reversed(run.given_up()) if row.get("step", 0) >= since]
-        return {"total": len(found), "failures": found[offset : offset + limit]}
+        """Groups and samples that failed, with the reason; the newest first."""
+        rows = [row for row in reversed(run.given_up()) if row.get("step", 0) >= since]
+        return {"total": len(rows), "failures": rows[offset : offset + limit]}
 
     @app.get("/v1/events", tags=["run"], response_class=StreamingResponse, responses={200: {"content": {EVENTS: {}}}})
     async def events(since: Since = 0) -> StreamingResponse:
-        """Server-sent events: `row` (from a step on), `status`, `failures` and `restart`; they end with the run."""
+        """Server-sent events: `row` (from step `since` on), `status`, `failures` and `restart`, until the run ends."""
         return StreamingResponse(_events(run, since), media_type=EVENTS, headers={"Cache-Control": "no-store"})
 
     return app
@@ -108,12 +108,12 @@ def _named(runs: dict[str, Watched], name: str) -> Watched:
 
 
 async def _events(run: Watched, since: int) -> AsyncIterator[str]:
-    """New rows as they come; `restart` says that the trainer went back and that rows must be asked for again."""
+    """The events of a run. `restart` means that the trainer repeats steps: clients must request the rows again."""
     rows = await asyncio.to_thread(run.steps)
     generation, sent = run.metrics.generation, sum(row["step"] < since for row in rows)
     failed, said, quiet = -1, "", 0.0
     while True:
-        status = await asyncio.to_thread(run.status)  # before the rows: those of a run that has ended are all there
+        status = await asyncio.to_thread(run.status)  # before the rows: once a run has ended, no row is missing
         rows = await asyncio.to_thread(run.steps)
         parts: list[str] = []
         if run.metrics.generation != generation:

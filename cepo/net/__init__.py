@@ -1,4 +1,4 @@
-"""How processes reach each other: settings, addresses, TLS, tokens, REST applications and child processes.
+"""Connections between processes: settings, addresses, TLS, tokens, REST applications and child processes.
 
-`settings` is the only module that reads environment variables. Nothing here knows what a group or a policy is.
+`settings` is the only module that reads environment variables. No module here depends on groups or policies.
 """

@@ -1,4 +1,4 @@
-"""Bearer tokens on both surfaces. No token at all switches the check off; health probes never need one."""
+"""Bearer tokens of REST and gRPC. Without a configured token there is no check. Health probes never need a token."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from cepo.errors import UserError
 from cepo.net.settings import Settings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
-"""Probes, and the page itself: a browser cannot send a token with an address. A page holds no data; it asks for them
-with the token."""
+"""Paths that need no token: the probes, and the page, because a browser cannot send a token with a URL. The page holds
+no data; its script requests the data with the token."""
 OPEN_METHODS = "/grpc.health."
 HINT = "send 'Authorization: Bearer <token>' with the value of CEPO_TOKEN, or a line of CEPO_TOKEN_FILE"
 log = logging.getLogger(__name__)
 
 
 def call_metadata(token: str) -> list[tuple[str, str]]:
-    """What a client sends, as gRPC metadata or HTTP headers."""
+    """The authorization header for gRPC metadata or HTTP; empty without a token."""
     return [("authorization", f"Bearer {token}")] if token else []
 
 
 class Tokens:
-    """The tokens that are let in: one that is fixed, or the lines of a file as they are now.
+    """The accepted tokens: a fixed one, or the current lines of a file.
 
-    To change a token without a restart, add the new one as the second line, then move it to the top, then drop the old
-    one: at every moment each process lets in what the others send. A file that is empty or gone lets nobody in.
+    To rotate a token without a restart, add the new token as the second line, then move it to the top, then remove the
+    old one. At every moment each process accepts the token that the others send. With an empty or missing file no token
+    is accepted.
     """
 
     def __init__(self, token: str = "", file: str = "") -> None:
-        """Reads nothing yet.
+        """Does not read the file yet.
 
         Raises:
-            UserError: a token and a file are given.
+            UserError: both a token and a file are given.
         """
         if token and file:
             raise UserError("CEPO_TOKEN and CEPO_TOKEN_FILE are both set; give one of them")
@@ -53,9 +54,9 @@ class Tokens:
         return cls(settings.token, settings.token_file)
 
     def current(self) -> tuple[str, ...]:
-        """What is let in now; the first is what this process sends."""
-        if self._file is not None and (found := _state(self._file)) != self._seen:
-            self._seen = found
+        """The tokens that are accepted now. This process sends the first."""
+        if self._file is not None and (state := _state(self._file)) != self._seen:
+            self._seen = state
             try:
                 self._tokens = tuple(self._file.read_text().split())
             except (OSError, UnicodeDecodeError):
@@ -64,27 +65,27 @@ class Tokens:
         return self._tokens
 
     def allow(self, header: str) -> bool:
-        """Whether an Authorization header carries one of the tokens; each is compared, in constant time."""
+        """Whether an Authorization header has an accepted token. Compares all tokens in constant time."""
         sent = header.encode()
         matches = [hmac.compare_digest(sent, f"Bearer {token}".encode()) for token in self.current()]
         return not self.needed or any(matches)
 
     def metadata(self) -> list[tuple[str, str]]:
-        """`call_metadata` of the first token."""
+        """The authorization header with the first token."""
         return call_metadata(next(iter(self.current()), ""))
 
 
 def _state(file: Path) -> tuple[int, ...]:
-    """Changes whenever the file does; empty for one that cannot be looked at."""
+    """A value that changes whenever the file changes; empty if the file cannot be read."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return ()
-    return found.st_ctime_ns, found.st_size, found.st_ino
+    return status.st_ctime_ns, status.st_size, status.st_ino
 
 
 class RestAuth:
-    """ASGI middleware: 401 without a token."""
+    """ASGI middleware that replies 401 to requests without an accepted token."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -103,7 +104,7 @@ class RestAuth:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """gRPC interceptor: UNAUTHENTICATED without a token."""
+    """gRPC interceptor that aborts calls without an accepted token with UNAUTHENTICATED."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens

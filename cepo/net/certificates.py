@@ -1,4 +1,4 @@
-"""A certificate authority of one's own and a certificate for each service, for development and private networks."""
+"""Creates a certificate authority and a certificate for each service, for development and private networks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Authority:
-    """Who signs: a certificate, and the key that only the holder of this object has."""
+    """A certificate authority: its certificate and private key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
     @classmethod
     def new(cls, name: str, begins: datetime.datetime, ends: datetime.datetime) -> Self:
-        """A self-signed authority that may sign leaves alone."""
+        """Creates a self-signed authority that can sign leaf certificates, but no further authorities."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _builder(name, _name(name), key, begins, ends)
@@ -41,11 +41,11 @@ class Authority:
     def issue(
         self, folder: Path, name: str, hosts: Sequence[str], begins: datetime.datetime, ends: datetime.datetime
     ) -> None:
-        """Writes ca.crt, tls.crt and tls.key of one process, which may be a server and a client.
+        """Writes ca.crt, tls.crt and tls.key of one process, for use as server and client.
 
         Args:
-            folder: made; its key is for its owner alone to read.
-            hosts: names and IP addresses it is called by.
+            folder: is created. Only its owner can read the key.
+            hosts: DNS names and IP addresses under which clients reach the process.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -65,7 +65,7 @@ class Authority:
 
 
 def write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    """Writes a private key, readable by its owner alone from the first moment."""
+    """Writes a private key to a file that only its owner can ever read."""
     file.touch(mode=0o600)
     file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

@@ -1,4 +1,4 @@
-"""How processes reach each other: connections, the bound on their messages, and where one may listen."""
+"""gRPC, REST and Redis connections between processes, and the checks before a service listens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cepo.net.tls import client_tls, files, uvicorn_options
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 OWN_PORTS = range(10_000, 32_768)
-"""Linux gives the ends of connections ports above these: what is free here stays free until somebody binds it."""
+"""Below the range from which Linux assigns ports to connections, so a free port stays free until it is bound."""
 GRPC_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a shared one
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -27,57 +27,56 @@ GRPC_OPTIONS = [
 
 
 def check_exposure(settings: Settings) -> None:
-    """Refuses to listen beyond loopback without what `exposure` asks for, or anywhere with tokens or certificates that
-    cannot be read.
+    """Checks that a service may listen on its host: beyond loopback it needs what `settings.exposure` requires.
 
     Raises:
-        UserError: no token, or no certificates with which it would not travel in clear.
+        UserError: the token or the certificates are missing, or cannot be read.
     """
     uvicorn_options(settings)
     tokens = Tokens.of(settings)
     if tokens.needed and not tokens.current():
-        raise UserError(f"CEPO_TOKEN_FILE={settings.token_file} holds no token, or cannot be read; write one a line")
+        raise UserError(f"CEPO_TOKEN_FILE={settings.token_file} holds no token or cannot be read; write one per line")
     if _is_loopback(settings.host) or settings.exposure == "open":
         return
     if not tokens.needed:
         raise UserError(
             f"CEPO_HOST={settings.host} lets other machines call without a token; set CEPO_TOKEN_FILE or CEPO_TOKEN, "
-            "or CEPO_EXPOSURE=open to let anybody"
+            "or CEPO_EXPOSURE=open to allow it"
         )
     if not settings.certificates and settings.exposure != "cleartext":
         raise UserError(
-            f"CEPO_HOST={settings.host} would have other machines send their token in clear; set CEPO_CERTIFICATES "
-            "(cepo certs makes them), or CEPO_EXPOSURE=cleartext on a private network"
+            f"CEPO_HOST={settings.host} makes other machines send their token unencrypted; set "
+            "CEPO_CERTIFICATES (create them with cepo certs), or CEPO_EXPOSURE=cleartext on a private network"
         )
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on, for processes that bind them later, and again after a restart."""
-    found: set[int] = set()
-    draw = random.SystemRandom()  # other processes draw too, some of them from the same seed
-    while len(found) < count:
+    """Loopback ports that are free now, for processes that bind them later, and again after a restart."""
+    ports: set[int] = set()
+    draw = random.SystemRandom()  # a seeded generator would draw the same ports in several processes
+    while len(ports) < count:
         port = draw.choice(OWN_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+            ports.add(port)
+    return list(ports)
 
 
 def channel(address: str, settings: Settings) -> grpc.aio.Channel:
-    """A connection to another service, with this process's certificate where there are any."""
+    """A connection to another service, with mutual TLS if this process has certificates."""
     if not settings.certificates:
         return grpc.aio.insecure_channel(address, options=GRPC_OPTIONS)
-    client_tls(settings)  # says what is wrong with a file, which gRPC does not
+    client_tls(settings)  # names an invalid file, which gRPC does not
     ca, certificate, key = (path.read_bytes() for path in files(settings.certificates))
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), options=GRPC_OPTIONS)
 
 
 def listen(server: grpc.aio.Server, address: str, settings: Settings) -> None:
-    """Has a gRPC server listen; with certificates, to callers that show one."""
+    """Adds an address to a gRPC server, with mutual TLS if this process has certificates."""
     if not settings.certificates:
         server.add_insecure_port(address)
         return
-    uvicorn_options(settings)  # says what is wrong with a file, which gRPC does not
+    uvicorn_options(settings)  # names an invalid file, which gRPC does not
     ca, certificate, key = (path.read_bytes() for path in files(settings.certificates))
     credentials = grpc.ssl_server_credentials(
         [(key, certificate)], ca if settings.mutual_tls else None, require_client_auth=settings.mutual_tls
@@ -86,7 +85,7 @@ def listen(server: grpc.aio.Server, address: str, settings: Settings) -> None:
 
 
 def web_client(settings: Settings, address: str = "", timeout: float = 5.0) -> httpx.Client:
-    """A REST client with this process's token, as it is at each request, and its certificate."""
+    """A REST client with this process's certificate, and its current token in each request."""
     tokens = Tokens.of(settings)
 
     def authorize(request: httpx.Request) -> httpx.Request:
@@ -97,16 +96,16 @@ def web_client(settings: Settings, address: str = "", timeout: float = 5.0) -> h
 
 
 def no_redis(url: str, error: Exception, otherwise: str) -> UserError | Unreachable:
-    """What to tell a user whose Redis answers that it will not, or does not answer."""
+    """The error for a Redis that rejects the connection (UserError) or does not answer (Unreachable)."""
     where = f"Redis at {shown(url).partition('://')[2]}"
     if isinstance(error, AuthenticationError | ResponseError):
-        mend = "mend the password or the number in its address"
-        return UserError(f"{where} refuses us ({error}); {mend}, or {otherwise}")
+        fix = "fix the password or the database number in the address"
+        return UserError(f"{where} rejected the connection ({error}); {fix}, or {otherwise}")
     return Unreachable(f"{where} does not answer ({error}); start it, or {otherwise}")
 
 
 def shown(url: str) -> str:
-    """An address without the password that may be in it, to be logged and written."""
+    """A URL without user name and password, for logs and messages."""
     before, _, place = url.partition("?")[0].rpartition("@")
     return f"{before.partition('://')[0]}://{place}" if before else place
 

@@ -1,4 +1,4 @@
-"""What REST surfaces share: tokens, bounds on body and rate, and refusals of one line that name the wrong field."""
+"""Shared parts of the REST APIs: tokens, limits of body size and request rate, and errors that name the field."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from cepo.net.auth import OPEN_PATHS, RestAuth, Tokens
 from cepo.net.settings import Settings
 
 MAX_BODY_BYTES = 16 * 2**20
-"""A full list of any surface fits: 4,096 responses of 4 kB to grade, or images in a chat."""
+"""Enough for the longest list that any API accepts, such as 4,096 responses of 4 kB, or for images in a chat."""
 BURST_SECONDS = 2.0
 MAX_ADDRESSES = 4096
-"""Whose rates are kept; the one that was silent longest is forgotten first."""
+"""Number of client addresses whose request rates are kept. The least recently active is evicted first."""
 
 ONE_OR_MANY = Discriminator(lambda body: "many" if isinstance(body, list) else "one")
-"""Of a body that is an object, tagged `one`, or a list of them, `many`: a mistake is told of what was meant."""
+"""Distinguishes a body that is an object (tag `one`) from a list (tag `many`), so that errors name the right field."""
 _OWN_WORDS = ("body", "query", "path", "header", "one", "many")
 _REFUSALS = {
-    "400": ("the body is no text", True),
+    "400": ("the body is not text", True),
     "401": ("wrong or missing token", False),
     "413": ("the body is too long", True),
     "429": ("too many requests from one address", False),
 }
-"""What is answered before a route is asked, and whether only to a body."""
+"""Replies that the middleware can give, by status: the description, and whether only a request with a body gets it."""
 
 
 class Refusal(BaseModel):
-    """Why a request was not answered: the field and the fix."""
+    """The reason why a request failed: the field and the fix."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,17 +46,17 @@ class Refusal(BaseModel):
 
 
 def surface() -> FastAPI:
-    """An app of our own: a wrong request is refused in one line."""
-    app = FastAPI(responses={422: {"model": Refusal, "description": "the field that is wrong"}})
+    """A FastAPI application whose validation errors are one line with status 422."""
+    app = FastAPI(responses={422: {"model": Refusal, "description": "the invalid field"}})
 
     @app.exception_handler(RequestValidationError)
     async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         sent = request.headers.get("content-type", "")
-        if first["loc"][0] == "body" and isinstance(error.body, bytes):  # it was not read as JSON
+        if first["loc"][0] == "body" and isinstance(error.body, bytes):  # FastAPI did not parse it as JSON
             detail = f"Content-Type: the body was sent as {sent or 'nothing'!r}; send JSON, as application/json"
         elif first["type"] == "json_invalid":
-            detail = f"body: no JSON, at character {first['loc'][-1]}: {first['ctx']['error']}"
+            detail = f"body: invalid JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
         else:
             detail = first_mistake([_unwrapped(first)])
         return JSONResponse({"detail": detail}, 422)
@@ -65,7 +65,7 @@ def surface() -> FastAPI:
 
 
 class BodyLimit:
-    """ASGI middleware: 413 as soon as a body is longer than the limit, whatever its header says."""
+    """ASGI middleware that replies 413 as soon as the received body exceeds the limit, whatever its header says."""
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
@@ -86,10 +86,10 @@ class BodyLimit:
 
 
 class RateLimit:
-    """ASGI middleware: 429 to an address that sends more than `per_second`; a token bucket for each.
+    """ASGI middleware that replies 429 to an address with more than `per_second` requests, by a token bucket each.
 
-    It stands before the token check, so that tokens cannot be guessed quickly, and guards the event loop, on which a
-    process also tells Redis that it is still at its groups.
+    It runs before the token check, so that tokens cannot be guessed quickly. It also protects the event loop, on which
+    the process renews its claims in Redis.
     """
 
     def __init__(self, app: ASGIApp, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,20 +97,20 @@ class RateLimit:
         self._rate = per_second
         self._burst = max(1.0, per_second * BURST_SECONDS)
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and since when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # requests left; last time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             wait_seconds = self._take(scope["client"][0] if scope.get("client") else "")
             if wait_seconds > 0:
-                refusal = {"detail": f"more than {self._rate:g} requests a second; send several rows in one"}
+                refusal = {"detail": f"more than {self._rate:g} requests per second; send several rows in one"}
                 retry = {"Retry-After": str(math.ceil(wait_seconds))}
                 await JSONResponse(refusal, 429, retry)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _take(self, address: str) -> float:
-        """Takes one request out of an address's bucket; seconds until there is one, if there is none now."""
+        """Takes one request from an address's bucket. Returns 0, or the seconds to wait if the bucket is empty."""
         now = self._clock()
         left, since = self._buckets.pop(address, (self._burst, now))
         left = min(self._burst, left + (now - since) * self._rate)
@@ -122,7 +122,7 @@ class RateLimit:
 
 
 def guard(app: FastAPI, settings: Settings) -> None:
-    """Puts the limits and the token check before an app, and the tokens into its OpenAPI."""
+    """Adds the limits and the token check to an app, and documents them in its OpenAPI schema."""
     app.add_middleware(BodyLimit)
     tokens = Tokens.of(settings)
     app.add_middleware(RestAuth, tokens=tokens)
@@ -131,7 +131,7 @@ def guard(app: FastAPI, settings: Settings) -> None:
 
 
 def _describe(app: FastAPI, tokens: Tokens) -> None:
-    """Adds to the app's OpenAPI what `guard` asks and answers: a token everywhere but on the open paths, refusals."""
+    """Adds the token, required except on OPEN_PATHS, and the replies of the middleware to the app's OpenAPI schema."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -160,11 +160,11 @@ def _refusal(why: str) -> dict[str, Any]:
 
 
 def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
-    """The first of pydantic's errors as `field.0.name: what is wrong`.
+    """The first of pydantic's errors as one line. Example: "responses.0.text: Field required".
 
     Args:
-        errors: of `ValidationError.errors()`; at least one.
-        unnamed: what a mistake without a field is about.
+        errors: the result of `ValidationError.errors()`; not empty.
+        unnamed: the name to use for an error without a field.
     """
     first = errors[0]
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -172,6 +172,6 @@ def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
 
 
 def _unwrapped(error: dict[str, Any]) -> dict[str, Any]:
-    """A mistake with the place as the user wrote it: without FastAPI's and the union's own words."""
+    """An error whose location is that of the user's JSON, without the parts that FastAPI and the union add."""
     place = [part for part in error["loc"][:2] if part not in _OWN_WORDS]
     return {**error, "loc": (*place, *error["loc"][2:])}

@@ -1,7 +1,7 @@
-"""The certificates of a process, as REST and Redis take them.
+"""The certificates of a process, in the forms that uvicorn, httpx and Redis take.
 
-A folder of them has the names of a kubernetes.io/tls secret: ca.crt says whom to trust, tls.crt and tls.key who one is,
-as a server and as a client. They are read when a process starts.
+The files have the names of a kubernetes.io/tls secret: ca.crt is the trusted authority, tls.crt and tls.key are the
+certificate and key of the process, as server and as client. They are read when a process starts.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def files(certificates: str) -> Iterator[Path]:
     """The paths of ca.crt, tls.crt and tls.key.
 
     Raises:
-        UserError: one is missing.
+        UserError: a file is missing.
     """
     for name in (CA, CERTIFICATE, KEY):
         path = Path(certificates) / name
         if not path.is_file():
-            raise UserError(f"CEPO_CERTIFICATES={certificates} holds no {name}; cepo certs OUT makes all three")
+            raise UserError(f"CEPO_CERTIFICATES={certificates} holds no {name}; cepo certs OUT creates all three files")
         yield path
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """What a REST server is given; nothing without certificates.
+    """The TLS options of uvicorn; empty without certificates.
 
     Raises:
         UserError: a certificate or key cannot be read.
@@ -45,12 +45,12 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
 
 
 def client_tls(settings: Settings) -> ssl.SSLContext | None:
-    """What a REST client is given: it checks the server's name; None without certificates."""
+    """The TLS context of a REST client, which checks the server's name; None without certificates."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, settings) if settings.certificates else None
 
 
 def redis_options(url: str, certificates: str) -> dict[str, Any]:
-    """What a Redis client is given beside a `rediss://` address."""
+    """The TLS options of a Redis client; empty unless the URL begins with `rediss://`."""
     if not (url.startswith("rediss://") and certificates):
         return {}
     ca, certificate, key = map(str, files(certificates))

@@ -1,7 +1,7 @@
-"""LoRA adapters by content: written atomically, named by digest, fetched once, kept bounded.
+"""LoRA adapters by digest: written atomically, fetched once, and kept in a bounded cache.
 
-An adapter is a folder in PEFT's format. Its digest covers the names and bytes of its files, so whoever holds the
-bytes can prove which policy they are.
+An adapter is a folder in PEFT's format. Its digest covers the names and bytes of its files, so every engine can verify
+which policy it has loaded.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from cepo.service.bus import Bus
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK_BYTES = 2**20
 MAX_ADAPTER_BYTES = 16 * 2**30
-"""Rank 512 on every module of a 70 B model is under it; what arrives is held in memory."""
+"""Limit of what is received, because it is held in memory. Rank 512 on every module of a 70B model is smaller."""
 FETCH_SECONDS = 180.0
-"""How long a trainer that restarts is waited for."""
+"""Timeout of a fetch; long enough for a trainer that restarts."""
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,19 @@ def digest(files: Mapping[str, bytes]) -> str:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """The files of an adapter folder."""
+    """The bytes of the files of an adapter folder, by name."""
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
 def chunks(folder: Path) -> Iterator[services_pb2.PolicyChunk]:
-    """The files of an adapter folder in pieces, as TrainerService.FetchPolicy sends them."""
+    """The files of an adapter folder as the chunks that TrainerService.FetchPolicy sends."""
     for name, data in read(folder).items():
         for at in range(0, len(data), CHUNK_BYTES):
             yield services_pb2.PolicyChunk(file=name, data=data[at : at + CHUNK_BYTES])
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes an adapter so that its folder appears whole or not at all: temporary folder, fsync, rename."""
+    """Writes an adapter atomically: temporary folder, fsync, rename."""
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -80,7 +80,7 @@ async def fetch_from_trainer(settings: Settings, policy: PolicyRef) -> dict[str,
 
     Raises:
         Unreachable: the trainer does not answer in time.
-        PolicyError: the trainer does not have this policy, or sends what is no adapter.
+        PolicyError: the trainer does not have this policy, or sends something else than an adapter.
     """
     address, metadata = settings.trainer_address, Tokens.of(settings).metadata()
     files: dict[str, bytearray] = {}
@@ -100,11 +100,11 @@ async def fetch_from_trainer(settings: Settings, policy: PolicyRef) -> dict[str,
 
 def _check_size(policy: PolicyRef, file: str, size: int) -> None:
     if file not in FILES or size > MAX_ADAPTER_BYTES:
-        raise PolicyError(f"the trainer sends {file!r} for {policy.name}, {size} bytes so far: this is no adapter")
+        raise PolicyError(f"the trainer sends {file!r} for {policy.name}, {size} bytes so far: this is not an adapter")
 
 
 class AdapterCache:
-    """Adapter folders on a fast disk: fetched once, checked against their digest, the least recently used dropped."""
+    """A cache of adapter folders on disk. Fetches each once, verifies it, and evicts the least recently used."""
 
     def __init__(self, root: Path, fetch: Fetch, keep: int) -> None:
         self._root = root
@@ -114,18 +114,18 @@ class AdapterCache:
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def folder(self, policy: PolicyRef) -> Path:
-        """The folder of an adapter; fetched if it is not here.
+        """The folder of an adapter, which is fetched if it is not in the cache.
 
         Raises:
-            PolicyError: the bytes are not those the reference names; nothing is kept.
+            PolicyError: the bytes do not match the digest; the adapter is not kept.
         """
         folder = self._root / policy.name
-        async with self._fetching.setdefault(policy.name, asyncio.Lock()):  # who waits for one holds up no other
+        async with self._fetching.setdefault(policy.name, asyncio.Lock()):  # waiting for one does not block others
             if policy.name not in self._order:
                 files = await self._fetch(policy)
                 if set(files) != set(FILES) or digest(files) != policy.sha256:
                     raise PolicyError(
-                        f"adapter {policy.name} does not match its sha256: damaged on the way, or another policy"
+                        f"adapter {policy.name} does not match its sha256: damaged in transit, or another policy"
                     )
                 write(folder, files)
             self._order.pop(policy.name, None)
@@ -136,23 +136,23 @@ class AdapterCache:
         return folder
 
     def clear(self) -> None:
-        """Removes every folder."""
+        """Deletes all folders."""
         self._order.clear()
         shutil.rmtree(self._root, ignore_errors=True)
 
 
 class Engine(Protocol):
-    """What holds policies: the rollout's sampler, the teacher's scorer."""
+    """An engine that loads policies: the rollout's sampler or the teacher's scorer."""
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
-        """Makes a policy resident and says what was bound; repeated calls are cheap."""
+        """Loads a policy, if it is not loaded, and returns the proof of the loaded weights."""
         ...
 
     def close(self) -> None: ...
 
 
 def trainer_cache(service: str, settings: Settings) -> AdapterCache:
-    """A process's own cache, filled from the trainer."""
+    """A cache of this process that fetches adapters from the trainer."""
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
         return await fetch_from_trainer(settings, policy)
@@ -165,10 +165,10 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
 async def resident(
     engine: Engine, bus: Bus, adapters: AdapterCache, *watches: Callable[[], Coroutine[Any, Any, None]]
 ) -> AsyncIterator[None]:
-    """An engine with the base loaded, that loads policies as they are announced, ahead of the first task.
+    """Loads the base model and then policies as they are announced, before the first task needs them.
 
     Args:
-        watches: run beside the work; what one of them raises ends it.
+        watches: coroutines that run during the block; if one raises, the block is cancelled.
     """
     try:
         await engine.load(BASE_POLICY)
@@ -191,4 +191,4 @@ async def _prefetch(engine: Engine, bus: Bus) -> None:
         try:
             await engine.load(policy)
         except (PolicyError, Unreachable) as error:
-            log.warning("announced %s is not loaded yet: %s", policy.name, error)  # its first task tries again
+            log.warning("announced %s is not loaded yet: %s", policy.name, error)  # the first task with it tries again

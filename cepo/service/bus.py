@@ -1,11 +1,11 @@
-"""The work queue: Redis Streams with one delivery guarantee.
+"""The work queue: Redis Streams, with each result published exactly once.
 
-A worker takes an item with `receive` and ends it with `hop`, one Lua call that publishes the result only if the item
-was still pending and then deletes the input. So a slow worker and the worker that reclaimed its item may both
-finish, and exactly one publishes; a crash between work and hop leaves the item pending; a stream is as long as its
-live work. A worker sends only the layer it adds, Redis has the rest. Items are written by `publish`, reclaimed once
-their worker has been silent for `claim_seconds`, and carry how often they were delivered. `cepo.testing.MemoryBus`
-obeys the same conformance suite.
+A worker takes an item with `receive` and finishes it with `hop`: one Lua call that publishes the result and deletes the
+item, but only if the item is still pending. If a slow worker and the worker that reclaimed its item both finish, only
+one of them publishes. If a worker crashes before `hop`, its item stays pending. An item is reclaimed when its worker
+has not renewed its claim for `claim_seconds`, and carries the number of its deliveries. A stream holds only unfinished
+items. A worker sends only the part that it adds to a message, because Redis has the rest. `cepo.testing.MemoryBus`
+passes the same conformance tests.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ GROUP = "workers"
 ANNOUNCEMENTS = "{cepo}:policies"
 ADDRESS_HINT = "write redis://[:password@]host:port/0, or rediss:// for TLS; percent-encode signs in the password"
 MAX_CONNECTIONS = 16
-"""Of one process; hops that end at the same time wait for each other."""
+"""Connections per process. Concurrent calls beyond that wait for a free connection."""
 START_SECONDS = 3.0
-"""How long one is waited for that was started a moment ago, and first reads its data."""
+"""Timeout for a Redis that has just been started and is still loading its data."""
 RETRY_SECONDS = 60.0
-"""How long a Redis that went away is waited for."""
+"""Timeout for a Redis that has become unreachable."""
 log = logging.getLogger(__name__)
 
 _HOP = """
@@ -62,7 +62,8 @@ end
 if ARGV[3] ~= '' then redis.call('XADD', KEYS[2], '*', 'type', ARGV[3], 'body', body) end
 return 1
 """
-"""A result that holds its input comes without it, and with the tag of the protobuf field that it belongs in."""
+"""Arguments: group, id of the item, type and body of the result, and a protobuf tag. With a tag, the body lacks the
+field that contains the item, and the script adds that field from the stream."""
 _AGE = """
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
 if #first == 0 then return 0 end
@@ -72,7 +73,7 @@ return time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1][1], '
 
 
 def ready(run: str) -> str:
-    """The stream on which a run's finished groups arrive."""
+    """The stream of a run's finished groups, which the trainer reads."""
     return f"ready:{run}"
 
 
@@ -82,68 +83,68 @@ def stream_of(stage: Stage) -> str:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One item in a worker's hands."""
+    """An item that was delivered to a worker."""
 
     stream: str
     id: str
     hop: Hop
     deliveries: int
     published_at: float
-    """Unix time in seconds, by the queue's clock."""
+    """Unix time in seconds, by the clock of Redis."""
 
 
 class Bus(Protocol):
-    """What stages and the trainer need of a queue."""
+    """The interface of the queue for stages and the trainer."""
 
     async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
-        """Appends items."""
+        """Appends items to a stream."""
         ...
 
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
-        """Up to `count` items: abandoned ones first, else new ones, waiting `wait_seconds` for the first.
+        """Returns up to `count` items: reclaimed ones if there are any, otherwise new ones. Waits up to `wait_seconds`.
 
-        What is abandoned during the wait may be left to the next call: wait less than the claim time.
+        Items whose claim expires during the wait may be returned by the next call, so wait less than the claim time.
         """
         ...
 
     async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
-        """Says that this worker is still at these items."""
+        """Renews this worker's claims on items."""
         ...
 
     async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
-        """Ends an item and publishes its result (None: nothing) on `stream`; False if somebody else ended it."""
+        """Deletes an item and publishes its result, if any, on `stream`; False if another worker finished it."""
         ...
 
     async def depth(self, stream: str) -> int:
-        """Items on a stream, in hands or not."""
+        """Number of items in a stream, whether or not a worker holds them."""
         ...
 
     async def age(self, stream: str) -> float:
-        """Seconds the oldest item has been on a stream, in hands or not; 0 for an empty one."""
+        """Seconds since the oldest item in a stream was published; 0 if the stream is empty."""
         ...
 
     async def announce(self, policy: PolicyRef) -> None:
-        """Tells engines about a policy before the first task names it; a hint that may be missed."""
+        """Announces a policy to engines before a task needs it. An announcement may be lost."""
         ...
 
     def announcements(self) -> AsyncIterator[PolicyRef]:
-        """Policies as they are announced, from now on."""
+        """Yields policies as they are announced, from now on."""
         ...
 
     async def close(self) -> None: ...
 
 
 class RedisBus:
-    """The bus on Redis 6.2 or newer; survives a restart of the server."""
+    """The bus on Redis 6.2 or newer. It reconnects after a restart of the server."""
 
     def __init__(self, url: str, claim_seconds: float = 10.0, certificates: str = "") -> None:
-        """Connects to nothing yet.
+        """Does not connect yet.
 
         Args:
-            certificates: folder of those for an address with `rediss://`.
+            certificates: folder of ca.crt, tls.crt and tls.key, for a `rediss://` URL.
 
         Raises:
-            UserError: this is no address of a Redis.
+            UserError: the URL is invalid.
         """
         self._tls = redis_options(url, certificates)
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries=int(RETRY_SECONDS))
@@ -169,11 +170,11 @@ class RedisBus:
 
     @classmethod
     async def connect(cls, settings: Settings, patience: float = START_SECONDS) -> Self:
-        """The bus of a service; a server that does not answer is asked again for `patience` seconds.
+        """Connects a service; retries for `patience` seconds while Redis does not answer.
 
         Raises:
-            UserError: it refuses us.
-            Unreachable: nothing answers.
+            UserError: Redis rejects the connection.
+            Unreachable: Redis does not answer.
         """
         bus, deadline = (
             cls(settings.redis_url, settings.claim_seconds, settings.certificates),
@@ -186,9 +187,9 @@ class RedisBus:
                     await cast(Any, probe.ping())
                     return bus
                 except (RedisError, OSError) as error:
-                    found = no_redis(settings.redis_url, error, "set CEPO_REDIS_URL")
-                    if isinstance(found, UserError) or time.monotonic() >= deadline:
-                        raise found from error
+                    problem = no_redis(settings.redis_url, error, "set CEPO_REDIS_URL")
+                    if isinstance(problem, UserError) or time.monotonic() >= deadline:
+                        raise problem from error
                 await asyncio.sleep(0.2)
 
     async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
@@ -210,7 +211,7 @@ class RedisBus:
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            self._known.discard(stream)  # the server lost its data: start over with what is published from now on
+            self._known.discard(stream)  # the server lost its data: create the group again
             return []
 
     async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
@@ -244,7 +245,7 @@ class RedisBus:
                         if item["type"] == "message":
                             yield from_bytes(PolicyRef, item["data"])
             except (RedisError, OSError, WireError):
-                await asyncio.sleep(1.0)  # only a hint was missed: tasks name their policy
+                await asyncio.sleep(1.0)  # a lost announcement does no harm: tasks name their policy
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -260,10 +261,10 @@ class RedisBus:
         self._known.add(stream)
 
     async def _claim(self, stream: str, consumer: str, count: int) -> list[Delivery]:
-        idle, start = self._claim_milliseconds, self._cursors.get(stream, b"0-0")  # one call looks at few items
+        idle, start = self._claim_milliseconds, self._cursors.get(stream, b"0-0")  # one call scans few items
         claimed = await self._redis.xautoclaim(_key(stream), GROUP, consumer, idle, start_id=start, count=count)
         self._cursors[stream] = claimed[0]
-        if claimed[0] == b"0-0":  # all of the stream was looked at; soon enough again in a quarter of the claim time
+        if claimed[0] == b"0-0":  # the whole stream was scanned; repeat in a quarter of the claim time
             self._next_claim[stream] = time.monotonic() + idle / 4000
         entries = [(i, fields) for i, fields in claimed[1] if fields]
         if not entries:
@@ -274,18 +275,18 @@ class RedisBus:
 
 
 def _key(stream: str) -> str:
-    return "{cepo}:" + stream  # one hash slot, so that the hop also runs on a cluster
+    return "{cepo}:" + stream  # one hash slot, so that the script also runs on a cluster
 
 
 def _deliveries(stream: str, entries: list[tuple[bytes, dict[bytes, bytes], int]]) -> list[Delivery]:
-    """What can be read. The rest stays pending and is logged at every claim: it must not stop the others."""
-    found: list[Delivery] = []
+    """Parses items. An invalid item stays pending and is logged whenever it is claimed; it does not stop the others."""
+    parsed: list[Delivery] = []
     for entry, fields, deliveries in entries:
         try:
-            found.append(_delivery(stream, entry, fields, deliveries))
+            parsed.append(_delivery(stream, entry, fields, deliveries))
         except WireError as error:
             log.error("%s %s cannot be read: %s", stream, entry.decode(), error)
-    return found
+    return parsed
 
 
 def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Delivery:
@@ -293,5 +294,5 @@ def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries:
     if name not in HOPS:
         raise WireError(f"unknown message type {name!r}")
     hop = cast(Hop, from_bytes(HOPS[name], fields.get(b"body", b"")))
-    published_at = int(entry.partition(b"-")[0]) / 1000  # Redis names an entry after its milliseconds
+    published_at = int(entry.partition(b"-")[0]) / 1000  # an entry's id begins with its time in milliseconds
     return Delivery(stream, entry.decode(), hop, deliveries, published_at)

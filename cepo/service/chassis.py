@@ -1,5 +1,5 @@
-"""One process shape for every service: a grpc.aio server with health and reflection, a FastAPI app with `/healthz`,
-`/readyz` and `/metrics`, and the work itself, all in one task group; SIGTERM drains and ends it.
+"""The process of every service: a grpc.aio server with health and reflection, a FastAPI app with `/healthz`, `/readyz`
+and `/metrics`, and the work itself, all in one task group. On SIGTERM it drains and exits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from cepo.service.tracing import TRACER
 C = TypeVar("C", bound=Contract)
 GRACE_SECONDS = 5.0
 STOPPED = 128 + signal.SIGTERM
-"""Exit code of a process whose work was not over when it was told to end; whoever keeps it alive starts it again."""
+"""Exit code of a process that was stopped before its work was complete. A supervisor restarts it."""
 log = logging.getLogger(__name__)
 
 _GRPC_CODES = {
@@ -51,25 +51,25 @@ _GRPC_CODES = {
     Unreachable: grpc.StatusCode.UNAVAILABLE,
 }
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "it starts, ends, or lost its engine", "content": {"text/plain": {}}}
+    503: {"description": "the service is starting or draining, or has lost its engine", "content": {"text/plain": {}}}
 }
 _HTTP_CODES = {UserError: 422, WireError: 422, PolicyError: 409, Unreachable: 503}
 
 
 @dataclass
 class Service:
-    """What a service adds to the chassis."""
+    """The parts that a service adds to the chassis."""
 
     name: str
     grpc_name: str
-    """Full name of its gRPC service, for health and reflection."""
+    """Full name of the gRPC service, for health checks and reflection."""
     register: Callable[[grpc.aio.Server], None]
     work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-    """Runs until the event is set; when it returns or raises, the process ends."""
+    """Runs until the event is set. The process ends when it returns or raises."""
     app: FastAPI = field(default_factory=FastAPI)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     code: int = 0
-    """The process's exit code, once its work has returned."""
+    """The exit code of the process after the work has returned."""
 
 
 def stage_service(
@@ -80,7 +80,7 @@ def stage_service(
     engine: AbstractAsyncContextManager[Any],
     app: FastAPI | None = None,
 ) -> Service:
-    """A service that works on one stream: ready once its engine is up, draining the stream's items at the end."""
+    """A service that processes one stream. It is ready once its engine is, and finishes its items before it ends."""
 
     async def work(stop: asyncio.Event) -> None:
         try:
@@ -95,7 +95,7 @@ def stage_service(
 
 
 def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Callable[..., Awaitable[ProtoMessage]]:
-    """A gRPC method around a handler; its errors become status codes."""
+    """Wraps a handler as a gRPC method. Errors become status codes."""
 
     async def call(request: ProtoMessage, context: grpc.aio.ServicerContext) -> ProtoMessage:
         try:
@@ -114,14 +114,14 @@ class _Metrics(Response):
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the chassis owns the signals
+        yield  # the chassis handles signals
 
 
 async def run(service: Service, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, or until the service's work ends.
 
     Raises:
-        UserError: a port is taken, or a certificate cannot be read.
+        UserError: a port is in use, or a certificate cannot be read.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -147,12 +147,12 @@ async def run(service: Service, settings: Settings) -> None:
 
 
 def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
-    """Entry point of a service: settings, logs, serve, exit."""
+    """The entry point of a service: reads the settings, configures logs, serves and exits."""
 
     async def start() -> int:
         settings = Settings.from_environment(name)
         configure_logging(name, settings.log_level)
-        check_exposure(settings)  # before a model is loaded
+        check_exposure(settings)  # before the slow load of a model
         if settings.otlp_endpoint:
             TRACER.start(name, settings.otlp_endpoint)
         try:
@@ -168,7 +168,7 @@ def main(name: str, build: Callable[[Settings], Awaitable[Service]]) -> None:
 
 @contextlib.contextmanager
 def mistakes_told(name: str) -> Iterator[None]:
-    """Ends a service's process with one line and exit 2 for what a user can mend."""
+    """Turns errors that a user can fix into one line on stderr and exit status 2."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -193,7 +193,7 @@ def _grpc_server(service: Service, settings: Settings) -> tuple[grpc.aio.Server,
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((service.grpc_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    bound(settings.host, settings.grpc_port, "gRPC").close()  # gRPC itself would print its own lines about it
+    bound(settings.host, settings.grpc_port, "gRPC").close()  # otherwise gRPC would print its own lines
     listen(server, f"{settings.host}:{settings.grpc_port}", settings)
     return server, checks
 
@@ -208,26 +208,30 @@ async def _serving(service: Service, checks: health.aio.HealthServicer) -> None:
 
 
 def bound(host: str, port: int, kind: str, fix: str = "") -> socket.socket:
-    """A socket of its own on a port.
+    """A socket that is bound to a port.
+
+    Args:
+        fix: the advice of the error message; default: set the variable of the port.
 
     Raises:
-        UserError: it is taken; says what to do, which is to set the service's variable unless `fix` says otherwise.
+        UserError: the port is in use, or may not be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sends at once only on named TCP
+    bound = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # asyncio sets TCP_NODELAY only with this argument
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        mend = fix or f"set CEPO_{kind.upper()}_PORT"
-        raise UserError(f"{kind} port {host}:{port} is taken or not ours ({error.strerror}); {mend}") from error
+        fix = fix or f"set CEPO_{kind.upper()}_PORT"
+        raise UserError(f"{kind} port {host}:{port} cannot be used ({error.strerror}); {fix}") from error
     return bound
 
 
 def rest(service: Service, settings: Settings) -> FastAPI:
-    """A service's own REST surface with what every service has: probes, metrics, tokens, limits, errors as status
-    codes."""
+    """Adds the probes, metrics, tokens, limits and error handling of all services to a service's REST app."""
     app = service.app
     app.title = f"cepo {service.name}"
     guard(app, settings)
@@ -239,7 +243,7 @@ def rest(service: Service, settings: Settings) -> FastAPI:
         return PlainTextResponse("ok")
 
     not_ready: dict[int | str, dict[str, Any]] = {
-        503: {"description": "it starts, or ends", "content": {"text/plain": {}}}
+        503: {"description": "the service is starting or draining", "content": {"text/plain": {}}}
     }
 
     @app.get("/readyz", tags=["operations"], response_class=PlainTextResponse, responses=not_ready)

@@ -1,4 +1,4 @@
-"""Memory of this machine's GPUs from the driver's own library, so that a process needs no CUDA context to ask.
+"""Memory of this machine's GPUs, read from the driver's library, so that no CUDA context is needed.
 
 Functions and structures: NVIDIA Management Library, https://docs.nvidia.com/deploy/nvml-api/
 """
@@ -22,19 +22,19 @@ class Memory(ctypes.Structure):
 
 
 def memory(library: str = LIBRARY) -> list[Memory]:
-    """One entry a GPU; empty without a driver."""
+    """The memory of each GPU; empty without a driver."""
     nvml = _loaded(library)
     count = ctypes.c_uint()
     if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return []
-    found = []
+    sizes = []
     for index in range(count.value):
         device, one = ctypes.c_void_p(), Memory()
         if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)):
             continue
         if not nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(one)):
-            found.append(one)
-    return found
+            sizes.append(one)
+    return sizes
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Images by content, where they are needed: fetched from the trainer once, checked against their name, kept bounded."""
+"""A cache of images by digest: each is fetched from the trainer once and verified. The cache is bounded."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.prompts.images import ImageStore
 
 FETCH_SECONDS = 180.0
-"""How long a trainer that restarts is waited for."""
+"""Timeout of a fetch; long enough for a trainer that restarts."""
 CHUNK_BYTES = 2**20
 KEPT_BYTES = 256 * 2**20
 
 ReadImage = Callable[[ImageRef], Awaitable[bytes]]
-"""The bytes of an image; raises UserError where it is not to be had."""
+"""Returns the bytes of an image. Raises UserError if it is not available."""
 
 
 async def no_images(image: ImageRef) -> bytes:
-    """Where there are none."""
-    raise UserError(f"image {image.sha256[:12]} is not at hand; the trainer of a run serves its images")
+    """Reads no image: for services without a trainer."""
+    raise UserError(f"image {image.sha256[:12]} is not available; only the trainer of its run serves it")
 
 
 class ImageCache:
-    """The bytes of images; the least recently used go first."""
+    """A cache of image bytes, which evicts the least recently used first."""
 
     def __init__(self, fetch: ReadImage, max_bytes: int = KEPT_BYTES) -> None:
         self._fetch = fetch
@@ -45,12 +45,12 @@ class ImageCache:
         """The bytes of an image.
 
         Raises:
-            UserError: nobody has it, or what came is not what the name says.
+            UserError: the image is not available, or its bytes do not match its digest.
         """
         if image.sha256 not in self._kept:
             data = await self._fetch(image)
             if hashlib.sha256(data).hexdigest() != image.sha256:
-                raise UserError(f"image {image.sha256[:12]} is damaged: its bytes are not those of its name")
+                raise UserError(f"image {image.sha256[:12]} is damaged: its bytes do not match its sha256")
             if image.sha256 not in self._kept:  # another task may have fetched it meanwhile
                 self._kept[image.sha256] = data
                 self._bytes += len(data)
@@ -62,7 +62,7 @@ class ImageCache:
 
 
 def trainer_images(settings: Settings) -> ImageCache:
-    """A process's own cache, filled from the trainer."""
+    """A cache that fetches images from the trainer."""
 
     async def fetch(image: ImageRef) -> bytes:
         return await fetch_from_trainer(settings, image)
@@ -95,7 +95,7 @@ async def fetch_from_trainer(settings: Settings, image: ImageRef) -> bytes:
 def serve_images(
     store: ImageStore,
 ) -> Callable[[Any, grpc.aio.ServicerContext], AsyncIterator[services_pb2.ImageChunk]]:
-    """TrainerService.FetchImage: the bytes of an image of the store, in pieces."""
+    """The handler of TrainerService.FetchImage, which streams images of the store."""
 
     async def fetch_image(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[services_pb2.ImageChunk]:
         try:

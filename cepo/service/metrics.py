@@ -1,8 +1,8 @@
-"""Every Prometheus metric of the project under its constant name; the code that does a thing counts it.
+"""Every Prometheus metric of the project. The code that does the work updates the metric.
 
-Names follow https://prometheus.io/docs/practices/naming/: base units, the unit last, `_total` on counters alone. A
-stage's label values are its stream's name: rollout, verify, teach. Which service speaks is the scraper's label.
-`docs/operations.md` lists what is here.
+Names follow https://prometheus.io/docs/practices/naming/: base units, the unit last, `_total` only on counters. The
+label `stage` is the name of the stream: rollout, verify or teach. Prometheus adds the service's label when it scrapes.
+`docs/operations.md` lists all metrics.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from prometheus_client.registry import Collector
 from cepo.messages.groups import Outcome, Stage
 from cepo.service import gpu
 
-disable_created_metrics()  # half of all series, and nobody reads them
+disable_created_metrics()  # they are half of all series, and are not used
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
-RESULTS = ("done", "failed", "retried", "beaten")
+RESULTS = ("done", "failed", "retried", "superseded")
 COLLECTED_RESULTS = ("done", "failed", "refused", "dropped")
 
 READY = Gauge("cepo_ready", "1 while the service does its work, 0 while it starts or drains")
@@ -29,61 +29,65 @@ BUILD = Gauge("cepo_build_info", "1; the version is a label", ["version"])
 
 GROUPS = Counter(
     "cepo_groups_total",
-    "Groups that left a stage's hands: done, failed (a dead letter), retried (left for another delivery), "
-    "beaten (another worker was first)",
+    "Groups that a stage finished: done, failed (a dead letter), retried (left for another delivery), "
+    "superseded (another worker finished it first)",
     ["stage", "result"],
 )
-REDELIVERIES = Counter("cepo_redeliveries_total", "Deliveries to a stage of groups delivered before", ["stage"])
-IN_HAND = Gauge("cepo_groups_in_hand", "Groups a stage's process works on now", ["stage"])
+REDELIVERIES = Counter("cepo_redeliveries_total", "Groups that were delivered to a stage again", ["stage"])
+IN_HAND = Gauge("cepo_groups_in_hand", "Groups that a process of a stage is working on", ["stage"])
 WAIT_SECONDS = Histogram(
     "cepo_wait_seconds",
-    "Seconds a group was on a stage's stream before its first delivery",
+    "Seconds a group waited in a stage's stream before its first delivery",
     ["stage"],
     buckets=_BUCKETS,
 )
 HANDLER_SECONDS = Histogram("cepo_handler_seconds", "Seconds a stage worked on a group", ["stage"], buckets=_BUCKETS)
 HOP_SECONDS = Histogram(
-    "cepo_hop_seconds", "Seconds to publish a result and end its input", ["stage"], buckets=_BUCKETS
+    "cepo_hop_seconds", "Seconds to publish a result and delete its input", ["stage"], buckets=_BUCKETS
 )
-QUEUE_GROUPS = Gauge("cepo_queue_groups", "Groups on a stage's stream, in hands or not", ["stage"])
+QUEUE_GROUPS = Gauge("cepo_queue_groups", "Groups in a stage's stream, whether or not a worker holds them", ["stage"])
 QUEUE_OLDEST_SECONDS = Gauge(
-    "cepo_queue_oldest_seconds", "Seconds the oldest group has been on a stage's stream; 0 for an empty one", ["stage"]
+    "cepo_queue_oldest_seconds",
+    "Seconds since the oldest group in a stage's stream was published; 0 if it is empty",
+    ["stage"],
 )
 
-GENERATED_TOKENS = Counter("cepo_generated_tokens_total", "Tokens the rollout stage sampled")
-SCORED_TOKENS = Counter("cepo_scored_tokens_total", "Response tokens the teacher measured, under every context")
-TRAINED_TOKENS = Counter("cepo_trained_tokens_total", "Tokens the learner had a gradient of")
+GENERATED_TOKENS = Counter("cepo_generated_tokens_total", "Tokens that the rollout stage sampled")
+SCORED_TOKENS = Counter("cepo_scored_tokens_total", "Response tokens that the teacher scored, counted once per context")
+TRAINED_TOKENS = Counter("cepo_trained_tokens_total", "Tokens with a gradient in an update")
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])
 
-POLICY_VERSION = Gauge("cepo_engine_policy_version", "Policy version an engine loaded last")
-LOAD_SECONDS = Histogram("cepo_engine_load_seconds", "Seconds to fetch, bind and prove a policy", buckets=_BUCKETS)
-LOAD_FAILURES = Counter("cepo_engine_load_failures_total", "Loads of a policy that failed")
+POLICY_VERSION = Gauge("cepo_engine_policy_version", "Policy version that an engine loaded last")
+LOAD_SECONDS = Histogram("cepo_engine_load_seconds", "Seconds to fetch, load and verify a policy", buckets=_BUCKETS)
+LOAD_FAILURES = Counter("cepo_engine_load_failures_total", "Failed loads of a policy")
 
 COLLECTED = Counter(
     "cepo_trainer_groups_total",
-    "Groups that reached the trainer: done, failed (by a stage), refused (weights not proven), "
-    "dropped (not asked for, or here already)",
+    "Groups that reached the trainer: done, failed (in a stage), refused (weights not verified), "
+    "dropped (not expected, or a duplicate)",
     ["result"],
 )
-PROGRESS = Gauge("cepo_trainer_progress_timestamp_seconds", "Unix time a group last came or a step last ended", ["run"])
-PUBLISHED_VERSION = Gauge("cepo_trainer_policy_version", "Newest policy version the trainer has published", ["run"])
-LAG_BOUND = Gauge("cepo_trainer_lag_bound_steps", "Steps the rollouts may be behind: loop.lag", ["run"])
+PROGRESS = Gauge(
+    "cepo_trainer_progress_timestamp_seconds",
+    "Unix time at which a group last arrived or a step last finished",
+    ["run"],
+)
+PUBLISHED_VERSION = Gauge("cepo_trainer_policy_version", "Newest policy version that was published", ["run"])
+LAG_BOUND = Gauge("cepo_trainer_lag_bound_steps", "Largest number of off-policy steps, loop.lag", ["run"])
 
 
 def verdicts() -> dict[Outcome, Counter]:
-    """The counters of the outcomes, at 0: one that first appears at 1 has no increase, and no alert would see it."""
+    """The counters by outcome, created at 0: a counter that first appears at 1 has no increase for an alert to see."""
     return {outcome: VERDICTS.labels(outcome.name.lower()) for outcome in Outcome}
 
 
 def collected() -> dict[str, Counter]:
-    """The counters of what reached the trainer, by result, at 0."""
+    """The counters of groups that reached the trainer by result, created at 0."""
     return {result: COLLECTED.labels(result) for result in COLLECTED_RESULTS}
 
 
 class StageMetrics:
-    """One stage's metrics, bound to its label once: counters are there at 0, and finding a label costs more than
-    counting.
-    """
+    """The metrics of one stage, with the label bound once: counters exist at 0, and label lookups are slow."""
 
     def __init__(self, stage: Stage) -> None:
         name = stage.name.lower()
@@ -98,23 +102,23 @@ class StageMetrics:
 
 
 def train_name(key: str) -> str:
-    """The gauge of a key of metrics.jsonl: `credit/lambda` is `cepo_train_credit_lambda`."""
+    """The gauge of a key of metrics.jsonl. Example: train_name("credit/lambda") == "cepo_train_credit_lambda"."""
     return "cepo_train_" + re.sub(r"\W", "_", key).removesuffix("_total")
 
 
 class TrainMetrics(Collector):
-    """Every number of the run's last step under a name of its own; a key that a step lacks keeps its last value."""
+    """A gauge for each number of the last step. A key that is missing in a step keeps its previous value."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[str, float]] = {}
 
     def step(self, run: str, row: Mapping[str, Any]) -> None:
-        """Takes a step's row."""
+        """Sets the gauges to the row of a step."""
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         self._values[run] = self._values.get(run, {}) | numbers
 
     def clear(self) -> None:
-        """Forgets every run."""
+        """Removes the gauges of all runs."""
         self._values.clear()
 
     def collect(self) -> Iterable[Metric]:
@@ -127,10 +131,12 @@ class TrainMetrics(Collector):
 
 
 class GpuMetrics(Collector):
-    """Memory of the GPUs this process sees; nothing where there is none."""
+    """Memory of the visible GPUs; no series without a GPU."""
 
     def collect(self) -> Iterable[Metric]:
-        used = GaugeMetricFamily("cepo_gpu_memory_used_bytes", "Memory in use on a GPU, by anybody", labels=["gpu"])
+        used = GaugeMetricFamily(
+            "cepo_gpu_memory_used_bytes", "Memory of a GPU that is in use, by any process", labels=["gpu"]
+        )
         total = GaugeMetricFamily("cepo_gpu_memory_total_bytes", "Memory of a GPU", labels=["gpu"])
         for index, memory in enumerate(gpu.memory()):
             used.add_metric([str(index)], memory.used)

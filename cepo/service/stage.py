@@ -1,9 +1,9 @@
-"""A stage: take items from its stream, run the handler, hop the result along the task's route.
+"""The loop of a stage: takes items from its stream, runs the handler, and forwards the result along the task's route.
 
-Handlers are functions of their message, so an item may be run twice and is published once. A handler that raises
-leaves its item pending; another delivery follows, up to the limit, and then a `GroupFailed` closes the group's count.
-What a user caused (`UserError`) is not tried again. This is the one place that catches everything but a dead
-engine, which ends the process.
+A handler is a pure function of its message, so an item may be processed twice, but its result is published once. If a
+handler raises, its item stays pending and is delivered again. After `max_deliveries` a `GroupFailed` is published
+instead of a result, so that the trainer stops waiting. A `UserError` is not retried. Only this module catches all
+exceptions, except `EngineDown`, which ends the process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def task_of(hop: Hop) -> PromptTask:
-    """The task at the heart of any message."""
+    """The task that a message contains."""
     match hop:
         case PromptTask():
             return hop
@@ -48,7 +48,7 @@ def task_of(hop: Hop) -> PromptTask:
 
 
 def destination(stage: Stage, result: Hop) -> str:
-    """The stream a result goes to: the next stage of its route, or ready; equal rewards may skip the teacher."""
+    """The stream of a result: that of the next stage in its route, or `ready`. Equal rewards may skip the teacher."""
     task = task_of(result)
     following = None if isinstance(result, GroupFailed) else task.after(stage)
     if following is Stage.TEACH and task.teach_when is TeachWhen.REWARD_SPREAD and not _spread(result):
@@ -66,7 +66,7 @@ def consumer_name() -> str:
 
 @dataclass
 class StageLoop:
-    """Consumes one stream with at most `concurrency` items in hand; `run` ends once `stop` is set and all is done."""
+    """Processes the items of one stream, at most `concurrency` at once."""
 
     bus: Bus
     stage: Stage
@@ -83,14 +83,14 @@ class StageLoop:
 
     @classmethod
     def of(cls, settings: Settings, bus: Bus, stage: Stage, handler: Handler) -> StageLoop:
-        """A loop with a service's settings."""
+        """A loop with the settings of a service."""
         return cls(bus, stage, handler, settings.concurrency, settings.claim_seconds, settings.max_deliveries)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop`; what is in hand then is finished first."""
+        """Works until `stop` is set, and then finishes the items in progress."""
         done = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._renew(done))  # in the group: should it fail, so does the loop
+            group.create_task(self._renew(done))  # in the group, so that its failure ends the loop
             try:
                 await self._consume(stop)
             finally:
@@ -120,7 +120,7 @@ class StageLoop:
                     with passage.part("hop", self._metrics.hop_seconds):
                         won = await self.bus.hop(item, destination(self.stage, result), result)
                     outcome = "failed" if isinstance(result, GroupFailed) else "done"
-                    self._metrics.groups[outcome if won else "beaten"].inc()
+                    self._metrics.groups[outcome if won else "superseded"].inc()
             finally:
                 del self._in_hand[item.id]
                 passage.trace(task, self.stage)
@@ -135,7 +135,7 @@ class StageLoop:
             passage.error = str(error)
             return self._failed(item, task, str(error))
         except EngineDown:
-            raise  # the process ends, its items stay pending, and whoever starts next takes them
+            raise  # the process ends; its items stay pending and are reclaimed
         except Exception as error:
             log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
             passage.error = f"{type(error).__name__}: {error}"
@@ -148,7 +148,7 @@ class StageLoop:
         return GroupFailed(task=task, stage=self.stage, error=error, deliveries=item.deliveries)
 
     async def _renew(self, done: asyncio.Event) -> None:
-        """Says every quarter of the claim time that what is in hand is, and measures the stream."""
+        """Renews the claims on the items in progress every quarter of the claim time, and measures the stream."""
         while not done.is_set():
             if self._in_hand:
                 await self.bus.renew(self.consumer, list(self._in_hand.values()))

@@ -1,4 +1,4 @@
-"""What a process says about the work at hand: JSON log lines with its ids, metrics, and spans where they are traced."""
+"""JSON logs with the ids of the current work, and the metrics and spans of deliveries and policy loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ids: ContextVar[dict[str, Any] | None] = ContextVar("ids", default=None)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, service, message, the ids of the work, and the error if there is one."""
+    """Formats a record as a line of JSON: time, level, service, message, ids of the current work, error if any."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def configure_logging(service: str, level: str) -> None:
 
 @contextmanager
 def logged(task: PromptTask, where: str) -> Iterator[None]:
-    """Log lines within carry the run, group, stage, policy and, where it is traced, trace of this task."""
+    """Adds the run, group, stage and policy of a task, and its trace if tracing is on, to log lines in the block."""
     ids = {"run": task.run, "group": task.group_id, "stage": where, "policy": task.policy.name}
     if TRACER.on:
         ids["trace"] = trace_id(task.group_id)
@@ -63,20 +63,20 @@ def logged(task: PromptTask, where: str) -> Iterator[None]:
 
 
 class Passage:
-    """One delivery's way through a stage, as it is counted and traced."""
+    """Measures one delivery to a stage: observes the metrics and sends the spans."""
 
     def __init__(self, metrics: StageMetrics, published_at: float, deliveries: int) -> None:
-        """Begins now.
+        """Starts the measurement now.
 
         Args:
-            published_at: Unix time at which the group came to the stage's stream.
+            published_at: Unix time at which the group was published on the stage's stream.
         """
         self._metrics = metrics
         self._deliveries = deliveries
         now = time.time()
         self._parts = [Part("wait", min(published_at, now), now)]
         self.error = ""
-        """Why the handler raised, if it did."""
+        """The error of the handler; empty if it succeeded."""
         if deliveries == 1:
             metrics.wait_seconds.observe(now - self._parts[0].begun)
         else:
@@ -84,7 +84,7 @@ class Passage:
 
     @contextmanager
     def part(self, name: str, seconds: Histogram) -> Iterator[None]:
-        """A part of the way: its duration is observed."""
+        """Measures a part of the delivery: observes the duration of the block."""
         begun, ticks = time.time(), time.perf_counter()
         try:
             yield
@@ -94,7 +94,7 @@ class Passage:
             self._parts.append(Part(name, begun, begun + elapsed))
 
     def trace(self, task: PromptTask, stage: Stage) -> None:
-        """Sends the spans, if this process traces."""
+        """Sends the spans, if tracing is on."""
         if TRACER.on:
             whole = Part(stage.name.lower(), self._parts[0].begun, self._parts[-1].ended)
             TRACER.span(task, whole, tuple(self._parts), {"cepo.deliveries": self._deliveries}, self.error)
@@ -102,10 +102,10 @@ class Passage:
 
 @contextmanager
 def loading(policy: PolicyRef, begun: float | None = None) -> Iterator[None]:
-    """An engine's load of a policy, as it is counted.
+    """Measures an engine's load of a policy.
 
     Args:
-        begun: when it began by `time.perf_counter`, if that was before.
+        begun: the start by `time.perf_counter`, if the load began before the block.
     """
     begun = time.perf_counter() if begun is None else begun
     try:

@@ -1,7 +1,7 @@
-"""OpenTelemetry traces of groups: one trace a group, its id a hash of the group's, so that no message carries it.
+"""OpenTelemetry traces: one trace per group. Its id is a hash of the group's id, so messages need no trace context.
 
-The trainer's span of the whole group is the root, and its id too is a hash, so that every stage names it as parent
-without having seen it. Spans are made when they have ended, from times that were taken; without an endpoint nothing is.
+The root is the trainer's span of the whole group. Its id is also a hash, so that every stage can name it as the parent.
+Spans are created after they have ended, from recorded times. Without an endpoint nothing is recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NANOSECONDS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Part:
-    """A named stretch of time, in Unix seconds."""
+    """A named interval, in Unix seconds."""
 
     name: str
     begun: float
@@ -28,17 +28,17 @@ class Part:
 
 
 def trace_id(group_id: str) -> str:
-    """32 hexadecimal digits."""
+    """The trace id of a group: 32 hexadecimal digits."""
     return hashlib.sha256(group_id.encode()).hexdigest()[:32]
 
 
 def root_span_id(group_id: str) -> str:
-    """16 hexadecimal digits."""
+    """The id of the trainer's span of a group: 16 hexadecimal digits."""
     return hashlib.sha256(group_id.encode()).hexdigest()[32:48]
 
 
 class Tracer:
-    """Sends spans in the background, in batches; off until it is started."""
+    """Sends spans in the background, in batches. It does nothing until it is started."""
 
     def __init__(self) -> None:
         self._processor: Any = None
@@ -49,10 +49,10 @@ class Tracer:
         return self._processor is not None
 
     def start(self, service: str, endpoint: str) -> None:
-        """Sends to an OTLP collector from now on.
+        """Starts to send spans to an OTLP collector.
 
         Args:
-            endpoint: its address, such as http://collector:4318; the path /v1/traces is added.
+            endpoint: address of the collector, such as http://collector:4318; the path /v1/traces is added.
         """
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -63,13 +63,13 @@ class Tracer:
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=1000)
 
     def stop(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining spans and stops."""
         if self._processor is not None:
             self._processor.shutdown()
             self._processor = None
 
     def root(self, task: PromptTask, whole: Part, attributes: Mapping[str, Any]) -> None:
-        """The trainer's span of a group, from its publication to its arrival."""
+        """Sends the trainer's span of a group, from its publication to its arrival."""
         self._send(task, whole, root_span_id(task.group_id), "", _ids(task) | dict(attributes), "")
 
     def span(
@@ -80,7 +80,7 @@ class Tracer:
         attributes: Mapping[str, Any] | None = None,
         error: str = "",
     ) -> None:
-        """A child of the group's root, with its own parts as children."""
+        """Sends a child of the group's root span, and the child's own parts as its children."""
         span_id = secrets.token_hex(8)
         attributes = _ids(task) | dict(attributes or {})
         self._send(task, whole, span_id, root_span_id(task.group_id), attributes, error)
@@ -121,4 +121,4 @@ def _ids(task: PromptTask) -> dict[str, Any]:
 
 
 TRACER = Tracer()
-"""This process's."""
+"""The tracer of this process."""

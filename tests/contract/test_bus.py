@@ -333,7 +333,7 @@ async def test_a_redis_that_is_still_starting_is_waited_for(redis_server: RedisS
 
 
 async def test_a_redis_that_refuses_us_is_not_waited_for(redis_server: RedisServer) -> None:
-    with pytest.raises(UserError, match=f"Redis at 127.0.0.1:{redis_server.port}/99 refuses us"):
+    with pytest.raises(UserError, match=f"Redis at 127.0.0.1:{redis_server.port}/99 rejected the connection"):
         await RedisBus.connect(Settings(redis_url=redis_server.url.replace("/0", "/99")), patience=3600)
 
 

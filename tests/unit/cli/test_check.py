@@ -214,8 +214,8 @@ def test_a_redis_is_asked_whether_it_answers(
     for refused in (f"redis://:secret@{here}/0", f"redis://{here}/0", f"redis://:other@{here}/99"):
         error = checked(capsys, words=("--redis", refused), code=2)["error"]
         assert f"Redis at {here}/" in error["text"]
-        assert " refuses us" in error["text"]
-        assert "mend the password or the number in its address" in error["text"]
+        assert " rejected the connection" in error["text"]
+        assert "fix the password or the database number in the address" in error["text"]
         assert "secret" not in error["text"]
     error = checked(capsys, words=("--redis", "http://here"), code=2)["error"]
     assert "write redis://[:password@]host:port/0" in error["text"]

@@ -44,7 +44,7 @@ async def test_above_the_rate_a_caller_is_told_to_wait() -> None:
         while (reply := await web.post("/echo")).status_code != 429:  # the bucket fills while a busy machine is slow
             assert reply.status_code == 401
     assert reply.headers["retry-after"] == "1"
-    assert "2 requests a second" in reply.json()["detail"]
+    assert "2 requests per second" in reply.json()["detail"]
 
 
 class Bucket:
@@ -95,6 +95,6 @@ async def test_a_trainer_that_sends_other_files_is_refused(file: str) -> None:
     services_pb2_grpc.add_TrainerServiceServicer_to_server(Evil(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    with pytest.raises(PolicyError, match="this is no adapter"):
+    with pytest.raises(PolicyError, match="this is not an adapter"):
         await fetch_from_trainer(Settings(trainer_address=f"127.0.0.1:{port}"), POLICY)
     await server.stop(None)

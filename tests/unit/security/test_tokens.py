@@ -74,7 +74,7 @@ def test_only_the_whole_token_opens(header: str) -> None:
 def test_beyond_loopback_a_service_asks_for_a_token_and_certificates(host: str, certificates: Certificates) -> None:
     with pytest.raises(UserError, match=f"^CEPO_HOST={host} .*without a token; set CEPO_TOKEN"):
         check_exposure(Settings(host=host, certificates=str(certificates.service)))
-    with pytest.raises(UserError, match=f"^CEPO_HOST={host} .*token in clear; set CEPO_CERTIFICATES"):
+    with pytest.raises(UserError, match=f"^CEPO_HOST={host} .*token unencrypted; set CEPO_CERTIFICATES"):
         check_exposure(Settings(host=host, token=OLD))
     with pytest.raises(UserError, match="without a token"):
         check_exposure(Settings(host=host, exposure="cleartext"))

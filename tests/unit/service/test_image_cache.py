@@ -63,7 +63,7 @@ async def test_bytes_of_another_name_are_refused() -> None:
     async def fetch(image: ImageRef) -> bytes:
         return TWO.data
 
-    with pytest.raises(UserError, match="is damaged: its bytes are not those of its name"):
+    with pytest.raises(UserError, match="is damaged: its bytes do not match its sha256"):
         await ImageCache(fetch).read(ONE.ref)
-    with pytest.raises(UserError, match="is not at hand; the trainer of a run serves its images"):
+    with pytest.raises(UserError, match="is not available; only the trainer of its run serves it"):
         await no_images(ONE.ref)

@@ -126,7 +126,7 @@ async def test_what_a_request_brought_is_forgotten_with_it(credit: TokenCredit) 
     transport = httpx.ASGITransport(web_application(credit))
     async with AsyncClient("http://teacher", transport=transport) as client:
         assert len((await client.credit(CreditRequest.model_validate(body(IMAGE)))).responses) == 2
-    with pytest.raises(ValueError, match="is not at hand"):
+    with pytest.raises(ValueError, match="is not available"):
         await GIVEN.read(IMAGE.ref)
 
 
