@@ -134,9 +134,7 @@ class GpuMetrics(Collector):
     """Memory of the visible GPUs; no series without a GPU."""
 
     def collect(self) -> Iterable[Metric]:
-        used = GaugeMetricFamily(
-            "cepo_gpu_memory_used_bytes", "Memory of a GPU that is in use, by any process", labels=["gpu"]
-        )
+        used = GaugeMetricFamily("cepo_gpu_memory_used_bytes", "Memory of a GPU in use by any process", labels=["gpu"])
         total = GaugeMetricFamily("cepo_gpu_memory_total_bytes", "Memory of a GPU", labels=["gpu"])
         for index, memory in enumerate(gpu.memory()):
             used.add_metric([str(index)], memory.used)

@@ -133,10 +133,8 @@ async def test_what_is_no_json_or_too_long_is_refused() -> None:
     async with web(make_credit()) as client:
         headers = {"content-type": "application/json"}
         reply = await client.post("/v1/credit", content='{"messages": nonsense', headers=headers)
-        assert (reply.status_code, reply.json()["detail"]) == (
-            422,
-            "body: invalid JSON at character 13: Expecting value",
-        )
+        detail = "body: invalid JSON at character 13: Expecting value"
+        assert (reply.status_code, reply.json()["detail"]) == (422, detail)
         for sent in ({"content-type": "application/x-www-form-urlencoded"}, {}):  # what curl sends if not told
             reply = await client.post("/v1/credit", content=json.dumps(make_body()), headers=sent)
             assert reply.status_code == 422
