@@ -1,35 +1,35 @@
-"""The error tree. Catching at any level is meaningful.
+"""The hierarchy of errors, each of which can be caught by itself or as `CepoError`.
 
 CepoError
 ├── UserError         bad input: names the key, row or field and the fix; exit 2, HTTP 422, INVALID_ARGUMENT
 ├── Unreachable       another process does not answer: names the address and how to start it; exit 2
-├── EngineDown        the engine of this process is gone: the process must end and be started again
-├── PolicyError       adapter bytes or weights are not the ones the reference names; never retried into use
-└── WireError         a message cannot be read or breaks an invariant
+├── EngineDown        the engine of this process has died: the process must exit and be restarted
+├── PolicyError       an adapter's bytes or the loaded weights do not match the policy; they are never used
+└── WireError         a message cannot be parsed or violates an invariant
 
-A new type is added only when somebody catches it; every type also inherits the standard type it replaces.
+Add a type only if some code catches it. Every type also inherits from the matching built-in exception.
 """
 
 
 class CepoError(Exception):
-    """Base of everything this project raises on purpose."""
+    """The base class of all errors that this project raises on purpose."""
 
 
 class UserError(CepoError, ValueError):
-    """Something a user wrote is wrong; the message says what and how to mend it."""
+    """Invalid input. The message names the input and the fix."""
 
 
 class Unreachable(CepoError, ConnectionError):
-    """A process that is needed does not answer."""
+    """A required process does not answer."""
 
 
 class EngineDown(CepoError, RuntimeError):
-    """The engine of this process does not come back; only a new process does."""
+    """The engine of this process has died. Only a new process can recover."""
 
 
 class PolicyError(CepoError, RuntimeError):
-    """The weights at hand are not the weights that were named."""
+    """The loaded or received weights are not those of the requested policy."""
 
 
 class WireError(CepoError, ValueError):
-    """A message does not decode into a valid contract."""
+    """The bytes of a message do not decode to a valid message."""

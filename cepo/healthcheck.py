@@ -1,7 +1,8 @@
-"""`python -m cepo.healthcheck`: exit 0 if the service on CEPO_HTTP_PORT of this machine is ready; for containers.
+"""The health check of containers: `python -m cepo.healthcheck` exits with 0 if the local service is ready.
 
-`python -m cepo.healthcheck /healthz` asks whether it is alive. Of a trainer over several machines those after the first
-answer nobody: their process lives as long as they are healthy, and they end with the first.
+It asks the service on CEPO_HTTP_PORT. `python -m cepo.healthcheck /healthz` asks whether the service is alive. If the
+trainer spans several machines, only the first one serves HTTP. The others always count as healthy: they exit on a
+failure, and together with the first.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ TIMEOUT_SECONDS = 3.0
 
 
 def ready(settings: Settings, path: str = "/readyz") -> bool:
-    """Whether the service says so."""
+    """Whether the service on this machine replies with 200."""
     try:
         tls = client_tls(settings)
         if tls is not None:
-            tls.check_hostname = False  # a certificate need not name loopback; that the CA signed it is checked
+            tls.check_hostname = False  # a certificate need not name loopback; its signature is verified
         scheme = "https" if tls else "http"
         with urlopen(f"{scheme}://127.0.0.1:{settings.http_port}{path}", timeout=TIMEOUT_SECONDS, context=tls) as reply:
             return bool(reply.status == 200)

@@ -1,9 +1,10 @@
-"""Advantage estimators beside GRPO's: RLOO, PASS@k, REINFORCE++ and its baseline variant, and GAE.
+"""Advantage estimators other than GRPO's: RLOO, PASS@k, REINFORCE++ and its baseline variant, and GAE.
 
-Every estimator follows the same rules. Groups are found by id. A reward that is not finite is a failed sample: it gets
-0 and stays out of all statistics; so does a sample without a peer where peers are compared. Padding is 0.
+All estimators follow the same rules. Groups are found by id. A sample whose reward is not finite has failed: its
+advantage is 0, and it is left out of all statistics. The same holds for a sample without peers, if the estimator
+compares peers. Padding is 0.
 
-Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, the end of sequence included.
+Shapes: B sequences, T response tokens (padded). mask_BT is 1 on generated tokens, including the end of sequence.
 All results are float32.
 """
 
@@ -19,7 +20,7 @@ WHITEN_EPS = 1e-8
 
 
 def rloo_advantage(reward_B: Tensor, group_B: Tensor) -> Tensor:
-    """RLOO (arXiv:2402.14740): the reward minus the mean of the group's other rewards, adv_B.
+    """RLOO (arXiv:2402.14740): adv_B, the reward minus the mean of the group's other rewards.
 
     It is G/(G-1) times the centred reward, so equal rewards are exactly 0 as in `group_advantage`.
     """
@@ -31,9 +32,9 @@ def rloo_advantage(reward_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 def pass_at_k_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """PASS@k GRPO (EasyR1's `grpo_passk`): the best of a group gets (best - second) / (std + eps), the others 0; adv_B.
+    """PASS@k GRPO (EasyR1's `grpo_passk`): adv_B. The best of a group gets (best - second) / (std + eps), others get 0.
 
-    Two that share the best reward get 0: neither was needed. The deviation is the unbiased one.
+    If two samples share the best reward, both get 0. The standard deviation is the unbiased one.
     """
     reward_B = reward_B.float()
     adv_B = torch.zeros_like(reward_B)
@@ -45,7 +46,7 @@ def pass_at_k_advantage(reward_B: Tensor, group_B: Tensor, *, eps: float = 1e-6)
 
 
 def terminal_reward(reward_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """token_reward_BT with each reward on its sequence's last token; an empty response has no place for one."""
+    """token_reward_BT with the reward on the last token of each sequence; all 0 for an empty response."""
     valid_BT = mask_BT.bool()
     seen_BT = valid_BT.cumsum(dim=1)
     last_BT = valid_BT & (seen_BT == valid_BT.sum(dim=1, keepdim=True))
@@ -53,7 +54,7 @@ def terminal_reward(reward_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def return_to_go(token_reward_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
-    """G_t = R_t + gamma G_{t+1} over response tokens, starting again from 0 at a masked position; return_BT."""
+    """return_BT: G_t = R_t + gamma G_{t+1} over response tokens, reset to 0 at masked positions."""
     valid_BT = mask_BT.bool()
     return_BT = torch.zeros_like(token_reward_BT, dtype=torch.float32)
     running_B = return_BT.new_zeros(len(return_BT))
@@ -64,9 +65,9 @@ def return_to_go(token_reward_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> T
 
 
 def whiten(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """(value - mean) / sqrt(unbiased variance + 1e-8) over the valid tokens of the batch, 0 elsewhere.
+    """(value - mean) / sqrt(unbiased variance + 1e-8) over the valid tokens of the batch, and 0 on other tokens.
 
-    Values that are all equal, one value alone, and no value at all give exactly 0.
+    The result is exactly 0 if all values are equal, or if there are fewer than two.
     """
     valid_BT = mask_BT.bool()
     value_N = value_BT[valid_BT].float()
@@ -77,15 +78,15 @@ def whiten(value_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def reinforce_plus_plus_advantage(token_reward_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
-    """REINFORCE++ (arXiv:2501.03262): the return-to-go, whitened over all valid tokens of the batch; adv_BT."""
+    """REINFORCE++ (arXiv:2501.03262): adv_BT, the return-to-go whitened over all valid tokens of the batch."""
     mask_BT = _usable(token_reward_BT, mask_BT)
     return whiten(return_to_go(token_reward_BT, mask_BT, gamma=gamma), mask_BT)
 
 
 def reinforce_plus_plus_baseline_advantage(reward_B: Tensor, group_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """REINFORCE++ with a group baseline (verl): R - mean of the group on every token, then whitened; adv_BT.
+    """REINFORCE++ with a group baseline (verl): adv_BT, R - mean of the group on every token, then whitened.
 
-    A group of equal rewards counts in the whitening, with 0, and so is not 0 afterwards.
+    A group of equal rewards takes part in the whitening with 0, so its advantages are not 0 afterwards.
     """
     compared_B = torch.zeros_like(reward_B, dtype=torch.bool)
     for member_B in peer_groups(reward_B, group_B):
@@ -100,14 +101,14 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (arXiv:1506.02438) in verl's recursion, for PPO.
 
-    delta_t = R_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; V and A pass masked positions unchanged.
+    delta_t = R_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}. V and A skip masked positions.
 
     Args:
-        token_reward_BT: rewards per token, an outcome on the last one (`terminal_reward`).
+        token_reward_BT: rewards per token; the outcome is on the last token (`terminal_reward`).
         value_BT: the critic's values before the update.
 
     Returns:
-        adv_BT whitened, and return_BT = A + V from before the whitening. A failed sample's return is its own value.
+        adv_BT, whitened, and return_BT = A + V before the whitening. The return of a failed sample is its value.
     """
     usable_BT = _usable(token_reward_BT, mask_BT)
     adv_BT = torch.zeros_like(value_BT, dtype=torch.float32)
@@ -121,7 +122,7 @@ def gae(
 
 
 def _usable(token_reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The mask without the sequences that have a reward which is not finite."""
+    """The mask without the sequences that have a non-finite reward."""
     valid_BT = mask_BT.bool()
     failed_B1 = (valid_BT & ~token_reward_BT.isfinite()).any(dim=1, keepdim=True)
     return valid_BT & ~failed_B1

@@ -1,8 +1,8 @@
-"""CLIPO: a contrastive loss over the correct rollouts' pooled hidden states, and the reward it gives.
+"""CLIPO: a contrastive loss over the pooled hidden states of correct rollouts, and the reward that it yields.
 
-Defaults are those of the released code (github.com/Qwen-Applications/CLIPO) but for the floor in its logarithms.
+Defaults are those of the released code (github.com/Qwen-Applications/CLIPO), except for the floor in its logarithms.
 
-Shapes: B sequences, H hidden size, D projection size; [B, B] pairs are anchor by other.
+Shapes: B sequences, H hidden size, D projection size. In a [B, B] matrix, rows are anchors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 RELEASED_FLOOR = 1e-8
-"""What the released code adds inside each logarithm, after subtracting the row's largest logit."""
+"""The constant that the released code adds inside each logarithm, after subtracting the largest logit of the row."""
 
 Similarity = Literal["cosine", "negative_cosine", "l2"]
 Level = Literal["group", "cross", "batch"]
@@ -42,12 +42,12 @@ class ProjectionHead(nn.Module):
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """The head's loss and each sequence's part in it."""
+    """The loss of the head, and its terms for each sequence."""
 
     loss: Tensor
-    """Mean over the anchors; without any, 0 with a graph, so that backward is always allowed."""
+    """Mean over the anchors. Without anchors it is 0 with a graph, so that backward always works."""
     loss_B: Tensor
-    """Each anchor's own; 0 for the others."""
+    """The loss of each anchor; 0 for other sequences."""
     anchor_B: Tensor
     """Whether the sequence had something to be compared with."""
 
@@ -76,15 +76,15 @@ def contrastive_loss(
         embedding_BD: unit vectors.
         correct_B: 1 for a correct answer.
         group_B: integer id of each sequence's prompt.
-        anchors: "correct" takes anchors among correct sequences alone (the released code's masked_label 0).
-        skip_trivial: an anchor needs a negative, too.
-        floor: added inside each logarithm relative to the row's largest logit. 0 is exact and makes no anchor of a
-            sequence without a positive; `RELEASED_FLOOR` gives the released code's numbers, its loss for such
-            sequences included.
-        positive_B: infonce's positive of each sequence, as `draw_positives` draws it.
+        anchors: "correct" allows only correct sequences as anchors (masked_label 0 in the released code).
+        skip_trivial: whether an anchor also needs a negative.
+        floor: added inside each logarithm, relative to the largest logit of the row. 0 is exact, and a sequence
+            without a positive is no anchor. `RELEASED_FLOOR` reproduces the released code, including its loss for
+            such sequences.
+        positive_B: for infonce, the positive of each sequence from `draw_positives`.
 
     Raises:
-        ValueError: infonce without its positives, or the contrast, level or similarity has no such name.
+        ValueError: positives are missing for infonce, or the contrast, level or similarity is unknown.
     """
     positive_BB, other_BB = _pairs(correct_B, group_B, level)
     has_positive_B = positive_BB.any(dim=1)
@@ -106,7 +106,7 @@ def contrastive_loss(
 def draw_positives(
     correct_B: Tensor, group_B: Tensor, *, level: Level = "group", generator: torch.Generator | None = None
 ) -> Tensor:
-    """The index of one positive of each sequence, drawn uniformly; -1 where it has none."""
+    """The index of a uniformly drawn positive for each sequence; -1 if it has none."""
     positive_BB, _ = _pairs(correct_B, group_B, level)
     key_BB = torch.rand(positive_BB.shape, generator=generator).to(positive_BB.device)
     drawn_B = torch.where(positive_BB, key_BB, -1.0).argmax(dim=1) if len(correct_B) else group_B
@@ -121,7 +121,7 @@ def contrastive_bonus(
 
 
 def _pairs(correct_B: Tensor, group_B: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """Which sequences are an anchor's positives, and which are all it is compared with; never itself."""
+    """Masks [B, B] of the positives of each anchor, and of all sequences that it is compared with, never itself."""
     if level not in ("group", "cross", "batch"):
         raise ValueError(f"unknown level {level!r}")
     other_BB = ~torch.eye(len(group_B), dtype=torch.bool, device=group_B.device)

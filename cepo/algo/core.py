@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 EXPONENT_BOUND = 20.0
-"""Evidence beyond e^20 is cut by the clip anyway; the bound keeps exp finite."""
+"""The bound of delta, which keeps exp finite. Weights beyond e^20 are clipped in any case."""
 
 Scale = Literal["std", "batch-std", "none"]
 
 
 def peer_groups(reward_B: Tensor, group_B: Tensor) -> Iterator[Tensor]:
-    """Each group as a mask [B] over its samples of finite reward; only groups in which at least two can be compared.
+    """Yields a mask [B] for each group with at least two finite rewards: its samples with a finite reward.
 
-    Groups are found by id, never by position. A reward that is not finite is a failed sample: it is nobody's peer.
+    Groups are found by id, never by position. A sample whose reward is not finite has failed, and is no peer.
     """
     usable_B = torch.isfinite(reward_B)
     for group in torch.unique(group_B):
@@ -35,8 +35,8 @@ def group_advantage(
 ) -> Tensor:
     """GRPO's group-relative advantage (Eq. 1): (R - mean of the group) / (std of the group + eps).
 
-    Groups are found by id, never by position. A group of equal rewards, and a group of one, is exactly 0: there is
-    nothing to compare. A reward that is not finite is a failed sample: it gets 0 and stays out of the statistics.
+    Groups are found by id, never by position. The advantages of a group are exactly 0 if its rewards are equal or if it
+    has one sample. A sample whose reward is not finite has failed: it gets 0 and is left out of the statistics.
 
     Args:
         reward_B: one scalar reward per sequence.
@@ -50,7 +50,7 @@ def group_advantage(
         adv_B, float32.
 
     Raises:
-        ValueError: the scale has no such name.
+        ValueError: the scale is unknown.
     """
     if scale not in get_args(Scale):
         raise ValueError(f"unknown scale {scale!r}")
@@ -72,22 +72,22 @@ def group_advantage(
 
 @dataclass(frozen=True)
 class Credit:
-    """How evidence weighs each token; every tensor is [B, T]."""
+    """Token credit and its parts. Every tensor is [B, T]."""
 
     delta_BT: Tensor
-    """log P(y_t | numerator context) - log P(y_t | denominator context); 0 where undefined."""
+    """log P(y_t | numerator context) - log P(y_t | denominator context); 0 if undefined."""
     weight_BT: Tensor
     """w_t = exp(sign(A) delta)."""
     weight_clipped_BT: Tensor
-    """w_t within [1 - eps_w, 1 + eps_w]."""
+    """w_t clipped to [1 - eps_w, 1 + eps_w]."""
     adv_BT: Tensor
     """A [(1 - lam) + lam clip(w)]."""
     broken_BT: Tensor
-    """Where the difference of the evidences is not a finite number."""
+    """Whether the difference of the log-probs is not finite."""
 
     @property
     def clipped_BT(self) -> Tensor:
-        """Where the clip changed the weight."""
+        """Whether the weight was clipped."""
         return self.weight_BT != self.weight_clipped_BT
 
 
@@ -101,16 +101,16 @@ def credit(
     where_BT: Tensor | None = None,
     sign_BT: Tensor | None = None,
 ) -> Credit:
-    """Token credit from two evidences (Eq. 4 for RLSD, Eqs 5 and 7 for CEPO), with its parts.
+    """Token credit from the log-probs under two contexts (Eq. 4 for RLSD, Eqs 5 and 7 for CEPO), with its parts.
 
-    The evidences are stop-gradient. A delta that is not a number counts as no evidence; an infinite one is clipped.
+    No gradient flows through the log-probs. A NaN delta counts as 0; an infinite delta is clipped.
 
     Args:
-        where_BT: the tokens that are weighed; the others have a delta of 0 and keep their advantage. None: all.
-        sign_BT: the direction of the weight; that of each token's own advantage unless given.
+        where_BT: the tokens to weigh; the others have delta 0 and keep their advantage. None: all tokens.
+        sign_BT: the sign that multiplies delta; default: the sign of each token's advantage.
 
     Raises:
-        ValueError: lam outside [0, 1] or eps_w outside (0, 1): the sign of the advantage would not be safe.
+        ValueError: lam outside [0, 1] or eps_w outside (0, 1), which could flip the sign of the advantage.
     """
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"lam must be within [0, 1], got {lam}")
@@ -131,7 +131,8 @@ def credit(
 def reweight(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: float, eps_w: float) -> Tensor:
     """The credited advantage A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)], [B, T].
 
-    RLSD divides the answer's evidence by the plain one, CEPO by the rejected one; nothing else differs.
+    The numerator is the context with the answer. The denominator is the plain context in RLSD, and the context with a
+    rejected answer in CEPO; the methods do not differ otherwise.
 
     Raises:
         ValueError: lam outside [0, 1] or eps_w outside (0, 1).
@@ -140,6 +141,6 @@ def reweight(adv_BT: Tensor, logp_num_BT: Tensor, logp_den_BT: Tensor, lam: floa
 
 
 def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> float:
-    """Mean over the positions where the mask is set; 0 when there are none."""
+    """Mean over the positions at which the mask is set; 0 if there are none."""
     chosen = value_BT[mask_BT.bool()]
     return float(chosen.float().mean()) if chosen.numel() else 0.0

@@ -1,4 +1,4 @@
-"""What token credit and the update did in a step, under the same names for every method."""
+"""Metrics of token credit and of the update in a step, with the same keys for all methods."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cepo.algo.core import Credit, masked_mean
 from cepo.algo.losses import importance_ratio
 
 DELTA_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Where the bins of delta's histogram meet, in nats; a delta on an edge is in the bin above it."""
+"""Edges of the bins of delta's histogram, in nats. A delta on an edge is in the bin above it."""
 DELTA_QUANTILES = (5, 25, 50, 75, 95)
-"""Percent of the tokens with a delta below."""
+"""The percentiles of delta."""
 RATIO_QUANTILES = (1, 50, 99)
 
 
 def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
-    """Diagnostics over the weighed tokens; all 0 when nothing was weighed.
+    """Metrics over the weighed tokens; all 0 if no token was weighed.
 
     Args:
-        credit: the parts of the reweighting, or None where the method has none.
-        weighed_BT: 1 on tokens that have evidence and a non-zero advantage.
+        credit: token credit and its parts; None for a method without token credit.
+        weighed_BT: 1 on tokens with evidence and a non-zero advantage.
     """
     if credit is None:
         nothing_BT = torch.zeros_like(batch.mask_BT)
@@ -39,7 +39,7 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
 
 
 def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics:
-    """How the two evidences differ: over all tokens, by the response's correctness and by the advantage's sign."""
+    """Statistics of delta over all tokens, by the correctness of the response and by the sign of the advantage."""
     delta_BT, sign_BT = credit.delta_BT, torch.sign(credit.adv_BT)
     correct_BT, wrong_BT = mask_BT & correct_B[:, None], mask_BT & ~correct_B[:, None]
     raised_BT, lowered_BT = mask_BT & (sign_BT > 0), mask_BT & (sign_BT < 0)
@@ -73,7 +73,7 @@ def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics
 
 
 def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
-    """What the clip made of the weights, and the weights of the advantages."""
+    """Statistics of the weights and their clipping, and of the advantages."""
     multiplier_BT = (1.0 - lam) + lam * credit.weight_clipped_BT
     return {
         "credit/tokens": float(mask_BT.sum()),
@@ -90,7 +90,7 @@ def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
 
 
 def engine_metrics(logp_old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) -> Metrics:
-    """How far the trainer's log-probs are from those that the rollout engine reported, over the sampled tokens."""
+    """The difference between the log-probs of the trainer and of the rollout engine, over the sampled tokens."""
     ratio_N = importance_ratio(logp_old_BT, rollout_BT)[sampled_BT.bool()]
     return {
         "rollout/logp_gap": masked_mean((logp_old_BT - rollout_BT).abs(), sampled_BT),
@@ -99,16 +99,16 @@ def engine_metrics(logp_old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) 
 
 
 def quantiles(value_N: Tensor, percents: Sequence[int]) -> Metrics:
-    """`p05` and the like: the value that so many percent are below, linear between two of them; 0 without any."""
+    """Percentiles with linear interpolation, by keys such as `p05`; 0 without values."""
     found = dict.fromkeys((f"p{percent:02d}" for percent in percents), 0.0)
     if not value_N.numel():
         return found
-    ordered_N = value_N.sort().values  # torch.quantile refuses more than 2^24 values
+    ordered_N = value_N.sort().values  # torch.quantile accepts at most 2^24 values
     at_Q = torch.tensor(percents, dtype=torch.float64) / 100 * (len(ordered_N) - 1)
     low_Q, high_Q = ordered_N[at_Q.floor().long()], ordered_N[at_Q.ceil().long()]
     return dict(zip(found, low_Q.lerp(high_Q, at_Q.frac().to(low_Q)).tolist(), strict=True))
 
 
 def _deviation(value_N: Tensor) -> float:
-    """The biased deviation; 0 without any."""
+    """The biased standard deviation; 0 without values."""
     return float(value_N.std(correction=0)) if value_N.numel() else 0.0

@@ -1,11 +1,11 @@
 """Divergences between a student's and a teacher's next-token distributions, one value per token.
 
-All have the form f(logp_NV, teacher_ids_Nk, teacher_logp_Nk) -> loss_N, so that a trainer can evaluate any of them on
+All have the form f(logp_NV, teacher_ids_Nk, teacher_logp_Nk) -> loss_N, so that the trainer can evaluate any of them on
 chunks of the student's log-softmax. The ids are the support: the teacher's top-k (OPSD github.com/siyan-zhao/OPSD,
-HDPO arXiv:2603.23871), the student's top-k at which the teacher was gathered (SDPO arXiv:2601.20802), the sampled token
-(k = 1), or the whole vocabulary (k = V). The gradient flows through logp_NV alone.
+HDPO arXiv:2603.23871), the student's top-k (SDPO arXiv:2601.20802), the sampled token
+(k = 1), or the whole vocabulary (k = V). Only logp_NV has a gradient.
 
-Shapes: N tokens (flat, of any sequences), V vocabulary, k support. Everything is computed in float32.
+Shapes: N tokens (flattened over sequences), V vocabulary, k support. Everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch import Tensor
 from cepo.algo.core import EXPONENT_BOUND
 
 LOG_ZERO = -1e4
-"""What -inf counts as: exp of it is exactly 0, and differences with it are finite."""
+"""Replaces -inf: its exp is exactly 0, and differences with it are finite."""
 FULL_MASS = -1e-7
-"""The largest log mass of a support: what is left to the tail is never 0."""
+"""The largest log mass of a support, so that the mass of the tail is never 0."""
 
 Remainder = Literal["tail", "renormalize", "ignore"]
-"""What becomes of the mass outside the support: one more outcome in both distributions; nothing, as both are
-renormalised on the support; or nothing, as they are left as they are (then the sum is no divergence, and may be
-negative)."""
+"""How the mass outside the support is treated: as one more outcome in both distributions; by renormalising both on the
+support; or not at all, in which case the sum is no divergence and may be negative."""
 
 
 def generalized_jsd(
@@ -39,14 +38,14 @@ def generalized_jsd(
 ) -> Tensor:
     """J = beta KL(T || M) + (1 - beta) KL(S || M) with M = beta T + (1 - beta) S, the generalised JSD.
 
-    The ends are the divergences they are named after, not the limits of J, which are 0: beta 0 is KL(T || S), beta 1
-    is KL(S || T). J is bounded by ln 2 at beta 1/2, where it is symmetric.
+    beta = 0 returns KL(T || S) and beta = 1 returns KL(S || T), instead of the limits of J, which are 0. At beta = 1/2,
+    J is symmetric and at most ln 2.
 
     Returns:
         loss_N, in nats.
 
     Raises:
-        ValueError: beta outside [0, 1], or the remainder has no such name.
+        ValueError: beta is outside [0, 1], or the remainder is unknown.
     """
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta must be within [0, 1], got {beta}")
@@ -61,10 +60,10 @@ def generalized_jsd(
 
 
 def topk_jsd(logp_NV: Tensor, teacher_ids_Nk: Tensor, teacher_logp_Nk: Tensor, *, rest_factor: float = 0.5) -> Tensor:
-    """HDPO's JSD_k: the teacher renormalised on its top-k, the student not.
+    """HDPO's JSD_k: only the teacher is renormalised on its top-k.
 
-    The student's mass outside the support meets no teacher there, so its share of the divergence is
-    1/2 P_rest ln 2, which `rest_factor` scales (the text can be read as 1; the derivation gives 1/2).
+    The teacher has no mass outside the support, so the student's mass P_rest there contributes 1/2 P_rest ln 2.
+    `rest_factor` scales this term: the derivation gives 1/2, while the text can be read as 1.
 
     Returns:
         loss_N, in nats.
@@ -77,12 +76,12 @@ def topk_jsd(logp_NV: Tensor, teacher_ids_Nk: Tensor, teacher_logp_Nk: Tensor, *
 
 
 def sampled_token(logp_NV: Tensor, teacher_ids_N1: Tensor, teacher_logp_N1: Tensor) -> Tensor:
-    """The policy-gradient form of KL(S || T) at the sampled token: sg(log S - log T) log S, for OPSD and SDPO alike.
+    """The policy-gradient form of KL(S || T) at the sampled token, sg(log S - log T) log S, of OPSD and SDPO.
 
-    The ids are the sampled tokens. The difference is bounded by 20; a teacher that is not a number is no evidence.
+    The ids are the sampled tokens. The difference is clamped to +-20; it counts as 0 if the teacher is NaN.
 
     Returns:
-        loss_N; its gradient is what matters, its value is no divergence.
+        loss_N, whose gradient is that of the divergence, but whose value is not.
     """
     student_N1 = logp_NV.float().gather(-1, teacher_ids_N1)
     difference_N1 = (student_N1 - teacher_logp_N1.float()).detach().nan_to_num(nan=0.0)
@@ -91,7 +90,7 @@ def sampled_token(logp_NV: Tensor, teacher_ids_N1: Tensor, teacher_logp_N1: Tens
 
 @torch.no_grad()
 def importance_weight(logp_N: Tensor, logp_old_N: Tensor, *, cap: float) -> Tensor:
-    """min(exp(clamp(logp - old, +-20)), cap): what SDPO weighs each token's divergence by. Detached, any shape."""
+    """SDPO's weight of each token's divergence: min(exp(clamp(logp - old, +-20)), cap). Detached, any shape."""
     log_ratio_N = (logp_N.float() - logp_old_N.float()).clamp(-EXPONENT_BOUND, EXPONENT_BOUND)
     return log_ratio_N.exp().clamp(max=cap)
 
@@ -105,7 +104,7 @@ def _floored(logp_Nk: Tensor) -> Tensor:
 
 
 def _closed(logp_Nk: Tensor, remainder: Remainder) -> Tensor:
-    """The distribution on the support, with the mass outside it dealt with."""
+    """The distribution on the support, after the treatment of the mass outside it."""
     match remainder:
         case "tail":
             mass_N1 = logp_Nk.logsumexp(dim=-1, keepdim=True).clamp(max=FULL_MASS)

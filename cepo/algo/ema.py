@@ -1,4 +1,4 @@
-"""The exponential moving average of weights: a teacher that follows the student slowly."""
+"""The exponential moving average of weights, for a teacher that follows the student slowly."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from torch import Tensor
 
 @torch.no_grad()
 def ema(previous: Mapping[str, Tensor], current: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
-    """(1 - rate) previous + rate current, name by name; a decay of 0.95 is a rate of 0.05.
+    """(1 - rate) previous + rate current, for each name. Example: a decay of 0.95 is a rate of 0.05.
 
-    The average of LoRA factors A and B is not the factorisation of the average of BA: give it merged weights where
-    that matters.
+    The averages of the LoRA factors A and B are not factors of the average of BA. Pass merged weights if this matters.
 
     Returns:
-        New tensors, in the previous ones' type; keep those in float32, for bfloat16 swallows the steps of a small rate.
+        New tensors, in the type of `previous`. Keep them in float32: bfloat16 rounds away the steps of a small rate.
 
     Raises:
-        ValueError: the rate is outside [0, 1], or the two do not hold the same names.
+        ValueError: the rate is outside [0, 1], or the two have different names.
     """
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"rate must be within [0, 1], got {rate}")

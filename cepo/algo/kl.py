@@ -1,7 +1,7 @@
 """KL divergence from the reference policy, estimated at the sampled token.
 
-As a loss its terms are added to the policy's, times a coefficient, before `cepo.algo.losses.aggregate`; as a reward
-they are taken off each token's (`apply_kl_penalty`).
+As a loss, its terms times a coefficient are added to the policy's terms before `cepo.algo.losses.aggregate`. As a
+reward, they are subtracted from the token rewards (`apply_kl_penalty`).
 
 Shapes: B sequences, T response tokens (padded).
 """
@@ -24,10 +24,10 @@ def kl_terms(logp_BT: Tensor, ref_logp_BT: Tensor, form: KlForm) -> Tensor:
     """An estimate of KL(policy || reference) at each sampled token, [B, T].
 
     With d = logp - ref: "kl" d (k1), unbiased; "abs" |d|; "mse" d^2 / 2 (k2); "low_var_kl" e^-d + d - 1 (k3), never
-    negative, with the exponent within +-20 and the term within +-10 (EasyR1, verl).
+    negative, with the exponent clamped to +-20 and the term to +-10 (EasyR1, verl).
 
     Raises:
-        ValueError: the form has no such name.
+        ValueError: the form is unknown.
     """
     difference_BT = logp_BT - ref_logp_BT
     match form:
@@ -47,13 +47,13 @@ def kl_terms(logp_BT: Tensor, ref_logp_BT: Tensor, form: KlForm) -> Tensor:
 def apply_kl_penalty(
     token_reward_BT: Tensor, logp_BT: Tensor, ref_logp_BT: Tensor, mask_BT: Tensor, *, coef: float, form: KlForm
 ) -> Tensor:
-    """token_reward_BT - coef KL_BT on valid tokens, 0 elsewhere; no gradient.
+    """token_reward_BT - coef KL_BT on valid tokens, 0 on other tokens, without gradient.
 
-    Estimators that take one reward per sequence get the sum over its tokens, so a group of equal scores need not have
-    equal rewards any more.
+    Estimators of one reward per sequence use the sum over its tokens, so a group of equal scores may have different
+    rewards.
 
     Raises:
-        ValueError: the form has no such name.
+        ValueError: the form is unknown.
     """
     penalized_BT = token_reward_BT - coef * kl_terms(logp_BT, ref_logp_BT, form)
     return torch.where(mask_BT.bool(), penalized_BT, 0.0)

@@ -1,6 +1,6 @@
 """The clipped surrogate and its aggregation, with denominators that do not depend on the micro-batch split.
 
-Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, the end of sequence included.
+Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, including the end of sequence.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ Aggregation = Literal[
 
 @dataclass(frozen=True)
 class Totals:
-    """What a loss is divided by, counted over the whole mini-batch and every rank, never over a micro-batch."""
+    """The denominators of a loss, counted over the whole minibatch and all ranks, never over a micro-batch."""
 
     tokens: int
     sequences: int
-    """Sequences with at least one token; empty ones stay out of every denominator."""
+    """Number of sequences with at least one token. No denominator counts empty sequences."""
     max_tokens: int
-    """The constant C of the norm modes: the longest response sampling allows."""
+    """The constant C of some modes: the longest response that sampling allows."""
 
     @classmethod
     def of(cls, mask_BT: Tensor, max_tokens: int | None = None) -> Totals:
-        """Counts a mask; C defaults to its width."""
+        """The counts of a mask. C defaults to its width."""
         lengths_B = mask_BT.sum(dim=1)
         return cls(int(lengths_B.sum()), int((lengths_B > 0).sum()), max_tokens or max(1, mask_BT.shape[1]))
 
 
 def aggregate(loss_BT: Tensor, mask_BT: Tensor, aggregation: Aggregation, totals: Totals | None = None) -> Tensor:
-    """One scalar from per-token losses; the sum over micro-batches equals the value of the whole.
+    """Reduces per-token losses to a scalar. The sum over micro-batches equals the value of the minibatch.
 
-    With S_i the sum over a sequence, L_i its length, N all tokens, B the non-empty sequences and C the maximum
-    length: token-mean sum(S)/N (DAPO); seq-mean-token-mean sum(S/L)/B (GRPO); seq-mean-token-sum sum(S)/B;
+    With S the sum over a sequence, L its length, N the number of tokens, B that of non-empty sequences and C the
+    maximal length: token-mean sum(S)/N (DAPO); seq-mean-token-mean sum(S/L)/B (GRPO); seq-mean-token-sum sum(S)/B;
     seq-mean-token-sum-norm sum(S)/C (verl's Dr.GRPO); dr-grpo sum(S)/(B C) (TRL's Dr.GRPO). An empty mask gives 0
     with a graph.
 
     Raises:
-        ValueError: the aggregation has no such name.
+        ValueError: the aggregation is unknown.
     """
     totals = totals or Totals.of(mask_BT)
     sum_B = torch.where(mask_BT.bool(), loss_BT, 0.0).sum(dim=1)
@@ -77,8 +77,8 @@ def clipped_terms(
 ) -> Tensor:
     """PPO's clipped surrogate per token, to be minimised.
 
-    r = exp(clamp(logp - old, +-20)); u = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)); for A < 0 and a dual
-    clip c > 1, min(u, -A c). The gradient flows through the selected branch alone.
+    r = exp(clamp(logp - old, +-20)); u = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)). For A < 0 and a dual
+    clip c > 1 it is min(u, -A c). The gradient flows only through the selected branch.
     """
     ratio_BT = importance_ratio(logp_BT, logp_old_BT)
     return clipped_ratio_terms(ratio_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
@@ -87,7 +87,7 @@ def clipped_terms(
 def clipped_ratio_terms(
     ratio_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> Tensor:
-    """`clipped_terms` of an importance ratio, whichever way it was made."""
+    """`clipped_terms` for a given importance ratio."""
     loss_BT = torch.maximum(-adv_BT * ratio_BT, -adv_BT * ratio_BT.clamp(1.0 - clip_low, 1.0 + clip_high))
     if dual_clip is None:
         return loss_BT
@@ -105,14 +105,14 @@ def clipped_surrogate(
     aggregation: Aggregation,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """The policy loss of a whole mini-batch: `clipped_terms`, aggregated. A scalar to minimise.
+    """The policy loss of a minibatch: `clipped_terms`, aggregated to a scalar to minimise.
 
-    What stands on padding does not matter, and the gradient reaches logp_BT alone.
+    Values on padding have no effect. Only logp_BT has a gradient.
 
     Raises:
-        ValueError: the aggregation has no such name.
+        ValueError: the aggregation is unknown.
     """
-    adv_BT = torch.where(mask_BT.bool(), adv_BT, 0.0).detach()  # 0 times a padding that is no number is none either
+    adv_BT = torch.where(mask_BT.bool(), adv_BT, 0.0).detach()  # 0 * NaN on padding would be NaN
     loss_BT = clipped_terms(logp_BT, logp_old_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     return aggregate(loss_BT, mask_BT, aggregation)
 
@@ -121,7 +121,7 @@ def clipped_surrogate(
 def clip_fractions(
     logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """Where the surrogate is cut at the lower bound (A < 0) and at the upper bound (A > 0); two [B, T] booleans."""
+    """Whether each token is clipped at the lower bound (A < 0) and at the upper bound (A > 0); two [B, T] booleans."""
     return ratio_clip_fractions(importance_ratio(logp_BT, logp_old_BT), adv_BT, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -129,19 +129,19 @@ def clip_fractions(
 def ratio_clip_fractions(
     ratio_BT: Tensor, adv_BT: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:
-    """`clip_fractions` of an importance ratio, whichever way it was made."""
+    """`clip_fractions` for a given importance ratio."""
     return (adv_BT < 0) & (ratio_BT < 1.0 - clip_low), (adv_BT > 0) & (ratio_BT > 1.0 + clip_high)
 
 
 @torch.no_grad()
 def dual_clip_fraction(ratio_BT: Tensor, adv_BT: Tensor, *, dual_clip: float) -> Tensor:
-    """Where the dual clip bounds the loss of a token with A < 0; a [B, T] boolean."""
+    """Whether the dual clip bounds the loss of each token with A < 0; a [B, T] boolean."""
     return (adv_BT < 0) & (ratio_BT > dual_clip)
 
 
 def importance_ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
-    """r = exp(clamp(logp - old, +-20)) of each token; the bound keeps it finite, and beyond it there is no gradient.
+    """r = exp(clamp(logp - old, +-20)) of each token. The clamp keeps it finite; beyond it the gradient is 0.
 
-    The old log-probs carry none.
+    The old log-probs have no gradient.
     """
     return (logp_BT - logp_old_BT.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 def sequence_log_ratio(
     logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None
 ) -> Tensor:
-    """The sum over a response's tokens of w (log policy - log reference); w is 1 unless given. ratio_B, in nats."""
+    """ratio_B: the sum of w (log policy - log reference) over the tokens of each response, in nats; w defaults to 1."""
     ratio_BT = logp_BT - logp_ref_BT.detach()
     if weight_BT is not None:
         ratio_BT = ratio_BT * weight_BT.detach()
@@ -27,9 +27,9 @@ def dpo_loss(
 
     Args:
         chosen_ratio_P: `sequence_log_ratio` of the chosen responses.
-        rejected_ratio_P: of the rejected ones.
-        beta: strength of the pull to the reference.
-        label_smoothing: s, the share of pairs taken to be labelled the wrong way round.
+        rejected_ratio_P: `sequence_log_ratio` of the rejected responses.
+        beta: strength of the regularisation towards the reference.
+        label_smoothing: s, the assumed share of pairs with swapped labels.
 
     Returns:
         loss_P.
@@ -39,16 +39,16 @@ def dpo_loss(
 
 
 def critical_weights(prob_BT: Tensor, chosen_B: Tensor, mask_BT: Tensor, *, only_rejected: bool = False) -> Tensor:
-    """What each token counts in critical-token DPO (arXiv:2411.19943), weight_BT, 0 on padding.
+    """weight_BT of each token in critical-token DPO (arXiv:2411.19943), 0 on padding.
 
-    A chosen token weighs its contrastive estimate, a rejected one 1 less it: a token is critical where a model of right
-    responses shuns it and one of wrong responses does not. The end of sequence, which closes both alike, weighs 1.
+    The weight is the contrastive estimate for a chosen token, and 1 minus it for a rejected one: a token is critical if
+    a model of wrong responses prefers it and a model of correct responses does not. The end of sequence has weight 1.
 
     Args:
         prob_BT: softmax((1 + s) log right - s log wrong) at the token.
-        chosen_B: the chosen responses; the others are rejected.
-        mask_BT: 1 on the tokens of whole responses, each with its end of sequence.
-        only_rejected: a chosen token weighs 1 (`only_neg` of the released code).
+        chosen_B: whether a response is a chosen one; the others are rejected.
+        mask_BT: 1 on the tokens of complete responses, including the end of sequence.
+        only_rejected: whether chosen tokens have weight 1 (`only_neg` of the released code).
     """
     chosen_BT = torch.ones_like(prob_BT) if only_rejected else prob_BT
     weight_BT = torch.where(chosen_B[:, None], chosen_BT, 1.0 - prob_BT)

@@ -17,7 +17,7 @@ from torch import Tensor
 from cepo.algo.core import Scale
 
 CONFIDENT = 0.9
-"""SPO: a token of greater probability was no decision."""
+"""SPO: a token with a larger probability is no decision."""
 
 ProcessReward = Literal["score", "difference", "min"]
 
@@ -27,11 +27,11 @@ def step_advantages(rewards: Sequence[float], values: Sequence[float | None]) ->
 
     Args:
         rewards: one per step.
-        values: V of the state before each step, None where it was not estimated; the end of the response is worth 0.
-            A missing value is the return from there to the next known one, so that its step gets 0.
+        values: V of the state before each step, or None if it was not estimated. The end of the response has value 0.
+            A missing value is replaced by the reward of the step plus the next value, so that the step gets 0.
 
     Raises:
-        ValueError: the two differ in length.
+        ValueError: rewards and values differ in length.
     """
     advantages: list[float] = []
     after = 0.0
@@ -45,30 +45,32 @@ def step_advantages(rewards: Sequence[float], values: Sequence[float | None]) ->
 def cut_points(logp_T: Tensor, *, interval: int = 5, confident: float = CONFIDENT) -> list[int]:
     """SPO-chain's cut points: of the tokens with probability below `confident`, every interval-th (arXiv:2505.23564).
 
-    A cut point is the token before such a decision, from where its value is estimated; -1 is the prompt's end.
+    A cut point is the index of the token before such a decision, after which the value is estimated; -1 is the end of
+    the prompt.
     """
     return ((logp_T < math.log(confident)).nonzero().flatten() - 1)[::interval].tolist()
 
 
 def decisions(logp_T: Tensor, *, confident: float = CONFIDENT) -> Tensor:
-    """SPO's probability mask: False for a token of probability above `confident`, which gets no loss. Any shape."""
+    """SPO's mask: False for tokens with a probability above `confident`, which have no loss. Any shape."""
     return logp_T <= math.log(confident)
 
 
 def chain_advantages(
     logp_T: Tensor, cuts: Sequence[int], values: Sequence[float], score: float, *, confident: float = CONFIDENT
 ) -> Tensor:
-    """SPO-chain's adv_T: over each segment the value at its end minus the value at its start.
+    """SPO-chain's adv_T: for each segment, the value at its end minus the value at its start.
 
-    A segment runs from after a cut point up to the next; the last one ends at the score. Tokens up to the first cut
-    point get 0 (none are, if that is -1), and so do those of `decisions` False; without a cut point all do.
+    A segment begins after a cut point and ends with the next one; the value at the end of the last segment is the
+    score. Tokens up to the first cut point get 0, and so do tokens with `decisions` False. Without cut points all
+    tokens get 0.
 
     Raises:
-        ValueError: not one value per cut point.
+        ValueError: the number of values is not that of the cut points.
     """
     adv_T = torch.zeros_like(logp_T)
     for cut, before, after in zip(cuts, values, [*values, score][1:], strict=True):
-        adv_T[cut + 1 :] = after - before  # the next segment overwrites its part
+        adv_T[cut + 1 :] = after - before  # later segments overwrite their part
     return adv_T * decisions(logp_T, confident=confident)
 
 
@@ -77,39 +79,39 @@ class Node:
     """A prefix in a tree of continuations."""
 
     token_ids: tuple[int, ...]
-    """What it adds to its parent's; the root holds the prompt."""
+    """The tokens after the parent's; those of the root are the prompt."""
     score: float = 0.0
-    """A leaf's reward; unused elsewhere."""
+    """The reward of a leaf; unused for inner nodes."""
     children: tuple[Node, ...] = ()
     source: tuple[int, int] = (0, 0)
-    """The group and the response in it that the tokens are from."""
+    """Indices of the group, and of the response in it, from which the tokens were taken."""
 
     @property
     def value(self) -> float:
-        """The mean of its children's, down to the leaves' scores."""
+        """The mean of the children's values; for a leaf its score."""
         return fmean(child.value for child in self.children) if self.children else self.score
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A training row: the tokens of a node after all tokens before it."""
+    """A training row: the tokens of a node, given the tokens of all its ancestors."""
 
     prefix_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     advantage: float
-    """Child minus parent, divided by the deviation among the parent's children under the scale "std"."""
+    """Value of the child minus that of the parent; with scale "std", divided by the deviation of the siblings."""
     prover_advantage: float
-    """The same for a prover that keeps the best of some attempts."""
+    """The same for a prover that keeps the best of several attempts."""
     value: float
     is_leaf: bool
     source: tuple[int, int] = (0, 0)
-    """Of the child."""
+    """`source` of the child."""
 
 
 def tree_edges(root: Node, *, scale: Scale = "none", attempts: int = 4, eps: float = 1e-8) -> list[Edge]:
-    """SPO-tree's training rows, depth first; an edge whose two advantages add up to 0 is dropped.
+    """SPO-tree's training rows, depth first. Edges whose two advantages add up to 0 are dropped.
 
-    The published configuration calls the scale "none" rloo and "std" (biased, plus eps) grpo.
+    The published configuration calls scale "none" rloo, and "std" (biased, plus eps) grpo.
     """
 
     def below(node: Node, prefix_ids: tuple[int, ...]) -> list[Edge]:
@@ -129,16 +131,16 @@ def tree_edges(root: Node, *, scale: Scale = "none", attempts: int = 4, eps: flo
 
 
 def process_rewards(score_BK: Tensor, end_BK: Tensor, width: int, *, form: ProcessReward = "score") -> Tensor:
-    """A process reward model's scores as token rewards, reward_BT, each at the last token of its step.
+    """reward_BT: the scores of a process reward model, each on the last token of its step.
 
     Args:
         score_BK: one score per step.
-        end_BK: index of each step's last token; -1 where there is no step. Steps come first.
+        end_BK: index of each step's last token, padded on the right with -1.
         width: T.
-        form: "score" p_k; "difference" p_k - p_{k-1}, from 0; "min" the smallest of all, at the last step.
+        form: "score" p_k; "difference" p_k - p_{k-1}, with p_0 = 0; "min" the smallest score, at the last step.
 
     Raises:
-        ValueError: the form has no such name.
+        ValueError: the form is unknown.
     """
     step_BK = end_BK >= 0
     reward_BT = torch.zeros(len(score_BK), width, dtype=score_BK.dtype, device=score_BK.device)

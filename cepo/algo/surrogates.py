@@ -1,6 +1,6 @@
-"""Policy losses beside the clipped surrogate: GSPO, CISPO and SAPO, per token, for `cepo.algo.losses.aggregate`.
+"""Alternatives to the clipped surrogate: GSPO, CISPO and SAPO, per token, for `cepo.algo.losses.aggregate`.
 
-Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, the end of sequence included.
+Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, including the end of sequence.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from cepo.algo.losses import LOG_RATIO_BOUND, clipped_ratio_terms, importance_ra
 def sequence_ratio(logp_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """GSPO's s = exp(mean over the sequence's tokens of logp - old), repeated on each token, [B, T].
 
-    The gradient reaches every token of the sequence from each of them. The mean is bounded by +-20.
+    The value at each position has a gradient for all tokens of the sequence. The mean is clamped to +-20.
     """
     log_ratio_B1 = _mean_log_ratio(logp_BT, logp_old_BT, mask_BT)
     return _bounded_exp(log_ratio_B1).expand(mask_BT.shape)
 
 
 def sequence_token_ratio(logp_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """GSPO-token's ratio, [B, T]: `sequence_ratio` in value, and the token's own log-prob alone in gradient."""
+    """GSPO-token's ratio, [B, T]: the value of `sequence_ratio`, with a gradient only for the token's own log-prob."""
     log_ratio_B1 = _mean_log_ratio(logp_BT, logp_old_BT, mask_BT).detach()
     return _bounded_exp(log_ratio_B1 + (logp_BT - logp_BT.detach()))
 
@@ -36,10 +36,10 @@ def gspo_terms(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """GSPO (arXiv:2507.18071): the clipped surrogate of the sequence's ratio, to be minimised.
+    """GSPO (arXiv:2507.18071): the clipped surrogate of the sequence ratio, to be minimised.
 
-    Under "seq-mean-token-mean" a uniform advantage gives the paper's mean over sequences of max(-A s, -A clip(s)).
-    The mask must hold whole sequences. The paper has no dual clip; EasyR1 keeps PPO's.
+    With "seq-mean-token-mean" and a uniform advantage, it is the paper's mean over sequences of max(-A s, -A clip(s)).
+    The mask must contain whole sequences. The paper has no dual clip; EasyR1 keeps that of PPO.
     """
     ratio_BT = sequence_ratio(logp_BT, logp_old_BT, mask_BT)
     return clipped_ratio_terms(ratio_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
@@ -55,10 +55,10 @@ def gspo_token_terms(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> Tensor:
-    """GSPO-token (arXiv:2507.18071, section 4.3): `gspo_terms` in value, with a gradient per token.
+    """GSPO-token (arXiv:2507.18071, section 4.3): the value of `gspo_terms`, with a gradient per token.
 
-    The form for advantages that differ between tokens; under a uniform one and a mean over the sequence's tokens it
-    has GSPO's gradient too.
+    This form is for advantages that differ between tokens. With a uniform advantage and a mean over the tokens of a
+    sequence, it has the gradient of GSPO.
     """
     ratio_BT = sequence_token_ratio(logp_BT, logp_old_BT, mask_BT)
     return clipped_ratio_terms(ratio_BT, adv_BT, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
@@ -69,15 +69,15 @@ def cispo_terms(
 ) -> Tensor:
     """CISPO (arXiv:2506.13585): -A sg(clip(r, ratio_min, ratio_max)) logp, to be minimised.
 
-    Only the weight is clipped: every token keeps its gradient. The bounds are those of the ratio itself; the paper has
-    no effective lower one. The value depends on the size of logp and does not measure progress.
+    Only the weight is clipped, so every token keeps its gradient. The bounds apply to the ratio itself; the paper has
+    no effective lower bound. The value depends on the size of logp and does not measure progress.
     """
     weight_BT = importance_ratio(logp_BT, logp_old_BT).detach().clamp(ratio_min, ratio_max)
     return -adv_BT * weight_BT * logp_BT
 
 
 def sapo_terms(logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, *, tau_pos: float, tau_neg: float) -> Tensor:
-    """SAPO (arXiv:2511.20347): -A (4 / tau) sigmoid(tau (r - 1)), to be minimised; a soft gate instead of a clip.
+    """SAPO (arXiv:2511.20347): -A (4 / tau) sigmoid(tau (r - 1)), to be minimised: a soft gate instead of a clip.
 
     tau is tau_pos where A > 0 and tau_neg where A < 0. The gate's slope is 1 at r = 1.
     """
