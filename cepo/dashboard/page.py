@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cepo.pages import document
+from cepo.run.metrics import METRICS
 
 _FOLDER = Path(__file__).parent / "files"
 _STYLES = ("vendor/uPlot.min.css", "page.css")
@@ -23,5 +24,6 @@ _SCRIPTS = (
 
 
 def page() -> str:
-    """The page as one HTML document."""
-    return document("Run", _FOLDER, _SCRIPTS, None, styles=_STYLES)
+    """The page as one HTML document, with the description of every metric for its tooltips."""
+    metrics = {key: text for section in METRICS.values() for key, text in section.items()}
+    return document("Run", _FOLDER, _SCRIPTS, {"metrics": metrics}, styles=_STYLES)

@@ -16,6 +16,7 @@ from cepo.net.rest import guard
 from cepo.net.settings import Settings
 from cepo.prompts.images import ImageStore
 from cepo.run.folder import RunDir
+from cepo.run.metrics import METRICS
 from tests.browser.chromium import Browser, needs_chromium
 from tests.helpers import serving
 from tests.helpers.runs import make_failure, make_metrics, make_run, make_status, write_groups
@@ -144,6 +145,13 @@ def test_curves_show_the_values_under_the_pointer(tab: Browser, run: RunDir) -> 
         tab.hover("h1")
         tab.until("view.hover === null")
         assert tab.run("Math.abs(cards[0].chart.cursor.left - cards[0].chart.valToPos(view.step, 'x'))") < 1
+
+
+def test_a_label_explains_its_metric(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        titles = tab.run("[...document.querySelectorAll('.keys > span')].map(each => each.title)")
+    assert METRICS["Token credit (RLSD and CEPO; arXiv:2605.19436, Figures 4 and 5)"]["credit/lambda"] in titles
 
 
 def test_dragging_zooms_every_curve_and_a_button_shows_all_steps(tab: Browser, run: RunDir) -> None:

@@ -3,6 +3,13 @@
 const HEIGHT = 170;
 const view = { runs: [], shown: [], step: 0, hover: null, zoom: null, following: true, status: {}, failures: 0 };
 
+// The description of a key of metrics.jsonl, by the key itself or by the longest beginning that ends in a star.
+const meanings = bundled.metrics;
+function meaning(key) {
+  const beginnings = Object.keys(meanings).filter((each) => each.endsWith("*") && key.startsWith(each.slice(0, -1)));
+  return meanings[key] ?? meanings[beginnings.sort((a, b) => b.length - a.length)[0]] ?? "";
+}
+
 const rowsOf = () => view.shown[0].rows;
 const here = () => view.hover ?? view.step;
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -161,7 +168,7 @@ class Curves {
         const words = this.words(row?.[line.key]);
         return at ? element("span", { title: view.shown[at].name }, sampleOf(style, at), words) : element("b", {}, words);
       });
-      return [element("span", {}, sampleOf(style, 0), line.label, ...figures)];
+      return [element("span", { title: meaning(line.key) }, sampleOf(style, 0), line.label, ...figures)];
     }));
   }
 
