@@ -140,7 +140,7 @@ METRICS: dict[str, dict[str, str]] = {
         "time/rollout_seconds": "the trainer's wait for the groups of the step",
         "time/teacher_seconds": "scoring time of the teacher, without waiting in its queue",
         "time/teacher_exposed_seconds": "the part of the step in which the trainer waited for the teacher alone",
-        "time/train_seconds": "the update",
+        "time/train_seconds": "packing, advantages, updates and writing the rollouts",
         "time/old_seconds": "computing the log-probs from before the update, if a step has several updates",
         "time/publish_seconds": "writing and announcing the adapter",
         "time/eval_seconds": "sampling and grading the held-out problems",
