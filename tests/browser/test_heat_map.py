@@ -18,7 +18,7 @@ from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
 from services.teacher.page import standalone_page
 from tests.browser.chromium import Browser, needs_chromium
-from tests.helpers.credit import make_seeing_credit, web_application
+from tests.helpers.credit import make_vision_credit, web_application
 from tests.helpers.serving import served
 from tests.helpers.vision import RENDERER, TURN, held_out
 
@@ -161,7 +161,7 @@ def test_images_are_sent_with_the_problem_and_shown(page: Browser, tmp_path: Pat
     file.write_bytes(image.data)
     shown = "document.querySelector('#images img')"
     size = f"(i => i && i.complete && [i.naturalWidth, i.naturalHeight])({shown})"
-    with served(web_application(make_seeing_credit(tmp_path, GivenImages(no_images)))) as url:
+    with served(web_application(make_vision_credit(tmp_path, GivenImages(no_images)))) as url:
         page.open(url)
         assert page.run(f"{shown}") is None
         page.click("summary")

@@ -60,7 +60,7 @@ def make_credit(scorer: Scorer | None = None, grader: Grader | None = grade) -> 
     return TokenCredit(scorer or ToyScorer(), RENDERER, CONTEXT_LENGTH, grader, GivenImages(no_images))
 
 
-def make_seeing_credit(folder: Path, images: GivenImages) -> TokenCredit:
+def make_vision_credit(folder: Path, images: GivenImages) -> TokenCredit:
     """Credit with the tiny vision-language model; images come from `images` alone."""
     settings = Settings(model=vision_support.MODEL, dtype="float32")
     scorer = TransformersScorer(

@@ -1,4 +1,4 @@
-"""What stands in for what a credit request leaves out, and how the parts of a reply fit together."""
+"""The defaults for the fields that a credit request leaves out, and the relations between the fields of a reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token credit for responses to images: what the model says of the very image, from REST, client and command line."""
+"""Token credit for responses to images equals the model's own log-probs, over REST, client and command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cepo.prompts.images import MAX_IMAGES, data_uri
 from cepo.service.image_cache import no_images
 from services.teacher.credit import TokenCredit
 from services.teacher.images import GivenImages
-from tests.helpers.credit import make_credit, make_seeing_credit, web, web_application
+from tests.helpers.credit import make_credit, make_vision_credit, web, web_application
 from tests.helpers.vision import BLANK, MODEL, RENDERER, TURN, Picture, held_out, ids_of, model
 
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ GIVEN = GivenImages(no_images)
 
 @pytest.fixture(scope="module")
 def credit(tmp_path_factory: pytest.TempPathFactory) -> TokenCredit:
-    return make_seeing_credit(tmp_path_factory.mktemp("adapters"), GIVEN)
+    return make_vision_credit(tmp_path_factory.mktemp("adapters"), GIVEN)
 
 
 def body(*pictures: Picture, **changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Token credit of a group from REST: the very numbers the trainer uses."""
+"""Token credit of a group from REST equals the advantages that the trainer computes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 
 def group_of(texts: Sequence[str], algorithm: Algorithm, temperature: float) -> RolloutGroup:
-    """The group as the rollout service would send it."""
+    """Returns a group as the rollout service sends it."""
     messages = (Message(role="user", content=QUESTION),)
     sampling = make_task().sampling.model_copy(update={"temperature": temperature})
     task = make_task(
@@ -76,7 +76,7 @@ def group_of(texts: Sequence[str], algorithm: Algorithm, temperature: float) -> 
 
 
 async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:
-    """Every token's advantage as the trainer would have it, through the services' own functions."""
+    """Returns each token's advantage in training, computed by the functions of the services."""
     scored = await grade(group_of(texts, algorithm, temperature))
     evidenced = await make_handler(scorer, RENDERER, CONTEXT_LENGTH)(scored)
     batch = pack([evidenced])
@@ -87,7 +87,7 @@ async def trained(texts: Sequence[str], algorithm: Algorithm, scorer: Any, tempe
 
 
 async def credited(texts: Sequence[str], algorithm: Algorithm, scorer: Any, temperature: float) -> list[list[float]]:
-    """The same from REST."""
+    """Returns each token's advantage from REST."""
     parameters = algorithm.model_dump(
         include={"name", "lam", "eps_w", "no_negative", "exclude_self"}, exclude_none=True
     )

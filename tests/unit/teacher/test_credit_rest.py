@@ -1,4 +1,4 @@
-"""POST /v1/credit and GET / as a stranger finds them."""
+"""POST /v1/credit and GET / over HTTP: formats, errors and the OpenAPI schema."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_what_is_no_json_or_too_long_is_refused() -> None:
         reply = await client.post("/v1/credit", content='{"messages": nonsense', headers=headers)
         detail = "body: invalid JSON at character 13: Expecting value"
         assert (reply.status_code, reply.json()["detail"]) == (422, detail)
-        for sent in ({"content-type": "application/x-www-form-urlencoded"}, {}):  # what curl sends if not told
+        for sent in ({"content-type": "application/x-www-form-urlencoded"}, {}):  # the default of curl, and none
             reply = await client.post("/v1/credit", content=json.dumps(make_body()), headers=sent)
             assert reply.status_code == 422
             assert reply.json()["detail"].startswith("Content-Type: ")

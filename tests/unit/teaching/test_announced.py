@@ -1,4 +1,4 @@
-"""Policies that are announced are at hand before a task names them, and those before them are still."""
+"""An announced policy is loaded before a task names it, and the earlier policy stays loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests share a pass, and what each caller gets back."""
+"""Which requests share a pass, and the result or the error that each caller gets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def take(states: Any, rows: Sequence[int]) -> list[Any]:
 
 
 class Model:
-    """Records the sizes of its batches; each pass waits for its turn, and fails if a request has `bad` tokens."""
+    """Records the tokens of its batches. A pass waits until `turn` is set, and fails if a request has `bad` tokens."""
 
     def __init__(self, bad: int = -1) -> None:
         self.batches: list[list[int]] = []
@@ -41,7 +41,7 @@ def request(tokens: int, policy: PolicyRef = BASE_POLICY, temperature: float = 1
 
 
 async def served(model: Model, *requests: ScoreRequest, at_most: int = 4) -> list[Any]:
-    """The values or the error of requests that arrive during the pass of another one."""
+    """Returns the value or the error of each request; all of them arrive during the pass of an earlier request."""
     batcher = Batcher(model.run, at_most, MAX_TOKENS)
     first = asyncio.create_task(batcher.submit(request(1)))
     while not model.batches:

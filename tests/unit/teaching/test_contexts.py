@@ -1,4 +1,4 @@
-"""The choice of the rejected answer, and which hint every response is scored with."""
+"""The choice of the rejected answer and of the hint of each response."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_other_contexts_need_no_choice() -> None:
 
 
 def peers(*texts: str, rewards: Sequence[float], answers: Sequence[str] = (), seed: int = 1) -> ScoredGroup:
-    """Responses with a token per character; a reward above 0 is correct."""
+    """Returns a group of responses with one token per character; a response with a reward above 0 is correct."""
     answers = answers or ["7" if reward > 0 else str(10 + i) for i, reward in enumerate(rewards)]
     verdicts = tuple(
         make_verdict(float(r > 0), a).model_copy(update={"reward": r}) for r, a in zip(rewards, answers, strict=True)
@@ -204,7 +204,7 @@ FOUR = peers("right", "best!", "wrong", "worst.", rewards=[0.5, 1.0, -0.25, -0.5
         (Feedback.PEER_PREFIX, 3, "bes", "wor"),
         (Feedback.PEER_PREFIX, 99, "best!", "worst."),
         (Feedback.PEER_SUFFIX, 3, "st!", "st."),
-        (Feedback.PEER_SUFFIX, 6, "best!", "worst."),  # longer than the response: all of it
+        (Feedback.PEER_SUFFIX, 6, "best!", "worst."),  # longer than the response, so all of it is shown
     ],
 )
 def test_a_peer_is_shown_by_its_tokens(feedback: Feedback, tokens: int, positive: str, negative: str) -> None:

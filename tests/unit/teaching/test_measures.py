@@ -1,4 +1,4 @@
-"""Distributions and pooled states: what the handler asks an engine for, and the engine against full softmaxes."""
+"""Distributions and pooled states: the handler's calls to an engine, and the engine against full softmaxes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def unpacked(found: Likeliest, positions: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Ids and log-probs, position by position."""
+    """Returns the ids and the log-probs of each position."""
     ids, logps = array("i", found.ids).tolist(), array("f", found.logps).tolist()
     k = len(ids) // max(1, positions)
     assert len(ids) == len(logps) == k * positions
@@ -40,7 +40,7 @@ def unpacked(found: Likeliest, positions: int) -> tuple[list[list[int]], list[li
 
 
 async def measured(ask: Ask, **task: Any) -> tuple[EvidencedGroup, Pair, Pair]:
-    """What the handler gives for one ask, and the first response under the plain context and under the answer's."""
+    """Returns the handler's group for one ask, and the first response under the plain and under the answer context."""
     group = make_scored([1.0, 0.0], make_task(asks=(ask,), policy=POLICY, teacher=TEACHER, **task))
     response = tuple(group.rollout.completions[0].token_ids)
     hinted = RENDERER.prompt_ids(with_hint(group.task.messages, group.task.hint, "7"))
@@ -63,7 +63,7 @@ async def test_the_students_likeliest_tokens_are_those_of_the_plain_context_gath
     ask = Ask(context=ContextName.ANSWER, want=Want.DISTRIBUTION, top=1, support=Weights.POLICY)
     found, plain, hinted = await measured(ask)
     row = found.evidence[0].rows[0]
-    (support,) = (await TOY.likeliest([plain], 1, 1.0, POLICY)).values  # of the policy that sampled
+    (support,) = (await TOY.likeliest([plain], 1, 1.0, POLICY)).values  # under the policy that sampled
     assert row.top_ids.data == support.ids
     (wanted,) = (await TOY.gather([hinted], [support.ids], 1.0, TEACHER)).values
     assert Likeliest(row.top_ids.data, row.top_logps.data) == wanted
@@ -93,7 +93,7 @@ def base() -> Any:
 
 @torch.no_grad()
 def plain(model: Any, pair: Pair, temperature: float) -> tuple[Tensor, Tensor]:
-    """The full distribution at every response token [T, V], and the hidden states that predict them [T, D]."""
+    """Returns each response token's log-probs over the vocabulary [T, V] and its hidden state [T, D]."""
     ids = torch.tensor([[*pair.context_ids, *pair.response_ids]])
     found = model(input_ids=ids, output_hidden_states=True)
     at = slice(len(pair.context_ids) - 1, len(pair.context_ids) - 1 + len(pair.response_ids))

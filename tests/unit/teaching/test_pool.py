@@ -1,4 +1,4 @@
-"""The mean last hidden state of every response: asked of the right policy, and exact on the tiny model."""
+"""The mean last hidden state of each response: measured with the right policy, and exact on the tiny model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[PolicyRef, dict
 
 @torch.no_grad()
 def plain_mean(model: Any, pair: Pair) -> list[float]:
-    """One unpadded forward: the mean of the states that each response token was sampled from; 0 for none."""
+    """Returns the mean of the states that predict the response tokens, by one unpadded forward; 0 without tokens."""
     ids = torch.tensor([[*pair.context_ids, *pair.response_ids]])
     hidden_SD = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
     start = len(pair.context_ids)

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def toy_logps(
     context: Sequence[int], response: Sequence[int], temperature: float, policy: PolicyRef
 ) -> tuple[float, ...]:
-    """What the toy scorer gives for one response under one context."""
+    """Returns the toy scorer's log-probs of one response under one context."""
     scored = await ToyScorer().score([Pair(tuple(context), tuple(response))], temperature, policy)
     return scored.values[0]
 
@@ -136,7 +136,7 @@ async def test_a_teacher_stays_resident_while_newer_policies_are_announced(
     teacher, two, three = published
     for policy in (teacher, two, teacher, three, teacher):
         await scorer.load(policy)
-    assert fetched == [teacher, two, three]  # with the oldest dropped instead, it would have come twice
+    assert fetched == [teacher, two, three]  # evicting the oldest instead would have fetched it twice
 
 
 async def test_a_policy_that_is_waited_for_holds_up_no_other(
@@ -187,7 +187,7 @@ def make_pairs(seed: int = 0) -> list[Pair]:
 
 @torch.no_grad()
 def plain_logps(model: Any, pair: Pair, temperature: float = 1.0) -> list[float]:
-    """One unpadded forward over the whole vocabulary."""
+    """Returns log-probs from one unpadded forward over the whole vocabulary."""
     logits_TV = model(input_ids=torch.tensor([[*pair.context_ids, *pair.response_ids]])).logits[0].float()
     logp_TV = torch.log_softmax(logits_TV / temperature, dim=-1)
     start = len(pair.context_ids)

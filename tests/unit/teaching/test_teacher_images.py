@@ -1,4 +1,4 @@
-"""The teacher sees: every context of a group holds the figure, and the scorer measures what it was shown."""
+"""A vision-language teacher: every context of a group contains the image, and the log-probs depend on it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scored(
     asks: tuple[Ask, ...] = ASKS,
     turn: tuple[Message, ...] = TURN,
 ) -> ScoredGroup:
-    """A right and a wrong response to one figure, or to a question without any."""
+    """Returns a group of a right and a wrong response to a question with or without an image."""
     answer, images = str(FIGURE.problem.answer), (image.ref,) if image else ()
     task = make_task(messages=turn, images=images, reference_answer=answer, hint=HINT, samples=len(texts), asks=asks)
     ids = [tuple(ids_of(text)) for text in texts]
@@ -97,7 +97,7 @@ async def test_a_missing_image_fails_its_group_in_one_line(tmp_path: Path) -> No
 
 
 async def evidence_of(folder: Path, image: Picture, asks: tuple[Ask, ...]) -> dict[tuple[Ask, int], tuple[float, ...]]:
-    """Log-probs by ask and response."""
+    """Returns the log-probs by ask and response."""
     handler = make_handler(scorer_of_images(folder, image), RENDERER, 200)
     group = scored(image, (f"\\boxed{{{FIGURE.problem.answer}}}", "\\boxed{12}"), asks)
     found = (await handler(group)).evidence
@@ -110,7 +110,7 @@ async def test_a_teacher_without_images_cannot_tell_them_apart(tmp_path: Path, a
         asks = algorithm.model_validate({"images": images}).asks
         shown, blank = [await evidence_of(tmp_path, image, asks) for image in (IMAGE, BLANK)]
         for (ask, i), row in shown.items():
-            own = ask.weights is Weights.POLICY  # RLSD's plain evidence is the policy's, which sampled with the image
+            own = ask.weights is Weights.POLICY  # RLSD's plain context is the policy's and keeps the image
             assert (row == blank[ask, i]) is (images == "drop" and not own)
 
 

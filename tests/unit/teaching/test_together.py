@@ -1,4 +1,4 @@
-"""Groups that wait for the scorer at the same time: one pass, each its own share of it, and each its own errors."""
+"""Groups that wait for the scorer at the same time share a pass; each has its own seconds and its own errors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.helpers.scorers import MODEL, RENDERER, no_adapters
 torch.set_num_threads(1)
 GROUPS = [[Pair((5, 6, 7, at), (8, 9 + at)), Pair((5, 6, 7, at), (10,))] for at in range(6)]
 OUTSIDE = [Pair((5, 6), (10**6, 7))]
-"""A token that the model does not have."""
+"""A group with a token id outside the vocabulary."""
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class CountedBase(SharedModel):
-    """A base that knows how often it was lent: once for every pass."""
+    """A shared model that counts the passes."""
 
     passes = 0
 
@@ -42,7 +42,7 @@ class CountedBase(SharedModel):
 
 
 class CountedScorer(TransformersScorer):
-    """A scorer that knows how many calls came to it; each waits for its pass before another is counted."""
+    """A scorer that counts its calls. A call is counted just before it waits for its pass."""
 
     calls = 0
 
@@ -53,7 +53,7 @@ class CountedScorer(TransformersScorer):
 
 
 async def started(folder: Path, concurrency: int = 8) -> tuple[CountedScorer, CountedBase]:
-    """A scorer with the base model resident, and its base."""
+    """Returns a scorer with the base model loaded, and its shared model."""
     base = CountedBase(load_causal_lm(MODEL, "float32", "cpu"))
     settings = Settings(model=MODEL, dtype="float32", concurrency=concurrency)
     scorer = CountedScorer(settings, RENDERER, AdapterCache(folder, no_adapters, keep=1), base=base)
@@ -101,7 +101,7 @@ async def test_groups_share_a_pass_as_long_as_they_are_small(tmp_path: Path) -> 
     scorer, base = await started(tmp_path)
     large = [Pair(tuple(3 + (at * i) % 400 for i in range(1500)), (8, 9)) for at in range(1, 5)]
     await at_once(scorer, base, *(scorer.score([pair], 1.0, BASE_POLICY) for pair in large))
-    assert 2 <= base.passes <= 3  # two of them fill a pass
+    assert 2 <= base.passes <= 3  # two groups fill a pass
 
 
 async def test_a_bad_group_fails_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A teacher held near the base model: its logits are those of both in shares (SDPO, arXiv:2601.20802)."""
+"""A teacher near the base model mixes the logits of the policy and the base model (SDPO, arXiv:2601.20802)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPERATURE = 0.7
 
 
 class Models:
-    """A policy as stock PEFT has it, and a scorer that serves it."""
+    """A policy loaded by stock PEFT, and a scorer that serves it."""
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(1)
@@ -50,7 +50,7 @@ class Models:
 
     @torch.no_grad()
     def logp_TV(self, pair: Pair) -> Tensor:
-        """The log-probs of the mixed logits, by two whole forward passes."""
+        """Returns the log-probs of the mixed logits, by two full forward passes."""
         ids = torch.tensor([[*pair.context_ids, *pair.response_ids]])
         policy_TV = self.peft(input_ids=ids).logits[0]
         with self.peft.disable_adapter():
