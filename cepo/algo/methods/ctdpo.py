@@ -1,8 +1,8 @@
-"""Critical-token DPO (arXiv:2411.19943): DPO in which a token weighs by what two models of the pairs think of it.
+"""Critical-token DPO (arXiv:2411.19943): DPO in which two models of the pairs weigh every token.
 
 One adapter on the frozen base learns the chosen responses and another the rejected ones, by maximum likelihood, while
-the policy keeps still. Then they are frozen, and the contrast of the two weighs the tokens that the policy learns from.
-Rank and modules of all three are those of the run.
+the policy does not learn. Then both are frozen, and their contrast weighs the tokens of the policy's loss. All three
+adapters have the rank and the target modules of the run.
 
 Shapes: B sequences, T response tokens (padded).
 """
@@ -26,24 +26,34 @@ from cepo.algo.preference import critical_weights
 
 RIGHT, WRONG = "right", "wrong"
 ESTIMATORS = (RIGHT, WRONG)
-"""The adapters of the chosen and of the rejected responses."""
+"""The adapters that learn the chosen and the rejected responses."""
 METRICS = ("estimator/loss_right", "estimator/loss_wrong", "estimator/grad_norm_right", "estimator/grad_norm_wrong")
-"""While the estimators learn: nats a token before each update, and gradients before clipping; means over updates."""
+"""While the estimators learn: the loss in nats per token before each update and the gradient norm before clipping, both
+averaged over the step's updates."""
 WEIGHTS = ("estimator/weight_chosen", "estimator/weight_rejected")
-"""Mean weight of a token, once they are frozen."""
+"""Once the estimators are frozen: the mean weight of a token."""
 
 
 class CtDpo(Preference):
-    """Every token weighs by its contrastive estimate, a rejected one by 1 less it."""
+    """Critical-token DPO (arXiv:2411.19943): DPO with a weight for every token of a response.
+
+        c_t = softmax((1 + strength) log P_right - strength log P_wrong) at y_t
+        w_t = c_t in a chosen response, 1 - c_t in a rejected one
+        z   = beta (sum_chosen w_t log(pi / pi_ref) - sum_rejected w_t log(pi / pi_ref))
+        L   = -log sigmoid(z), the mean over pairs
+
+    P_right and P_wrong are two adapters, trained on the chosen and on the rejected responses in the first steps.
+    """
 
     name: Literal["ctdpo"] = "ctdpo"
     strength: float = Field(default=1.0, ge=0)
-    """s of softmax((1 + s) log right - s log wrong)."""
+    """Strength s of the contrast softmax((1 + s) log P_right - s log P_wrong). 1 as in the paper's code."""
     only_rejected: bool = False
-    """Every chosen token weighs 1."""
+    """Gives every chosen token the weight 1 (`only_neg` in the paper's code)."""
     estimator_steps: int = Field(default=25, ge=1)
-    """Steps at the start in which the estimators learn alone; then they are frozen."""
+    """Number of steps at the start in which only the two adapters learn."""
     estimator_lr: float = Field(default=3e-4, gt=0)
+    """Learning rate of the two adapters."""
 
     def learns_at(self, step: int) -> bool:
         return step >= self.estimator_steps
@@ -54,11 +64,13 @@ class CtDpo(Preference):
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
         """No advantages; the metrics are the mean weights of the tokens, once the estimators are frozen."""
         advantages = super().advantages(batch, step)
-        if batch.token_weight_BT is None:
+        if (weight_BT := batch.token_weight_BT) is None:
             return advantages
-        sides = (batch.mask_BT * of_B[:, None] for of_B in (batch.accuracy_B == 1, batch.accuracy_B == 0))
-        means = [masked_mean(batch.token_weight_BT, side_BT) for side_BT in sides]
-        return Advantages(advantages.adv_BT, dict(zip(WEIGHTS, means, strict=True)))
+        metrics = {
+            "estimator/weight_chosen": masked_mean(weight_BT, batch.mask_BT * (batch.accuracy_B == 1)[:, None]),
+            "estimator/weight_rejected": masked_mean(weight_BT, batch.mask_BT * (batch.accuracy_B == 0)[:, None]),
+        }
+        return Advantages(advantages.adv_BT, metrics)
 
 
 class Estimators(TrainedAuxiliaryModel):
@@ -73,44 +85,52 @@ class Estimators(TrainedAuxiliaryModel):
 
     @torch.no_grad()
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
-        """The batch with the weight of every token, once the policy learns."""
+        """Returns the batch with the weight of every token, once the policy learns."""
         ctdpo = self._ctdpo
         if not ctdpo.learns_at(step):
             return batch
         shares = {RIGHT: 1.0 + ctdpo.strength, WRONG: -ctdpo.strength}
         logp_BT = over_microbatches(
-            self._context, batch, lambda part: self._context.blended_logp(shares, part), len(shares)
+            self._context, batch, lambda micro: self._context.blended_logp(shares, micro), len(shares)
         )
         chosen_B = batch.accuracy_B == 1
         weight_BT = critical_weights(logp_BT.exp(), chosen_B, batch.mask_BT, only_rejected=ctdpo.only_rejected)
         return replace(batch, token_weight_BT=weight_BT)
 
     def update(self, batch: TrainBatch, step: int) -> Metrics:
-        """Both on their own side of the pairs, in the mini-batches of the policy; nothing once it learns."""
+        """Trains each adapter on its side of the pairs, in the minibatches of the policy; does nothing once it
+        learns."""
         if self._ctdpo.learns_at(step):
             return {}
         minibatches = self._context.minibatches(batch)
-        sums = torch.zeros(len(METRICS))
+        sums = {key: torch.zeros(()) for key in METRICS}
         for rows in minibatches:
             self.optimizer.zero_grad(set_to_none=True)
-            found = [self._gradient(name, rows, batch) for name in ESTIMATORS]
+            for name in ESTIMATORS:
+                loss, grad_norm = self._gradient(name, rows, batch)
+                sums[f"estimator/loss_{name}"] += loss
+                sums[f"estimator/grad_norm_{name}"] += grad_norm
             self.optimizer.step()
-            sums += torch.tensor(found).T.flatten()  # losses, then norms
-        return dict(zip(METRICS, (sums / len(minibatches)).tolist(), strict=True))
+        return {key: float(value / len(minibatches)) for key, value in sums.items()}
 
     def _gradient(self, name: str, rows: list[int], batch: TrainBatch) -> tuple[float, float]:
-        """Of one estimator: its mean loss over the tokens of its side, and the gradient's norm; 0 without a token."""
+        """Accumulates the gradient of one adapter over a minibatch.
+
+        Returns:
+            The mean loss over the tokens of the adapter's side, and the norm of its gradient before clipping. If the
+            side has no token, both are 0 and there is no gradient.
+        """
         side_BT = batch.mask_BT * (batch.accuracy_B == float(name == RIGHT))[:, None]
         totals, loss = Totals.of(side_BT[rows]), torch.zeros(())
         if not totals.tokens:
-            return 0.0, 0.0  # no gradient: the optimiser leaves it alone
+            return 0.0, 0.0
         with self._context.using_adapter(name):
             for part in self._context.microbatches(batch, [row for row in rows if side_BT[row].any()]):
                 logp_BT = self._context.logp(batch.rows(part))
                 mask_BT: Tensor = side_BT[part, : logp_BT.shape[1]].to(logp_BT.device)
-                one = aggregate(-logp_BT, mask_BT, "token-mean", totals)
-                one.backward()
-                loss += one.detach().cpu()
+                micro_loss = aggregate(-logp_BT, mask_BT, "token-mean", totals)
+                micro_loss.backward()
+                loss += micro_loss.detach().cpu()
             self._context.all_reduce_sum([loss])
             self._context.all_reduce_gradients(self._adapters[name])
         return float(loss), float(nn.utils.clip_grad_norm_(self._adapters[name], self._context.max_grad_norm))

@@ -1,10 +1,10 @@
-"""Self-distillation: the student learns the distribution that the same model has once it is shown what is right.
+"""Self-distillation: the student learns the distribution that the same model has when it is shown a right answer.
 
-    OPSD  shown the solution, on the teacher's likeliest tokens           (github.com/siyan-zhao/OPSD)
-    SDPO  shown a correct response of the group, on the student's ones    (arXiv:2601.20802)
+    OPSD  the teacher reads the solution; compared on the teacher's likeliest tokens       (github.com/siyan-zhao/OPSD)
+    SDPO  the teacher reads a correct response; compared on the student's likeliest tokens (arXiv:2601.20802)
 
-They differ in their defaults, and in nothing else. There is no reward in the loss: rewards only say which responses
-can be shown. A gradient goes through the student alone.
+The two differ only in their defaults. Rewards are not part of the loss: they only decide which responses can be shown.
+The gradient flows through the student alone.
 """
 
 from __future__ import annotations
@@ -26,39 +26,53 @@ from cepo.messages.groups import Ask, ContextName, Feedback, Pick, Want, Weights
 Support = Literal["teacher_topk", "student_topk", "full", "sampled"]
 Shown = Literal["answer", "solution", "peer_answer", "peer_full"]
 MAX_VOCABULARY = 4096
-"""The largest vocabulary of which a whole distribution travels for every token."""
+"""The largest vocabulary whose whole distribution is sent from the teacher to the trainer for every token."""
 
 
 class Distillation(Algorithm):
-    """A divergence between the student and the teacher at every token that the student sampled.
+    """Self-distillation: a divergence between student and teacher at every token that the student sampled.
 
-    The student's likeliest tokens are those of the policy that sampled, as the teacher service finds them under the
-    plain context. On policy these are the student's own; where a step makes several updates, or the rollouts lag, the
-    student has moved since and its present likeliest tokens may be others.
-    """
+    With T the teacher's distribution under its hint, S the student's under the plain prompt, and M = beta T + (1 -
+    beta) S:
+
+        J = beta KL(T || M) + (1 - beta) KL(S || M)
+
+    The ends are exact: beta 0 is KL(T || S) and beta 1 is KL(S || T). The student's likeliest tokens are found by the
+    teacher service under the plain context with the policy that sampled; after several updates in a step, or
+    off-policy, the student's present likeliest tokens may differ."""
 
     beta: float = Field(default=0.5, ge=0, le=1)
-    """J = beta KL(T || M) + (1 - beta) KL(S || M); 0 is exactly KL(T || S) and 1 is exactly KL(S || T)."""
+    """Mixture of the generalised Jensen-Shannon divergence: 0 is KL(T || S), 1 is KL(S || T). 0.5 as in the code of
+    OPSD and SDPO."""
     support: Support = "teacher_topk"
-    """The tokens that are compared: the likeliest ones of either, the whole vocabulary, or the sampled token alone."""
+    """The tokens whose probabilities are compared: the `top` likeliest of the teacher or of the student, the full
+    vocabulary, or the sampled token alone."""
     top: int = Field(default=100, ge=1)
-    """How many are the likeliest."""
+    """Number of likeliest tokens that are compared. 100 as in SDPO's code."""
     remainder: Remainder = "tail"
-    """What becomes of the mass outside the likeliest tokens."""
+    """What happens to the probability outside the compared tokens. tail: it is one more outcome; renormalize: both
+    distributions are renormalised on the compared tokens; ignore: it is left out."""
     weight: float = Field(default=1.0, gt=0)
+    """Factor of the loss."""
     aggregation: Aggregation = "token-mean"
+    """How the losses of tokens become one number. token-mean: the mean over all tokens of the minibatch;
+    seq-mean-token-mean: the mean over responses of each response's mean; the others as in policy gradients."""
     ratio_cap: float | None = Field(default=None, gt=0)
-    """Weighs each token by min(exp(new - old), cap), without a gradient; None: off."""
+    """Multiplies each token's loss by min(pi / pi_old, ratio_cap), without gradient. Unset turns it off."""
     importance_cap: float | None = Field(default=None, ge=0)
-    """Truncated importance weights min(exp(old - rollout), cap); 0: off; None: 2 if `loop.lag` is not 0, else off."""
+    """Cap of the truncated importance weight min(pi_old / pi_rollout, cap) of each token's loss. 0 turns the weights
+    off. Unset: 2 if `loop.lag` is above 0, otherwise off."""
     positive: Shown = "answer"
-    """What the teacher is shown: the reference answer or solution, or a correct response of the group, its answer or
-    the whole. A response is never shown itself."""
+    """What the teacher's hint shows: the reference answer or solution, or the answer or the whole text of a correct
+    response of the group. A response is never shown to itself."""
     pick: Literal["reward", "shortest", "most_common", "random"] = "reward"
-    """Which correct response is shown."""
+    """Which correct response of the group is shown: the one of the highest reward, the shortest, one with the most
+    common answer, or a random one."""
     teacher: TeacherSource = TeacherSource()
+    """The weights of the teacher; see the table of teacher sources."""
     apply_to: Literal["all", "demo"] = "all"
-    """demo: only responses for which there is a correct one to show; all: the others are shown the answer."""
+    """Which responses have a loss. demo: those whose group has another correct response to show; all: every response;
+    if there is no response to show, the teacher reads the reference answer."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -73,12 +87,12 @@ class Distillation(Algorithm):
         return self
 
     def for_lagging_rollouts(self) -> Self:
-        unsaid = self.importance_cap is None
-        return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unsaid else self
+        unset = self.importance_cap is None
+        return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unset else self
 
     @property
     def shows_peers(self) -> bool:
-        """Whether other responses of the group are shown."""
+        """Whether the hint shows another response of the group."""
         return self.positive.startswith("peer")
 
     @property
@@ -87,7 +101,7 @@ class Distillation(Algorithm):
 
     @property
     def ask(self) -> Ask:
-        """The teacher's distribution."""
+        """The ask for the teacher's distribution."""
         return Ask(
             context=ContextName.ANSWER,
             want=Want.LOGPROBS if self.support == "sampled" else Want.DISTRIBUTION,
@@ -122,8 +136,8 @@ class Distillation(Algorithm):
         mask_BT, totals = self._mask_BT(batch), Totals.of(self._mask_BT(minibatch), minibatch.max_tokens)
         if not mask_BT.any():
             return LossOutput(aggregate(student.logp_BT, mask_BT, self.aggregation, totals), {})
-        found, logp_BT = batch.evidence[self.ask], student.logp_BT.detach()
-        columns_BTC = self._compared(student, found)
+        logp_BT = student.logp_BT.detach()
+        columns_BTC = self._compared(student, batch.evidence[self.ask])
         loss_BT, sums_BT = columns_BTC[..., 0], reports(columns_BTC)
         if self.ratio_cap is not None:
             loss_BT = loss_BT * importance_weight(logp_BT, logp_old_BT, cap=self.ratio_cap)
@@ -134,10 +148,10 @@ class Distillation(Algorithm):
         loss = self.weight * aggregate(loss_BT, mask_BT, self.aggregation, totals)
         return LossOutput(loss, {key: masked_sum(value_BT, mask_BT) for key, value_BT in sums_BT.items()})
 
-    def _compared(self, student: Student, found: EvidenceTensors) -> Tensor:
-        """`compared` for the response tokens, [B, T, 3]."""
+    def _compared(self, student: Student, teacher: EvidenceTensors) -> Tensor:
+        """The columns of `compared` for the response tokens, [B, T, 3]."""
         if self.support == "sampled":
-            return student.per_token(_at_sample, found.logp_BT)
+            return student.per_token(_at_sample, teacher.logp_BT)
         remainder: Remainder = "ignore" if self.support == "full" else self.remainder
 
         def likeliest(logits_NV: Tensor, target_N: Tensor, ids_Nk: Tensor, teacher_Nk: Tensor) -> Tensor:
@@ -145,46 +159,63 @@ class Distillation(Algorithm):
             loss_N = generalized_jsd(logp_NV, ids_Nk, teacher_Nk, beta=self.beta, remainder=remainder)
             return compared(loss_N, logp_NV, ids_Nk, teacher_Nk)
 
-        assert found.top_ids_BTk is not None
-        assert found.top_logp_BTk is not None
-        return student.per_token(likeliest, found.top_ids_BTk, found.top_logp_BTk)
+        assert teacher.top_ids_BTk is not None
+        assert teacher.top_logp_BTk is not None
+        return student.per_token(likeliest, teacher.top_ids_BTk, teacher.top_logp_BTk)
 
     def _applicable_B(self, batch: TrainBatch) -> Tensor:
-        found = batch.evidence.get(self.ask)
-        return torch.zeros_like(batch.demonstration_B) if found is None else found.applicable_B
+        """Whether the response has a teacher."""
+        evidence = batch.evidence.get(self.ask)
+        return torch.zeros_like(batch.demonstration_B) if evidence is None else evidence.applicable_B
 
     def _mask_BT(self, batch: TrainBatch) -> Tensor:
-        """The tokens of the loss."""
+        """The mask of the tokens in the loss."""
         return batch.mask_BT * self._applicable_B(batch)[:, None]
 
 
 class Opsd(Distillation):
-    """OPSD: the teacher has read the solution; one rollout of a prompt would do."""
+    """OPSD (github.com/siyan-zhao/OPSD): the student matches a teacher that reads the reference solution.
+
+    Self-distillation on the teacher's 50 likeliest tokens. It needs no rewards, and a group size of 1 is enough.
+    """
 
     name: Literal["opsd"] = "opsd"
     top: int = Field(default=50, ge=1)
+    """Number of the teacher's likeliest tokens that are compared. 50 as in OPSD's script."""
     remainder: Remainder = "renormalize"
+    """What happens to the probability outside the compared tokens. renormalize as in OPSD's code: both distributions
+    are renormalised on the compared tokens; tail: it is one more outcome; ignore: it is left out."""
     positive: Shown = "solution"
+    """What the teacher's hint shows. solution as in OPSD's code; answer as in CEPO's paper (Table 7); or a correct
+    response of the group."""
 
 
 class Sdpo(Distillation):
-    """SDPO: the teacher has seen another, correct response of the group; without one there is nothing to learn."""
+    """SDPO (arXiv:2601.20802): the student matches a teacher that reads another, correct response of the group.
+
+    Self-distillation on the student's 100 likeliest tokens, each token weighted by min(pi / pi_old, 2). Responses of
+    groups without another correct response have no loss."""
 
     name: Literal["sdpo"] = "sdpo"
     support: Support = "student_topk"
+    """The tokens whose probabilities are compared. student_topk as in SDPO's code; the others as in OPSD."""
     ratio_cap: float | None = Field(default=2.0, gt=0)
+    """Multiplies each token's loss by min(pi / pi_old, ratio_cap), without gradient. 2 as in SDPO's code."""
     positive: Shown = "peer_full"
+    """What the teacher's hint shows. peer_full as in SDPO's code: the whole text of a correct response."""
     apply_to: Literal["all", "demo"] = "demo"
+    """Which responses have a loss. demo as in SDPO's code: those whose group has another correct response; all: every
+    response, with the reference answer as the hint if there is no such response."""
 
 
 def compared(loss_N: Tensor, logp_NV: Tensor, ids_Nk: Tensor, teacher_Nk: Tensor) -> Tensor:
-    """The loss of each token beside the mass that the student and the teacher have on the support: [N, 3]."""
+    """Three columns a token, [N, 3]: its loss, and the student's and the teacher's probability mass on the support."""
     student_N = logp_NV.detach().gather(1, ids_Nk).exp().sum(dim=1)
     return torch.stack([loss_N, student_N, teacher_Nk.detach().exp().sum(dim=1)], dim=1)
 
 
 def reports(compared_BTC: Tensor) -> dict[str, Tensor]:
-    """What `compared` says of every token, by metric."""
+    """The metrics of every token, [B, T], from the columns of `compared`."""
     divergence_BT, student_BT, teacher_BT = compared_BTC.detach().unbind(dim=-1)
     return {
         "distill/divergence": divergence_BT,
@@ -200,10 +231,10 @@ def masked_sum(value_BT: Tensor, mask_BT: Tensor) -> float:
 
 
 def check_support(asks: tuple[Ask, ...], vocabulary: int) -> None:
-    """Refuses to send the whole distribution of a large vocabulary for every token.
+    """Refuses asks for the full distribution of a large vocabulary, which is too much to send for every token.
 
     Raises:
-        UserError: an ask wants it, and the vocabulary has more than `MAX_VOCABULARY` tokens.
+        UserError: an ask wants the full distribution, and the vocabulary has more than `MAX_VOCABULARY` tokens.
     """
     if vocabulary > MAX_VOCABULARY and any(ask.want is Want.DISTRIBUTION and ask.top == 0 for ask in asks):
         raise UserError(
@@ -213,6 +244,7 @@ def check_support(asks: tuple[Ask, ...], vocabulary: int) -> None:
 
 
 def _at_sample(logits_NV: Tensor, target_N: Tensor, teacher_N: Tensor) -> Tensor:
+    """A rule for `Student.per_token`: the columns of `compared` at the sampled token."""
     logp_NV, ids_N1 = logits_NV.log_softmax(dim=1), target_N[:, None]
     return compared(sampled_token(logp_NV, ids_N1, teacher_N[:, None]), logp_NV, ids_N1, teacher_N[:, None])
 

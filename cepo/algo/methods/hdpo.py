@@ -1,11 +1,7 @@
-"""HDPO (arXiv:2603.23871): GRPO, and distillation where it has no gradient.
+"""HDPO (arXiv:2603.23871): GRPO, plus distillation on the prompts where GRPO has no gradient.
 
-On a cliff, a prompt that no response gets right, the policy is asked again with the solution in its prompt. What it
-then gets right is shown to the student under the plain prompt:
-
-    L = L_GRPO + weight (1 / N) sum over the tokens that were kept of JSD_k(T(. | x, y*) || S(. | x))
-
-with N the tokens that were kept in the mini-batch. The paper has no public code.
+A cliff is a prompt that no response answers correctly. The policy samples it again with the solution in its prompt, and
+the student learns the correct ones of these privileged responses under the plain prompt. The paper has no public code.
 """
 
 from __future__ import annotations
@@ -30,21 +26,32 @@ from cepo.messages.hints import with_hint
 
 
 class Hdpo(PolicyGradient):
-    """GRPO with demonstrations on the prompts where it learns nothing."""
+    """HDPO (arXiv:2603.23871): GRPO, plus distillation of privileged responses to prompts that every response fails.
+
+        L = L_GRPO + weight (1 / N) sum over the kept tokens of JSD_k(T(. | x, y*) || S(. | x))
+
+    y* is the solution, T the teacher with y* in its prompt, S the student. The kept tokens are those of the correct
+    privileged responses, N their number in the minibatch. JSD_k compares the teacher's k likeliest tokens.
+    """
 
     name: Literal["hdpo"] = "hdpo"
     estimator: Estimator = "rloo"
+    """How rewards become advantages. rloo (leave-one-out) as in the paper; the others as in GRPO."""
     clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped above 1 + clip_high. 0.2 as in the paper."""
     positive: Literal["solution", "answer"] = "solution"
-    """What the privileged prompt shows."""
+    """What the privileged prompt shows: the reference solution, as in the paper, or the reference answer."""
     privileged_samples: int = Field(default=8, ge=1)
-    """Responses to a privileged prompt; the paper's number is not known."""
+    """Number of responses sampled for each privileged prompt. The paper does not state its number."""
     teacher: TeacherSource = TeacherSource()
+    """The weights of the teacher; see the table of teacher sources."""
     weight: float = Field(default=0.01, gt=0)
+    """Factor of the distillation loss. 0.01 as in the paper, which also uses 0.1."""
     top: int = Field(default=64, ge=1)
-    """How many of the teacher's likeliest tokens are compared."""
+    """Number k of the teacher's likeliest tokens that are compared. 64 as in the paper."""
     rest_factor: float = Field(default=0.5, ge=0)
-    """Of what the student's mass elsewhere costs, ln 2 a unit: 0.5 is what the divergence comes to."""
+    """Cost of the student's probability outside these tokens, in units of ln 2 nats. 0.5 follows from the divergence;
+    the paper's text can also be read as 1."""
 
     @property
     def teacher_source(self) -> TeacherSource:
@@ -56,11 +63,12 @@ class Hdpo(PolicyGradient):
 
     @property
     def ask(self) -> Ask:
-        """The teacher's distribution under the privileged prompt: the plain context of a task that has it."""
+        """The ask for the teacher's distribution under the plain context of a privileged task, whose prompt has the
+        hint."""
         return Ask(context=ContextName.PLAIN, want=Want.DISTRIBUTION, top=self.top)
 
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
-        """A privileged task for every cliff."""
+        """One privileged task for every cliff."""
         cliffs = [group.task for group in groups if group.task.origin is None and is_cliff(group)]
         return tuple(self._privileged(task, supply.prompts + task.index) for task in cliffs)
 
@@ -83,10 +91,10 @@ class Hdpo(PolicyGradient):
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
         policy = super().loss(student, logp_old_BT, batch, adv_BT, minibatch)
-        kept_BT, found = self._kept_BT(batch), batch.evidence.get(self.ask)
-        if found is None or found.top_ids_BTk is None or found.top_logp_BTk is None or not kept_BT.any():
+        kept_BT, teacher = self._kept_BT(batch), batch.evidence.get(self.ask)
+        if teacher is None or teacher.top_ids_BTk is None or teacher.top_logp_BTk is None or not kept_BT.any():
             return policy
-        columns_BTC = student.per_token(self._likeliest, found.top_ids_BTk, found.top_logp_BTk)
+        columns_BTC = student.per_token(self._likeliest, teacher.top_ids_BTk, teacher.top_logp_BTk)
         totals = Totals.of(self._kept_BT(minibatch), minibatch.max_tokens)
         distilled = aggregate(columns_BTC[..., 0], kept_BT, "token-mean", totals)
         sums = {key: masked_sum(value_BT, kept_BT) for key, value_BT in reports(columns_BTC).items()}
@@ -99,7 +107,7 @@ class Hdpo(PolicyGradient):
         )
 
     def _kept_BT(self, batch: TrainBatch) -> Tensor:
-        """The tokens of demonstrations that are correct."""
+        """The mask of the tokens of correct demonstrations."""
         return batch.mask_BT * (batch.demonstration_B & batch.correct_B)[:, None]
 
     def _privileged(self, task: PromptTask, index: int) -> PromptTask:
@@ -122,6 +130,6 @@ class Hdpo(PolicyGradient):
 
 
 def is_cliff(group: EvidencedGroup) -> bool:
-    """Whether no response of a group is correct, whatever their rewards; a group without a verdict says nothing."""
+    """Whether no response of a group is correct, regardless of rewards. A group without verdicts is no cliff."""
     judged = [verdict for verdict in group.scored.verdicts if not verdict.failed]
     return bool(judged) and not any(verdict.correct for verdict in judged)

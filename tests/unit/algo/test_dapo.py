@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cepo.algo.methods.dapo import Dapo, teaches
+from cepo.algo.methods.dapo import Dapo, is_mixed
 from cepo.messages.groups import EvidencedGroup, Outcome, PromptTask, Verdict
 from tests.helpers.factories import make_scored, make_task, make_verdict
 
@@ -34,12 +34,12 @@ MIXED, RIGHT, WRONG = group(1.0, 0.0), group(1.0, 1.0), group(0.0, 0.0)
 
 
 def test_a_group_teaches_when_some_are_correct_and_some_are_not_whatever_the_rewards() -> None:
-    assert [teaches(g) for g in (MIXED, RIGHT, WRONG)] == [True, False, False]
+    assert [is_mixed(g) for g in (MIXED, RIGHT, WRONG)] == [True, False, False]
     formatted = [make_verdict(0.0).model_copy(update={"reward": reward}) for reward in (0.1, 0.0)]
-    assert not teaches(EvidencedGroup(scored=make_scored(verdicts=formatted)))
+    assert not is_mixed(EvidencedGroup(scored=make_scored(verdicts=formatted)))
     for judged in (1.0, 0.0):
         verdicts = [make_verdict(judged), make_verdict(judged), Verdict(outcome=Outcome.TIMEOUT, reward=0, accuracy=0)]
-        assert not teaches(EvidencedGroup(scored=make_scored(verdicts=verdicts)))  # the last one is no wrong answer
+        assert not is_mixed(EvidencedGroup(scored=make_scored(verdicts=verdicts)))  # the last one is no wrong answer
 
 
 def test_as_many_prompts_are_drawn_as_groups_are_missing() -> None:
@@ -55,7 +55,7 @@ def test_a_chunk_without_any_group_that_teaches_is_sampled_again_until_the_tries
         groups += [WRONG] * len(more)
     assert len(groups) == 6
     assert shelf.drawn == [2, 2]
-    assert algorithm.select(groups, shelf) == groups  # nothing teaches: the step closes with a zero update
+    assert algorithm.select(groups, shelf) == groups  # no group is mixed: the step closes with a zero update
 
 
 def test_a_data_set_that_has_no_more_prompts_ends_the_step() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.methods.policy_gradient import REFERENCE
-from cepo.algo.methods.ppo import METRICS, Critic, Ppo, explained_variance
+from cepo.algo.methods.ppo import Critic, Ppo, explained_variance
 from cepo.messages.groups import TeachWhen
 from tests.helpers.contexts import TableContext
 from tests.parity.support import golden, make_batch, random_sample, tensor
@@ -23,6 +23,9 @@ from tests.parity.support import golden, make_batch, random_sample, tensor
 GOLDEN = golden("advantages")
 MASK_BT = tensor(GOLDEN["inputs"]["response_mask"])
 GROUP_B = torch.tensor(["pqr".index(uid) for uid in GOLDEN["inputs"]["uid"]])
+METRICS = {
+    f"critic/{key}" for key in ("loss", "clip_fraction", "grad_norm", "explained_variance", "value_mean", "return_mean")
+}
 
 
 def with_prompts(batch: TrainBatch) -> TrainBatch:
@@ -36,9 +39,9 @@ def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
     reference = EvidenceTensors(sample.logp_old_BT, torch.ones(13, dtype=torch.bool))
     batch = with_prompts(replace(sample.batch, evidence={REFERENCE: reference}))
     ppo = Ppo(**{"critic_lr": 1e-2, **{k: v for k, v in options.items() if k in Ppo.model_fields}})
-    host_options = {k: v for k, v in options.items() if k not in Ppo.model_fields}
+    of_context = {k: v for k, v in options.items() if k not in Ppo.model_fields}
     critic = ppo.auxiliary_model(
-        TableContext(torch.randn(*batch.mask_BT.shape, 5, generator=random), batch.prompt_ids, **host_options)
+        TableContext(torch.randn(*batch.mask_BT.shape, 5, generator=random), batch.prompt_ids, **of_context)
     )
     with torch.no_grad():
         head: Any = critic.model.get_submodule("head")
