@@ -1,4 +1,4 @@
-"""Values inside a response: the policy goes on several times from a state, a prefix of it; their mean reward is V.
+"""Values inside a response: V of a prefix is the mean reward of fresh continuations that the policy samples from it.
 
 The continuations are graded and never trained on.
 """
@@ -6,6 +6,7 @@ The continuations are graded and never trained on.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Self
@@ -24,15 +25,16 @@ _COMPARING = ("estimator", "advantage_scale", "advantage_eps", "std_correction",
 
 
 class PartCredit(PolicyGradient):
-    """A policy gradient whose advantages come from parts of a response and compare no responses of a group."""
+    """A policy gradient whose advantages come from the parts of one response and compare no responses of a group."""
 
     kl_coef: float = Field(default=1e-4, ge=0)
+    """Weight of the KL divergence from the base model in the loss. 1e-4 as in the papers of VinePPO and SPO."""
 
     @model_validator(mode="after")
     def _compares_nothing(self) -> Self:
         self.refuse_idle(_COMPARING, f"with {self.name}, which compares parts of one response, not responses")
         if self.kl_in == "reward":
-            raise ValueError('kl_in="reward" has no effect: no value knows of the divergence; write kl_in = "loss"')
+            raise ValueError('kl_in="reward" has no effect: values are of rewards without KL; write kl_in = "loss"')
         return self
 
     @property
@@ -41,7 +43,7 @@ class PartCredit(PolicyGradient):
 
     @abstractmethod
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
-        """The advantages of one response's tokens; its reward is a number."""
+        """The advantages of one response's tokens, [T]. The response has a token and a verdict."""
 
     def base_advantages(self, batch: TrainBatch) -> Tensor:
         adv_BT = torch.zeros_like(batch.mask_BT)
@@ -51,21 +53,22 @@ class PartCredit(PolicyGradient):
 
 
 class Continued(PartCredit):
-    """A step samples, for every response, at most `max_states` x `continuations` more of them."""
+    """Part credit with values from fresh continuations: at most `max_states` x `continuations` of them per response."""
 
     continuations: int = Field(default=9, ge=1)
-    """Fresh continuations of a state."""
+    """Number of fresh continuations that estimate the value of a state. 9 as in the papers of VinePPO and SPO."""
     max_states: int = Field(default=32, ge=1)
-    """States of a response whose value is estimated, the first ones; the rest of it is one part."""
+    """Largest number of states of a response whose values are estimated. The first ones are; what follows them is a
+    single part."""
 
     @abstractmethod
     def states(self, completion: Completion) -> list[int]:
-        """Lengths of the prefixes whose values are wanted, ascending, each shorter than the response."""
+        """Lengths, in tokens, of the prefixes whose values are needed: ascending, each shorter than the response."""
 
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
-        """The continuations of every state; the prompt alone is a state that the responses of a group share."""
-        wanted = (task for group in groups if group.task.origin is None for task in self._continued(group))
-        return tuple(task.model_copy(update={"index": supply.prompts + at}) for at, task in enumerate(wanted))
+        """The continuations of every state; the responses of a group share the state of the prompt alone."""
+        tasks = (task for group in groups if group.task.origin is None for task in self._continued(group))
+        return tuple(task.model_copy(update={"index": supply.prompts + at}) for at, task in enumerate(tasks))
 
     def advantages(self, batch: TrainBatch, step: int) -> Advantages:
         advantages = super().advantages(batch, step)
@@ -79,30 +82,32 @@ class Continued(PartCredit):
         return Advantages(advantages.adv_BT, advantages.metrics | metrics)
 
     def _continued(self, group: EvidencedGroup) -> Iterator[PromptTask]:
-        found = [
+        states = [
             (sample if length else -1, completion.token_ids[:length])
             for sample, completion in enumerate(group.scored.rollout.completions)
             if not group.scored.verdicts[sample].failed
             for length in self.states(completion)[: self.max_states]
         ]
-        for sample, prefix in dict.fromkeys(found):
+        for sample, prefix in dict.fromkeys(states):
             yield continuation(group.task, sample, prefix, self.continuations)
 
     def value(self, batch: TrainBatch, row: int, length: int) -> float | None:
-        """V of a response's first tokens; None where it is not known."""
+        """V of a response's first `length` tokens; None if it was not estimated."""
         if batch.prefix_value_BT1 is None:
             return None
         value = float(batch.prefix_value_BT1[row, length])
-        return value if value == value else None
+        return None if math.isnan(value) else value
 
 
 def continuation(task: PromptTask, sample: int, prefix: tuple[int, ...], samples: int) -> PromptTask:
-    """A task that goes on from a prefix of one of a group's responses, with a seed of its own; it is only graded.
-
-    Its index is that of the group, for the caller to replace.
+    """A task that continues a prefix of one of a group's responses, with a seed of its own; it is only graded.
 
     Args:
-        sample: the response; -1 where the prefix is empty, which all of them share.
+        sample: the index of the response; -1 for the empty prefix, which the responses share.
+        samples: the number of continuations.
+
+    Returns:
+        The task, with the index of the group's task, which the caller has to replace.
     """
     name = f"{task.seed}/{task.index}/{sample}/{len(prefix)}".encode()
     changes = {

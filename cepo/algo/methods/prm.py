@@ -1,9 +1,9 @@
-"""Process rewards: a scorer says how good every reasoning step is, and tokens answer for the steps to come.
+"""Process rewards: a scorer rewards every reasoning step, and a token's credit is the sum of the rewards to come.
 
     step rewards -> normalised over the steps of the group -> summed from a token to the end   (arXiv:2402.03300, 4.1.3)
 
-The progress form does not sum: a step earns the outcome and what it adds to a prover's chances (arXiv:2410.08146).
-"""
+The form "progress" does not sum: a step's reward is the outcome plus what the step adds to a prover's chances of
+success (arXiv:2410.08146)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,34 @@ from cepo.algo.segments import process_advantage_rewards, process_rewards
 
 
 class Prm(PolicyGradient):
-    """Credit from `reward.scorer`; the options of GRPO's normalisation are those of its steps'."""
+    """GRPO with process rewards (arXiv:2402.03300, section 4.1.3): credit from the step scores of `reward.scorer`.
+
+        r_k = score of step k, plus outcome x the response's reward at the last step
+        n_k = (r_k - mean(r of the group)) / (std(r of the group) + advantage_eps)
+        A_t = sum of n_k over the steps that end at token t or later
+
+    followed by the clipped surrogate. Mean and deviation are over all steps of the group; `advantage_scale`,
+    `advantage_eps` and `std_correction` are those of this normalisation. With form = "progress" (arXiv:2410.08146)
+    r_k = outcome x reward + progress x (score_k - score_{k-1}), and A_t is n_k of the token's own step.
+    """
 
     name: Literal["prm"] = "prm"
     step_delimiter: str = Field(default="\n", min_length=1)
-    """What reasoning steps begin with."""
+    """The string that begins a new reasoning step."""
     form: Literal["score", "difference", "min", "progress"] = "score"
-    """A step earns its score, what it adds to the score before, or nothing but the smallest score for the last step;
-    progress: `outcome` times the reward and `progress` times what it adds, for that step alone."""
+    """The reward of a step. score: its score; difference: its score minus the score before; min: the lowest score of
+    the response, at the last step; progress: the outcome plus the difference, for the tokens of that step alone."""
     outcome: float = Field(default=1.0, ge=0)
-    """Weight of the reward at the last step; under "progress" of the reward of every step."""
+    """Weight of the response's reward at the last step; with form = "progress", at every step."""
     progress: float = Field(default=1.0, gt=0)
-    """Under "progress": weight of what a step adds. The first step's is not known and counts as 0."""
+    """With form = "progress": weight of a step's score minus the score before. The first step has none and counts as
+    0."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
         self.refuse_idle(("estimator",), "with prm, which normalises the rewards of steps")
         if self.kl_in == "reward":
-            raise ValueError('kl_in="reward" has no effect: rewards are those of steps; write kl_in = "loss"')
+            raise ValueError('kl_in="reward" has no effect: prm rewards steps, not tokens; write kl_in = "loss"')
         if self.form != "progress":
             self.refuse_idle(("progress",), f'with form={self.form!r}; write form = "progress"')
         return self
@@ -75,7 +85,10 @@ class Prm(PolicyGradient):
         return adv_BT * mask_BT
 
     def _earned(self, batch: TrainBatch, row: int) -> dict[int, float]:
-        """What a response's steps earn, by the number of tokens up to their ends, ascending."""
+        """The rewards of a response's steps, by the number of tokens up to a step's end, ascending.
+
+        Example: {3: 0.5, 8: 1.9} for steps of 3 and 5 tokens with scores 0.5 and 0.9 and a reward of 1.
+        """
         length, outcome = len(batch.response_ids[row]), self.outcome * batch.reward_B[row]
         scores = batch.step_rewards[row] if batch.step_rewards else ()
         if not scores:

@@ -1,8 +1,7 @@
-"""SPO-tree (arXiv:2505.23564): responses that share prefixes make a tree, and every edge of it is a training row.
+"""SPO-tree (arXiv:2505.23564): responses that share prefixes form a tree, and every edge of it is a training row.
 
-A response is also the first continuation of each of its own prefixes, so that a tree of 6 x 6 x 6 leaves costs 216
-responses: 6 to the prompt, 5 more from each of their 6 prefixes, 5 more from each of the 36 next ones.
-"""
+A response is also the first continuation of each of its own prefixes, so a tree of 6 x 6 x 6 leaves costs 216
+responses: 6 to the prompt, 5 more from each of their 6 prefixes, and 5 more from each of the next 36 prefixes."""
 
 from __future__ import annotations
 
@@ -27,23 +26,28 @@ Branches = Annotated[int, Field(ge=2)]
 
 
 class SpoTree(Decisive):
-    """An edge's advantage is the value of its end minus that of its start, a value being the mean of the leaves'.
+    """SPO-tree (arXiv:2505.23564): the value at a segment's end minus its start, in a tree of responses.
 
-    A step samples `sampling.samples` times the product of `branching` responses to a prompt, and grades them all.
-    """
+        V(leaf) = reward of the response;  V(node) = mean of V over its children
+        A       = V(end) - V(start), for every token of the segment between two nodes
+
+    followed by the clipped surrogate. A step samples and grades `sampling.samples` x the product of `branching`
+    responses per prompt."""
 
     name: Literal["spo-tree"] = "spo-tree"
     branching: tuple[Branches, ...] = Field(default=(6, 6), min_length=1, strict=False)
-    """Children of a node at each level; the prompt has as many as `sampling.samples`."""
+    """Number of children of a node at each level below the responses to the prompt. (6, 6) with 6 samples per prompt is
+    the paper's 6-6-6 tree."""
     segment_tokens: int = Field(default=512, ge=1)
-    """Length of an edge; those of the last level run to the end."""
+    """Length of a segment in tokens. Segments of the last level run to the end of the response."""
     edge_scale: Literal["none", "std"] = "none"
-    """What an edge's advantage is divided by; std: the deviation among its siblings."""
+    """Divisor of an advantage: none, or std, the standard deviation of the values among its siblings. The released
+    configurations call them rloo and grpo."""
 
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
-        """The continuations from every level that is known, in the same order each time."""
+        """The continuations of every prefix that is known so far, in the same order in each round."""
         level_of = {group.task.index: self._level(group) for group in groups}
-        wanted = [
+        tasks = [
             continuation(group.task, sample, completion.token_ids[: level * self.segment_tokens], branches - 1)
             for level, branches in enumerate(self.branching, start=1)
             for group in groups
@@ -52,120 +56,146 @@ class SpoTree(Decisive):
             if len(completion.token_ids) > level * self.segment_tokens and not group.scored.verdicts[sample].failed
         ]
         asked = {"asks": groups[0].task.asks, "route": groups[0].task.route} if groups else {}
-        return tuple(task.model_copy(update={"index": supply.prompts + at} | asked) for at, task in enumerate(wanted))
+        return tuple(task.model_copy(update={"index": supply.prompts + at} | asked) for at, task in enumerate(tasks))
 
     def select(self, groups: Sequence[EvidencedGroup], supply: Supply) -> Sequence[EvidencedGroup]:
-        """The edges of every tree, those of one parent as a group whose rewards are their advantages.
+        """Makes a group of every node's edges: the prompt is all tokens before them, the rewards are their advantages.
 
-        Edges that teach nothing are left out; without any other the prompts' responses stand for them, worth 0.
+        Edges without an advantage are left out. If no edge is left, the responses to the prompts stand in, with reward
+        0.
+
+        Example: segments of 2 tokens, 2 responses per prompt, branching (2,). The prompt P has the responses `a b c d`
+        (reward 1) and `x y` (reward 0), and the prefix `a b` was continued by `e f` (reward 0). The tree with its
+        values:
+
+            P 1/4 -+- ab 1/2 -+- cd 1
+                   |          +- ef 0
+                   +- xy 0
+
+        The result has two groups: the prompt `P` with the responses `ab` (reward 1/4) and `xy` (reward -1/4), and the
+        prompt `P a b` with the responses `cd` (reward 1/2) and `ef` (reward -1/2).
         """
-        return [*self._edges(groups)] or [
-            _worth(group, [verdict.model_copy(update={"reward": 0.0}) for verdict in group.scored.verdicts])
-            for group in groups
-            if group.task.origin is None
-        ]
+        return [*self._edge_groups(groups)] or [_without_reward(g) for g in groups if g.task.origin is None]
 
     def credit_T(self, batch: TrainBatch, row: int) -> Tensor:
+        """The advantage of an edge, which `select` made its reward, on each of its tokens."""
         return torch.full((len(batch.response_ids[row]),), float(batch.reward_B[row]))
 
     def _level(self, group: EvidencedGroup) -> int:
+        """The number of segments in the prefix that a group continues."""
         return len(group.task.prefix) // self.segment_tokens
 
-    def _edges(self, groups: Sequence[EvidencedGroup]) -> Iterator[EvidencedGroup]:
-        forest, index = _Forest.of(groups, self.segment_tokens, len(self.branching) + 1), 0
+    def _edge_groups(self, groups: Sequence[EvidencedGroup]) -> Iterator[EvidencedGroup]:
+        responses, index = _Responses.of(groups, self.segment_tokens, len(self.branching) + 1), 0
         for group in groups:
-            root = forest.root(group) if group.task.origin is None else None
+            root = responses.tree(group) if group.task.origin is None else None
             siblings: dict[tuple[int, ...], list[Edge]] = defaultdict(list)
             for edge in tree_edges(root, scale=self.edge_scale) if root else ():
                 siblings[edge.prefix_ids].append(edge)
-            for prompt_ids, edges in siblings.items():
-                yield forest.rows(group, index, prompt_ids, edges)
+            for prefix_ids, edges in siblings.items():
+                yield responses.edge_group(group, index, prefix_ids, edges)
                 index += 1
 
 
 @dataclass(frozen=True)
-class _Forest:
-    """A step's trees."""
+class _Responses:
+    """All responses of a step, by what they continue. Nodes and edges name their response as (group index, sample)."""
 
     groups: dict[int, EvidencedGroup]
-    children: dict[tuple[int, int, int], EvidencedGroup]
-    """By the group and the response that they go on from, and the length of what they share."""
+    """By the index of their task."""
+    continuations: dict[tuple[int, int, int], EvidencedGroup]
+    """By the response that they continue, (group index, sample), and the number of tokens that they share with it."""
     segment_tokens: int
     levels: int
+    """Segments on the way from the root to a leaf."""
 
     @classmethod
-    def of(cls, groups: Sequence[EvidencedGroup], segment_tokens: int, levels: int) -> _Forest:
-        children = {
+    def of(cls, groups: Sequence[EvidencedGroup], segment_tokens: int, levels: int) -> _Responses:
+        continuations = {
             (group.task.origin.index, group.task.origin.sample, len(group.task.prefix)): group
             for group in groups
             if group.task.origin is not None
         }
-        return cls({group.task.index: group for group in groups}, children, segment_tokens, levels)
+        return cls({group.task.index: group for group in groups}, continuations, segment_tokens, levels)
 
-    def root(self, group: EvidencedGroup) -> Node | None:
-        """The tree of a prompt; None where nothing was judged."""
+    def tree(self, group: EvidencedGroup) -> Node | None:
+        """The tree of a prompt's responses; None if none of them has a verdict."""
         children = self._nodes(group, 1)
         return Node(tuple(group.scored.rollout.prompt_token_ids), children=children) if children else None
 
-    def rows(self, group: EvidencedGroup, index: int, prompt_ids: tuple[int, ...], edges: list[Edge]) -> EvidencedGroup:
-        """Edges of one parent as responses to all that comes before them."""
-        start = len(prompt_ids) - len(group.scored.rollout.prompt_token_ids)
-        pieces = [self._piece(edge, start) for edge in edges]
-        task = group.task.model_copy(update={"index": index, "samples": len(edges)})
-        changes = {
-            "task": task,
-            "prompt_token_ids": Int32Array.of(prompt_ids),
-            "completions": tuple(piece[0] for piece in pieces),
-        }
-        evidence = tuple(
-            Evidence(ask=found.ask, rows=tuple(piece[2][at] for piece in pieces))
-            for at, found in enumerate(group.evidence)
+    def edge_group(
+        self, group: EvidencedGroup, index: int, prefix_ids: tuple[int, ...], edges: list[Edge]
+    ) -> EvidencedGroup:
+        """A prompt's group with the edges below one node as its responses.
+
+        Args:
+            group: the prompt's own group.
+            index: the index of the new group.
+            prefix_ids: the prompt and all tokens up to the node.
+            edges: the edges below the node; each becomes one response, whose reward is the edge's advantage.
+        """
+        start = len(prefix_ids) - len(group.scored.rollout.prompt_token_ids)
+        rollout = group.scored.rollout.model_copy(
+            update={
+                "task": group.task.model_copy(update={"index": index, "samples": len(edges)}),
+                "prompt_token_ids": Int32Array.of(prefix_ids),
+                "completions": tuple(self._completion(edge, start) for edge in edges),
+            }
         )
         scored = group.scored.model_copy(
-            update={
-                "rollout": group.scored.rollout.model_copy(update=changes),
-                "verdicts": tuple(piece[1] for piece in pieces),
-            }
+            update={"rollout": rollout, "verdicts": tuple(self._verdict(edge) for edge in edges)}
+        )
+        evidence = tuple(
+            Evidence(ask=each.ask, rows=tuple(self._evidence(edge, start, at) for edge in edges))
+            for at, each in enumerate(group.evidence)
         )
         return EvidencedGroup(scored=scored, evidence=evidence, proofs=group.proofs, seconds=group.seconds)
 
     def _nodes(self, group: EvidencedGroup, level: int) -> tuple[Node, ...]:
-        found = (self._node(group, sample, level) for sample in range(group.task.samples))
-        return tuple(node for node in found if node is not None)
+        nodes = (self._node(group, sample, level) for sample in range(group.task.samples))
+        return tuple(node for node in nodes if node is not None)
 
     def _node(self, group: EvidencedGroup, sample: int, level: int) -> Node | None:
-        """The part of a response at a level and all that goes on from it; None where that has no verdict."""
+        """A response's segment at a level with everything that continues it; None if the response has no verdict.
+
+        Below the segment are the rest of the response itself and the responses that were sampled from its end.
+        """
         completion, verdict = group.scored.rollout.completions[sample], group.scored.verdicts[sample]
         start, end, source = (level - 1) * self.segment_tokens, level * self.segment_tokens, (group.task.index, sample)
         if verdict.failed:
             return None
         if level == self.levels or len(completion.token_ids) <= end:
             return Node(completion.token_ids[start:], verdict.reward, source=source)
-        others = self.children.get((*source, end))
+        others = self.continuations.get((*source, end))
         own = self._node(group, sample, level + 1)
         children = (*((own,) if own else ()), *(self._nodes(others, level + 1) if others else ()))
         return Node(completion.token_ids[start:end], children=children, source=source)
 
-    def _piece(self, edge: Edge, start: int) -> tuple[Completion, Verdict, list[EvidenceRow]]:
-        group = self.groups[edge.source[0]]
-        completion = group.scored.rollout.completions[edge.source[1]]
-        end, given = start + len(edge.token_ids), len(group.task.prefix)
-        part = completion.model_copy(
+    def _completion(self, edge: Edge, start: int) -> Completion:
+        """An edge's tokens, which begin `start` tokens after the prompt, as a response of their own."""
+        index, sample = edge.source
+        completion = self.groups[index].scored.rollout.completions[sample]
+        given = len(self.groups[index].task.prefix)  # the engine reports log-probs after the prefix alone
+        return completion.model_copy(
             update={
                 "token_ids": Int32Array.of(edge.token_ids),
-                "logps": Float32Array.of(completion.logps[start - given : end - given]),
+                "logps": Float32Array.of(completion.logps[start - given : start - given + len(edge.token_ids)]),
                 "step_ends": (),
                 "finish_reason": completion.finish_reason if edge.is_leaf else FinishReason.STOP,
             }
         )
-        verdict = group.scored.verdicts[edge.source[1]].model_copy(update={"reward": edge.advantage})
-        measured = [found.rows[edge.source[1]] for found in group.evidence]
-        return part, verdict, [_cut(row, start, end) for row in measured]
+
+    def _verdict(self, edge: Edge) -> Verdict:
+        index, sample = edge.source
+        return self.groups[index].scored.verdicts[sample].model_copy(update={"reward": edge.advantage})
+
+    def _evidence(self, edge: Edge, start: int, at: int) -> EvidenceRow:
+        """The evidence of an edge's tokens, of the ask at a place."""
+        index, sample = edge.source
+        row = self.groups[index].evidence[at].rows[sample]
+        return row.model_copy(update={"logps": Float32Array.of(row.logps[start : start + len(edge.token_ids)])})
 
 
-def _cut(row: EvidenceRow, start: int, end: int) -> EvidenceRow:
-    return row.model_copy(update={"logps": Float32Array.of(row.logps[start:end])})
-
-
-def _worth(group: EvidencedGroup, verdicts: Sequence[Verdict]) -> EvidencedGroup:
-    return group.model_copy(update={"scored": group.scored.model_copy(update={"verdicts": tuple(verdicts)})})
+def _without_reward(group: EvidencedGroup) -> EvidencedGroup:
+    verdicts = tuple(verdict.model_copy(update={"reward": 0.0}) for verdict in group.scored.verdicts)
+    return group.model_copy(update={"scored": group.scored.model_copy(update={"verdicts": verdicts})})

@@ -1,4 +1,4 @@
-"""VinePPO (arXiv:2410.01679): a reasoning step is worth what it changes in the value of the state."""
+"""VinePPO (arXiv:2410.01679): the advantage of a reasoning step is the change of the state's value."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from cepo.messages.groups import Completion
 
 
 class VinePpo(Continued):
-    """A_k = r_k + V(s_{k+1}) - V(s_k) on every token of step k, with V from continuations; not whitened."""
+    """VinePPO (arXiv:2410.01679): the advantage of a reasoning step is the change of the value that it makes.
+
+        A_k = r_k + V(s_{k+1}) - V(s_k), for every token of step k
+
+    followed by the clipped surrogate, without whitening. s_k is the prompt with the first k steps, V the mean reward of
+    `continuations` fresh continuations, r_k the reward of the response at its last step and 0 before it.
+    """
 
     name: Literal["vineppo"] = "vineppo"
     step_delimiter: str = Field(default="\n", min_length=1)
-    """What reasoning steps begin with."""
+    """The string that begins a new reasoning step."""
 
     @property
     def reasoning_delimiter(self) -> str:
@@ -33,6 +39,6 @@ class VinePpo(Continued):
         ends = batch.step_ends[row]
         starts = [0, *ends[:-1]]
         rewards = [*[0.0] * (len(ends) - 1), float(batch.reward_B[row])]
-        found = step_advantages(rewards, [self.value(batch, row, start) for start in starts])
+        advantages = step_advantages(rewards, [self.value(batch, row, start) for start in starts])
         lengths = torch.tensor([end - start for start, end in zip(starts, ends, strict=True)])
-        return torch.tensor(found).repeat_interleave(lengths)
+        return torch.tensor(advantages).repeat_interleave(lengths)

@@ -12,9 +12,20 @@ import torch
 from cepo.algo.methods.continuations import continuation
 from cepo.algo.methods.policy_gradient import REFERENCE
 from cepo.algo.methods.spo_tree import SpoTree
-from cepo.messages.groups import Evidence, EvidencedGroup, Outcome
+from cepo.messages.arrays import Float32Array, Int32Array
+from cepo.messages.groups import (
+    Completion,
+    Evidence,
+    EvidencedGroup,
+    FinishReason,
+    Outcome,
+    PromptTask,
+    RolloutGroup,
+    ScoredGroup,
+    Verdict,
+)
 from services.trainer.learning.batch import pack
-from tests.helpers.factories import make_row
+from tests.helpers.factories import make_proof, make_row
 from tests.unit.algo.continuing import Prompts, prompts, sampled, step
 
 LENGTH = 2
@@ -87,6 +98,42 @@ def test_the_rows_are_the_edges_that_teach(seed: int, scale: str, unjudged: floa
     lengths = batch.mask_BT.sum(dim=1)
     assert torch.equal(adv_BT, adv_BT[:, :1] * batch.mask_BT)
     assert lengths.tolist() == [len(ids) for ids in batch.response_ids]
+
+
+def graded(task: PromptTask, rewards: dict[tuple[int, ...], float]) -> EvidencedGroup:
+    """A group with the given responses, the task's prefix included, and their rewards."""
+    completions = tuple(
+        Completion(
+            token_ids=Int32Array.of(ids),
+            logps=Float32Array.of([-1.0] * (len(ids) - len(task.prefix))),
+            text="",
+            finish_reason=FinishReason.STOP,
+        )
+        for ids in rewards
+    )
+    verdicts = tuple(
+        Verdict(outcome=Outcome.CORRECT if reward else Outcome.WRONG, reward=reward, accuracy=reward)
+        for reward in rewards.values()
+    )
+    prompt_ids = Int32Array.of(PROMPT)
+    rollout = RolloutGroup(task=task, prompt_token_ids=prompt_ids, completions=completions, proof=make_proof())
+    return EvidencedGroup(scored=ScoredGroup(rollout=rollout, verdicts=verdicts))
+
+
+def test_the_case_of_the_docstring() -> None:
+    a, b, c, d, e, f, x, y = range(10, 18)
+    tree = SpoTree(branching=(2,), segment_tokens=2, confident=1.0)
+    first = graded(prompts(tree, count=1, samples=2)[0], {(a, b, c, d): 1.0, (x, y): 0.0})
+    (follow_up,) = tree.follow_up([first], 0, Prompts(1))
+    assert (tuple(follow_up.prefix), follow_up.samples) == ((a, b), 1)
+    batch = pack(tree.select([first, graded(follow_up, {(a, b, e, f): 0.0})], Prompts(1)))
+    assert list(zip(batch.prompt_ids, batch.response_ids, batch.reward_B.tolist(), strict=True)) == [
+        (PROMPT, (a, b), 0.25),
+        (PROMPT, (x, y), -0.25),
+        ((*PROMPT, a, b), (c, d), 0.5),
+        ((*PROMPT, a, b), (e, f), -0.5),
+    ]
+    assert batch.group_B.tolist() == [0, 0, 1, 1]
 
 
 def test_a_response_is_the_first_continuation_of_each_of_its_prefixes() -> None:

@@ -21,6 +21,8 @@ from cepo.messages.groups import (
     Message,
     Origin,
     Outcome,
+    ScoredGroup,
+    Verdict,
     Want,
 )
 from services.trainer.learning.batch import pack
@@ -38,6 +40,26 @@ def unmeasured(group: EvidencedGroup, ask: int, row: int) -> EvidencedGroup:
     rows[row] = ABSENT
     evidence[ask] = evidence[ask].model_copy(update={"rows": tuple(rows)})
     return group.model_copy(update={"evidence": tuple(evidence)})
+
+
+def test_the_case_of_the_docstring() -> None:
+    first, second = make_ragged([(3, 5), (4, 2)])
+    timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT})
+    first = EvidencedGroup(scored=graded(first, [make_verdict(1.0), make_verdict(0.0)]))
+    second = second.model_copy(update={"scored": graded(second, [make_verdict(1.0), timeout])})
+    batch = pack([first, second])
+    assert batch.mask_BT.shape == batch.rollout_logp_BT.shape == (4, 5)
+    assert batch.mask_BT.sum(1).tolist() == [3, 5, 4, 0]
+    assert batch.reward_B.nan_to_num(-1).tolist() == [1, 0, 1, -1]
+    assert batch.group_B.tolist() == [0, 0, 1, 1]
+    assert [len(ids) for ids in batch.response_ids] == [3, 5, 4, 2]
+    for ask in ASKS:
+        assert batch.evidence[ask].logp_BT.shape == (4, 5)
+        assert batch.evidence[ask].applicable_B.tolist() == [False, False, True, True]
+
+
+def graded(group: EvidencedGroup, verdicts: list[Verdict]) -> ScoredGroup:
+    return group.scored.model_copy(update={"verdicts": tuple(verdicts)})
 
 
 def test_every_value_stands_at_its_token() -> None:
