@@ -10,7 +10,8 @@ from cepo.messages.vocabulary import Placement
 
 INSTRUCTION = r"Let's think step by step and put the final answer within \boxed{}."
 MARK = "<image>"
-"""Stands in a message for the next of its images; in a system message, where templates take none, it is text."""
+"""Marks the place of the next image in a message. In a system message it is plain text, because templates allow no
+images there."""
 HINT = "Here is a sample answer: {answer}"
 """The paper's template: the hint is the last line of the user's turn (arXiv:2605.19436, appendix)."""
 
@@ -20,8 +21,8 @@ def with_hint(
 ) -> tuple[Message, ...]:
     """The conversation with the hint as the last line of its last user turn (the paper's template).
 
-    Question and images stay in front, so contexts share them. As a system message the hint is the last line of the
-    first one, which is made where there is none.
+    The question and images come first, so that contexts share them. With `Placement.SYSTEM`, the hint is the last line
+    of the first system message, which is created if there is none.
 
     Raises:
         UserError: the conversation has no user turn.
@@ -39,10 +40,10 @@ def with_hint(
 
 
 def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
-    """The messages with an `<image>` mark for each image: their own, or where they have none before the last turn.
+    """The messages with one `<image>` mark per image. If they have no marks, all go before the text of the last turn.
 
     Raises:
-        UserError: there are marks, and more or fewer than images.
+        UserError: there are marks, but not as many as images.
     """
     marks = sum(message.content.count(MARK) for message in messages if message.role != "system")
     if marks == 0 and images:

@@ -42,7 +42,7 @@ def test_a_place_that_is_not_whole_is_refused(monkeypatch: pytest.MonkeyPatch, n
         if number is not None:
             monkeypatch.setenv(variable, number)
     with pytest.raises(
-        UserError, match=f"^RANK is set, and {name}='{value or ''}' is no number; start the trainer with"
+        UserError, match=f"^RANK is set, and {name}='{value or ''}' is not a number; start the trainer with"
     ):
         Place.from_environment()
 
