@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from inspect import cleandoc, get_annotations
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -105,8 +105,9 @@ def _methods() -> Iterator[tuple[str, type[Algorithm]]]:
 
 
 def _doc(kind: type) -> str:
-    """A class's own docstring; a formula, which is indented in it, stays indented."""
-    return cleandoc(kind.__dict__.get("__doc__") or "")
+    """A class's own docstring, without the indentation of its class body; formulas keep theirs."""
+    lines = (kind.__dict__.get("__doc__") or "").rstrip().split("\n")
+    return "\n".join(line.removeprefix("    ") for line in lines)
 
 
 def _title(kind: type) -> str:
