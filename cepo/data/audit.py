@@ -1,4 +1,4 @@
-"""What a data set is asked before it is trained on: whether its answers can be graded, and whether questions repeat."""
+"""Checks of a data set before training: which answers to grade, and which questions repeat."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from cepo.data.problems import Problem
 
 SAMPLE_ROWS = 512
-"""Rows of a set that are graded unless all are asked for."""
+"""Rows of a set whose answers are graded by default."""
 
 
 def sample(problems: Sequence[Problem], seed: int, *, every: bool = False) -> list[Problem]:
-    """The problems whose answers are graded, in order: all, or a seeded choice of a large set."""
+    """The problems whose answers are graded, in order: all, or a seeded sample of a large set."""
     if every or len(problems) <= SAMPLE_ROWS:
         return list(problems)
     chosen = random.Random(f"gold-{seed}").sample(range(len(problems)), SAMPLE_ROWS)
@@ -20,19 +20,19 @@ def sample(problems: Sequence[Problem], seed: int, *, every: bool = False) -> li
 
 
 def repeated(problems: Sequence[Problem]) -> list[tuple[int, int]]:
-    """Rows whose question another row asked before: (row, the first row with it)."""
+    """Rows whose question an earlier row asks: pairs of (row, first row with the question)."""
     first: dict[str, int] = {}
     pairs = [(problem.row, first.setdefault(question(problem), problem.row)) for problem in problems]
     return [(row, earlier) for row, earlier in pairs if row != earlier]
 
 
 def leaked(train: Sequence[Problem], held_out: Sequence[Problem]) -> list[tuple[int, int]]:
-    """Held-out rows whose question is also trained on: (held-out row, training row)."""
+    """Held-out rows whose question is also a training question: pairs of (held-out row, training row)."""
     trained = {question(problem): problem.row for problem in train}
     return [(problem.row, trained[question(problem)]) for problem in held_out if question(problem) in trained]
 
 
 def question(problem: Problem) -> str:
-    """What makes two problems the same: the user's turns, without regard to case and spacing, and the images."""
+    """The key by which two questions are equal: the user turns without case and spacing, and the images."""
     text = "\n".join(message.content for message in problem.messages if message.role == "user")
     return " ".join([*text.casefold().split(), *(image.sha256 for image in problem.images)])

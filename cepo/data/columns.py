@@ -1,4 +1,4 @@
-"""Which columns of a data set hold its questions, answers and images: those the run file names, or known ones."""
+"""The columns of a data set that hold questions, answers and images: named in the run file, or recognised by name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a data set holds its questions and answers."""
+    """The columns of questions, answers and images, as nested paths such as `reward_model.ground_truth`."""
 
     question: str
     answer: str
     convention: str = ""
-    """Whose names these are; empty: the run file's."""
+    """The library that uses these names; empty if the run file gives them."""
     images: str = ""
-    """Empty: the data set has none."""
+    """Column of the images; empty if the data set has none."""
     kinds: tuple[str, str] = field(default=("text", "text"), compare=False)
-    """What the first row holds there."""
+    """What the first row holds as question and answer, such as ("chat messages", "number")."""
 
     def __str__(self) -> str:
         whose = f" ({self.convention} names)" if self.convention else ""
@@ -39,16 +39,16 @@ CONVENTIONS = (
     Columns("prompt", "solution", "TRL's"),
     Columns("problem", "solution", "TRL's"),
 )
-"""Recognised in this order where the run file names no column."""
+"""Tried in this order for columns that the run file does not name."""
 IMAGE_COLUMNS = ("images", "image")
-"""The same for images."""
+"""Tried in this order if the run file names no column of images."""
 
 
 def recognised(rows: Sequence[tuple[int, Any]], data: DataConfig, source: str) -> Columns:
-    """The columns the run file names, the others by convention; each is in some row.
+    """The columns that the run file names, and the conventional names for the others; each is in at least one row.
 
     Raises:
-        UserError: no row has such a column; names those there are and the key to set.
+        UserError: no row has such a column; names the existing columns and the key to set.
     """
     number, first = next(((n, row) for n, row in rows if isinstance(row, dict)), rows[0])
     columns = Columns(data.question, data.answer)

@@ -1,4 +1,4 @@
-"""Pairs of a chosen and a rejected response in a data set, for methods that learn from those."""
+"""Pairs of a chosen and a rejected response in a data set, for methods that learn from pairs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
 CHOSEN = "chosen"
-"""The column of the chosen response, where the run file names none."""
+"""Column of the chosen response if the run file does not name it in `data.answer`."""
 
 
 def responses(row: Row, columns: Columns, prompt_tokens: int, config: RunConfig, renderer: Renderer) -> tuple[str, str]:
-    """The chosen and the rejected response of a row, once nothing is wrong with them.
+    """Returns the chosen and the rejected response of a row.
+
+    Args:
+        prompt_tokens: length of the row's prompt.
 
     Raises:
-        UserError: what is wrong; names the column or key.
+        UserError: a response is missing or too long, or the two are equal; names the column or key.
     """
     chosen, rejected = (_response(column(row, path), path) for path in (columns.answer, config.data.rejected))
     if chosen == rejected:
@@ -37,7 +40,7 @@ def responses(row: Row, columns: Columns, prompt_tokens: int, config: RunConfig,
 
 
 def _response(value: Any, path: str) -> str:
-    """A response as text, or as the last turn of chat messages."""
+    """The text of a response, which may be given as the last turn of chat messages."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
     if not isinstance(value, str) or not value.strip():

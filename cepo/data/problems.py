@@ -1,4 +1,4 @@
-"""Problems from rows: which columns hold them, the checks on every row, and the order.
+"""Problems from rows: columns, the checks of every row, and the training order.
 
 Every row is checked before anything is sampled: its columns, its answer, its length under the longest context.
 """
@@ -35,28 +35,31 @@ class Problem:
     messages: tuple[Message, ...]
     answer: str
     row: int = field(default=-1, compare=False)
-    """Its place in the file."""
+    """Position of its row in the data set, from 0."""
     tokens: int = field(default=0, compare=False)
-    """Prompt with the right answer, or the solution, as hint, its images among it."""
+    """Length of the prompt with the right answer, or the solution, as hint; image tokens count too."""
     images: tuple[ImageRef, ...] = ()
     solution: str = field(default="", compare=False)
-    """A worked solution, where the run names its column."""
+    """A worked solution; empty unless the run names its column."""
     rejected: str = ""
-    """The other response of a pair; `answer` is then the whole chosen one."""
+    """The rejected response of a pair; `answer` is then the whole chosen response."""
 
 
 @dataclass(frozen=True)
 class Problems:
-    """A usable data set, and what was dropped from it."""
+    """The usable problems of a data set, and the reasons why other rows were dropped."""
 
     problems: tuple[Problem, ...]
     dropped: tuple[str, ...]
     source: str = ""
-    """Config key and name."""
+    """Where the problems come from, such as "data.train=/data/train.jsonl"."""
     columns: Columns = CONVENTIONS[0]
 
     def at(self, position: int, seed: int) -> Problem:
-        """The problem at a position of an endless shuffled sequence: a pure function of seed and position."""
+        """The problem at a position of the endless training order, in which every epoch is shuffled anew.
+
+        A function of the seed and the position alone: with 4 problems, positions 0 to 3 are the first epoch.
+        """
         epoch, offset = divmod(position, len(self.problems))
         return self.problems[_order(len(self.problems), seed, epoch)[offset]]
 
@@ -79,13 +82,14 @@ def load_problems(
     """Reads, maps and checks a run's training or held-out problems.
 
     Args:
-        excluded: rows found unusable before, and why; they count as dropped.
+        excluded: rows that were found unusable before, with the reasons; they count as dropped.
         store: takes the images; None: they are only checked.
 
     Raises:
-        UserError: no such file or column, no rows, or a row that cannot be used while `data.on_bad_row` is "refuse".
+        UserError: the file or a column is missing, there are no rows, or a row cannot be used and `data.on_bad_row`
+            is "refuse".
     """
-    if held_out:  # nobody teaches there
+    if held_out:  # evaluation has no teacher, so no solution is shown
         config = config.model_copy(update={"data": config.data.model_copy(update={"solution": ""})})
     data = config.data
     name, split = (data.eval, data.eval_split) if held_out else (data.train, data.split)
@@ -134,12 +138,12 @@ def drop(reason: str, data: DataConfig) -> str:
         UserError: the run refuses bad rows.
     """
     if data.on_bad_row == "refuse":
-        raise UserError(f'{reason}; mend the row or set data.on_bad_row = "drop"')
+        raise UserError(f'{reason}; fix the row or set data.on_bad_row = "drop"')
     return reason
 
 
 def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) -> list[tuple[int, Any]]:
-    """Numbered rows that pass the filters; of the training rows as many as the limit allows."""
+    """The numbered rows that meet the conditions; training rows are sampled down to `data.limit`."""
     data = config.data
     key, conditions = ("data.eval_where", data.eval_where) if held_out else ("data.where", data.where)
     numbered = list(enumerate(rows))
@@ -161,20 +165,20 @@ def _chosen(rows: list[Any], config: RunConfig, source: str, *, held_out: bool) 
 
 @dataclass(frozen=True)
 class _Reader:
-    """What it takes to make problems of a data set's rows."""
+    """Makes the problems of a data set's rows."""
 
     config: RunConfig
     renderer: Renderer
     columns: Columns
     folder: Path | None
-    """What the paths of images are relative to; None: the data set may name no files."""
+    """Folder that image paths are relative to; None if the data set may not name files."""
     store: ImageSink | None
 
     def problem(self, number: int, row: Row) -> Problem:
-        """The problem of a row, once nothing is wrong with it.
+        """Checks a row and makes its problem.
 
         Raises:
-            UserError: what is wrong; names the column or key.
+            UserError: the row cannot be used; names the column or key.
         """
         if not isinstance(row, dict):
             raise UserError(f"it is {row!r}, not an object with columns")
@@ -192,16 +196,16 @@ class _Reader:
         length = tokens + config.sampling.max_tokens + 1
         if length > config.model.max_length:
             raise UserError(
-                f"prompt, hint and sampling.max_tokens={config.sampling.max_tokens} make {length} tokens with the one "
-                f"that ends them, above model.max_length={config.model.max_length}"
+                f"prompt, hint, sampling.max_tokens={config.sampling.max_tokens} and the end token make {length} "
+                f"tokens, above model.max_length={config.model.max_length}"
             )
         return Problem(messages, reference, number, tokens, images, solution)
 
     def pair(self, number: int, row: Row) -> Problem:
-        """The question of a row with its chosen and its rejected response.
+        """Checks a row of a pair and makes its problem: the question with the chosen and the rejected response.
 
         Raises:
-            UserError: what is wrong; names the column or key.
+            UserError: the row cannot be used; names the column or key.
         """
         if not isinstance(row, dict):
             raise UserError(f"it is {row!r}, not an object with columns")
@@ -213,7 +217,7 @@ class _Reader:
         return Problem(messages, chosen, number, tokens, images, rejected=rejected)
 
     def _images(self, row: Row, messages: tuple[Message, ...]) -> tuple[tuple[ImageRef, ...], tuple[Message, ...]]:
-        """The images of a row, and its messages with a mark for each."""
+        """The images of a row, and its messages with a mark for each image."""
         path = self.columns.images
         if not path:
             if self.renderer.is_vision_language and any(
@@ -269,7 +273,7 @@ def _messages(question: Any, path: str, data: DataConfig) -> tuple[Message, ...]
 
 
 def _content(turn: Row, path: str) -> str:
-    """A turn's text, or the texts of its parts with a mark for each image, as chat templates have them."""
+    """The text of a turn; parts, as chat templates have them, are joined with a mark for each image."""
     content = turn["content"]
     if not isinstance(content, list):
         return str(content)

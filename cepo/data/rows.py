@@ -1,4 +1,4 @@
-"""Rows from files: JSONL, JSON, CSV, Parquet, a Hugging Face `datasets` folder or name; columns by nested path."""
+"""Rows of data sets: JSONL, JSON, CSV and Parquet files, `datasets` folders, Hugging Face names; columns by path."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Row = dict[str, Any]
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 _SAVED = ("dataset_info.json", "dataset_dict.json")
-"""Either marks a folder that `save_to_disk` wrote."""
+"""One of these files marks a folder that `save_to_disk` of `datasets` wrote."""
 
 
 def read_rows(name: str, split: str, key: str) -> list[Any]:
-    """Every row of a data set; not checked, so that a row which is no object can be named.
+    """Reads every row of a data set. Rows are not checked, so that the caller can name a row that is no object.
 
     Args:
         name: a file, a folder, or a Hugging Face name with an optional subset, as in `openai/gsm8k:main`.
-        split: what is read of a folder or a Hugging Face name.
-        key: the config key, for messages.
+        split: the split to read of a folder or a Hugging Face name.
+        key: the config key, for error messages, such as `data.train`.
 
     Raises:
-        UserError: it is not there or cannot be read.
+        UserError: the data set does not exist or cannot be read.
     """
     path = Path(name)
     if not is_path(name):
@@ -47,7 +47,7 @@ def read_rows(name: str, split: str, key: str) -> list[Any]:
 
 
 def folder_of(name: str) -> Path | None:
-    """What the paths in a data set are relative to; None for one from the network, which may name no files here."""
+    """The folder that paths in a data set are relative to; None for a Hugging Face name, which may not name files."""
     path = Path(name)
     if not is_path(name):
         return None
@@ -58,7 +58,7 @@ def column(row: Row, path: str) -> Any:
     """A value by nested path, such as `reward_model.ground_truth` or `prompt.0.content`.
 
     Raises:
-        UserError: there is no such column; names those there are.
+        UserError: there is no such column; names the existing columns.
     """
     value: Any = row
     for part in path.split("."):
@@ -72,7 +72,7 @@ def column(row: Row, path: str) -> Any:
 
 
 def has_column(row: Any, path: str) -> bool:
-    """Whether a row is an object with such a column."""
+    """Whether a row is an object that has the column."""
     try:
         column(row, path)
     except UserError:
@@ -81,7 +81,7 @@ def has_column(row: Any, path: str) -> bool:
 
 
 def passes(row: Row, condition: str) -> bool:
-    """Whether a row meets `column=value`, or `column~value` for a text or list that contains it.
+    """Whether a row meets `column=value`, or `column~value` for a text or list that contains the value.
 
     Raises:
         UserError: there is no such column.
@@ -123,7 +123,7 @@ def _json_lines(path: Path) -> Iterable[Any]:
 def _json_list(path: Path) -> list[Any]:
     rows = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(rows, list):
-        raise ValueError("it is not a list of rows")
+        raise ValueError("the file is not a list of rows")
     return rows
 
 
@@ -132,7 +132,7 @@ def _csv_rows(path: Path) -> Iterable[Row]:
         reader = csv.DictReader(file, strict=True)
         for row in reader:
             if None in row:
-                raise ValueError(f"line {reader.line_num}: more cells than the first line has columns")
+                raise ValueError(f"line {reader.line_num} has more cells than the first line has columns")
             yield row
 
 
@@ -165,7 +165,7 @@ def _hub_rows(name: str, split: str, key: str) -> list[Any]:
 
 
 def _plain(loaded: Any) -> list[Any]:
-    """Rows as they are stored: images as bytes, not decoded."""
+    """Rows as they are stored: images stay encoded bytes."""
     return loaded.with_format("arrow")[:].to_pylist()
 
 
@@ -174,7 +174,7 @@ def _fix(error: Exception, key: str) -> str:
         return f'write {key} = "NAME:SUBSET"'
     if "split" in str(error):
         return f"set {'data.eval_split' if key == 'data.eval' else 'data.split'}"
-    return "check its name and the network, or give a file or folder"
+    return "check the name and the network, or give a file or folder"
 
 
 def _one_line(error: Exception) -> str:
@@ -182,7 +182,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _paths(value: Any, prefix: str = "") -> list[str]:
-    """Every nested path of a row that holds a plain value."""
+    """The paths of all plain values in a row, such as `["question", "reward_model.ground_truth"]`."""
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list) and value:

@@ -1,6 +1,6 @@
-"""The four services in one table: what starts each, where it listens, what its surroundings are.
+"""The four services in one table: the command that starts each, its ports and its settings.
 
-The local launcher, docker-compose.yml and deploy/k8s follow it, and a test holds them to it.
+The local launcher, docker-compose.yml and deploy/k8s follow the table, and a test compares them with it.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
 REDIS_OPTIONS = ("--appendonly", "yes", "--save", "", "--auto-aof-rewrite-min-size", "1gb")
-"""Of every Redis that is started for a run. Groups come and go: at Redis's own 64 MB the file would be rewritten, by a
-fork, several times a second."""
+"""Options of every Redis that is started for a run. With Redis's default of 64 MB, a fork would rewrite the append-only
+file several times per second, because groups are added and deleted all the time."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One service; its ports hold where it has an address of its own, on a machine or in a container."""
+    """One service. The ports apply where the service has its own address: on its own machine or in a container."""
 
     name: str
     grpc_port: int
     http_port: int
     concurrency: int
-    """Groups its stage holds at once; the teacher scores those together, so with `loop.deterministic` it has one."""
+    """Groups that its stage holds at once. The teacher scores these in one batch, so `loop.deterministic` sets 1."""
     follows_run: bool = True
-    """Whether the run file decides its settings; the verifier reads everything from its messages."""
+    """Whether the run file decides its settings. The verifier reads everything it needs from its messages."""
 
     def command(self, *arguments: str) -> list[str]:
-        """What follows the Python interpreter: the process itself."""
+        """The arguments of the Python interpreter, such as `["-m", "services.trainer", "RUN_DIR"]`."""
         return ["-m", f"services.{self.name}", *arguments]
 
     def container_command(self, run_file: str, *arguments: str) -> list[str]:
-        """What a container starts: the process, for a service that follows the run by way of `cepo serve`."""
+        """The command of the service's container; a service that follows the run starts through `cepo serve`."""
         if not self.follows_run:
             return ["python", *self.command()]
         return ["python", "-m", "cepo", "serve", self.name, run_file, *arguments]
 
-    def settings(self, config: RunConfig, surroundings: Settings) -> Settings:
-        """The surroundings with what the run decides: model, lengths and engine sizes."""
+    def settings(self, config: RunConfig, base: Settings) -> Settings:
+        """The base settings with the values that the run decides: model, lengths and engine sizes."""
         on_cpu = config.engine.device == "cpu"
         alone = self.name == "teacher" and config.loop.deterministic
-        return surroundings.model_copy(
+        return base.model_copy(
             update={
                 "concurrency": 1 if alone else self.concurrency,
                 "model": config.model.path,
                 "dtype": config.model.dtype,
                 "device": config.engine.device,
-                "threads": surroundings.threads or (self._cpu_threads(config) if on_cpu else 0),
+                "threads": base.threads or (self._cpu_threads(config) if on_cpu else 0),
                 "max_model_len": config.model.max_length + (config.hint_tokens if self.name == "teacher" else 0),
                 "max_num_seqs": config.engine.max_num_seqs,
                 "max_lora_rank": config.engine.max_lora_rank,
@@ -63,9 +63,9 @@ class Spec:
         )
 
     def _cpu_threads(self, config: RunConfig) -> int:
-        """Half the cores, for rollout works while teacher and trainer do, and threads that wait for a core spin.
+        """Half of the cores, because the rollout works while the teacher and the trainer do, and waiting threads spin.
 
-        On policy a trainer that is nothing else has them all: while it updates the others wait for it.
+        An on-policy trainer without a colocated teacher gets all cores: the other services wait while it updates.
         """
         cores = len(os.sched_getaffinity(0))
         alone = self.name == "trainer" and not config.loop.lag and config.engine.teacher == "service"
@@ -81,18 +81,18 @@ SPECS = {
         Spec("trainer", grpc_port=7051, http_port=8051, concurrency=256),
     )
 }
-"""In the order of starting: engines take longest, and the trainer waits for them."""
+"""In start order: the engines take longest, and the trainer waits for them."""
 
 
 def processes(config: RunConfig) -> list[Spec]:
-    """Those of a run: a colocated teacher has none."""
+    """The services that a run starts as processes; a colocated teacher has no process."""
     return [spec for spec in SPECS.values() if (spec.name, config.engine.teacher) != ("teacher", "colocated")]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables of a service's process: its settings, and what quietens and binds its libraries.
+    """The environment of a service's process: its settings, and variables that silence its libraries and set threads.
 
-    vLLM starts its engine as its own server does, anew: a process that is forked does not call plugins, and PyTorch's
+    vLLM spawns its engine process, as its own server does. A forked process would not load plugins, and PyTorch's
     threads can fail in it.
     """
     quiet = {

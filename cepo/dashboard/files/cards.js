@@ -1,4 +1,4 @@
-// Which curves there are, and the numbers of the newest step.
+// The list of curves, and the figures of the newest step.
 
 const CARDS = [
   { title: "Reward", lines: [{ key: "reward/mean", label: "mean" }], zero: true },
@@ -10,7 +10,7 @@ const CARDS = [
   { title: "λ, share of the evidence", lines: [{ key: "credit/lambda", label: "λ" }], zero: true },
   { title: "Clip rates", share: true, lines: [{ key: "credit/clip_fraction", label: "credit" }, { key: "clip/ppo_low", label: "ratio low" }, { key: "clip/ppo_high", label: "ratio high" }] },
   { title: "Response length", unit: "tokens", lines: [{ key: "length/mean", label: "mean" }, { key: "length/max", label: "longest" }], zero: true },
-  { title: "Groups", share: true, lines: [{ key: "groups/all_correct", label: "all right" }, { key: "groups/all_wrong", label: "all wrong" }, { key: "groups/evidenced", label: "with evidence" }] },
+  { title: "Groups", share: true, lines: [{ key: "groups/all_correct", label: "all correct" }, { key: "groups/all_wrong", label: "all wrong" }, { key: "groups/evidenced", label: "with evidence" }] },
   { title: "Longest queue in the step", unit: "groups", lines: [{ key: "queue/rollout_max", label: "rollout" }, { key: "queue/verify_max", label: "verify" }, { key: "queue/teach_max", label: "teach" }, { key: "queue/ready_max", label: "ready" }], zero: true },
   { title: "Policy version", lines: [{ key: "version/rollout", label: "rollout" }, { key: "version/teacher", label: "teacher" }, { key: "version/trainer", label: "trainer" }], zero: true },
   { title: "Any metric", lines: [{ key: "grad_norm", label: "grad_norm" }], any: true },
@@ -51,8 +51,8 @@ function drawTiles() {
   const waiting = Object.values(view.status.queues ?? {}).reduce((a, b) => a + b, 0);
   const share = (value) => (value === undefined ? "–" : percent(value));
   const tiles = [
-    ["reward", exact(last["reward/mean"]), rows.length > 1 ? `${exact(rows[0]["reward/mean"])} at first` : ""],
-    ["accuracy, train", share(last["accuracy/train"]), rows.length > 1 ? `${share(rows[0]["accuracy/train"])} at first` : ""],
+    ["reward", exact(last["reward/mean"]), rows.length > 1 ? `${exact(rows[0]["reward/mean"])} in step ${rows[0].step}` : ""],
+    ["accuracy, train", share(last["accuracy/train"]), rows.length > 1 ? `${share(rows[0]["accuracy/train"])} in step ${rows[0].step}` : ""],
     ["accuracy, held out", share(held ?? before), held !== undefined && before !== undefined ? `${share(before)} before training` : ""],
     ["λ", exact(last["credit/lambda"]), ""],
     ["step time", last["time/step_seconds"] === undefined ? "–" : `${number(last["time/step_seconds"], 1)} s`, ""],
@@ -69,7 +69,7 @@ function drawState() {
   const final = phase === "done" || phase === "drained";
   $("light").className = `light ${running ? "on" : final || phase === "unknown" ? "" : "off"}`;
   const words = PHASES[phase] ?? phase ?? "connecting";
-  $("phase").textContent = running || final ? words[0].toUpperCase() + words.slice(1) : phase === "unknown" ? "Not running" : phase ? `Not running; it was ${words}` : "Connecting";
+  $("phase").textContent = running || final ? words[0].toUpperCase() + words.slice(1) : phase === "unknown" ? "Not running" : phase ? `Not running; last phase: ${words}` : "Connecting";
   const all = steps ?? view.runs[0]?.steps;
   const recent = rowsOf().slice(-5).map((each) => each["time/step_seconds"]).filter(Number.isFinite);
   const seconds = running && all ? (all - done) * recent.reduce((a, b) => a + b, 0) / Math.max(1, recent.length) : 0;

@@ -1,4 +1,4 @@
-// The groups of a step: prompts, responses with their verdicts, and every token's credit.
+// The groups of a step: prompts, responses with their verdicts, and the credit of every token.
 
 const chosen = { group: 0, sample: 0 };
 const OUTCOMES = { correct: ["✓", "right"], wrong: ["✗", "wrong"], unparsed: ["?", "wrong"], truncated: ["…", "wrong"] };
@@ -37,7 +37,7 @@ function radios(label, count, at, name, pick) {
 }
 
 function pick(change, group) {
-  setFollowing(false); // whoever reads a group is not taken to the next step
+  setFollowing(false); // a reader of a group stays at its step
   Object.assign(chosen, change);
   drawGroups();
   $("groups").querySelector(`[aria-label="${group}"] [aria-checked="true"]`).focus();
@@ -48,14 +48,14 @@ function drawGroups() {
   $("groups-title").textContent = `Groups of step ${loaded.step ?? "–"}`;
   const { groups, total, error } = loaded;
   if (error || !groups.length) {
-    const none = rowsOf().length ? "The run wrote down no groups of this step; telemetry.rollouts_per_step says how many it keeps." : "No step yet.";
+    const none = rowsOf().length ? "The run wrote no groups of this step; telemetry.rollouts_per_step sets how many it writes." : "No step yet.";
     $("groups").replaceChildren(element("p", { className: "note" }, error || none));
     return;
   }
   const group = groups[chosen.group], samples = group.samples;
   chosen.sample = Math.min(chosen.sample, samples.length - 1);
   const right = (each) => each.samples.filter((sample) => sample.outcome === "correct").length;
-  const names = (i) => [`Group ${i + 1}`, element("small", {}, `${right(groups[i])} of ${groups[i].samples.length} right`)];
+  const names = (i) => [`Group ${i + 1}`, element("small", {}, `${right(groups[i])} of ${groups[i].samples.length} correct`)];
   const sampleName = (i) => {
     const { outcome, reward } = samples[i];
     const [mark, kind] = OUTCOMES[outcome] ?? ["!", "wrong"];
@@ -107,13 +107,13 @@ function drawSample(sample) {
     box.append(...nodes);
   });
   const legend = element("p", { className: "legend", "aria-hidden": "true" }, element("span", {}, "pushed down"), element("i"), element("span", {}, "pushed up"));
-  return [verdict, box, base ? legend : element("p", { className: "note" }, "A is 0: the rewards of the group are equal, and no token is credited.")];
+  return [verdict, box, base ? legend : element("p", { className: "note" }, "A is 0: all rewards of the group are equal, so no token gets credit.")];
 }
 
 const CONTEXTS = { PLAIN: "plain", ANSWER: "given r⁺", REJECTED: "given r⁻" };
 const contextName = (name) => CONTEXTS[name] ?? name.toLowerCase();
 
-// log P given r⁺ less the other evidence; null where the method measured one context alone.
+// log P given r⁺ minus the other evidence; null if the method measured one context only.
 function deltaOf(sample) {
   const by = Object.fromEntries(sample.evidence.map((each) => [each.context, each.logps]));
   const against = by.REJECTED ?? by.PLAIN;
@@ -124,6 +124,6 @@ function tellToken(made, sample, t, shade, delta) {
   hideTip();
   made.classList.add("mate");
   const lines = [...sample.evidence.map((each) => [`log P ${contextName(each.context)}`, number(each.logps[t] ?? null)]),
-    ...(delta ? [["δ", signed(delta[t])]] : []), ["advantage", signed(sample.advantage[t])], ["against the median token", `${signed(100 * shade, 0)} %`]];
+    ...(delta ? [["δ", signed(delta[t])]] : []), ["advantage", signed(sample.advantage[t])], ["relative to the median token", `${signed(100 * shade, 0)} %`]];
   showTip(made, element("strong", {}, visible(sample.tokens[t]) || "▪"), ` id ${sample.token_ids[t]}`, element("table", {}, element("tbody", {}, ...lines.map((line) => row(line)))));
 }

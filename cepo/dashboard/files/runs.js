@@ -1,4 +1,4 @@
-// Failures with their reason, and other runs beside this one.
+// Failures with their reasons, and the comparison with other runs.
 
 const SUMMARY = [["reward", "reward/mean"], ["accuracy, train", "accuracy/train"], ["accuracy, held out", "accuracy/eval"], ["mean length", "length/mean"], ["credit clip rate", "credit/clip_fraction"], ["step seconds", "time/step_seconds"]];
 const MAX_SHOWN = 100;
@@ -7,12 +7,12 @@ async function loadFailures() {
   const { total, failures } = await ask(`v1/failures?limit=${MAX_SHOWN}`);
   $("failures-title").textContent = total ? `Failures (${total})` : "Failures";
   if (!total) {
-    $("failures").replaceChildren(element("p", { className: "note" }, "None: every group came back, and every response was judged."));
+    $("failures").replaceChildren(element("p", { className: "note" }, "None: every group came back and every response was graded."));
     return;
   }
   const rows = failures.map((each) => [element("button", { type: "button", onclick: () => choose(each.step) }, String(each.step)),
     each.group.split("/").slice(1).join("/") + (each.sample === null ? "" : ` response ${each.sample + 1}`), each.stage, each.error]);
-  const more = total > rows.length ? [element("p", { className: "note" }, `The newest ${rows.length} of ${total}; failures.jsonl has all.`)] : [];
+  const more = total > rows.length ? [element("p", { className: "note" }, `The newest ${rows.length} of ${total}; failures.jsonl holds all of them.`)] : [];
   $("failures").replaceChildren(element("div", { className: "scroll", tabIndex: 0 }, tableOf(["step", "group", "stage", "reason"], rows, "Failures", [1, 2, 3])), ...more);
 }
 
@@ -46,7 +46,7 @@ function addFile(name, text) {
       const row = JSON.parse(line.replaceAll(/\b(?:NaN|-?Infinity)\b/g, "null"));
       return Number.isInteger(row?.step) ? [row] : [];
     } catch {
-      return []; // a last line that was cut
+      return []; // a last line that a crash cut short
     }
   });
   const run = { name, rows };
@@ -58,7 +58,7 @@ function addFile(name, text) {
 
 function drawCompared() {
   if (view.shown.length < 2) {
-    $("compared").replaceChildren(element("p", { className: "note" }, view.runs.length > 1 ? "Tick a run to draw it dashed beside this one." : "Start cepo dashboard with --compare OTHER_RUN_DIR, or add the metrics.jsonl of another run: it is drawn dashed beside this one."));
+    $("compared").replaceChildren(element("p", { className: "note" }, view.runs.length > 1 ? "Tick a run to draw it as a dashed line." : "Start cepo dashboard with --compare OTHER_RUN_DIR, or add the metrics.jsonl of another run; it is drawn as a dashed line."));
     return;
   }
   const value = (run, key) => run.rows.findLast((each) => each.step <= view.step && Number.isFinite(each[key]))?.[key];

@@ -1,8 +1,8 @@
-// Asking, listening, and what happens when.
+// Requests, server-sent events, and the handlers of the page.
 
-const SILENT_SECONDS = 40; // the service says something every 15
+const SILENT_SECONDS = 40; // the service sends a comment every 15 seconds
 const POLL_ENDED_SECONDS = 5;
-const LONGEST_WAIT_SECONDS = 2; // a trainer that is started again may have only a few steps left to show
+const LONGEST_WAIT_SECONDS = 2; // a restarted trainer may have only a few steps left to show
 class Locked extends Error {}
 
 async function ask(path) {
@@ -67,14 +67,14 @@ function take(name, data) {
   changed();
 }
 
-// Server-sent events by fetch: an EventSource cannot carry a token. Ends when the run or the connection does.
+// Server-sent events through fetch, because an EventSource cannot send a token. Ends with the run or the connection.
 async function listen() {
   const next = (rowsOf().at(-1)?.step ?? -1) + 1;
   const stop = new AbortController();
   let watch = setTimeout(() => stop.abort(), 1000 * SILENT_SECONDS);
   try {
     const answer = await fetch(`v1/events?since=${next}`, { headers: bearer(), signal: stop.signal });
-    if (!answer.ok) throw new Error(`it answers ${answer.status}`);
+    if (!answer.ok) throw new Error(`the service answers ${answer.status}`);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let text = ""; ;) {
       const { value, done } = await reader.read();
@@ -139,7 +139,7 @@ async function watchRun() {
         $("phase").textContent = "Waiting for the access token";
         return;
       }
-      $("link").textContent = "no answer; trying again";
+      $("link").textContent = "no answer; retrying";
       $("light").className = "light off";
       await pause(wait);
     }

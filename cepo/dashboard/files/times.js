@@ -1,4 +1,4 @@
-// Where the seconds of a step went: its phases one after the other, and beside it the steps around it.
+// How long each phase of a step took, and the same for the steps around it.
 
 const AROUND = 10;
 const SPENT = [
@@ -39,7 +39,7 @@ function drawWaterfall(row) {
     begun += took;
     return element("div", { className: "phase" }, element("span", {}, label), track, element("span", {}, seconds(took)));
   });
-  const beside = [["time/teacher_seconds", "the teacher's forward passes, all groups together,"], ["time/publish_to_first_token_seconds", "from publishing to the first token with the policy"]]
+  const beside = [["time/teacher_seconds", "the teacher's forward passes (all groups)"], ["time/publish_to_first_token_seconds", "from publishing to the first token with the policy"]]
     .filter(([key]) => row[key]).map(([key, label]) => `${label} ${seconds(row[key])}`);
   $("waterfall").replaceChildren(...lines, element("p", { className: "note" }, beside.length ? `Meanwhile: ${beside.join("; ")}.` : ""));
 }
@@ -49,7 +49,7 @@ function drawBars(row) {
   const first = Math.max(0, Math.min(at - AROUND / 2, rows.length - AROUND));
   const around = rows.slice(first, first + AROUND).map((each) => ({ step: each.step, phases: phasesOf(each), total: phasesOf(each).reduce((sum, phase) => sum + phase.seconds, 0) }));
   const totals = around.map((each) => each.total).sort((a, b) => a - b);
-  const full = Math.min(totals.at(-1), 4 * totals[totals.length >> 1]) || 1; // one long step must not flatten the others
+  const full = Math.min(totals.at(-1), 4 * totals[totals.length >> 1]) || 1; // one long step must not make the other bars invisible
   $("bars").replaceChildren(...around.map(({ step, phases, total }) => element("button",
     { type: "button", className: "bar", "aria-current": String(step === view.step), onclick: () => choose(step),
       ariaLabel: `Step ${step}: ${phases.map((phase) => `${phase.label} ${seconds(phase.seconds)}`).join(", ")}` },

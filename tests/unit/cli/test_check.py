@@ -141,7 +141,7 @@ def test_a_row_that_cannot_be_graded_is_refused_or_dropped(capsys: pytest.Captur
     error = checked(capsys, f"data.train={path}", code=2)["error"]
     assert error["check"] == "answers"
     assert error["text"].startswith(f"data.train={path}, row 4: reference answer ")
-    assert error["text"].endswith('; mend the row or set data.on_bad_row = "drop"')
+    assert error["text"].endswith('; fix the row or set data.on_bad_row = "drop"')
     reply = checked(capsys, f"data.train={path}", "data.on_bad_row=drop")
     assert [len(rows) for rows in reply["dropped"].values()] == [1, 0]
     assert any("row 4: reference answer" in note for note in notes(reply))

@@ -137,7 +137,7 @@ def test_a_row_without_a_usable_answer_is_refused_or_dropped(
     message = refusal(renderer, path)
     assert f"data.train={path}, row 2: " in message
     assert reason in message
-    assert 'mend the row or set data.on_bad_row = "drop"' in message
+    assert 'fix the row or set data.on_bad_row = "drop"' in message
     kept = loaded(renderer, path, "data.on_bad_row=drop")
     assert len(kept.problems) == 2
     assert ["row 2" in dropped for dropped in kept.dropped] == [True]
@@ -155,7 +155,7 @@ def test_a_row_without_a_question_is_refused(tmp_path: Path, renderer: Renderer,
 def test_an_over_long_prompt_is_refused_or_dropped(tmp_path: Path, renderer: Renderer) -> None:
     path = written(tmp_path, [*ROWS, {"question": "7" * 200, "answer": "7"}])
     message = refusal(renderer, path)
-    assert "row 2: prompt, hint and sampling.max_tokens=48 make " in message
+    assert "row 2: prompt, hint, sampling.max_tokens=48 and the end token make " in message
     assert "above model.max_length=160" in message
     assert len(loaded(renderer, path, "data.on_bad_row=drop").problems) == 2
 
@@ -177,19 +177,23 @@ def test_a_data_set_of_which_every_row_is_dropped_is_refused(tmp_path: Path, ren
     path = written(tmp_path, [{"q": "1 + 1 = ?", "answer": "2"}])
     message = refusal(renderer, path, "data.on_bad_row=drop", "data.question=q", "model.max_length=60")
     assert "every row was dropped, the first because: " in message
-    assert "row 0: prompt, hint and sampling.max_tokens=48 make " in message
+    assert "row 0: prompt, hint, sampling.max_tokens=48 and the end token make " in message
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("rows.txt", b"question,answer", "unknown kind of file; use .jsonl, .json, .csv or .parquet"),
-        ("rows.csv", b"question,answer\n1,2,3\n", "cannot be read: line 2: more cells than the first line has columns"),
+        (
+            "rows.csv",
+            b"question,answer\n1,2,3\n",
+            "cannot be read: line 2 has more cells than the first line",
+        ),
         ("rows.csv", b'question,answer\n"1,2\n', "cannot be read: "),
         ("rows.jsonl", b'{"question": "1", "answer": "1"}\n{"question": ', "cannot be read: line 2: "),
         ("rows.jsonl", b'"\xff"', "cannot be read: "),
         ("rows.jsonl", b"3\n", "row 0: it is 3, not an object with columns"),
-        ("rows.json", b'{"question": "1"}', "cannot be read: it is not a list of rows"),
+        ("rows.json", b'{"question": "1"}', "cannot be read: the file is not a list of rows"),
         ("rows.parquet", b"no parquet", "cannot be read: "),
     ],
 )

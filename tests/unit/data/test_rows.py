@@ -178,5 +178,5 @@ def test_rows_found_bad_before_are_dropped_with_their_reason(path: Path, rendere
 
 
 def test_a_name_that_datasets_stumbles_over_is_refused_with_its_key() -> None:
-    with pytest.raises(UserError, match=r"data\.train=:main, split 'train', cannot be loaded: .*; check its name"):
+    with pytest.raises(UserError, match=r"data\.train=:main, split 'train', cannot be loaded: .*; check the name and"):
         read_rows(":main", "train", "data.train")

@@ -220,7 +220,7 @@ def test_a_bad_image_is_refused_with_its_row_and_column_or_dropped(tmp_path: Pat
         loaded(vision_renderer, path)
     assert str(refused.value) == (
         f"data.train={path}, row 1: column 'images' holds the path {tmp_path}/b.png: No such file or directory; paths "
-        'are relative to the data file; mend the row or set data.on_bad_row = "drop"'
+        'are relative to the data file; fix the row or set data.on_bad_row = "drop"'
     )
     kept = loaded(vision_renderer, path, "data.on_bad_row=drop")
     assert [problem.row for problem in kept.problems] == [0]

@@ -215,7 +215,7 @@ def test_a_run_folder_is_neither_overwritten_nor_resumed_by_accident(tmp_path: P
         run.create(make_config(), resume=True)
     assert not run.path.exists()
     run.create(make_config(), resume=False)
-    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+    with pytest.raises(UserError, match="holds a run already; continue it with --resume"):
         run.create(make_config("loop.seed=1"), resume=False)
     assert "seed = 0" in run.config.read_text()
     run.create(make_config("loop.seed=1"), resume=True)
