@@ -100,13 +100,13 @@ def engine_metrics(logp_old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) 
 
 def quantiles(value_N: Tensor, percents: Sequence[int]) -> Metrics:
     """Percentiles with linear interpolation, by keys such as `p05`; 0 without values."""
-    found = dict.fromkeys((f"p{percent:02d}" for percent in percents), 0.0)
+    values = dict.fromkeys((f"p{percent:02d}" for percent in percents), 0.0)
     if not value_N.numel():
-        return found
+        return values
     ordered_N = value_N.sort().values  # torch.quantile accepts at most 2^24 values
     at_Q = torch.tensor(percents, dtype=torch.float64) / 100 * (len(ordered_N) - 1)
     low_Q, high_Q = ordered_N[at_Q.floor().long()], ordered_N[at_Q.ceil().long()]
-    return dict(zip(found, low_Q.lerp(high_Q, at_Q.frac().to(low_Q)).tolist(), strict=True))
+    return dict(zip(values, low_Q.lerp(high_Q, at_Q.frac().to(low_Q)).tolist(), strict=True))
 
 
 def _deviation(value_N: Tensor) -> float:

@@ -18,8 +18,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cepo.algo.base import Algorithm
+from cepo.algo.methods.continuations import Continued, PartCredit
+from cepo.algo.methods.distillation import Distillation
+from cepo.algo.methods.dpo import Preference
 from cepo.algo.methods.evidence import EvidenceRatio
 from cepo.algo.methods.policy_gradient import PolicyGradient
+from cepo.algo.methods.spo import Decisive
+from cepo.algo.teacher import TeacherSource
 from cepo.algo.variants import ALGORITHMS
 from cepo.run.config import RunConfig
 from cepo.run.metrics import METRICS
@@ -43,6 +48,16 @@ are over the responses or the trained tokens of the step. Follow-ups (continuati
 counted in rewards, accuracy and lengths. A fraction with nothing to count is 0. The keys are the same for all
 methods: a value that a method does not have is 0 or absent.
 """
+FAMILIES: dict[type[Algorithm], str] = {
+    PolicyGradient: "Policy gradients",
+    EvidenceRatio: "Evidence ratios",
+    PartCredit: "Credit for parts of a response",
+    Continued: "Values from continuations",
+    Decisive: "Probability mask",
+    Distillation: "Self-distillation",
+    Preference: "Preferences",
+}
+"""The classes whose options several methods share, with the headings of their sections."""
 RUNS = Path("deploy/runs")
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -79,8 +94,9 @@ def algorithms() -> str:
     ]
     for name, kind in _methods():
         parts += [f"## {name}\n", f"{_doc(kind)}\n", _family(kind), _options(_own(kind), kind)]
-    for family, title in ((PolicyGradient, "Policy gradients"), (EvidenceRatio, "Evidence ratios")):
+    for family, title in FAMILIES.items():
         parts += [f"## {title}\n", f"{_doc(family)}\n", _options(_own(family), family)]
+    parts += ["## Teacher sources\n", f"{_doc(TeacherSource)}\n", _options(_own(TeacherSource), TeacherSource)]
     return "\n".join(part for part in parts if part)
 
 
@@ -121,11 +137,9 @@ def _own(kind: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _family(kind: type[Algorithm]) -> str:
-    families = {
-        EvidenceRatio: "[evidence ratios](#evidence-ratios)",
-        PolicyGradient: "[policy gradients](#policy-gradients)",
-    }
-    links = [link for family, link in families.items() if issubclass(kind, family)]
+    """Links to the sections of a method's families, the nearest first."""
+    titles = [FAMILIES[family] for family in kind.__mro__ if family in FAMILIES]
+    links = [f"[{title.lower()}](#{title.lower().replace(' ', '-')})" for title in titles]
     return f"Further options: those of {' and of '.join(links)}.\n" if links else ""
 
 

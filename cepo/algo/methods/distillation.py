@@ -69,7 +69,7 @@ class Distillation(Algorithm):
     """Which correct response of the group is shown: the one of the highest reward, the shortest, one with the most
     common answer, or a random one."""
     teacher: TeacherSource = TeacherSource()
-    """The weights of the teacher; see the table of teacher sources."""
+    """The weights of the teacher; see teacher sources."""
     apply_to: Literal["all", "demo"] = "all"
     """Which responses have a loss. demo: those whose group has another correct response to show; all: every response;
     if there is no response to show, the teacher reads the reference answer."""

@@ -76,7 +76,7 @@ class EvidenceRatio(PolicyGradient):
     """Which advantage's sign a weight follows: the token's own, or that of the sum over the response. They differ only
     if advantages vary within a response. token as in RLSD's code, sequence as in CEPO's."""
     teacher: TeacherSource = TeacherSource()
-    """The weights that measure the evidence; see the table of teacher sources. actor as in CEPO's paper."""
+    """The weights that measure the evidence; see teacher sources. actor as in CEPO's paper."""
     positive: Positive = "answer"
     """What the hint r+ shows. answer, solution: the reference answer or the worked solution; peer_answer, peer_full,
     peer_prefix, peer_suffix: the answer, the whole response, or its first or last `feedback_tokens` tokens, of a

@@ -44,7 +44,7 @@ class Hdpo(PolicyGradient):
     privileged_samples: int = Field(default=8, ge=1)
     """Number of responses sampled for each privileged prompt. The paper does not state its number."""
     teacher: TeacherSource = TeacherSource()
-    """The weights of the teacher; see the table of teacher sources."""
+    """The weights of the teacher; see teacher sources."""
     weight: float = Field(default=0.01, gt=0)
     """Factor of the distillation loss. 0.01 as in the paper, which also uses 0.1."""
     top: int = Field(default=64, ge=1)
