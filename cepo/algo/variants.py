@@ -42,8 +42,10 @@ class Grpo(PolicyGradient):
 class DrGrpo(PolicyGradient):
     """Dr.GRPO (arXiv:2503.20783): GRPO without a standard deviation or a response length in any denominator.
 
-    A = R - mean(R of the group)
-    L = sum of all token losses / (responses x sampling.max_tokens)
+        A = R - mean(R of the group)
+        L = sum of all token losses / (responses x sampling.max_tokens)
+
+    with the clipped surrogate as the loss of a token.
     """
 
     name: Literal["dr-grpo"] = "dr-grpo"

@@ -48,7 +48,7 @@ are over the responses or the trained tokens of the step. Follow-ups (continuati
 counted in rewards, accuracy and lengths. A fraction with nothing to count is 0. The keys are the same for all
 methods: a value that a method does not have is 0 or absent.
 """
-FAMILIES: dict[type[Algorithm], str] = {
+FAMILIES: dict[type, str] = {
     PolicyGradient: "Policy gradients",
     EvidenceRatio: "Evidence ratios",
     PartCredit: "Credit for parts of a response",

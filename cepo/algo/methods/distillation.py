@@ -176,8 +176,10 @@ class Distillation(Algorithm):
 class Opsd(Distillation):
     """OPSD (github.com/siyan-zhao/OPSD): the student matches a teacher that reads the reference solution.
 
-    Self-distillation on the teacher's 50 likeliest tokens. It needs no rewards, and a group size of 1 is enough.
-    """
+        L = mean over tokens of J(T(. | x, solution, y_<t), S(. | x, y_<t))
+
+    J is the divergence of self-distillation with beta 1/2, on the teacher's 50 likeliest tokens. OPSD needs no rewards,
+    and a group size of 1 is enough."""
 
     name: Literal["opsd"] = "opsd"
     top: int = Field(default=50, ge=1)
@@ -193,8 +195,11 @@ class Opsd(Distillation):
 class Sdpo(Distillation):
     """SDPO (arXiv:2601.20802): the student matches a teacher that reads another, correct response of the group.
 
-    Self-distillation on the student's 100 likeliest tokens, each token weighted by min(pi / pi_old, 2). Responses of
-    groups without another correct response have no loss."""
+        L = mean over tokens of min(pi / pi_old, ratio_cap) J(T(. | x, correct response, y_<t), S(. | x, y_<t))
+
+    J is the divergence of self-distillation with beta 1/2, on the student's 100 likeliest tokens. Responses of groups
+    without another correct response have no loss.
+    """
 
     name: Literal["sdpo"] = "sdpo"
     support: Support = "student_topk"

@@ -70,8 +70,10 @@ class Preference(Algorithm):
 class Dpo(Preference):
     """DPO (arXiv:2305.18290, Eq. 7): raises the chosen response of a pair over the rejected one, without sampling.
 
-    z = beta (log(pi(chosen) / pi_ref(chosen)) - log(pi(rejected) / pi_ref(rejected)))
-    L = -log sigmoid(z), the mean over pairs
+        z = beta (log(pi(chosen) / pi_ref(chosen)) - log(pi(rejected) / pi_ref(rejected)))
+        L = -log sigmoid(z), the mean over pairs
+
+    pi_ref is the base model.
     """
 
     name: Literal["dpo"] = "dpo"
