@@ -1,4 +1,4 @@
-"""The dashboard's REST surface over run folders, whole, torn and resumed."""
+"""The REST API of the dashboard on complete, truncated and resumed run folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.vision import BLANK
 
 
 def web(*runs: RunDir, token: str = "") -> httpx.AsyncClient:
-    """A client of the surface over these runs, without a network."""
+    """A client of the dashboard of these runs, without a network."""
     app = application([Watched(run) for run in runs])
     guard(app, Settings(token=token))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://run")
@@ -197,7 +197,7 @@ async def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 async def events_of(run: Watched, since: int = 0) -> AsyncIterator[tuple[str, Any]]:
-    """Events as a client reads them off the route."""
+    """The events of the route, parsed as by a client."""
     app = application([run])
     route = next(route for route in app.routes if getattr(route, "path", "") == "/v1/events")
     response = await route.endpoint(since)  # type: ignore[attr-defined]
@@ -239,7 +239,7 @@ async def test_events_tell_of_rows_phases_failures_and_of_going_back_and_end_wit
 
 
 class EndsMeanwhile(Watched):
-    """A run whose trainer writes its last row and ends while somebody who just read the rows goes on reading."""
+    """A run whose trainer writes its last row and exits just after a client has read the rows."""
 
     def steps(self) -> list[Row]:
         found = super().steps()

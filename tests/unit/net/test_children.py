@@ -1,4 +1,4 @@
-"""A process ends with the one that made it, however that ends."""
+"""A child process ends with its parent, however the parent ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every service answers is what its OpenAPI says, whatever it is asked: schemathesis, on engines that are toys."""
+"""The replies of every service match its OpenAPI schema: schemathesis on toy engines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_trainer(folder: Path) -> Made:
     run = make_run(folder / "sums", 3)
     write_groups(run, 1)
     ImageStore(run.images).put(BLANK.data)
-    run.write_status(make_status(run, "done", 3))  # events end with the run
+    run.write_status(make_status(run, "done", 3))  # the event stream ends with the run
     return dashboard([Watched(run)]), None
 
 

@@ -1,4 +1,4 @@
-"""Alert rules over scrapes of this process: what fires, and when."""
+"""Evaluates alert rules on scrapes of this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRAPE_SECONDS = 15.0
 
 
 def exposition() -> dict[str, str | None]:
-    """This process, scraped as each of the services."""
+    """The metrics of this process, scraped once for each service."""
     return dict.fromkeys(SERVICES, generate_latest().decode())
 
 
@@ -33,7 +33,7 @@ def counted(name: str, **labels: str) -> float:
 def lasting(
     before: Mapping[str, str | None] | None, after: Mapping[str, str | None], seconds: float
 ) -> tuple[Scrapes, float]:
-    """Scrapes of a state that goes on for so long, after one scrape of what was before it."""
+    """Scrapes of a state that lasts for some time, after one scrape of the previous state."""
     scrapes, now = Scrapes(), time.time()
     if before is not None:
         scrapes.add(now - SCRAPE_SECONDS, before)
@@ -48,7 +48,7 @@ def waited(rule: Mapping[str, Any]) -> float:
 
 
 def firing(name: str, scrapes: Scrapes, now: float) -> set[Labels]:
-    """What an alert fires for: what its expression held at every evaluation of its `for`."""
+    """The series for which an alert fires: those that its expression returned at every evaluation during `for`."""
     rule = RULES[name]
     query, at, found = Query(rule["expr"]), now - waited(rule), []
     while at <= now:
@@ -62,6 +62,6 @@ def firing(name: str, scrapes: Scrapes, now: float) -> set[Labels]:
 def fires(
     name: str, after: Mapping[str, str | None] | None = None, before: Mapping[str, str | None] | None = None
 ) -> list[dict[str, str]]:
-    """The labels an alert fires with once its time has passed."""
+    """The labels with which an alert fires after its `for` duration."""
     scrapes, now = lasting(before, after or exposition(), waited(RULES[name]))
     return [dict(labels) for labels in firing(name, scrapes, now)]

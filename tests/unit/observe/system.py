@@ -1,4 +1,4 @@
-"""A whole run in this process: the trainer's own loop on the tiny model, real stages, an engine that needs no GPU."""
+"""A whole run in this process: the trainer's loop on the tiny model, real stages, and an engine without a GPU."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ SMALL = ("loop.steps=2", "sampling.prompts=2", "sampling.samples=4", "eval.promp
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong in a run."""
+    """The fault of a run."""
 
     logp_shift: float = 0.0
-    """The engine's log-probs are off by so much."""
+    """Added to the engine's log-probs."""
     canary_shift: float = 0.0
-    """The engine's weights are others than it was given."""
+    """Makes the engine use other weights than those of the policy."""
     teacher_seconds: float = 0.0
-    """The teacher takes so much longer over a group."""
+    """Seconds by which the teacher is slower per group."""
     always_wrong: bool = False
 
 
 class SumGenerator(ToyGenerator):
-    """Answers sums, every second time wrongly; log-probs and proofs are those of the model that it was told to sample.
+    """Answers sums, every second one wrongly, with the log-probs and proofs of the policy that it samples with.
 
     It is the engine of a faulty run: `fault` shifts its log-probs and its canary.
     """
@@ -79,7 +79,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
     """A run of two steps, from its folder to its last checkpoint.
 
     Raises:
-        ExceptionGroup: the run cannot go on.
+        ExceptionGroup: the run cannot continue.
     """
     config, run_dir, bus = make_config(*SMALL), RunDir(folder), MemoryBus()
     begin_run(run_dir, config)
@@ -100,7 +100,7 @@ async def complete(folder: Path, fault: Fault = Fault()) -> Run:
 
     handlers: dict[Stage, Handler] = {
         Stage.ROLLOUT: rollout(SumGenerator(scorer, renderer, fault), renderer, settings.max_model_len),
-        Stage.VERIFY: Verifier(GraderPool(1)).verify,  # plain numbers are decided in this process
+        Stage.VERIFY: Verifier(GraderPool(1)).verify,  # plain numbers are graded in this process
         Stage.TEACH: slow,
     }
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Every alert fires where its condition is caused, and none on a healthy run; expressions meet real expositions."""
+"""Every alert fires if its condition is caused, and none on a healthy run; expressions run on real metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_runs")
 
 @pytest.fixture
 def no_runs() -> None:
-    """Forgets the runs of other tests: expositions are of the whole process."""
+    """Removes the runs of other tests, because metrics belong to the whole process."""
     for metric in (metrics.PROGRESS, metrics.PUBLISHED_VERSION, metrics.LAG_BOUND, metrics.QUEUE_OLDEST_SECONDS):
         metric.clear()
     metrics.TRAIN.clear()
@@ -47,7 +47,7 @@ def no_runs() -> None:
 
 
 async def work(handler: Callable[[Any], Any], tasks: int, until: Callable[[], bool], deliveries: int = 100) -> None:
-    """A rollout stage with a handler, until something is so."""
+    """Runs a rollout stage with a handler until a condition holds."""
     bus, stop = MemoryBus(CLAIM_SECONDS), asyncio.Event()
     await bus.publish("rollout", [make_task(index=i) for i in range(tasks)])
     async with asyncio.timeout(100), asyncio.TaskGroup() as group:
@@ -59,7 +59,7 @@ async def work(handler: Callable[[Any], Any], tasks: int, until: Callable[[], bo
 
 
 def waited(run: Run) -> set[str]:
-    """The alert of a trainer that waited for its teacher, if it did: on a busy machine any may."""
+    """The alert of a trainer that waits for its teacher, if it did wait: on a busy machine any run may."""
     row = run.status.row
     return {"CepoTeacherNotHidden"} if row["time/teacher_exposed_seconds"] > row["time/step_seconds"] / 10 else set()
 
@@ -149,7 +149,7 @@ async def test_an_engine_that_cannot_load_what_is_published_is_two_alerts(tmp_pa
         raise Unreachable("the trainer does not answer")
 
     class Loading(ToyEngine):
-        """Fetches every adapter that it is told to load."""
+        """An engine that fetches every adapter that it is asked to load."""
 
         async def load(self, policy: PolicyRef) -> PolicyProof:
             with loading(policy):

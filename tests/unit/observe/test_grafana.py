@@ -1,4 +1,4 @@
-"""What Grafana is given, and that operators find every metric in docs/operations.md."""
+"""The Grafana dashboard works on the metrics of a run, and docs/operations.md lists every metric."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NEEDS_A_GPU = {"cepo_gpu_memory_used_bytes", "cepo_gpu_memory_total_bytes"}
 
 @pytest.fixture(scope="module")
 def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
-    """The exposition of a run."""
+    """Two scrapes of a run."""
     asyncio.run(complete(tmp_path_factory.mktemp("shown") / "run"))
-    found = Scrapes()
+    scraped = Scrapes()
     for at in (0.0, 15.0):
-        found.add(at, dict.fromkeys(("rollout", "teacher", "trainer"), generate_latest().decode()))
-    return found
+        scraped.add(at, dict.fromkeys(("rollout", "teacher", "trainer"), generate_latest().decode()))
+    return scraped
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
@@ -74,7 +74,7 @@ def test_compose_mounts_what_is_provisioned() -> None:
     assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
     assert "./deploy/prometheus:/etc/prometheus:ro" in services["prometheus"]["volumes"]
     config = yaml.safe_load((K8S.parent / "prometheus" / "prometheus.yml").read_text())
-    assert config["rule_files"] == ["alerts.yml"]  # beside it
+    assert config["rule_files"] == ["alerts.yml"]  # a file in the same folder
 
 
 def test_the_page_lists_every_metric_and_alert_and_no_other() -> None:
@@ -92,7 +92,7 @@ def test_the_page_lists_every_metric_and_alert_and_no_other() -> None:
 
 def test_keys_of_a_step_become_names() -> None:
     assert metrics.train_name("credit/delta_pos_fraction") == "cepo_train_credit_delta_pos_fraction"
-    assert metrics.train_name("groups/total") == "cepo_train_groups"  # _total is for counters
+    assert metrics.train_name("groups/total") == "cepo_train_groups"  # the suffix _total is only for counters
     shown = metrics.TrainMetrics()
     shown.step("a", {"step": 1, "accuracy/eval": 0.5})
     shown.step("a", {"step": 2, "note": "not a number"})

@@ -1,4 +1,4 @@
-"""Certificates that are good, of a stranger and expired; a toy service behind the chassis; a Redis behind TLS."""
+"""Valid, foreign and expired certificates, a toy service in the chassis, and a Redis with TLS."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Certificates:
     service: Path
     client: Path
     stranger: Path
-    """Signed by another authority, and trusts ours."""
+    """Signed by another authority; trusts ours."""
     expired: Path
-    """Ours, until yesterday."""
+    """Signed by our authority, expired yesterday."""
     elsewhere: Path
-    """Ours, for a host that is not this one."""
+    """Signed by our authority, for another host name."""
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A service without an engine behind the chassis, and callers of it."""
+"""A service without an engine in the chassis, and its clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAU
 
 
 async def judge(group: RolloutGroup) -> ScoredGroup:
-    """A verifier that finds everything wrong."""
+    """A verifier that grades every response as wrong."""
     wrong = Verdict(outcome=Outcome.WRONG, reward=0.0, accuracy=0.0)
     return ScoredGroup(rollout=group, verdicts=(wrong,) * len(group.completions))
 
@@ -35,13 +35,13 @@ class Servicer(services_pb2_grpc.VerifierServiceServicer):
 
 @asynccontextmanager
 async def served(**changes: Any) -> AsyncIterator[Settings]:
-    """A toy verifier that listens; gives its settings."""
+    """Runs a toy verifier; yields its settings."""
     settings = Settings(grpc_port=unused_port(), http_port=unused_port(), **changes)
     done, app = asyncio.Event(), FastAPI()
 
     @app.post("/echo")
     async def echo(request: Request) -> int:
-        """The length of a body."""
+        """Returns the length of the body."""
         return len(await request.body())
 
     async def work(stop: asyncio.Event) -> None:
@@ -68,7 +68,7 @@ async def served(**changes: Any) -> AsyncIterator[Settings]:
 
 
 async def verify(service: Settings, caller: Settings) -> grpc.StatusCode:
-    """What a caller is told that asks for a verdict over gRPC."""
+    """The error of a gRPC call for a verdict."""
     async with channel(f"127.0.0.1:{service.grpc_port}", caller) as connection:
         call = services_pb2_grpc.VerifierServiceStub(connection).Verify(
             to_proto(make_group()), metadata=Tokens.of(caller).metadata(), timeout=60.0

@@ -1,4 +1,4 @@
-"""Who is let in over TLS, on both surfaces; what `cepo certs` makes."""
+"""Which clients REST and gRPC accept over TLS, and the output of `cepo certs`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def caller(certificates: Path | str, token: str = TOKEN) -> Settings:
 
 
 async def post(service: Settings, caller: Settings) -> int | str:
-    """A REST call's status, or why there was no connection."""
-    tls = client_tls(caller) or False  # without certificates: whoever the server is
+    """The status of a REST call, or the reason why there was no connection."""
+    tls = client_tls(caller) or False  # without certificates: accepts any server
     async with httpx.AsyncClient(verify=tls, headers=dict(call_metadata(caller.token))) as web:
         try:
             return (await web.post(f"https://127.0.0.1:{service.http_port}/echo", content=b"123")).status_code
@@ -95,12 +95,12 @@ async def test_services_call_each_other_with_their_certificates(certificates: Ce
             await remote_verifier(known.model_copy(update={"certificates": str(certificates.stranger)}))(group)
         web = f"https://127.0.0.1:{service.http_port}"
         async with AsyncClient(web, TOKEN, tls=client_tls(known)) as client:
-            with pytest.raises(UserError, match="Not Found"):  # it was let in, to a toy that gives no credit
+            with pytest.raises(UserError, match="Not Found"):  # accepted, but there is no such route
                 await client.credit(CREDIT)
         async with AsyncClient(web, TOKEN) as client:
             with pytest.raises(Unreachable, match="does not answer"):
                 await client.credit(CREDIT)
-        with pytest.raises(Unreachable, match="UNIMPLEMENTED"):  # it was let in; the toy has no adapters
+        with pytest.raises(Unreachable, match="UNIMPLEMENTED"):  # accepted, but there are no adapters
             await fetch_from_trainer(known.model_copy(update={"trainer_address": address}), POLICY)
 
 

@@ -1,4 +1,4 @@
-"""The lock, what is installed of it, the bill of materials, and the tests that SECURITY.md names."""
+"""The lock file, the installed packages, the bill of materials, and the tests that SECURITY.md names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounds on what one caller can make a service do."""
+"""Limits on the load that one client can cause."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ async def test_above_the_rate_a_caller_is_told_to_wait() -> None:
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.http_port}") as web,
     ):
         replies = [await web.post("/echo", headers={"Authorization": f"Bearer {guess}"}) for guess in range(4)]
-        assert [reply.status_code for reply in replies] == [401] * 4  # two seconds' worth at once
-        while (reply := await web.post("/echo")).status_code != 429:  # the bucket fills while a busy machine is slow
+        assert [reply.status_code for reply in replies] == [401] * 4  # a burst of two seconds
+        while (reply := await web.post("/echo")).status_code != 429:  # on a slow machine the bucket refills meanwhile
             assert reply.status_code == 401
     assert reply.headers["retry-after"] == "1"
     assert "2 requests per second" in reply.json()["detail"]
 
 
 class Bucket:
-    """A limit with a clock of its own."""
+    """A rate limit with a fake clock."""
 
     def __init__(self, per_second: float) -> None:
         self.now = 0.0
@@ -56,7 +56,7 @@ class Bucket:
         self._limit = RateLimit(self._app, per_second, lambda: self.now)
 
     async def request(self, address: str) -> bool:
-        """Whether a request passes."""
+        """Whether a request is accepted."""
         before = self.passed
 
         async def send(message: Any) -> None: ...

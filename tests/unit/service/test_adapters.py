@@ -1,4 +1,4 @@
-"""Adapter folders: whole or not there, named by content, fetched once, bounded."""
+"""Adapter folders are written atomically, verified by digest, fetched once, and bounded in number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def policy_of(version: int) -> PolicyRef:
 
 
 class Trainer:
-    """Hands out adapters and remembers which."""
+    """Serves adapters and records which were fetched."""
 
     def __init__(self) -> None:
         self.fetched: list[int] = []

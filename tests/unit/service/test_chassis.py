@@ -1,4 +1,4 @@
-"""The chassis around a service that does nothing."""
+"""The chassis with a service that does nothing."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ async def test_replies_on_a_kept_connection_do_not_wait_for_the_clients_acknowle
             seconds.append(time.perf_counter() - begun)
     done.set()
     await running
-    assert min(seconds) < 0.025  # Nagle's algorithm makes every one of them 0.04, whatever the machine
+    assert min(seconds) < 0.025  # Nagle's algorithm makes each of them at least 0.04 s

@@ -1,4 +1,4 @@
-"""GPU memory, where there is no GPU: against a library of our own with NVML's functions."""
+"""GPU memory without a GPU, with a test library that has the functions of NVML."""
 
 from __future__ import annotations
 

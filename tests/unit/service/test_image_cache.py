@@ -1,4 +1,4 @@
-"""Images on their way from the trainer to an engine: streamed, checked, kept bounded."""
+"""Images are streamed from the trainer to an engine, verified, and kept in a bounded cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ABSENT = ImageRef(sha256="0" * 64, media_type="image/png", width=1, height=1)
 
 async def test_an_image_is_streamed_from_the_trainer_to_who_has_the_token(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
-    large = picture_of(ONE.data + bytes(2 * CHUNK_BYTES))  # a PNG may be followed by anything
+    large = picture_of(ONE.data + bytes(2 * CHUNK_BYTES))  # any bytes may follow a PNG
     store.put(large.data)
 
     class Servicer(services_pb2_grpc.TrainerServiceServicer):

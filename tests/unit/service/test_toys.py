@@ -1,4 +1,4 @@
-"""The toy engines that users test with: they obey the protocols, and their numbers agree with each other."""
+"""The toy engines of `cepo.testing` implement the protocols, and their methods agree with each other."""
 
 from __future__ import annotations
 
