@@ -6,6 +6,7 @@ metrics.jsonl). Their text is that of the classes, fields and tables, so that it
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
@@ -204,7 +205,7 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if value is None:
         return "unset"
-    return f'"{value}"'.replace("|", "\\|") if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False).replace("|", "\\|") if isinstance(value, str) else str(value)
 
 
 def _anchor(name: str) -> str:
