@@ -38,7 +38,7 @@ class Fault:
     logp_shift: float = 0.0
     """Added to the engine's log-probs."""
     canary_shift: float = 0.0
-    """Makes the engine use other weights than those of the policy."""
+    """Added to the canary's log-prob, as if the engine had loaded other weights."""
     teacher_seconds: float = 0.0
     """Seconds by which the teacher is slower per group."""
     always_wrong: bool = False
