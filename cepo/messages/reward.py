@@ -1,4 +1,4 @@
-"""What a response earns, as a run file asks for it and as a task carries it; the formulas are the verifier's."""
+"""The reward of a response: the section [reward] of a run file, which every task carries to the verifier."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII
 
 
 class Reward(Contract):
-    """Weighted accuracy and format, less the penalties, plus what the user's functions return.
+    """The reward of a response: weighted accuracy and format, minus the penalties, plus the values of the functions.
 
-    A part that is 0 is off; the default is the paper's rule, R in {0, 1}.
+    A term with weight 0 is disabled. The default is the reward of the paper, R in {0, 1}.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     accuracy: float = Field(default=1.0, ge=0)
-    """Weight of a right answer; 0.9 in the runs of the paper's code, with 0.1 for the format."""
+    """Weight of a correct answer. The runs of the paper's code have 0.9, and 0.1 for the format."""
     format: float = Field(default=0.0, ge=0)
-    """Weight of marking an answer, right or wrong."""
+    """Weight of marking the answer, whether it is correct or not."""
     overlong_buffer: int = Field(default=0, ge=0)
-    """Tokens before `max_tokens` in which the overlong penalty grows to its full size (DAPO: 4096 of 20480)."""
+    """Number of tokens before `max_tokens` over which the overlong penalty grows to its full size. DAPO has 4096 of
+    20480."""
     overlong_factor: float = Field(default=1.0, ge=0)
     """Overlong penalty of a response that fills `max_tokens`."""
     length: float = Field(default=0.0, ge=0)
-    """Weight of being shorter than the others of the group (Kimi k1.5)."""
+    """Weight of the length term, which favours responses that are shorter than the others of the group (Kimi k1.5)."""
     repetition: float = Field(default=0.0, ge=0)
-    """Penalty of a response that is nothing but repetition."""
+    """Penalty of a response that consists only of repeated n-grams."""
     repetition_ngram: int = Field(default=20, ge=1)
-    """Tokens in a row that count as repeated when they come again."""
+    """Length of the n-grams whose repetition is counted, in tokens."""
     functions: tuple[str, ...] = Field(default=(), strict=False)
-    """User functions, `module:function`; each returns what it adds."""
+    """User functions as `module:function`. Each returns a number that is added to the reward."""
     scorer: str = Field(default="", pattern=r"^$|^https?://[^\s,]+$")
-    """URL that gives every reasoning step a number, for methods that want them; not in the reward."""
+    """URL that scores reasoning steps, for methods that use step scores. The scores are not added to the reward."""
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
