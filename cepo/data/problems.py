@@ -226,11 +226,11 @@ class _Reader:
                 raise UserError(f"its question has {MARK} marks and no column holds images; name it in data.images")
             return (), messages
         try:
-            found = cells(column(row, path)) if has_column(row, path) else []
-            if not found:
+            cell_images = cells(column(row, path)) if has_column(row, path) else []
+            if not cell_images:
                 return (), with_marks(messages, 0)
             pixels = self.renderer.pixels
-            pictures = [read(cell, self.folder) for cell in found]
+            pictures = [read(cell, self.folder) for cell in cell_images]
             images = tuple(map(checked, pictures))
             for image in images:
                 pixels.tokens(image)
@@ -277,15 +277,15 @@ def _content(turn: Row, path: str) -> str:
     content = turn["content"]
     if not isinstance(content, list):
         return str(content)
-    found = []
+    texts = []
     for part in content:
         match part:
             case {"type": "text", "text": str() as text}:
-                found.append(text)
+                texts.append(text)
             case {"type": "image"} if turn["role"] == "system":
                 raise UserError(f"column {path!r} has an image in its system message; put it in a user's turn")
             case {"type": "image"}:
-                found.append(MARK)
+                texts.append(MARK)
             case _:
                 raise UserError(f"column {path!r} holds a part that is neither a text nor an image: {str(part)[:80]}")
-    return "".join(found)
+    return "".join(texts)

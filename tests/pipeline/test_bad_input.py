@@ -62,7 +62,7 @@ def test_a_mistake_in_the_run_file(setting: str, says: str, capsys: pytest.Captu
             [{"question": "1 + 1 = ?", "answer": "2"}, {"question": "a half?", "answer": "\\frac{1}{2"}],
             "row 1: reference answer '\\\\frac{1}{2' does not verify against itself",
         ),
-        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint and sampling.max_tokens="),
+        ([{"question": "1 + " * 400, "answer": "2"}], "row 0: prompt, hint, sampling.max_tokens="),
     ],
 )
 def test_a_mistake_in_the_data(

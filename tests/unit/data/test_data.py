@@ -1,4 +1,4 @@
-"""Problems from files: formats, column mapping, the checks on every row, and the order."""
+"""Problems from files: formats, columns, the checks of every row, and the training order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is asked: perturbed answers, samples, repeated questions, and the verifier on its own answers."""
+"""The audit of a data set: perturbed answers, samples, repeated questions, and the verifier on reference answers."""
 
 from __future__ import annotations
 

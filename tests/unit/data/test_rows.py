@@ -1,4 +1,4 @@
-"""Where rows come from and which are used: CSV, `datasets` folders, conventions, filters, limits."""
+"""Reading and choosing rows: CSV, `datasets` folders, conventional column names, conditions and limits."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_column_that_is_named_is_kept_and_the_other_recognised(tmp_path: Path,
     assert str(named.columns) == "columns problem (text) and solution (text)"
 
 
-def test_columns_nobody_knows_are_listed_even_where_bad_rows_are_dropped(tmp_path: Path, renderer: Renderer) -> None:
+def test_unknown_columns_are_listed_even_where_bad_rows_are_dropped(tmp_path: Path, renderer: Renderer) -> None:
     path = written(tmp_path, [{"q": "1 + 1", "a": "2"}])
     with pytest.raises(UserError) as refused:
         loaded(renderer, path, "data.on_bad_row=drop")

@@ -1,4 +1,4 @@
-"""The problems of a run in its folder: written once, proven by their digests, the same for every resume."""
+"""The problems in a run folder: written once, verified by their digests, unchanged by a resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of run files, written down: a new one is seen in a diff."""
+"""The keys of run files, listed in full so that a diff shows a new key."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_keys_are_these() -> None:
 
 
 def test_every_key_outside_the_methods_is_described() -> None:
-    """The text under a key is its `description`, of which the reference of configuration keys is made."""
+    """The text under a key is its `description`, from which the configuration reference is generated."""
     for name, field in RunConfig.model_fields.items():
         assert field.description, name
         inner = field.annotation

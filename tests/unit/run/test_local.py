@@ -1,4 +1,4 @@
-"""The launcher's supervision, on small processes of its own."""
+"""How the launcher supervises processes, tested with small processes."""
 
 from __future__ import annotations
 

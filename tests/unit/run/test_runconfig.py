@@ -1,4 +1,4 @@
-"""Run files: what loads, and what is refused and how."""
+"""Run files: which files load, and the messages for files that are refused."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_evaluations_come_every_so_many_steps_and_at_the_end() -> None:
 
 
 def run_files(folder: Path, **files: str) -> Path:
-    """Run files in a folder; the last one is returned."""
+    """Writes run files into a folder and returns the path of the last file."""
     for name, text in files.items():
         (folder / f"{name}.toml").write_text(text)
     return folder / f"{name}.toml"
