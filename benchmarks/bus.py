@@ -47,17 +47,17 @@ def main() -> None:
         aim=AIM,
         samples=shape.samples,
         tokens=shape.tokens,
-        bytes={type(hop).__name__: len(to_bytes(hop)) for hop in asyncio.run(_journey(shape))},
+        bytes={type(message).__name__: len(to_bytes(message)) for message in asyncio.run(_journey(shape))},
         groups=groups,
         rounds=rounds,
     )
 
 
 async def _journey(shape: Shape) -> list:
-    hops = shape.tasks("journey", 1)
+    messages = shape.tasks("journey", 1)
     for stage in ROUTE:
-        hops.append(await Workers(stage, shape).handler()(hops[-1]))
-    return hops
+        messages.append(await Workers(stage, shape).handler()(messages[-1]))
+    return messages
 
 
 def _median_milliseconds(seconds: list[float]) -> float:

@@ -1,8 +1,8 @@
-"""The messages of a run: frozen pydantic twins of proto/cepo/v1, with the invariants proto cannot state.
+"""The messages of a run: frozen pydantic models with the fields of proto/cepo/v1 and the invariants between them.
 
-A group gains one layer per hop and each layer nests the one before it, so a stage cannot receive a half-filled
-message: PromptTask -> RolloutGroup -> ScoredGroup -> EvidencedGroup. `GroupFailed` closes the count of a group
-that was given up. The stream a message is on is its state.
+Each stage adds a layer that contains the message before it, so a stage cannot receive a half-filled message:
+PromptTask -> RolloutGroup -> ScoredGroup -> EvidencedGroup. A `GroupFailed` takes the place of a group that was given
+up. The state of a group is the stream that its message is in.
 """
 
 from __future__ import annotations
@@ -66,19 +66,21 @@ class Completion(Contract):
 
 
 class PolicyProof(Contract):
-    """What an engine says about the weights it used, so that the trainer can check it."""
+    """Evidence of the weights that an engine used, which the trainer checks."""
 
     policy: PolicyRef
     bound_modules: int = Field(ge=0)
+    """Number of modules that took LoRA weights."""
     canary_logp: float
+    """Sum of the log-probs of a fixed token sequence, at temperature 1."""
     tokenizer_sha256: str
     engine: str
     first_token_at: float = 0.0
-    """Unix time in seconds at which the first token with this policy was there."""
+    """Unix time in seconds at which the engine produced the first token with this policy."""
 
 
 class RolloutGroup(Contract):
-    """Hop 1, rollout -> verify: the prompt's token ids and G completions by one policy."""
+    """From rollout to verify: the prompt's token ids and the completions of one policy, `task.samples` of them."""
 
     task: PromptTask
     prompt_token_ids: Annotated[Int32Array, Field(min_length=1)]
@@ -102,23 +104,23 @@ class RolloutGroup(Contract):
 
 
 class Verdict(Contract):
-    """What the verifier found in one completion."""
+    """The verifier's result for one completion."""
 
     outcome: Outcome
     reward: Annotated[float, Field(allow_inf_nan=False)]
-    """0 where there is no verdict: nobody may read it then."""
+    """0 if the verdict failed; it must not be read in that case."""
     accuracy: float = Field(ge=0, le=1)
     extracted: str = ""
     normalised: str = ""
     reason: str = ""
     format: float = 0.0
-    """1 where the response marks its answer."""
+    """1 if the response marks its answer, otherwise 0."""
     penalty: float = Field(default=0.0, allow_inf_nan=False)
-    """Overlong, length and repetition together; in the reward."""
+    """Sum of the overlong, length and repetition penalties, which the reward includes."""
     functions: float = Field(default=0.0, allow_inf_nan=False)
-    """What the reward functions returned; in the reward."""
+    """Sum of the values of the reward functions, which the reward includes."""
     step_rewards: tuple[float, ...] = ()
-    """What the scorer gave each reasoning step, where the task names one; none of a response without text."""
+    """The scorer's value for each reasoning step, if the task names a scorer; empty for an empty response."""
 
     @model_validator(mode="after")
     def _steps_are_numbers(self) -> Self:
@@ -133,12 +135,12 @@ class Verdict(Contract):
 
     @property
     def failed(self) -> bool:
-        """Whether there is no verdict: the sample stays out of every statistic."""
+        """Whether the verifier could not decide; a failed sample is left out of every statistic."""
         return self.outcome in (Outcome.TIMEOUT, Outcome.GRADER_ERROR)
 
 
 class ScoredGroup(Contract):
-    """Hop 2, verifier -> teach: one verdict per completion."""
+    """From verify to teach: one verdict for each completion."""
 
     rollout: RolloutGroup
     verdicts: tuple[Verdict, ...]
@@ -158,7 +160,7 @@ class ScoredGroup(Contract):
 
     @property
     def reward_spread(self) -> bool:
-        """Whether any two rewards differ."""
+        """Whether the rewards of the group differ."""
         return len({verdict.reward for verdict in self.verdicts if not verdict.failed}) > 1
 
 
@@ -171,12 +173,13 @@ class EvidenceRow(Contract):
     context: ContextName
     reason: EvidenceReason
     answer: str = ""
-    """The text of the hint; empty where the hint is tokens of the response of `source`."""
+    """The text of the hint; empty if the hint is tokens of the response of `source`."""
     source: int = -1
+    """Index of the completion that the hint is taken from; -1: none."""
     pooled: Float32Array = Float32Array()
     """The mean last hidden state, if the ask wants `HIDDEN`."""
     hint_tokens: int = Field(default=0, ge=0)
-    """How much longer the context is than the plain one."""
+    """Number of tokens by which the context is longer than the plain one."""
     top_ids: Int32Array = Int32Array()
     """T x k ids of the likeliest tokens, position after position, if the ask wants `DISTRIBUTION`."""
     top_logps: Float32Array = Float32Array()
@@ -193,20 +196,21 @@ class EvidenceRow(Contract):
 
 
 class Evidence(Contract):
-    """What one ask found: a row per completion."""
+    """The measurements for one ask: a row for each completion."""
 
     ask: Ask
     rows: tuple[EvidenceRow, ...]
 
 
 class EvidencedGroup(Contract):
-    """Hop 3, teacher -> ready: the evidence for every ask; none when the group skipped the teacher."""
+    """From teach to ready: the evidence for every ask; empty if the group skipped the teacher."""
 
     scored: ScoredGroup
     evidence: tuple[Evidence, ...] = ()
     proofs: tuple[PolicyProof, ...] = ()
-    """One for every policy that measured."""
+    """One for each policy that scored the group."""
     seconds: float = Field(default=0.0, ge=0)
+    """Seconds of scoring, without waiting."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -218,7 +222,7 @@ class EvidencedGroup(Contract):
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {measured}, responses {wanted}")
         allowed = {self.task.policy_of(weights) for weights in Weights}
         if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
-            raise ValueError(f"scored by {strangers[0]}, which the task does not name")
+            raise ValueError(f"scored by {strangers[0]}, a policy that the task does not name")
         return self
 
     @property
@@ -227,7 +231,7 @@ class EvidencedGroup(Contract):
 
 
 class GroupFailed(Contract):
-    """Any stage -> ready: a group that was given up, so that the step still closes."""
+    """From any stage to ready: a group that was given up, so that the step can finish."""
 
     task: PromptTask
     stage: Stage
@@ -235,4 +239,4 @@ class GroupFailed(Contract):
     deliveries: int = Field(ge=0)
 
 
-Hop = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed
+StageMessage = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

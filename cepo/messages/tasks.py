@@ -1,6 +1,6 @@
-"""The task, hop 0: what is to be sampled and measured, by whom; the twin of policy.proto and of PromptTask.
+"""The task of a group: what to sample, what to measure, and with which policies.
 
-`cepo.messages.groups` re-exports it all.
+The models have the fields of policy.proto and of PromptTask. `cepo.messages.groups` re-exports them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_INT64 = 2**63 - 1
 
 
 class PolicyRef(Contract):
-    """An adapter by content; version 0 is the base model and has no bytes."""
+    """An adapter by its content; version 0 is the base model, which has no adapter."""
 
     version: int = Field(ge=0, le=MAX_INT64)
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
@@ -42,7 +42,7 @@ class PolicyRef(Contract):
 
     @property
     def name(self) -> str:
-        """Unique per content, so that an engine never serves stale state under a reused name."""
+        """A name that is unique for the content, so that an engine cannot serve an old adapter under the same name."""
         return f"v{self.version:06d}-{self.sha256[:12]}" if self.version else "base"
 
 
@@ -50,61 +50,62 @@ BASE_POLICY = PolicyRef(version=0)
 
 
 class Ask(Contract):
-    """One piece of evidence an algorithm needs from the teacher."""
+    """One measurement that an algorithm needs from the teacher."""
 
     context: ContextName
     want: Want = Want.LOGPROBS
     otherwise: ContextName | None = None
-    """Scored instead where the context does not exist; None: the row is not applicable."""
+    """The context to score if `context` does not exist; None: the row is not applicable."""
     exclude_self: bool = False
-    """A rollout is never shown itself."""
+    """A response is never scored under a hint that is taken from itself."""
     weights: Weights = Weights.TEACHER
     feedback: Feedback = Feedback.ANSWER
     tokens: int = Field(default=0, ge=0)
-    """Length of a peer's prefix or suffix."""
+    """Number of tokens of a peer's prefix or suffix."""
     pick: Pick = Pick.REWARD
     rank: int = Field(default=0, ge=0)
-    """Shows the rank-th of the rollouts that could be shown; rejected answers all differ."""
+    """The hint shows the rank-th candidate, from 0; the answers of rejected candidates all differ."""
     top: int = Field(default=0, ge=0)
-    """Distribution: how many of the likeliest tokens; 0: the whole vocabulary."""
+    """Distribution: number of the likeliest tokens at each position; 0: the whole vocabulary."""
     support: Weights = Weights.TEACHER
-    """Distribution: whose likeliest tokens; another's than `weights` are found under the plain context."""
+    """Distribution: the weights that choose the likeliest tokens. If they differ from `weights`, they choose under the
+    plain context."""
     as_published: bool = False
-    """Rejected: any rejected rollout may be shown, with the answer the reference code finds in it."""
+    """Rejected: any rejected rollout is a candidate, with the answer that the reference code extracts from it."""
     without_images: bool = False
-    """Padding stands in the places of the task's images, as in the reference code."""
+    """The task's images are replaced by padding, as in the reference code."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
         if self.context is ContextName.REJECTED and self.feedback in (Feedback.SOLUTION, Feedback.PEER_ANSWER):
-            raise ValueError(f"a rejected context cannot show {self.feedback.name}")
+            raise ValueError(f"a context REJECTED cannot show {self.feedback.name}")
         if (self.feedback in (Feedback.PEER_PREFIX, Feedback.PEER_SUFFIX)) != (self.tokens > 0):
-            raise ValueError("tokens is the length of a peer's prefix or suffix, and of nothing else")
+            raise ValueError("tokens needs feedback PEER_PREFIX or PEER_SUFFIX, and these need tokens")
         if self.as_published and self.context is not ContextName.REJECTED:
-            raise ValueError("as_published is about the choice of a rejected rollout, and of nothing else")
+            raise ValueError("as_published needs context REJECTED")
         return self
 
 
 class Sampling(Contract):
-    """Sampling parameters; log-probs everywhere are of logits divided by this temperature."""
+    """Sampling parameters. All log-probs of a task are of logits divided by this temperature."""
 
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(ge=1)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    """Taken from the logits of tokens that the response holds already."""
+    """Subtracted from the logits of tokens that the response already contains."""
 
 
 class Message(Contract):
-    """One chat turn; each <image> in it stands for the next of the task's images."""
+    """One chat turn; each `<image>` in it stands for the next image of the task."""
 
     role: str = Field(min_length=1)
     content: str
 
 
 class ImageRef(Contract):
-    """An image by content; its bytes are in the store, never in a message."""
+    """An image by its content. The bytes are in the image store, never in a message."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     media_type: str
@@ -123,7 +124,7 @@ class Origin(Contract):
 
 
 class PromptTask(Contract):
-    """Hop 0, feeder -> rollout: one prompt, how often to sample it, with which policy, and what to measure."""
+    """From the feeder to rollout: a prompt, the number of samples, the policy, and the measurements to take."""
 
     run: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._+-]+$")
     step: int = Field(ge=0)
@@ -143,16 +144,16 @@ class PromptTask(Contract):
     policy: PolicyRef = BASE_POLICY
     teacher: PolicyRef = BASE_POLICY
     reference_solution: str = ""
-    """A worked solution; empty: none is known."""
+    """A worked solution; empty: unknown."""
     placement: Placement = Placement.USER
     prefix: Int32Array = Int32Array()
     """Token ids the response starts with. They count towards `max_tokens`."""
     origin: Origin | None = None
     reward: Reward = Reward()
     step_delimiter: str = ""
-    """Responses are split into reasoning steps here; empty: the steps are not wanted."""
+    """Separates the reasoning steps of a response; empty: responses are not split."""
     base_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the base model's logits in the teacher's."""
+    """Weight of the base model's logits in the teacher's logits: `(1 - share) * teacher + share * base`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -171,15 +172,15 @@ class PromptTask(Contract):
 
     @property
     def group_id(self) -> str:
-        """run/step/index; evaluation groups have their own name space."""
+        """`run/step/index`, or `run/eval-step/index` for an evaluation group."""
         middle = "eval-" if self.purpose is Purpose.EVAL else ""
         return f"{self.run}/{middle}{self.step}/{self.index}"
 
     def policy_of(self, weights: Weights) -> PolicyRef:
-        """The policy whose weights are meant."""
+        """The policy that provides these weights."""
         return {Weights.TEACHER: self.teacher, Weights.REFERENCE: BASE_POLICY, Weights.POLICY: self.policy}[weights]
 
     def after(self, stage: Stage) -> Stage | None:
-        """The stage that follows on the route, or None when the group is ready."""
+        """The next stage of the route, or None if the group is ready."""
         later = [s for s in self.route if s > stage]
         return later[0] if later else None

@@ -1,6 +1,7 @@
-"""Contracts to protobuf bytes and back, generic over the descriptors: field names are the mapping.
+"""Converts contracts to protobuf bytes and back.
 
-Enums travel as numbers, absent optional fields as unset ones. Only this file and the gRPC servicers touch `cepo.pb`.
+The conversion is generic: a field of a contract is the field of the same name of the protobuf message. Enums are
+numbers, and an optional field that is None is unset. Only this module and the gRPC servicers use `cepo.pb`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LENGTH_DELIMITED = 2
 
 @cache
 def proto_type(contract: type[Contract]) -> type[Message]:
-    """The generated message of a contract."""
+    """The generated protobuf class of a contract."""
     for module in (group_pb2, policy_pb2):
         if hasattr(module, contract.__name__):
             return getattr(module, contract.__name__)
@@ -34,14 +35,14 @@ def proto_type(contract: type[Contract]) -> type[Message]:
 
 
 def to_proto(value: Contract) -> Message:
-    """The protobuf twin of a contract."""
+    """The protobuf message of a contract."""
     message = proto_type(type(value))()
     _fill(message, value)
     return message
 
 
 def from_proto(contract: type[C], message: Message) -> C:
-    """A contract, with its invariants checked.
+    """The contract of a protobuf message, with its invariants checked.
 
     Raises:
         WireError: the message breaks an invariant.
@@ -59,10 +60,12 @@ def to_bytes(value: Contract) -> bytes:
 
 
 def around(inner: Contract, value: Contract) -> tuple[bytes, bytes]:
-    """The bytes of a message without `inner`, and the tag to put before the length and the bytes of `inner`.
+    """Splits a message into the message that it contains and the rest, for a receiver that has `inner` already.
 
-    A field's place among the others does not matter to protobuf, so the parts may be joined unread. The tag is empty
-    if no field holds this very object; then the bytes are all there is.
+    Returns:
+        The bytes of `value` without the field that holds `inner`, and the tag of that field. Protobuf accepts fields in
+        any order, so `tag + varint(len(inner_bytes)) + inner_bytes + rest` is the whole message. If no field is this
+        very object, the tag is empty and the bytes are the whole message.
     """
     message = proto_type(type(value))()
     held = next((name for name in type(value).model_fields if getattr(value, name) is inner), "")
@@ -72,7 +75,7 @@ def around(inner: Contract, value: Contract) -> tuple[bytes, bytes]:
 
 
 def from_bytes(contract: type[C], data: bytes) -> C:
-    """A contract from its bytes.
+    """Decodes a contract.
 
     Raises:
         WireError: the bytes are not this message, or it breaks an invariant.
@@ -85,7 +88,7 @@ def from_bytes(contract: type[C], data: bytes) -> C:
     return from_proto(contract, message)
 
 
-HOPS: dict[str, type[Contract]] = {hop.__name__: hop for hop in get_args(contracts.Hop)}
+STAGE_MESSAGES: dict[str, type[Contract]] = {message.__name__: message for message in get_args(contracts.StageMessage)}
 
 
 def _fill(message: Message, value: Contract, *, without: str = "") -> None:
@@ -135,7 +138,7 @@ class _Kind(Enum):
 
 @cache
 def _fields(contract: type[Contract]) -> tuple[tuple[str, _Kind], ...]:
-    """Names and kinds of a message's fields: asking the descriptor at every message is slow."""
+    """Names and kinds of the fields of a message, cached because descriptors are slow."""
 
     def kind(field: FieldDescriptor) -> _Kind:
         if field.type == FieldDescriptor.TYPE_MESSAGE:

@@ -1,11 +1,11 @@
 """The work queue: Redis Streams, with each result published exactly once.
 
-A worker takes an item with `receive` and finishes it with `hop`: one Lua call that publishes the result and deletes the
-item, but only if the item is still pending. If a slow worker and the worker that reclaimed its item both finish, only
-one of them publishes. If a worker crashes before `hop`, its item stays pending. An item is reclaimed when its worker
-has not renewed its claim for `claim_seconds`, and carries the number of its deliveries. A stream holds only unfinished
-items. A worker sends only the part that it adds to a message, because Redis has the rest. `cepo.testing.MemoryBus`
-passes the same conformance tests.
+A worker takes an item with `receive` and finishes it with `complete`: one Lua call that publishes the result and
+deletes the item, but only if the item is still pending. If a slow worker and the worker that reclaimed its item both
+finish, only one of them publishes. If a worker crashes before `complete`, its item stays pending. An item is reclaimed
+when its worker has not renewed its claim for `claim_seconds`, and carries the number of its deliveries. A stream holds
+only unfinished items. A worker sends only the part that it adds to a message, because Redis has the rest.
+`cepo.testing.MemoryBus` passes the same conformance tests.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from redis.exceptions import (
 )
 
 from cepo.errors import UserError, WireError
-from cepo.messages.groups import Hop, PolicyRef, Stage
-from cepo.messages.wire import HOPS, around, from_bytes, to_bytes
+from cepo.messages.groups import PolicyRef, Stage, StageMessage
+from cepo.messages.wire import STAGE_MESSAGES, around, from_bytes, to_bytes
 from cepo.net.connections import no_redis
 from cepo.net.settings import Settings
 from cepo.net.tls import redis_options
@@ -45,7 +45,7 @@ RETRY_SECONDS = 60.0
 """Timeout for a Redis that has become unreachable."""
 log = logging.getLogger(__name__)
 
-_HOP = """
+_COMPLETE = """
 local input = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
@@ -87,7 +87,7 @@ class Delivery:
 
     stream: str
     id: str
-    hop: Hop
+    message: StageMessage
     deliveries: int
     published_at: float
     """Unix time in seconds, by the clock of Redis."""
@@ -96,7 +96,7 @@ class Delivery:
 class Bus(Protocol):
     """The interface of the queue for stages and the trainer."""
 
-    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+    async def publish(self, stream: str, messages: Sequence[StageMessage]) -> None:
         """Appends items to a stream."""
         ...
 
@@ -111,7 +111,7 @@ class Bus(Protocol):
         """Renews this worker's claims on items."""
         ...
 
-    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+    async def complete(self, delivery: Delivery, stream: str, result: StageMessage | None) -> bool:
         """Deletes an item and publishes its result, if any, on `stream`; False if another worker finished it."""
         ...
 
@@ -162,7 +162,7 @@ class RedisBus:
             raise UserError(f"CEPO_REDIS_URL: {ADDRESS_HINT}") from None  # the cause would quote a password
         self._redis: Redis = Redis.from_pool(pool)
         self._claim_milliseconds = int(claim_seconds * 1000)
-        self._hop = self._redis.register_script(_HOP)
+        self._complete = self._redis.register_script(_COMPLETE)
         self._age = self._redis.register_script(_AGE)
         self._known: set[str] = set()
         self._cursors: dict[str, bytes] = {}
@@ -192,10 +192,10 @@ class RedisBus:
                         raise problem from error
                 await asyncio.sleep(0.2)
 
-    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+    async def publish(self, stream: str, messages: Sequence[StageMessage]) -> None:
         async with self._redis.pipeline(transaction=True) as pipeline:
-            for hop in hops:
-                pipeline.xadd(_key(stream), {"type": type(hop).__name__, "body": to_bytes(hop)})
+            for message in messages:
+                pipeline.xadd(_key(stream), {"type": type(message).__name__, "body": to_bytes(message)})
             await pipeline.execute()
 
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
@@ -220,12 +220,12 @@ class RedisBus:
                 pipeline.xclaim(_key(item.stream), GROUP, consumer, 0, [item.id], justid=True)
             await pipeline.execute(raise_on_error=False)
 
-    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+    async def complete(self, delivery: Delivery, stream: str, result: StageMessage | None) -> bool:
         name, body, tag = "", b"", b""
         if result is not None:
-            name, (body, tag) = type(result).__name__, around(delivery.hop, result)
+            name, (body, tag) = type(result).__name__, around(delivery.message, result)
         keys, args = [_key(delivery.stream), _key(stream)], [GROUP, delivery.id, name, body, tag]
-        return bool(await cast(Any, self._hop(keys=keys, args=args)))
+        return bool(await cast(Any, self._complete(keys=keys, args=args)))
 
     async def depth(self, stream: str) -> int:
         return int(await self._redis.xlen(_key(stream)))
@@ -291,8 +291,8 @@ def _deliveries(stream: str, entries: list[tuple[bytes, dict[bytes, bytes], int]
 
 def _delivery(stream: str, entry: bytes, fields: dict[bytes, bytes], deliveries: int) -> Delivery:
     name = fields.get(b"type", b"").decode(errors="replace")
-    if name not in HOPS:
+    if name not in STAGE_MESSAGES:
         raise WireError(f"unknown message type {name!r}")
-    hop = cast(Hop, from_bytes(HOPS[name], fields.get(b"body", b"")))
+    message = cast(StageMessage, from_bytes(STAGE_MESSAGES[name], fields.get(b"body", b"")))
     published_at = int(entry.partition(b"-")[0]) / 1000  # an entry's id begins with its time in milliseconds
-    return Delivery(stream, entry.decode(), hop, deliveries, published_at)
+    return Delivery(stream, entry.decode(), message, deliveries, published_at)

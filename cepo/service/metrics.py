@@ -34,7 +34,7 @@ GROUPS = Counter(
     ["stage", "result"],
 )
 REDELIVERIES = Counter("cepo_redeliveries_total", "Groups that were delivered to a stage again", ["stage"])
-IN_HAND = Gauge("cepo_groups_in_hand", "Groups that a process of a stage is working on", ["stage"])
+IN_PROGRESS = Gauge("cepo_groups_in_progress", "Groups that a process of a stage is working on", ["stage"])
 WAIT_SECONDS = Histogram(
     "cepo_wait_seconds",
     "Seconds a group waited in a stage's stream before its first delivery",
@@ -93,7 +93,7 @@ class StageMetrics:
         name = stage.name.lower()
         self.groups = {result: GROUPS.labels(name, result) for result in RESULTS}
         self.redeliveries = REDELIVERIES.labels(name)
-        self.in_hand = IN_HAND.labels(name)
+        self.in_progress = IN_PROGRESS.labels(name)
         self.wait_seconds = WAIT_SECONDS.labels(name)
         self.handler_seconds = HANDLER_SECONDS.labels(name)
         self.hop_seconds = HOP_SECONDS.labels(name)

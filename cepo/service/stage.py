@@ -21,33 +21,33 @@ from cepo.errors import EngineDown, UserError
 from cepo.messages.groups import (
     EvidencedGroup,
     GroupFailed,
-    Hop,
     PromptTask,
     RolloutGroup,
     ScoredGroup,
     Stage,
+    StageMessage,
     TeachWhen,
 )
 from cepo.net.settings import Settings
 from cepo.service.bus import Bus, Delivery, ready, stream_of
 from cepo.service.metrics import StageMetrics
-from cepo.service.telemetry import Passage, logged
+from cepo.service.telemetry import DeliveryTrace, logged
 
-Handler = Callable[[Any], Awaitable[Hop]]
+Handler = Callable[[Any], Awaitable[StageMessage]]
 WAIT_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-def task_of(hop: Hop) -> PromptTask:
+def task_of(message: StageMessage) -> PromptTask:
     """The task that a message contains."""
-    match hop:
+    match message:
         case PromptTask():
-            return hop
+            return message
         case RolloutGroup() | ScoredGroup() | EvidencedGroup() | GroupFailed():
-            return hop.task
+            return message.task
 
 
-def destination(stage: Stage, result: Hop) -> str:
+def destination(stage: Stage, result: StageMessage) -> str:
     """The stream of a result: that of the next stage in its route, or `ready`. Equal rewards may skip the teacher."""
     task = task_of(result)
     following = None if isinstance(result, GroupFailed) else task.after(stage)
@@ -56,7 +56,7 @@ def destination(stage: Stage, result: Hop) -> str:
     return ready(task.run) if following is None else stream_of(following)
 
 
-def _spread(result: Hop) -> bool:
+def _spread(result: StageMessage) -> bool:
     return isinstance(result, ScoredGroup) and result.reward_spread
 
 
@@ -75,7 +75,7 @@ class StageLoop:
     claim_seconds: float = 10.0
     max_deliveries: int = 5
     consumer: str = field(default_factory=consumer_name)
-    _in_hand: dict[str, Delivery] = field(default_factory=dict, init=False)
+    _in_progress: dict[str, Delivery] = field(default_factory=dict, init=False)
     _metrics: StageMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,48 +99,48 @@ class StageLoop:
     async def _consume(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             while not stop.is_set():
-                free = self.concurrency - len(self._in_hand)
+                free = self.concurrency - len(self._in_progress)
                 if free == 0:
                     await asyncio.sleep(0.005)
                     continue
-                wait = WAIT_SECONDS if not self._in_hand else 0.05
+                wait = WAIT_SECONDS if not self._in_progress else 0.05
                 for item in await self.bus.receive(stream_of(self.stage), self.consumer, free, wait):
-                    if item.id not in self._in_hand:
-                        self._in_hand[item.id] = item
+                    if item.id not in self._in_progress:
+                        self._in_progress[item.id] = item
                         group.create_task(self._work(item))
 
     async def _work(self, item: Delivery) -> None:
-        task = task_of(item.hop)
-        with logged(task, self.stage.name), self._metrics.in_hand.track_inprogress():
-            passage = Passage(self._metrics, item.published_at, item.deliveries)
+        task = task_of(item.message)
+        with logged(task, self.stage.name), self._metrics.in_progress.track_inprogress():
+            trace = DeliveryTrace(self._metrics, item.published_at, item.deliveries)
             try:
-                with passage.part("handler", self._metrics.handler_seconds):
-                    result = await self._attempt(item, task, passage)
+                with trace.interval("handler", self._metrics.handler_seconds):
+                    result = await self._attempt(item, task, trace)
                 if result is not None:
-                    with passage.part("hop", self._metrics.hop_seconds):
-                        won = await self.bus.hop(item, destination(self.stage, result), result)
+                    with trace.interval("hop", self._metrics.hop_seconds):
+                        published = await self.bus.complete(item, destination(self.stage, result), result)
                     outcome = "failed" if isinstance(result, GroupFailed) else "done"
-                    self._metrics.groups[outcome if won else "superseded"].inc()
+                    self._metrics.groups[outcome if published else "superseded"].inc()
             finally:
-                del self._in_hand[item.id]
-                passage.trace(task, self.stage)
+                del self._in_progress[item.id]
+                trace.send(task, self.stage)
 
-    async def _attempt(self, item: Delivery, task: PromptTask, passage: Passage) -> Hop | None:
+    async def _attempt(self, item: Delivery, task: PromptTask, trace: DeliveryTrace) -> StageMessage | None:
         if item.deliveries > self.max_deliveries:
             return self._failed(item, task, f"given up after {self.max_deliveries} deliveries")
         try:
-            return await self.handler(item.hop)
+            return await self.handler(item.message)
         except UserError as error:
             log.warning("refused: %s", error)
-            passage.error = str(error)
+            trace.error = str(error)
             return self._failed(item, task, str(error))
         except EngineDown:
             raise  # the process ends; its items stay pending and are reclaimed
         except Exception as error:
             log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
-            passage.error = f"{type(error).__name__}: {error}"
+            trace.error = f"{type(error).__name__}: {error}"
             if item.deliveries == self.max_deliveries:
-                return self._failed(item, task, passage.error)
+                return self._failed(item, task, trace.error)
             self._metrics.groups["retried"].inc()
             return None
 
@@ -150,8 +150,8 @@ class StageLoop:
     async def _renew(self, done: asyncio.Event) -> None:
         """Renews the claims on the items in progress every quarter of the claim time, and measures the stream."""
         while not done.is_set():
-            if self._in_hand:
-                await self.bus.renew(self.consumer, list(self._in_hand.values()))
+            if self._in_progress:
+                await self.bus.renew(self.consumer, list(self._in_progress.values()))
             stream = stream_of(self.stage)
             self._metrics.queue_groups.set(await self.bus.depth(stream))
             self._metrics.queue_oldest_seconds.set(await self.bus.age(stream))

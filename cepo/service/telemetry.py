@@ -15,7 +15,7 @@ from prometheus_client import Histogram
 
 from cepo.messages.groups import PolicyRef, PromptTask, Stage
 from cepo.service.metrics import LOAD_FAILURES, LOAD_SECONDS, POLICY_VERSION, StageMetrics
-from cepo.service.tracing import TRACER, Part, trace_id
+from cepo.service.tracing import TRACER, Interval, trace_id
 
 _ids: ContextVar[dict[str, Any] | None] = ContextVar("ids", default=None)
 
@@ -62,7 +62,7 @@ def logged(task: PromptTask, where: str) -> Iterator[None]:
         _ids.reset(token)
 
 
-class Passage:
+class DeliveryTrace:
     """Measures one delivery to a stage: observes the metrics and sends the spans."""
 
     def __init__(self, metrics: StageMetrics, published_at: float, deliveries: int) -> None:
@@ -74,30 +74,30 @@ class Passage:
         self._metrics = metrics
         self._deliveries = deliveries
         now = time.time()
-        self._parts = [Part("wait", min(published_at, now), now)]
+        self._intervals = [Interval("wait", min(published_at, now), now)]
         self.error = ""
         """The error of the handler; empty if it succeeded."""
         if deliveries == 1:
-            metrics.wait_seconds.observe(now - self._parts[0].begun)
+            metrics.wait_seconds.observe(now - self._intervals[0].begun)
         else:
             metrics.redeliveries.inc()
 
     @contextmanager
-    def part(self, name: str, seconds: Histogram) -> Iterator[None]:
-        """Measures a part of the delivery: observes the duration of the block."""
+    def interval(self, name: str, seconds: Histogram) -> Iterator[None]:
+        """Measures an interval of the delivery: observes the duration of the block."""
         begun, ticks = time.time(), time.perf_counter()
         try:
             yield
         finally:
             elapsed = time.perf_counter() - ticks
             seconds.observe(elapsed)
-            self._parts.append(Part(name, begun, begun + elapsed))
+            self._intervals.append(Interval(name, begun, begun + elapsed))
 
-    def trace(self, task: PromptTask, stage: Stage) -> None:
+    def send(self, task: PromptTask, stage: Stage) -> None:
         """Sends the spans, if tracing is on."""
         if TRACER.on:
-            whole = Part(stage.name.lower(), self._parts[0].begun, self._parts[-1].ended)
-            TRACER.span(task, whole, tuple(self._parts), {"cepo.deliveries": self._deliveries}, self.error)
+            whole = Interval(stage.name.lower(), self._intervals[0].begun, self._intervals[-1].ended)
+            TRACER.span(task, whole, tuple(self._intervals), {"cepo.deliveries": self._deliveries}, self.error)
 
 
 @contextmanager

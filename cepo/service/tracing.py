@@ -19,7 +19,7 @@ NANOSECONDS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Part:
+class Interval:
     """A named interval, in Unix seconds."""
 
     name: str
@@ -68,15 +68,15 @@ class Tracer:
             self._processor.shutdown()
             self._processor = None
 
-    def root(self, task: PromptTask, whole: Part, attributes: Mapping[str, Any]) -> None:
+    def root(self, task: PromptTask, whole: Interval, attributes: Mapping[str, Any]) -> None:
         """Sends the trainer's span of a group, from its publication to its arrival."""
         self._send(task, whole, root_span_id(task.group_id), "", _ids(task) | dict(attributes), "")
 
     def span(
         self,
         task: PromptTask,
-        whole: Part,
-        parts: tuple[Part, ...] = (),
+        whole: Interval,
+        intervals: tuple[Interval, ...] = (),
         attributes: Mapping[str, Any] | None = None,
         error: str = "",
     ) -> None:
@@ -84,11 +84,17 @@ class Tracer:
         span_id = secrets.token_hex(8)
         attributes = _ids(task) | dict(attributes or {})
         self._send(task, whole, span_id, root_span_id(task.group_id), attributes, error)
-        for part in parts:
-            self._send(task, part, secrets.token_hex(8), span_id, {}, "")
+        for interval in intervals:
+            self._send(task, interval, secrets.token_hex(8), span_id, {}, "")
 
     def _send(
-        self, task: PromptTask, part: Part, span_id: str, parent_id: str, attributes: Mapping[str, Any], error: str
+        self,
+        task: PromptTask,
+        interval: Interval,
+        span_id: str,
+        parent_id: str,
+        attributes: Mapping[str, Any],
+        error: str,
     ) -> None:
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
@@ -98,14 +104,14 @@ class Tracer:
             return SpanContext(int(trace_id(task.group_id), 16), int(of, 16), is_remote=False, trace_flags=sampled)
 
         span = ReadableSpan(
-            part.name,
+            interval.name,
             context=context(span_id),
             parent=context(parent_id) if parent_id else None,
             resource=self._resource,
             attributes=attributes,
             status=Status(StatusCode.ERROR, error) if error else Status(),
-            start_time=int(part.begun * NANOSECONDS),
-            end_time=int(max(part.begun, part.ended) * NANOSECONDS),
+            start_time=int(interval.begun * NANOSECONDS),
+            end_time=int(max(interval.begun, interval.ended) * NANOSECONDS),
         )
         self._processor.on_end(span)
 

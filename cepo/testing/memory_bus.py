@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from cepo.messages.groups import Hop, PolicyRef
-from cepo.messages.wire import HOPS, from_bytes, to_bytes
+from cepo.messages.groups import PolicyRef, StageMessage
+from cepo.messages.wire import STAGE_MESSAGES, from_bytes, to_bytes
 from cepo.service.bus import Delivery
 
 
@@ -41,10 +41,11 @@ class MemoryBus:
         self._changed = asyncio.Condition()
         self._listeners: list[asyncio.Queue[PolicyRef]] = []
 
-    async def publish(self, stream: str, hops: Sequence[Hop]) -> None:
+    async def publish(self, stream: str, messages: Sequence[StageMessage]) -> None:
         async with self._changed:
-            for hop in hops:
-                self._streams[stream][str(next(self._numbers))] = _Entry(type(hop).__name__, to_bytes(hop), time.time())
+            for message in messages:
+                entry = _Entry(type(message).__name__, to_bytes(message), time.time())
+                self._streams[stream][str(next(self._numbers))] = entry
             self._changed.notify_all()
 
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
@@ -66,7 +67,7 @@ class MemoryBus:
             if entry is not None:
                 entry.consumer, entry.since = consumer, self._clock()
 
-    async def hop(self, delivery: Delivery, stream: str, result: Hop | None) -> bool:
+    async def complete(self, delivery: Delivery, stream: str, result: StageMessage | None) -> bool:
         if self._streams[delivery.stream].pop(delivery.id, None) is None:
             return False
         if result is not None:
@@ -103,5 +104,5 @@ class MemoryBus:
     def _take(self, stream: str, entry_id: str, consumer: str) -> Delivery:
         entry = self._streams[stream][entry_id]
         entry.consumer, entry.since, entry.deliveries = consumer, self._clock(), entry.deliveries + 1
-        hop = from_bytes(HOPS[entry.name], entry.body)
-        return Delivery(stream, entry_id, hop, entry.deliveries, entry.published_at)  # type: ignore[arg-type]
+        message = from_bytes(STAGE_MESSAGES[entry.name], entry.body)
+        return Delivery(stream, entry_id, message, entry.deliveries, entry.published_at)  # type: ignore[arg-type]

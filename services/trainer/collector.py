@@ -14,7 +14,7 @@ from cepo.service.bus import Bus, Delivery, ready, stream_of
 from cepo.service.metrics import PROGRESS, collected
 from cepo.service.stage import consumer_name, task_of
 from cepo.service.telemetry import logged
-from cepo.service.tracing import TRACER, Part
+from cepo.service.tracing import TRACER, Interval
 
 CheckProof = Callable[[PolicyProof], str | None]
 """Returns the reason to reject a proof, or None to accept it."""
@@ -54,9 +54,9 @@ class Collector:
         self._measured_at = time.monotonic()
         while any(group_id not in self._held for group_id in wanted):
             for item in await self._bus.receive(self._stream, self._consumer, READ_GROUPS, wait_seconds=POLL_SECONDS):
-                with logged(task_of(item.hop), "READY"):
+                with logged(task_of(item.message), "READY"):
                     self._keep(item)
-                await self._bus.hop(item, self._stream, None)
+                await self._bus.complete(item, self._stream, None)
             await self._measure_exposed()
         for group_id in wanted:
             del self._expected[group_id], self._since[group_id]
@@ -73,12 +73,12 @@ class Collector:
         self._measured_at = now
 
     def _keep(self, item: Delivery) -> None:
-        hop, task = item.hop, task_of(item.hop)
+        message, task = item.message, task_of(item.message)
         if self._expected.get(task.group_id) != task or task.group_id in self._held:
             log.info("dropped %s: it was not expected, or has arrived already", task.group_id)
             self._counters["dropped"].inc()
             return
-        group = EvidencedGroup(scored=hop) if isinstance(hop, ScoredGroup) else hop
+        group = EvidencedGroup(scored=message) if isinstance(message, ScoredGroup) else message
         assert isinstance(group, EvidencedGroup | GroupFailed)
         refusal = self._refusal(group)
         if isinstance(group, GroupFailed):
@@ -95,8 +95,8 @@ class Collector:
 
     def _trace(self, task: PromptTask, published_at: float, result: str) -> None:
         now = time.time()
-        TRACER.root(task, Part("group", self._since[task.group_id], now), {"cepo.result": result})
-        TRACER.span(task, Part("collect", min(published_at, now), now))
+        TRACER.root(task, Interval("group", self._since[task.group_id], now), {"cepo.result": result})
+        TRACER.span(task, Interval("collect", min(published_at, now), now))
 
     def _refusal(self, group: EvidencedGroup | GroupFailed) -> GroupFailed | None:
         """A failed group in place of a group whose weights are not proven; None if they are."""

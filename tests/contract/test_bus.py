@@ -93,15 +93,15 @@ async def drained(bus: Bus, stream: str) -> list[int]:
     found: list[int] = []
     while items := await take(bus, stream, count=100, wait=0.05):
         for item in items:
-            found.append(task_of(item.hop).index)
-            await bus.hop(item, "nowhere", None)
+            found.append(task_of(item.message).index)
+            await bus.complete(item, "nowhere", None)
     return found
 
 
 async def test_items_published_before_anybody_listens_are_delivered_in_order(bus: Bus) -> None:
     tasks = [make_task(index=i) for i in range(5)]
     await bus.publish("in", tasks)
-    assert [item.hop for item in await take(bus)] == tasks
+    assert [item.message for item in await take(bus)] == tasks
 
 
 async def test_an_item_is_delivered_to_one_worker_only(bus: Bus) -> None:
@@ -125,10 +125,10 @@ async def test_receive_waits_for_the_first_item(bus: Bus) -> None:
 async def test_a_hop_moves_an_item_and_deletes_the_input(bus: Bus) -> None:
     await bus.publish("in", [make_task()])
     (item,) = await take(bus)
-    assert await bus.hop(item, "out", make_group())
+    assert await bus.complete(item, "out", make_group())
     assert await bus.depth("in") == 0
     (moved,) = await take(bus, "out")
-    assert moved.hop == make_group()
+    assert moved.message == make_group()
 
 
 @pytest.mark.parametrize("samples", [1, 2, 40])
@@ -136,43 +136,45 @@ async def test_a_result_that_holds_its_input_arrives_whole(bus: Bus, samples: in
     group = make_group(["long " * 50] * samples, make_task(samples=samples))
     await bus.publish("in", [group])
     (item,) = await take(bus)
-    assert isinstance(item.hop, RolloutGroup)
-    scored = ScoredGroup(rollout=item.hop, verdicts=tuple(make_verdict() for _ in range(samples)))
-    assert await bus.hop(item, "out", scored)
+    assert isinstance(item.message, RolloutGroup)
+    scored = ScoredGroup(rollout=item.message, verdicts=tuple(make_verdict() for _ in range(samples)))
+    assert await bus.complete(item, "out", scored)
     (arrived,) = await take(bus, "out")
-    assert arrived.hop == ScoredGroup(rollout=group, verdicts=scored.verdicts)
+    assert arrived.message == ScoredGroup(rollout=group, verdicts=scored.verdicts)
 
 
 async def test_a_result_with_a_changed_input_arrives_changed(bus: Bus) -> None:
     await bus.publish("in", [make_group()])
     (item,) = await take(bus)
-    assert isinstance(item.hop, RolloutGroup)
-    changed = item.hop.model_copy(update={"prompt_token_ids": Int32Array.of([1, 2, 3])})
+    assert isinstance(item.message, RolloutGroup)
+    changed = item.message.model_copy(update={"prompt_token_ids": Int32Array.of([1, 2, 3])})
     scored = ScoredGroup(rollout=changed, verdicts=(make_verdict(), make_verdict()))
-    await bus.hop(item, "out", scored)
+    await bus.complete(item, "out", scored)
     (arrived,) = await take(bus, "out")
-    assert arrived.hop == scored
+    assert arrived.message == scored
 
 
 async def test_a_hop_sends_only_what_it_adds(redis_bus: RedisBus, redis_server: RedisServer) -> None:
     group = make_group(["long " * 5000] * 2)
     await redis_bus.publish("in", [group])
     (item,) = await take(redis_bus)
-    assert isinstance(item.hop, RolloutGroup)
+    assert isinstance(item.message, RolloutGroup)
     with Redis.from_url(redis_server.url) as client:
         before = client.info()["total_net_input_bytes"]
-        await redis_bus.hop(item, "out", ScoredGroup(rollout=item.hop, verdicts=(make_verdict(), make_verdict())))
+        await redis_bus.complete(
+            item, "out", ScoredGroup(rollout=item.message, verdicts=(make_verdict(), make_verdict()))
+        )
         assert client.info()["total_net_input_bytes"] - before < len(to_bytes(group)) / 10
 
 
 async def test_a_hop_without_result_only_ends_the_item(bus: Bus) -> None:
     await bus.publish("in", [make_failed()])
     (item,) = await take(bus)
-    assert await bus.hop(item, "out", None)
+    assert await bus.complete(item, "out", None)
     assert (await bus.depth("in"), await bus.depth("out")) == (0, 0)
 
 
-async def test_the_age_of_a_stream_is_that_of_its_oldest_item_in_hands_or_not(bus: Bus) -> None:
+async def test_the_age_of_a_stream_is_that_of_its_oldest_item_held_or_not(bus: Bus) -> None:
     assert await bus.age("in") == 0.0
     await bus.publish("in", [make_task()])
     await asyncio.sleep(0.1)
@@ -182,7 +184,7 @@ async def test_the_age_of_a_stream_is_that_of_its_oldest_item_in_hands_or_not(bu
     assert item.published_at < between
     begun, age, ended = time.time(), await bus.age("in"), time.time()
     assert begun - 0.01 <= item.published_at + age <= ended + 0.01  # Redis has whole milliseconds
-    await bus.hop(item, "out", None)
+    await bus.complete(item, "out", None)
     assert await bus.age("in") <= time.time() - between + 0.01
 
 
@@ -191,7 +193,7 @@ async def test_two_workers_that_finish_the_same_item_publish_once(bus: Ageing) -
     (slow,) = await take(bus, consumer="slow")
     again = await take_abandoned(bus, "quick")
     assert again.id == slow.id
-    won = [await bus.hop(item, "out", make_group()) for item in (again, slow)]
+    won = [await bus.complete(item, "out", make_group()) for item in (again, slow)]
     assert won == [True, False]
     assert await bus.depth("out") == 1
 
@@ -226,7 +228,7 @@ async def test_renewing_keeps_an_item(bus: Ageing) -> None:
 async def test_renewing_an_item_that_ended_does_not_bring_it_back(bus: Ageing) -> None:
     await bus.publish("in", [make_task()])
     items = await take(bus)
-    await bus.hop(items[0], "out", None)
+    await bus.complete(items[0], "out", None)
     await bus.renew("a", items)
     await bus.later(CLAIM_SECONDS)
     assert await take(bus, wait=0.05) == []
@@ -240,7 +242,7 @@ async def test_abandoned_items_are_found_behind_renewed_ones(bus: Ageing) -> Non
     found: set[int] = set()
     for _ in range(60):
         await bus.renew("busy", kept)
-        found |= {task_of(item.hop).index for item in await take(bus, consumer="b", count=1, wait=0.02)}
+        found |= {task_of(item.message).index for item in await take(bus, consumer="b", count=1, wait=0.02)}
         if len(found) == 5:
             break
     assert found == set(range(55, 60))
@@ -263,8 +265,8 @@ async def hop_all(bus: Bus, name: str, total: int, rng: random.Random) -> int:
             given += 1
             if rng.random() < 0.03:
                 await asyncio.sleep(BRIEF_SECONDS * 1.5)
-            assert isinstance(item.hop, PromptTask)
-            await bus.hop(item, "out", make_group(task=item.hop))
+            assert isinstance(item.message, PromptTask)
+            await bus.complete(item, "out", make_group(task=item.message))
     return given
 
 
@@ -301,7 +303,7 @@ async def test_a_message_that_cannot_be_read_does_not_stop_the_others(
     for fields in unreadable:
         await redis_bus._redis.xadd("{cepo}:in", fields)
     await redis_bus.publish("in", [make_task()])
-    assert [item.hop for item in await take(redis_bus)] == [make_task()]
+    assert [item.message for item in await take(redis_bus)] == [make_task()]
     assert sum("cannot be read" in line for line in caplog.messages) == 3
 
 
@@ -343,6 +345,6 @@ async def test_hundreds_of_hops_may_end_at_once(bus: Bus) -> None:
     items: list[Delivery] = []
     while len(items) < len(tasks):
         items += await bus.receive("in", "worker", len(tasks), 1.0)
-    assert all(await asyncio.gather(*(bus.hop(item, "out", item.hop) for item in items)))
+    assert all(await asyncio.gather(*(bus.complete(item, "out", item.message) for item in items)))
     assert await bus.depth("out") == len(tasks)
     assert await bus.depth("in") == 0

@@ -16,7 +16,7 @@ from cepo.errors import WireError
 from cepo.messages import groups as contracts
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
-from cepo.messages.wire import HOPS, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
+from cepo.messages.wire import STAGE_MESSAGES, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 from tests.helpers.factories import (
     POLICY,
@@ -45,7 +45,7 @@ SCALARS = {
     Int32Array: {F.TYPE_BYTES},
     Float32Array: {F.TYPE_BYTES},
 }
-HOP_EXAMPLES: list[Contract] = [make_task(), make_group(), make_scored(), make_evidenced(), make_failed()]
+EXAMPLES: list[Contract] = [make_task(), make_group(), make_scored(), make_evidenced(), make_failed()]
 GOLDEN = {
     "PromptTask": (
         "0a0372756e20012a110a0475736572120933202b2034203d203f3a01374a1754686520616e73776572206973207b616e7377"
@@ -165,10 +165,10 @@ def test_enums_have_the_same_members_and_numbers() -> None:
         assert dict(wrapper.items()) == ours
 
 
-@pytest.mark.parametrize("hop", HOP_EXAMPLES, ids=lambda h: type(h).__name__)
-def test_every_hop_survives_the_wire(hop: Contract) -> None:
-    assert from_bytes(type(hop), to_bytes(hop)) == hop
-    assert HOPS[type(hop).__name__] is type(hop)
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda h: type(h).__name__)
+def test_every_message_survives_the_wire(message: Contract) -> None:
+    assert from_bytes(type(message), to_bytes(message)) == message
+    assert STAGE_MESSAGES[type(message).__name__] is type(message)
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.__name__)
@@ -192,8 +192,8 @@ def test_random_groups_survive_the_wire() -> None:
             reference_answer=rng.choice(["", "7", "\u221a2 \u4e2d\n"]),
             teach_when=rng.choice(list(contracts.TeachWhen)),
         )
-        hop = make_evidenced([float(rng.randrange(2)) for _ in range(task.samples)], task)
-        assert from_bytes(EvidencedGroup, to_bytes(hop)) == hop
+        group = make_evidenced([float(rng.randrange(2)) for _ in range(task.samples)], task)
+        assert from_bytes(EvidencedGroup, to_bytes(group)) == group
 
 
 def test_an_absent_optional_field_stays_absent() -> None:
@@ -251,10 +251,10 @@ def test_an_enum_number_we_do_not_know_is_a_wire_error() -> None:
         from_proto(contracts.Verdict, message)
 
 
-@pytest.mark.parametrize("hop", HOP_EXAMPLES, ids=lambda h: type(h).__name__)
-def test_bytes_written_by_an_earlier_version_are_read(hop: Contract) -> None:
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda h: type(h).__name__)
+def test_bytes_written_by_an_earlier_version_are_read(message: Contract) -> None:
     """Should this fail, a field was renumbered or retyped: give new fields new numbers and a default instead."""
-    assert from_bytes(type(hop), bytes.fromhex(GOLDEN[type(hop).__name__])) == hop
+    assert from_bytes(type(message), bytes.fromhex(GOLDEN[type(message).__name__])) == message
 
 
 def test_a_failed_group_keeps_its_task() -> None:

@@ -38,7 +38,7 @@ def test_an_average_teaches_through_a_killed_trainer(tmp_path: Path) -> None:
         with held(run_dir):
             addresses = json.loads((run_dir / "services.json").read_text())
             assert set(addresses["http"]) == set(addresses["grpc"]) == {"trainer", "rollout", "verifier"}
-            assert 'cepo_groups_in_hand{stage="teach"}' in asked(f"{addresses['http']['trainer']}/metrics")
+            assert 'cepo_groups_in_progress{stage="teach"}' in asked(f"{addresses['http']['trainer']}/metrics")
             kill("trainer", run_dir)
         printed, _ = process.communicate()
     assert process.returncode == 0, printed

@@ -193,9 +193,9 @@ async def test_groups_pass_from_the_verify_stream_to_the_teach_stream(verifier: 
     found: list[ScoredGroup] = []
     while len(found) < 5:
         for item in await bus.receive("teach", "test", 5, 1.0):
-            assert isinstance(item.hop, ScoredGroup)
-            found.append(item.hop)
-            await bus.hop(item, "nowhere", None)
+            assert isinstance(item.message, ScoredGroup)
+            found.append(item.message)
+            await bus.complete(item, "nowhere", None)
     assert sorted(group.task.index for group in found) == [0, 1, 2, 3, 4]
     assert all([verdict.reward for verdict in group.verdicts] == [1.0, 0.0] for group in found)
     await bus.close()

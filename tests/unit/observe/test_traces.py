@@ -14,7 +14,7 @@ from cepo.errors import UserError
 from cepo.messages.groups import RolloutGroup, Stage
 from cepo.service.metrics import StageMetrics
 from cepo.service.stage import StageLoop
-from cepo.service.telemetry import JsonFormatter, Passage, logged
+from cepo.service.telemetry import DeliveryTrace, JsonFormatter, logged
 from cepo.service.tracing import TRACER, root_span_id, trace_id
 from cepo.testing import MemoryBus
 from tests.helpers.factories import POLICY, make_task
@@ -98,14 +98,14 @@ def test_log_lines_carry_the_ids_of_the_work_and_its_trace_while_there_is_one(co
 
 def test_nothing_is_sent_without_an_endpoint() -> None:
     assert not TRACER.on
-    Passage(StageMetrics(Stage.ROLLOUT), 0.0, 1).trace(make_task(), Stage.ROLLOUT)
+    DeliveryTrace(StageMetrics(Stage.ROLLOUT), 0.0, 1).send(make_task(), Stage.ROLLOUT)
 
 
 def test_a_collector_that_is_not_there_costs_nothing_but_a_log_line(free_port: Callable[[], int]) -> None:
     TRACER.start("toy", f"http://127.0.0.1:{free_port()}")
     try:
-        passage = Passage(StageMetrics(Stage.ROLLOUT), 0.0, 1)
-        passage.trace(make_task(), Stage.ROLLOUT)
+        trace = DeliveryTrace(StageMetrics(Stage.ROLLOUT), 0.0, 1)
+        trace.send(make_task(), Stage.ROLLOUT)
     finally:
         TRACER.stop()
     assert not TRACER.on

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cepo.errors import EngineDown, UserError
-from cepo.messages.groups import GroupFailed, Hop, Outcome, PromptTask, Purpose, RolloutGroup, Stage, TeachWhen
+from cepo.messages.groups import GroupFailed, Outcome, PromptTask, Purpose, RolloutGroup, Stage, StageMessage, TeachWhen
 from cepo.service.bus import Delivery, RedisBus, ready
 from cepo.service.stage import Handler, StageLoop, destination, task_of
 from cepo.testing import MemoryBus
@@ -20,8 +20,8 @@ CLAIM_SECONDS = 0.1
 SPREAD = {"teach_when": TeachWhen.REWARD_SPREAD}
 
 
-async def sample(hop: Hop) -> Hop:
-    return make_group(task=task_of(hop))
+async def sample(message: StageMessage) -> StageMessage:
+    return make_group(task=task_of(message))
 
 
 @asynccontextmanager
@@ -39,10 +39,10 @@ async def working(
             stop.set()
 
 
-async def arrived(bus: MemoryBus, stream: str, count: int = 1) -> list[Hop]:
+async def arrived(bus: MemoryBus, stream: str, count: int = 1) -> list[StageMessage]:
     while await bus.depth(stream) < count:
         await asyncio.sleep(0.005)
-    return [item.hop for item in await bus.receive(stream, "test", count, 0)]
+    return [item.message for item in await bus.receive(stream, "test", count, 0)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def arrived(bus: MemoryBus, stream: str, count: int = 1) -> list[Hop]:
         (Stage.VERIFY, make_scored([0, 0]), "teach"),
     ],
 )
-def test_a_result_follows_the_route_of_its_task(stage: Stage, result: Hop, stream: str) -> None:
+def test_a_result_follows_the_route_of_its_task(stage: Stage, result: StageMessage, stream: str) -> None:
     assert destination(stage, result) == stream
 
 
@@ -86,12 +86,12 @@ async def test_results_arrive_at_the_next_stage_and_the_input_is_gone() -> None:
 async def test_a_failure_is_tried_again() -> None:
     bus, attempts = MemoryBus(CLAIM_SECONDS), 0
 
-    async def flaky(hop: Hop) -> Hop:
+    async def flaky(message: StageMessage) -> StageMessage:
         nonlocal attempts
         attempts += 1
         if attempts < 3:
             raise RuntimeError("not yet")
-        return await sample(hop)
+        return await sample(message)
 
     await bus.publish("rollout", [make_task()])
     async with working(bus, flaky, max_deliveries=100):
@@ -103,7 +103,7 @@ async def test_a_failure_is_tried_again() -> None:
 async def test_a_group_that_fails_to_the_limit_is_closed_as_failed() -> None:
     bus, attempts = MemoryBus(CLAIM_SECONDS), 0
 
-    async def broken(hop: Hop) -> Hop:
+    async def broken(message: StageMessage) -> StageMessage:
         nonlocal attempts
         attempts += 1
         raise RuntimeError("no engine")
@@ -131,7 +131,7 @@ async def test_a_group_whose_workers_crash_is_closed_as_failed_without_another_a
 async def test_what_a_user_caused_is_not_tried_again() -> None:
     bus, attempts = MemoryBus(CLAIM_SECONDS), 0
 
-    async def refuse(hop: Hop) -> Hop:
+    async def refuse(message: StageMessage) -> StageMessage:
         nonlocal attempts
         attempts += 1
         raise UserError("the prompt is too long")
@@ -147,10 +147,10 @@ async def test_what_a_user_caused_is_not_tried_again() -> None:
 async def test_a_failing_group_does_not_hold_up_the_others() -> None:
     bus = MemoryBus(CLAIM_SECONDS)
 
-    async def broken_for_one(hop: Hop) -> Hop:
-        if task_of(hop).index == 3:
+    async def broken_for_one(message: StageMessage) -> StageMessage:
+        if task_of(message).index == 3:
             raise RuntimeError("bad prompt")
-        return await sample(hop)
+        return await sample(message)
 
     await bus.publish("rollout", [make_task(index=i) for i in range(8)])
     async with working(bus, broken_for_one):
@@ -158,16 +158,16 @@ async def test_a_failing_group_does_not_hold_up_the_others() -> None:
         assert len(await arrived(bus, ready("run"))) == 1
 
 
-async def test_no_more_groups_are_in_hand_than_allowed() -> None:
+async def test_no_more_groups_are_in_progress_than_allowed() -> None:
     bus, now, most = MemoryBus(CLAIM_SECONDS), 0, 0
 
-    async def count(hop: Hop) -> Hop:
+    async def count(message: StageMessage) -> StageMessage:
         nonlocal now, most
         now += 1
         most = max(most, now)
         await asyncio.sleep(0.01)
         now -= 1
-        return await sample(hop)
+        return await sample(message)
 
     await bus.publish("rollout", [make_task(index=i) for i in range(20)])
     async with working(bus, count, concurrency=3):
@@ -190,12 +190,12 @@ async def test_work_longer_than_the_claim_time_is_done_once() -> None:
 
     bus, attempts = Renewed(), 0
 
-    async def slow(hop: Hop) -> Hop:
+    async def slow(message: StageMessage) -> StageMessage:
         nonlocal attempts
         attempts += 1
         while bus.renewals < 8:
             await asyncio.sleep(0.01)
-        return await sample(hop)
+        return await sample(message)
 
     await bus.publish("rollout", [make_task()])
     async with working(bus, slow), working(bus, slow):
@@ -203,13 +203,13 @@ async def test_work_longer_than_the_claim_time_is_done_once() -> None:
     assert attempts == 1
 
 
-async def test_stopping_finishes_what_is_in_hand_and_takes_nothing_new() -> None:
+async def test_stopping_finishes_what_is_in_progress_and_takes_nothing_new() -> None:
     bus, begun = MemoryBus(CLAIM_SECONDS), asyncio.Event()
 
-    async def slow(hop: Hop) -> Hop:
+    async def slow(message: StageMessage) -> StageMessage:
         begun.set()
         await asyncio.sleep(CLAIM_SECONDS * 3)
-        return await sample(hop)
+        return await sample(message)
 
     await bus.publish("rollout", [make_task(index=i) for i in range(4)])
     async with working(bus, slow, concurrency=2) as stop:
@@ -223,9 +223,9 @@ async def test_a_bus_that_fails_to_renew_ends_the_loop() -> None:
         async def renew(self, consumer: str, deliveries: object) -> None:
             raise ConnectionError("gone")
 
-    async def forever(hop: Hop) -> Hop:
+    async def forever(message: StageMessage) -> StageMessage:
         await asyncio.sleep(60)
-        return hop
+        return message
 
     bus = Broken(CLAIM_SECONDS)
     await bus.publish("rollout", [make_task()])
@@ -236,10 +236,10 @@ async def test_a_bus_that_fails_to_renew_ends_the_loop() -> None:
 
 
 async def test_a_loop_ends_whatever_the_redis_client_is_doing(redis_server: RedisServer) -> None:
-    async def wait(hop: Hop) -> Hop:
+    async def wait(message: StageMessage) -> StageMessage:
         begun.set()
         await stop.wait()
-        return await sample(hop)
+        return await sample(message)
 
     for i in range(10):
         bus, begun, stop = RedisBus(redis_server.url), asyncio.Event(), asyncio.Event()
@@ -257,7 +257,7 @@ async def test_a_loop_ends_whatever_the_redis_client_is_doing(redis_server: Redi
 
 
 @pytest.mark.parametrize("make", [make_task, make_group, make_scored, make_evidenced, make_failed])
-def test_every_message_knows_its_task(make: Callable[[], Hop]) -> None:
+def test_every_message_knows_its_task(make: Callable[[], StageMessage]) -> None:
     assert isinstance(task_of(make()), PromptTask)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cepo.messages.groups import EvidencedGroup, GroupFailed, Hop, PolicyProof, PromptTask, Purpose, Stage
+from cepo.messages.groups import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, Purpose, Stage, StageMessage
 from cepo.service.bus import ready
 from cepo.testing import MemoryBus
 from services.trainer.collector import Collector
@@ -80,9 +80,13 @@ async def test_a_group_that_was_not_asked_for_is_dropped(changes: dict[str, obje
 
 async def test_failed_groups_close_the_count() -> None:
     bus = MemoryBus()
-    hops: list[Hop] = [make_failed(TASKS[0]), make_evidenced(task=TASKS[1]), make_failed(TASKS[2], Stage.TEACH)]
-    await bus.publish(READY, hops)
-    assert await taken(make_collector(bus)) == hops
+    sent: list[StageMessage] = [
+        make_failed(TASKS[0]),
+        make_evidenced(task=TASKS[1]),
+        make_failed(TASKS[2], Stage.TEACH),
+    ]
+    await bus.publish(READY, sent)
+    assert await taken(make_collector(bus)) == sent
 
 
 async def test_a_group_that_skipped_the_teacher_has_no_evidence() -> None:

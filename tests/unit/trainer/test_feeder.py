@@ -155,7 +155,7 @@ async def test_tasks_arrive_on_the_rollout_stream() -> None:
     tasks = feeder.tasks(0, POLICY, POLICY)
     await feeder.publish(tasks)
     await feeder.publish(())
-    assert [item.hop for item in await bus.receive("rollout", "w", 10, 0)] == list(tasks)
+    assert [item.message for item in await bus.receive("rollout", "w", 10, 0)] == list(tasks)
 
 
 def test_the_reward_travels_with_training_tasks_alone() -> None:
