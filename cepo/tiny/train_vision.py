@@ -1,7 +1,7 @@
 """Supervised training of the tiny vision-language model: `python -m cepo.tiny.train_vision OUT`.
 
 As in `cepo.tiny.train`, the first steps train on mostly correct solutions, the rest on the full mixture of wrong steps
-and hints. The model learns to read the numbers in the figure, because nothing else in the prompt contains them.
+and hints. Only the figure contains the numbers of a problem, so the model learns to read them there.
 
 Legend: B sequences, T tokens of the longest sequence, N response tokens, D hidden size, V vocabulary size.
 """

@@ -1,4 +1,4 @@
-"""Warms up the fork server, the process that workers are forked from; nothing else imports this module.
+"""Warms up the fork server, the process that workers are forked from. Only the fork server imports this module.
 
 The algebra imports modules and builds tables on first use. They exist before a worker starts, so no item
 waits for them.
