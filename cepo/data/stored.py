@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from cepo.data.problems import Problem, Problems
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message
-from cepo.run.folder import Excluded, RunDir, replace_file
+from cepo.net.files import replace_file
+from cepo.run.folder import Excluded, RunDir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,6 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef
+from cepo.net.files import replace_file
 from cepo.prompts.pixels import upright
 
 MAX_IMAGES = 16
@@ -91,9 +91,7 @@ class ImageStore:
         missing = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._made += [*reversed(missing), path]
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(data)
-        scratch.rename(path)
+        replace_file(path, data)
         self._bytes += len(data)
 
     def read(self, image: ImageRef) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from cepo.errors import UserError
+from cepo.net.files import replace_file
 from cepo.run.lines import Lines, Row, parsed
 
 if TYPE_CHECKING:
@@ -143,10 +144,3 @@ def _append(path: Path, rows: Sequence[Row]) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step: a reader gets the old content or the new content, never a part."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(content)
-    scratch.rename(path)

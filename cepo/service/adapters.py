@@ -24,6 +24,7 @@ from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.messages.wire import to_proto
 from cepo.net.auth import Tokens
 from cepo.net.connections import channel
+from cepo.net.files import replace_folder
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.service.bus import Bus
@@ -62,17 +63,10 @@ def chunks(folder: Path) -> Iterator[services_pb2.PolicyChunk]:
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes an adapter atomically: temporary folder, fsync, rename."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for name in FILES:
-        with (scratch / name).open("wb") as file:
-            file.write(files[name])
-            file.flush()
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    """Writes an adapter; its folder appears once it is complete."""
+    with replace_folder(folder) as scratch:
+        for name in FILES:
+            (scratch / name).write_bytes(files[name])
 
 
 async def fetch_from_trainer(settings: Settings, policy: PolicyRef) -> dict[str, bytes]:

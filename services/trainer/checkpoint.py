@@ -7,7 +7,6 @@ the learning rate are functions of the step and are not stored.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from cepo.errors import UserError
 from cepo.messages.groups import PolicyRef
+from cepo.net.files import replace_folder
 from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pinned, Pipeline
 from services.trainer.publisher import Expected, Publisher
@@ -79,15 +79,8 @@ class Checkpoints:
             **self._learner.state_dict(),
         }
         folder = self._folder / f"step-{pipeline.next_step:06d}"
-        scratch = folder.with_name(f".{folder.name}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        with (scratch / FILE).open("wb") as file:
+        with replace_folder(folder) as scratch, (scratch / FILE).open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
         for old in self._saved()[: -self._keep]:
             shutil.rmtree(old)
         self._named = set().union(*map(_named, self._saved()))
