@@ -56,14 +56,14 @@ def taught(lesson: Lesson, ask: Ask, applicable_B: Tensor) -> Lesson:
     teacher_BTV = lesson.teacher_BTV.log_softmax(-1)
     where_BT = lesson.batch.mask_BT.bool() & applicable_B[:, None]
     sampled_BT = teacher_BTV.gather(-1, lesson.target_BT[..., None]).squeeze(-1)
-    found = EvidenceTensors(torch.where(where_BT, sampled_BT, 0.0), applicable_B)
+    evidence = EvidenceTensors(torch.where(where_BT, sampled_BT, 0.0), applicable_B)
     if ask.want is Want.DISTRIBUTION:
         whose_BTV = lesson.student_BTV.detach() if ask.support is Weights.POLICY else teacher_BTV
         ids_BTk = whose_BTV.topk(min(ask.top or VOCABULARY, VOCABULARY)).indices
         top_BTk = teacher_BTV.gather(-1, ids_BTk)
         ids_BTk, top_BTk = ids_BTk * where_BT[..., None], torch.where(where_BT[..., None], top_BTk, 0.0)
-        found = replace(found, top_ids_BTk=ids_BTk, top_logp_BTk=top_BTk)
-    return replace(lesson, batch=replace(lesson.batch, evidence={ask: found}))
+        evidence = replace(evidence, top_ids_BTk=ids_BTk, top_logp_BTk=top_BTk)
+    return replace(lesson, batch=replace(lesson.batch, evidence={ask: evidence}))
 
 
 def softmax(logits: Sequence[float]) -> list[float]:

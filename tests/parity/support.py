@@ -153,9 +153,9 @@ class Distributed:
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
         valid_BT = self.mask_BT.bool()
-        found_N = rule(self.logits_BTV[valid_BT], self.target_BT[valid_BT], *(rows[valid_BT] for rows in inputs_BT))
-        spread_BT = torch.zeros(*valid_BT.shape, *found_N.shape[1:], dtype=found_N.dtype)
-        return spread_BT.index_put(valid_BT.nonzero(as_tuple=True), found_N)
+        value_N = rule(self.logits_BTV[valid_BT], self.target_BT[valid_BT], *(rows[valid_BT] for rows in inputs_BT))
+        spread_BT = torch.zeros(*valid_BT.shape, *value_N.shape[1:], dtype=value_N.dtype)
+        return spread_BT.index_put(valid_BT.nonzero(as_tuple=True), value_N)
 
 
 def loop_group_advantage(

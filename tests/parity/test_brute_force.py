@@ -38,17 +38,17 @@ SEEDS = range(6)
 def test_group_advantage_is_equation_1(seed: int, scale: Any) -> None:
     batch = random_sample(seed).batch
     expected = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist(), scale=scale)
-    found = group_advantage(batch.reward_B, batch.group_B, scale=scale)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    assert found.count_nonzero() == 7  # three of the group with a failed reward, and the mixed one
+    adv_B = group_advantage(batch.reward_B, batch.group_B, scale=scale)
+    torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert adv_B.count_nonzero() == 7  # three of the group with a failed reward, and the mixed one
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-4, 0.5])
 def test_group_advantage_adds_eps_to_the_unbiased_deviation(eps: float) -> None:
     reward_B = torch.tensor([1.0, 0.25, 0.0])
     expected = loop_group_advantage(reward_B.tolist(), [0, 0, 0], eps=eps)
-    found = group_advantage(reward_B, torch.zeros(3, dtype=torch.long), eps=eps)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=0)
+    adv_B = group_advantage(reward_B, torch.zeros(3, dtype=torch.long), eps=eps)
+    torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=0)
 
 
 def test_groups_are_found_by_id_and_not_by_position() -> None:
@@ -102,8 +102,8 @@ def test_advantages_of_a_method_are_its_equations(seed: int, method: type[Cepo] 
     adv_BT = [[a * valid for valid in mask] for a, mask in zip(adv_B, batch.mask_BT.tolist(), strict=True)]
     plus, minus = (logp_BT.tolist() for logp_BT in both(batch))
     expected = loop_reweight(adv_BT, plus, minus, 0.8 * max(0.0, 1 - step / 10), 0.4)
-    found = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step).adv_BT
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    actual_BT = method(lam=0.8, eps_w=0.4, decay_steps=10).advantages(batch, step).adv_BT
+    torch.testing.assert_close(actual_BT, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [Grpo, Rlsd, Cepo])
@@ -114,8 +114,8 @@ def test_options_of_the_group_advantage_reach_it(method: type[Algorithm]) -> Non
         ({"advantage_scale": "none"}, loop_group_advantage(rewards, groups, scale="none")),
         ({"advantage_eps": 0.5}, loop_group_advantage(rewards, groups, eps=0.5)),
     ):
-        found = method(**options).advantages(make_batch(batch.mask_BT, batch.reward_B, batch.group_B), 0).adv_BT
-        torch.testing.assert_close(found, torch.tensor(expected)[:, None] * batch.mask_BT, rtol=1e-4, atol=1e-6)
+        adv_BT = method(**options).advantages(make_batch(batch.mask_BT, batch.reward_B, batch.group_B), 0).adv_BT
+        torch.testing.assert_close(adv_BT, torch.tensor(expected)[:, None] * batch.mask_BT, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dual", [None, 1.5, 3.0])
@@ -126,8 +126,8 @@ def test_surrogate_terms_are_ppo_with_dual_clip(seed: int, dual: float | None) -
     expected, _ = loop_surrogate(
         sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), adv_BT.tolist(), low=0.2, high=0.28, dual=dual
     )
-    found = clipped_terms(sample.logp_BT, sample.logp_old_BT, adv_BT, clip_low=0.2, clip_high=0.28, dual_clip=dual)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    terms_BT = clipped_terms(sample.logp_BT, sample.logp_old_BT, adv_BT, clip_low=0.2, clip_high=0.28, dual_clip=dual)
+    torch.testing.assert_close(terms_BT, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -167,8 +167,8 @@ def test_aggregation_divides_by_the_totals_it_is_given(aggregation: Any) -> None
     sample = random_sample(0)
     loss_BT, mask_BT = sample.logp_BT, sample.batch.mask_BT
     weights = loop_token_weights(mask_BT.tolist(), aggregation, tokens=400, sequences=31, max_tokens=64)
-    found = aggregate(loss_BT, mask_BT, aggregation, Totals(400, 31, 64))
-    assert float(found) == pytest.approx(loop_sum(weights, loss_BT.tolist()), rel=1e-5)
+    loss = aggregate(loss_BT, mask_BT, aggregation, Totals(400, 31, 64))
+    assert float(loss) == pytest.approx(loop_sum(weights, loss_BT.tolist()), rel=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", [Grpo(), Rlsd(), Cepo(dual_clip=3.0, aggregation="seq-mean-token-mean")])
@@ -188,8 +188,8 @@ def test_a_method_from_rewards_to_loss_is_its_equations(algorithm: PolicyGradien
         masks, algorithm.aggregation, tokens=totals.tokens, sequences=totals.sequences, max_tokens=totals.max_tokens
     )
     student = Scored(sample.logp_BT)
-    found = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0).adv_BT, batch)
-    assert float(found.loss) == pytest.approx(loop_sum(weights, losses), rel=1e-4)
+    output = algorithm.loss(student, sample.logp_old_BT, batch, algorithm.advantages(batch, 0).adv_BT, batch)
+    assert float(output.loss) == pytest.approx(loop_sum(weights, losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -197,20 +197,20 @@ def test_contrast_with_several_wrong_hints_is_a_loop_over_sequences_and_tokens(s
     algorithm = Cepo(wrong_hints=3, lam=0.7, eps_w=0.4, no_negative="grpo", modulate_all_wrong=False)
     sample, random = random_sample(seed).batch, torch.Generator().manual_seed(seed)
     accuracy_B = sample.accuracy_B * (sample.group_B != 3)  # one group without a correct answer
-    found = [
+    evidence = [
         EvidenceTensors(-3 * torch.rand(sample.mask_BT.shape, generator=random), torch.rand(13, generator=random) < 0.7)
         for _ in algorithm.asks
     ]
-    batch = replace(sample, accuracy_B=accuracy_B, evidence=dict(zip(algorithm.asks, found, strict=True)))
+    batch = replace(sample, accuracy_B=accuracy_B, evidence=dict(zip(algorithm.asks, evidence, strict=True)))
     adv_B = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist())
     right = {int(group) for group, accuracy in zip(batch.group_B, accuracy_B, strict=True) if accuracy >= 0.5}
     expected = torch.zeros_like(batch.mask_BT)
     for row in range(batch.size):
-        wrong = [one.logp_BT[row].tolist() for one in found[1:] if one.applicable_B[row]]
+        wrong = [ask_evidence.logp_BT[row].tolist() for ask_evidence in evidence[1:] if ask_evidence.applicable_B[row]]
         for t in range(len(batch.response_ids[row])):
             multiplier = 1.0
-            if wrong and found[0].applicable_B[row] and int(batch.group_B[row]) in right:
-                delta = float(found[0].logp_BT[row, t]) - sum(logps[t] for logps in wrong) / len(wrong)
+            if wrong and evidence[0].applicable_B[row] and int(batch.group_B[row]) in right:
+                delta = float(evidence[0].logp_BT[row, t]) - sum(logps[t] for logps in wrong) / len(wrong)
                 sign = (adv_B[row] > 0) - (adv_B[row] < 0)
                 multiplier = 0.3 + 0.7 * min(max(math.exp(sign * delta), 0.6), 1.4)
             expected[row, t] = adv_B[row] * multiplier

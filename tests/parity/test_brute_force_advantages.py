@@ -49,10 +49,10 @@ def valid(rows_BT: Tensor, mask_BT: Tensor) -> list[list[float]]:
     return [row[mask.bool()].tolist() for row, mask in zip(rows_BT, mask_BT, strict=True)]
 
 
-def assert_rows(found_BT: Tensor, mask_BT: Tensor, expected: list[list[float]]) -> None:
-    assert not found_BT[~mask_BT.bool()].any()
-    for row, (found, wanted) in enumerate(zip(valid(found_BT, mask_BT), expected, strict=True)):
-        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5), row
+def assert_rows(actual_BT: Tensor, mask_BT: Tensor, expected: list[list[float]]) -> None:
+    assert not actual_BT[~mask_BT.bool()].any()
+    for row, (values, expected_values) in enumerate(zip(valid(actual_BT, mask_BT), expected, strict=True)):
+        assert values == pytest.approx(expected_values, rel=1e-4, abs=1e-5), row
 
 
 def token_rewards(seed: int, *, holes: bool) -> tuple[Tensor, Tensor, list[bool]]:
@@ -82,8 +82,8 @@ def test_group_advantage_divides_by_the_chosen_deviation(seed: int, scale: Any, 
             continue
         spread = group if scale == "std" else [r for r in rewards if math.isfinite(r)]
         expected.append((reward - sum(group) / len(group)) / (deviation(spread, correction) + 1e-6))
-    found = group_advantage(batch.reward_B, batch.group_B, scale=scale, correction=correction)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    adv_B = group_advantage(batch.reward_B, batch.group_B, scale=scale, correction=correction)
+    torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -94,8 +94,8 @@ def test_rloo_is_the_reward_minus_the_mean_of_the_others(seed: int) -> None:
     for i, reward in enumerate(rewards):
         others = [r for j, r in enumerate(rewards) if j != i and groups[j] == groups[i] and math.isfinite(r)]
         expected.append(reward - sum(others) / len(others) if others and math.isfinite(reward) else 0.0)
-    found = rloo_advantage(batch.reward_B, batch.group_B)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    adv_B = rloo_advantage(batch.reward_B, batch.group_B)
+    torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -108,9 +108,9 @@ def test_pass_at_k_credits_the_best_alone_with_its_lead_over_the_second(seed: in
         ranked = sorted(peers(rewards, groups, i), reverse=True)
         leads = len(ranked) >= 2 and reward == ranked[0]
         expected.append((ranked[0] - ranked[1]) / (deviation(ranked) + 1e-6) if leads else 0.0)
-    found = pass_at_k_advantage(reward_B, batch.group_B)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    assert found.count_nonzero() == 3
+    adv_B = pass_at_k_advantage(reward_B, batch.group_B)
+    torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert adv_B.count_nonzero() == 3
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -145,8 +145,8 @@ def test_reinforce_plus_plus_baseline_is_the_centred_reward_of_every_token_white
     white = iter(loop_whiten(spread))
     expected = [[0.0] * n if c is None else next(white) for c, n in zip(centred, lengths, strict=True)]
     assert centred.count(None) == 2  # the failed sample and the one without a peer
-    found = reinforce_plus_plus_baseline_advantage(batch.reward_B, batch.group_B, mask_BT)
-    assert_rows(found, mask_BT, expected)
+    adv_BT = reinforce_plus_plus_baseline_advantage(batch.reward_B, batch.group_B, mask_BT)
+    assert_rows(adv_BT, mask_BT, expected)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.99, 0.95), (1.0, 0.0), (0.9, 0.5)])

@@ -102,8 +102,10 @@ def test_loss_and_gradient_are_the_equation_written_out(seed: int, name: str, ag
     losses, gradients = torch.zeros_like(mask_BT).tolist(), torch.zeros_like(mask_BT).tolist()
     for row, length in enumerate(int(n) for n in mask_BT.sum(dim=1)):
         columns = (sample.logp_BT[row, :length], sample.logp_old_BT[row, :length], adv_BT[row, :length])
-        found, slopes = loop(list(zip(*(column.tolist() for column in columns), strict=True))) if length else ([], [])
-        losses[row][:length] = found
+        row_losses, slopes = (
+            loop(list(zip(*(column.tolist() for column in columns), strict=True))) if length else ([], [])
+        )
+        losses[row][:length] = row_losses
         gradients[row][:length] = [
             math.fsum(weights[row][i] * slopes[i][j] for i in range(length)) for j in range(length)
         ]
@@ -119,7 +121,7 @@ def test_loss_and_gradient_are_the_equation_written_out(seed: int, name: str, ag
 @pytest.mark.parametrize("seed", SEEDS)
 def test_kl_at_the_sampled_token_is_its_formula(seed: int, form: Any) -> None:
     sample = random_sample(seed)
-    for logp, ref, found in zip(
+    for logp, ref, kl in zip(
         sample.logp_BT.flatten().tolist(),
         sample.logp_old_BT.flatten().tolist(),
         kl_terms(sample.logp_BT, sample.logp_old_BT, form).flatten().tolist(),
@@ -128,7 +130,7 @@ def test_kl_at_the_sampled_token_is_its_formula(seed: int, form: Any) -> None:
         d, q = logp - ref, bound(ref - logp)
         k3 = min(max(math.exp(q) - q - 1, -10.0), 10.0)
         expected = {"kl": d, "abs": abs(d), "mse": d * d / 2, "low_var_kl": k3}[form]
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert kl == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -136,13 +138,13 @@ def test_kl_as_reward_is_taken_off_each_valid_token(seed: int) -> None:
     sample = random_sample(seed)
     mask_BT, reward_BT = sample.batch.mask_BT, torch.ones_like(sample.logp_BT)
     logp_BT = sample.logp_BT.clone().requires_grad_()
-    found = apply_kl_penalty(reward_BT, logp_BT, sample.logp_old_BT, mask_BT, coef=0.1, form="mse")
+    penalised_BT = apply_kl_penalty(reward_BT, logp_BT, sample.logp_old_BT, mask_BT, coef=0.1, form="mse")
     expected = [
         [(1 - 0.1 * (p - r) ** 2 / 2) * m for p, r, m in zip(*rows, strict=True)]
         for rows in zip(sample.logp_BT.tolist(), sample.logp_old_BT.tolist(), mask_BT.tolist(), strict=True)
     ]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    assert not found.requires_grad
+    torch.testing.assert_close(penalised_BT, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert not penalised_BT.requires_grad
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -155,11 +157,11 @@ def test_value_loss_is_half_the_larger_squared_error_and_has_no_gradient_where_c
         value_clipped(value, old, target, clip_range=0.5),
     )
     loss.sum().backward()
-    found, slopes = loss.detach().flatten().tolist(), value.grad.flatten().tolist()
+    losses, slopes = loss.detach().flatten().tolist(), value.grad.flatten().tolist()
     assert 0 < clipped_BT.sum() < 40
     rows = zip(*(column.flatten().tolist() for column in (value, old, target)), strict=True)
     for i, (v, o, r) in enumerate(rows):
         free, bounded = (v - r) ** 2, (min(max(v, o - 0.5), o + 0.5) - r) ** 2
-        assert found[i] == pytest.approx(max(free, bounded) / 2, rel=1e-4, abs=1e-6)
+        assert losses[i] == pytest.approx(max(free, bounded) / 2, rel=1e-4, abs=1e-6)
         assert slopes[i] == pytest.approx(0.0 if bounded > free else v - r, rel=1e-4, abs=1e-6)
         assert bool(clipped_BT[i]) == (bounded > free)

@@ -36,7 +36,7 @@ def case_id(case: dict[str, Any]) -> str:
 def test_loss_bonus_and_gradient_reproduce_the_published_code(case: dict[str, Any]) -> None:
     embedding_BD = EMBEDDING_BD.clone().requires_grad_()
     drawn = case.get("sampled_positive_index")
-    found = contrastive_loss(
+    result = contrastive_loss(
         embedding_BD,
         CORRECT_B,
         GROUP_B,
@@ -49,11 +49,11 @@ def test_loss_bonus_and_gradient_reproduce_the_published_code(case: dict[str, An
         floor=RELEASED_FLOOR,
         positive_B=None if drawn is None else torch.tensor(drawn),
     )
-    torch.testing.assert_close(found.loss_B.detach(), tensor(case["individual_loss"]), rtol=1e-5, atol=1e-5)
-    assert found.loss.item() == pytest.approx(case["loss"], rel=1e-5)
-    bonus_B = contrastive_bonus(found.loss_B, CORRECT_B, weight=0.2, constant=INPUTS["constant_reward"])
+    torch.testing.assert_close(result.loss_B.detach(), tensor(case["individual_loss"]), rtol=1e-5, atol=1e-5)
+    assert result.loss.item() == pytest.approx(case["loss"], rel=1e-5)
+    bonus_B = contrastive_bonus(result.loss_B, CORRECT_B, weight=0.2, constant=INPUTS["constant_reward"])
     torch.testing.assert_close(bonus_B, tensor(case["contrastive_rewards_lambda0.2"]), rtol=1e-5, atol=1e-5)
-    found.loss.backward()
+    result.loss.backward()
     if "grad_embeddings" in case:
         torch.testing.assert_close(embedding_BD.grad, tensor(case["grad_embeddings"]), rtol=1e-4, atol=1e-5)
 
@@ -118,15 +118,15 @@ def loop_loss(
 def test_the_exact_loss_is_its_equation(seed: int, contrast: Any, level: Any) -> None:
     embedding_BD, correct_B, group_B = random_case(seed)
     positive_B = draw_positives(correct_B, group_B, level=level, generator=torch.Generator().manual_seed(seed))
-    found = contrastive_loss(
+    result = contrastive_loss(
         embedding_BD, correct_B, group_B, contrast=contrast, level=level, temperature=0.2, positive_B=positive_B
     )
     rows = embedding_BD.tolist(), correct_B.tolist(), group_B.tolist()
     expected = [loop_loss(*rows, anchor, contrast, level, int(positive_B[anchor])) for anchor in range(13)]
-    assert found.anchor_B.tolist() == [loss is not None for loss in expected]
-    torch.testing.assert_close(found.loss_B, torch.tensor([loss or 0.0 for loss in expected]), rtol=1e-4, atol=1e-5)
+    assert result.anchor_B.tolist() == [loss is not None for loss in expected]
+    torch.testing.assert_close(result.loss_B, torch.tensor([loss or 0.0 for loss in expected]), rtol=1e-4, atol=1e-5)
     anchors = [loss for loss in expected if loss is not None]
-    assert float(found.loss) == pytest.approx(math.fsum(anchors) / max(1, len(anchors)), rel=1e-4)
+    assert float(result.loss) == pytest.approx(math.fsum(anchors) / max(1, len(anchors)), rel=1e-4)
 
 
 def test_the_exact_loss_has_no_floor_for_far_positives() -> None:
@@ -172,11 +172,11 @@ def test_no_anchors_give_bonus_0_and_a_loss_that_backward_accepts(name: str, con
     head = ProjectionHead(6, 4, kind="mlp")
     embedding_BD = head(torch.randn(len(correct_B), 6, generator=torch.Generator().manual_seed(0)))
     positive_B = draw_positives(correct_B, group_B)
-    found = contrastive_loss(embedding_BD, correct_B, group_B, contrast=contrast, floor=floor, positive_B=positive_B)
-    found.loss.backward()
-    assert found.loss == 0
-    assert not found.anchor_B.any()
-    assert not contrastive_bonus(found.loss_B, correct_B).any()
+    result = contrastive_loss(embedding_BD, correct_B, group_B, contrast=contrast, floor=floor, positive_B=positive_B)
+    result.loss.backward()
+    assert result.loss == 0
+    assert not result.anchor_B.any()
+    assert not contrastive_bonus(result.loss_B, correct_B).any()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
 
 
@@ -184,11 +184,11 @@ def test_no_anchors_give_bonus_0_and_a_loss_that_backward_accepts(name: str, con
 def test_without_skipping_trivial_anchors_the_exact_loss_still_needs_a_positive(contrast: Any) -> None:
     embedding_BD, correct_B, group_B = random_case(1)
     positive_B = draw_positives(correct_B, group_B)
-    found = contrastive_loss(
+    result = contrastive_loss(
         embedding_BD, correct_B, group_B, contrast=contrast, skip_trivial=False, anchors="all", positive_B=positive_B
     )
-    assert torch.equal(found.anchor_B, positive_B >= 0)
-    assert found.loss_B.isfinite().all()
+    assert torch.equal(result.anchor_B, positive_B >= 0)
+    assert result.loss_B.isfinite().all()
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS)

@@ -49,13 +49,13 @@ def loop_jsd(student: Sequence[float], teacher: Sequence[float], beta: float) ->
 @pytest.mark.parametrize("seed", SEEDS)
 def test_generalized_jsd_is_its_equation(seed: int, k: int, beta: float, remainder: Any) -> None:
     logp_NV, ids_Nk, teacher_Nk = random_case(seed, k)
-    found = generalized_jsd(logp_NV, ids_Nk, teacher_Nk, beta=beta, remainder=remainder)
+    divergence_N = generalized_jsd(logp_NV, ids_Nk, teacher_Nk, beta=beta, remainder=remainder)
     student_Nk = logp_NV.double().gather(-1, ids_Nk)
     expected = [
         loop_jsd(loop_closed(s, remainder), loop_closed(t, remainder), beta)
         for s, t in zip(student_Nk.tolist(), teacher_Nk.double().tolist(), strict=True)
     ]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(divergence_N, torch.tensor(expected), rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("k", [1, 4, VOCABULARY])
@@ -67,20 +67,20 @@ def test_topk_jsd_is_its_equation(seed: int, k: int) -> None:
         student, teacher = [math.exp(logp) for logp in s], loop_closed(t, "renormalize")
         rest = 1 - math.fsum(student)
         expected.append(loop_jsd(student, teacher, 0.5) + 0.5 * rest * math.log(2))
-    found = topk_jsd(logp_NV, ids_Nk, teacher_Nk)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    assert (found >= 0).all()
-    assert (found <= math.log(2) + 1e-6).all()
+    divergence_N = topk_jsd(logp_NV, ids_Nk, teacher_Nk)
+    torch.testing.assert_close(divergence_N, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert (divergence_N >= 0).all()
+    assert (divergence_N <= math.log(2) + 1e-6).all()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_half_way_it_is_symmetric_and_within_ln_2(seed: int) -> None:
     logp_NV, ids_NV, teacher_NV = random_case(seed, VOCABULARY)
-    found = generalized_jsd(logp_NV, ids_NV, teacher_NV, beta=0.5)
+    divergence_N = generalized_jsd(logp_NV, ids_NV, teacher_NV, beta=0.5)
     swapped = generalized_jsd(teacher_NV, ids_NV.argsort(-1), logp_NV, beta=0.5)
-    torch.testing.assert_close(found, swapped)
-    assert (found >= 0).all()
-    assert (found <= math.log(2)).all()
+    torch.testing.assert_close(divergence_N, swapped)
+    assert (divergence_N >= 0).all()
+    assert (divergence_N <= math.log(2)).all()
 
 
 @pytest.mark.parametrize("remainder", ["renormalize", "ignore"])
@@ -93,8 +93,8 @@ def test_the_top_k_of_the_whole_vocabulary_with_its_tail_is_the_full_divergence(
 
 def test_small_tails_count() -> None:
     student_NV, teacher_NV = (torch.tensor([[1 - tail, tail]]).log() for tail in (1e-3, 1e-5))
-    found = generalized_jsd(student_NV, torch.zeros(1, 1, dtype=torch.long), teacher_NV[:, :1], beta=1.0)
-    assert float(found) == pytest.approx(loop_kl([1 - 1e-3, 1e-3], [1 - 1e-5, 1e-5]), rel=1e-2)
+    divergence_N = generalized_jsd(student_NV, torch.zeros(1, 1, dtype=torch.long), teacher_NV[:, :1], beta=1.0)
+    assert float(divergence_N) == pytest.approx(loop_kl([1 - 1e-3, 1e-3], [1 - 1e-5, 1e-5]), rel=1e-2)
 
 
 @pytest.mark.parametrize(("end", "near"), [(0.0, 1e-4), (1.0, 1.0 - 1e-4)])

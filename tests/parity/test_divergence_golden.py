@@ -44,8 +44,8 @@ def jsd(beta: float, *, tail: bool) -> Divergence:
     return lambda *given: generalized_jsd(*given, beta=beta, remainder="tail" if tail else "renormalize")
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
 def case_id(case: dict[str, Any]) -> str:
@@ -125,10 +125,10 @@ def test_hdpo_s_jsd_is_its_formula(row: int) -> None:
     expected = HDPO["rows"][row]
     top_N4 = teacher_NV.topk(HDPO["k"])
     assert top_N4.indices[0].tolist() == expected["topk_index"]
-    found = topk_jsd(student_NV, top_N4.indices, top_N4.values)
-    assert float(found) == pytest.approx(expected["jsd_topk_tail"], rel=1e-5)
+    divergence = topk_jsd(student_NV, top_N4.indices, top_N4.values)
+    assert float(divergence) == pytest.approx(expected["jsd_topk_tail"], rel=1e-5)
     printed = topk_jsd(student_NV, top_N4.indices, top_N4.values, rest_factor=1.0)
-    assert float(printed - found) == pytest.approx(0.5 * expected["student_rest_mass"] * 0.69314718, rel=1e-5)
+    assert float(printed - divergence) == pytest.approx(0.5 * expected["student_rest_mass"] * 0.69314718, rel=1e-5)
     every_NV = torch.arange(student_NV.shape[1])[None]
     full = generalized_jsd(student_NV, every_NV, teacher_NV, beta=0.5)
     assert float(full) == pytest.approx(expected["jsd_full_vocab"], rel=1e-5)

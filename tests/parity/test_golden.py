@@ -38,8 +38,8 @@ SURROGATE_CASES = [
 ]
 
 
-def assert_close(found: Tensor, expected: Tensor, *, rtol: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-7)
+def assert_close(actual: Tensor, expected: Tensor, *, rtol: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_delta_statistics_reproduce_the_published_cepo() -> None:
     inputs, expected = CEPO["inputs"], CEPO["diagnostics"]
     adv_BT, mask_BT = tensor(inputs["advantages"]), tensor(inputs["response_mask"])
     parts = credit(adv_BT, tensor(inputs["pos_teacher_log_probs"]), tensor(inputs["neg_teacher_log_probs"]), 0.5, 0.5)
-    found = {
+    statistics = {
         "delta_mean": masked_mean(parts.delta_BT, mask_BT),
         "delta_mean_pos": masked_mean(parts.delta_BT, mask_BT * (adv_BT > 0)),
         "delta_mean_neg": masked_mean(parts.delta_BT, mask_BT * (adv_BT < 0)),
@@ -85,7 +85,7 @@ def test_delta_statistics_reproduce_the_published_cepo() -> None:
         "frac_delta_positive": masked_mean(parts.delta_BT > 0, mask_BT),
         "frac_delta_negative": masked_mean(parts.delta_BT < 0, mask_BT),
     }
-    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-5)
+    assert statistics == pytest.approx({key: expected[key] for key in statistics}, rel=1e-5)
 
 
 @pytest.mark.parametrize("case", RLSD_CASES, ids=lambda case: f"{case['impl']}-{case['lam']}-{case['eps_w']}")
@@ -227,8 +227,8 @@ def test_lambda_of_the_official_rlsd_reproduces_the_published_steps(
     name: str, warmup_steps: int, decay_steps: int
 ) -> None:
     used = SCHEDULES[name]["used"]
-    found = [warmup_decay(0.5, warmup_steps, decay_steps, step + 1) for step in range(len(used))]
-    assert found == pytest.approx(used, abs=1e-8)
+    factors = [warmup_decay(0.5, warmup_steps, decay_steps, step + 1) for step in range(len(used))]
+    assert factors == pytest.approx(used, abs=1e-8)
     rlsd = Rlsd(schedule="warmup_decay", warmup_steps=warmup_steps, decay_steps=decay_steps, offset=1)
     assert [rlsd.lam_at(step) for step in range(len(used))] == pytest.approx(used, abs=1e-8)
 

@@ -36,8 +36,8 @@ def published(kind: str, estimator: str, part: str = "advantages") -> Tensor:
     return tensor(GOLDEN["outputs"][kind][estimator][part])
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

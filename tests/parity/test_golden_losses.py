@@ -83,8 +83,8 @@ def test_the_published_policy_losses_are_all_there() -> None:
 @pytest.mark.parametrize("form", KL["kl"])
 def test_kl_reproduces_easyr1(form: Any) -> None:
     inputs = KL["inputs"]
-    found = kl_terms(tensor(inputs["log_probs"]), tensor(inputs["ref_log_probs"]), form)
-    torch.testing.assert_close(found, tensor(KL["kl"][form]), rtol=1e-5, atol=1e-7)
+    kl_BT = kl_terms(tensor(inputs["log_probs"]), tensor(inputs["ref_log_probs"]), form)
+    torch.testing.assert_close(kl_BT, tensor(KL["kl"][form]), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("average", KL["value_loss"])

@@ -20,8 +20,8 @@ SEEDS = range(4)
 def test_dpo_is_its_formula(case: dict[str, Any]) -> None:
     chosen_P = torch.tensor([case["policy_chosen"] - case["ref_chosen"]])
     rejected_P = torch.tensor([case["policy_rejected"] - case["ref_rejected"]])
-    found = dpo_loss(chosen_P, rejected_P, beta=case["beta"], label_smoothing=case["label_smoothing"])
-    assert float(found) == pytest.approx(case["loss"], rel=1e-5)
+    loss = dpo_loss(chosen_P, rejected_P, beta=case["beta"], label_smoothing=case["label_smoothing"])
+    assert float(loss) == pytest.approx(case["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -46,15 +46,15 @@ def test_sequence_log_ratio_sums_over_the_response(seed: int, weighted: bool) ->
     length_B = torch.tensor([0, 6, 3, 1, 4])
     mask_BT = (torch.arange(6) < length_B[:, None]).float()
     ref_BT = torch.where(mask_BT.bool(), ref_BT, -torch.inf)
-    found = sequence_log_ratio(
+    ratio_B = sequence_log_ratio(
         logp_BT.requires_grad_(), ref_BT.requires_grad_(), mask_BT, weight_BT if weighted else None
     )
-    found.sum().backward()
+    ratio_B.sum().backward()
     if not weighted:
         weight_BT = torch.ones_like(weight_BT)
     terms = ((logp_BT - ref_BT).detach() * weight_BT).tolist()
     expected = [math.fsum(row[:length]) for row, length in zip(terms, length_B.tolist(), strict=True)]
-    torch.testing.assert_close(found.detach(), torch.tensor(expected))
+    torch.testing.assert_close(ratio_B.detach(), torch.tensor(expected))
     assert torch.equal(logp_BT.grad, mask_BT * weight_BT)
     assert ref_BT.grad is None
 
@@ -75,8 +75,8 @@ def test_critical_weights_are_the_estimate_of_the_chosen_and_its_rest_of_the_rej
             weight = (1.0 if only_rejected else prob) if chosen else 1.0 - prob
             expected[row, t] = 1.0 if t == length - 1 else weight
     mask_BT = (torch.arange(7) < length_B[:, None]).float()
-    found = critical_weights(prob_BT, chosen_B, mask_BT, only_rejected=only_rejected)
-    torch.testing.assert_close(found, expected)
+    weight_BT = critical_weights(prob_BT, chosen_B, mask_BT, only_rejected=only_rejected)
+    torch.testing.assert_close(weight_BT, expected)
 
 
 def test_the_moving_average_is_its_formula() -> None:

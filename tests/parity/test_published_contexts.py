@@ -96,15 +96,15 @@ def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) ->
 
 async def contexts(renderer: Renderer, algorithm: Cepo | Rlsd, hint: str = " {answer}") -> list[list[str | None]]:
     """What is scored, in rows of the golden file: one text for every ask, None where it does not apply."""
-    found: list[list[str | None]] = []
+    texts_of_rows: list[list[str | None]] = []
     for uid in GROUPS:
         scorer, group = Recorder(), group_of(uid, renderer, algorithm, hint)
         evidenced = await make_handler(scorer, renderer, 1000)(group)
         texts = [renderer.tokenizer.decode((*pair.context_ids, *pair.response_ids)) for pair in scorer.pairs]
         for i in range(len(group.verdicts)):
             rows = [evidence.rows[i] for evidence in evidenced.evidence]
-            found.append([texts[-int(row.logps[0])] if row.applicable else None for row in rows])
-    return found
+            texts_of_rows.append([texts[-int(row.logps[0])] if row.applicable else None for row in rows])
+    return texts_of_rows
 
 
 def published(case: str, sign: str) -> list[str]:
@@ -140,13 +140,13 @@ def test_the_preset_has_the_settings_of_the_published_script() -> None:
 
 
 async def test_answers_are_appended_as_published_with_the_word_none(renderer: Renderer) -> None:
-    found = await contexts(renderer, cepo_repo())
-    assert [row[0] for row in found] == published("answer_only", "pos")
+    texts = await contexts(renderer, cepo_repo())
+    assert [row[0] for row in texts] == published("answer_only", "pos")
     negatives = published("answer_only", "neg")
     # Without a rejected rollout (q2) the published r- is r+, whose delta is 0; here the pass is not made.
-    assert [row[1] for row in found] == [*negatives[:4], None, None, *negatives[6:]]
+    assert [row[1] for row in texts] == [*negatives[:4], None, None, *negatives[6:]]
     assert negatives[4:6] == published("answer_only", "pos")[4:6]
-    assert found[0][1] == "q1 Nonex\\boxed{7}$"
+    assert texts[0][1] == "q1 Nonex\\boxed{7}$"
 
 
 @pytest.mark.parametrize(
@@ -162,44 +162,45 @@ async def test_peers_are_appended_as_published(
     renderer: Renderer, case: str, feedback: Any, tokens: int | None
 ) -> None:
     algorithm = cepo_repo(positive=feedback, negative=feedback, feedback_tokens=tokens, exclude_self=False)
-    found = await contexts(renderer, algorithm)
-    assert [row[0] for row in found] == published(case, "pos")
+    texts = await contexts(renderer, algorithm)
+    assert [row[0] for row in texts] == published(case, "pos")
     negatives = published(case, "neg")
-    assert [row[1] for row in found] == [*negatives[:4], None, None, *negatives[6:]]
+    assert [row[1] for row in texts] == [*negatives[:4], None, None, *negatives[6:]]
 
 
 async def test_a_suffix_longer_than_the_response_is_all_of_it_where_the_published_one_is_empty(
     renderer: Renderer,
 ) -> None:
     algorithm = cepo_repo(positive="peer_suffix", negative="peer_suffix", feedback_tokens=15, exclude_self=False)
-    found = await contexts(renderer, algorithm)
+    texts = await contexts(renderer, algorithm)
     shorter = [0, 1, 2, 3, 8, 9]  # groups whose shown rollouts have fewer than 15 tokens
     assert published("cot_suffix_15", "pos")[0] == "q1x\\boxed{7}$"  # nothing between the prompt and the response
     for at, sign in enumerate(SIGNS):
         full = published("cot_prefix_512_full", sign)
-        assert [found[i][at] for i in shorter] == [full[i] for i in shorter]
-    assert [row[1] for row in found[6:8]] == published("cot_suffix_15", "neg")[6:8]
+        assert [texts[i][at] for i in shorter] == [full[i] for i in shorter]
+    assert [row[1] for row in texts[6:8]] == published("cot_suffix_15", "neg")[6:8]
 
 
 async def test_a_peer_is_not_shown_to_itself_where_that_is_asked(renderer: Renderer) -> None:
-    found = await contexts(renderer, cepo_repo(positive="peer_full", negative="peer_full"))
-    assert found[0][0] == "q1 7x\\boxed{7}$"  # the only correct one of its group: the reference answer instead
-    assert found[2][1] == "q1so \\boxed{9}$no box here$"
-    assert found[1] == ["q1x\\boxed{7}$so \\boxed{9}$", "q1no box here$so \\boxed{9}$"]
+    texts = await contexts(renderer, cepo_repo(positive="peer_full", negative="peer_full"))
+    # The only correct response of its group has no peer to show, so the hint is the reference answer.
+    assert texts[0][0] == "q1 7x\\boxed{7}$"
+    assert texts[2][1] == "q1so \\boxed{9}$no box here$"
+    assert texts[1] == ["q1x\\boxed{7}$so \\boxed{9}$", "q1no box here$so \\boxed{9}$"]
 
 
 async def test_rlsd_has_the_answer_in_its_context_which_the_published_baseline_lacked(renderer: Renderer) -> None:
-    found = await contexts(renderer, Rlsd())
+    texts = await contexts(renderer, Rlsd())
     repaired = [text.strip("_#") for text in GOLDEN["rlsd_if_answer_key_present"]]
-    assert [row[0] for row in found] == repaired
+    assert [row[0] for row in texts] == repaired
     for text, shipped, row in zip(repaired, GOLDEN["rlsd_as_shipped_no_answer_key"], ROWS, strict=True):
         assert shipped.strip("_#") == text.replace(f" {row['ground_truth']}", " ", 1)
 
 
 async def test_without_the_published_choice_no_context_holds_the_word_none(renderer: Renderer) -> None:
-    found = await contexts(renderer, cepo_repo(unparsed="next_rejected"))
-    assert [row[1] for row in found[:4]] == [f"q1 9{row['response']}" for row in ROWS[:4]]
-    assert [row[1] for row in found[4:8]] == [None] * 4  # all correct; no answer but an empty box
+    texts = await contexts(renderer, cepo_repo(unparsed="next_rejected"))
+    assert [row[1] for row in texts[:4]] == [f"q1 9{row['response']}" for row in ROWS[:4]]
+    assert [row[1] for row in texts[4:8]] == [None] * 4  # all correct; no answer but an empty box
 
 
 @pytest.mark.parametrize(("text", "content"), GOLDEN["extract_boxed_content"].items())

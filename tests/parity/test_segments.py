@@ -41,11 +41,11 @@ def test_step_advantages_add_up_to_the_return_minus_the_first_value(seed: int) -
     assert sum(expected) == pytest.approx(sum(rewards) - values[0])
     missing = draw.randrange(len(values))
     values[missing:] = [None] * (len(values) - missing)
-    found = step_advantages(rewards, values)
-    assert found[missing:] == pytest.approx([0.0] * (len(values) - missing), abs=1e-12)
+    advantages = step_advantages(rewards, values)
+    assert advantages[missing:] == pytest.approx([0.0] * (len(values) - missing), abs=1e-12)
     if missing:
         returned = sum(rewards[missing - 1 :])
-        assert found[missing - 1] == pytest.approx(returned - values[missing - 1])
+        assert advantages[missing - 1] == pytest.approx(returned - values[missing - 1])
 
 
 def test_no_steps_have_no_advantages_and_lengths_must_agree() -> None:
@@ -106,7 +106,7 @@ def test_tree_edges_reproduce_the_published_spo(case: dict[str, Any]) -> None:
     root = published_tree(SEGMENTS["spo_tree"]["tree"])
     assert root.value == SEGMENTS["spo_tree"]["tree"]["reward"]
     approximately: Any = pytest.approx
-    found = tree_edges(root, scale="std" if case["adv_method"] == "grpo" else "none")
+    edges = tree_edges(root, scale="std" if case["adv_method"] == "grpo" else "none")
     expected = [
         Edge(
             tuple(map(ord, edge["query_text"])),
@@ -118,7 +118,7 @@ def test_tree_edges_reproduce_the_published_spo(case: dict[str, Any]) -> None:
         )
         for edge in case["edges"]
     ]
-    assert found == expected
+    assert edges == expected
 
 
 def test_a_tree_s_rows_hold_all_tokens_before_them() -> None:
@@ -173,5 +173,5 @@ def test_an_unknown_form_is_refused() -> None:
 
 def test_effective_rewards_add_the_prover_s_advantage_to_the_outcome() -> None:
     before_BK, after_BK = torch.tensor([[0.2, 0.5], [0.4, 0.4]]), torch.tensor([[0.5, 0.1], [0.4, 1.0]])
-    found = process_advantage_rewards(torch.tensor([1.0, 0.0]), before_BK, after_BK, alpha=2.0)
-    torch.testing.assert_close(found, torch.tensor([[1.6, 0.2], [0.0, 1.2]]))
+    reward_BK = process_advantage_rewards(torch.tensor([1.0, 0.0]), before_BK, after_BK, alpha=2.0)
+    torch.testing.assert_close(reward_BK, torch.tensor([[1.6, 0.2], [0.0, 1.2]]))

@@ -68,14 +68,14 @@ def looped_weights(context: TableContext, ctdpo: CtDpo, batch: TrainBatch) -> li
     weights = []
     both = (distributions(context, name, batch) for name in (RIGHT, WRONG))
     for row, (right, wrong) in enumerate(zip(*both, strict=True)):
-        ids, found = batch.response_ids[row], []
+        ids, weights_T = batch.response_ids[row], []
         for t, token in enumerate(ids):
             scores = [r ** (1 + ctdpo.strength) / w**ctdpo.strength for r, w in zip(right[t], wrong[t], strict=True)]
             prob = scores[token] / math.fsum(scores)
             chosen = batch.accuracy_B[row] == 1
             weight = (1.0 if ctdpo.only_rejected else prob) if chosen else 1.0 - prob
-            found.append(1.0 if t + 1 == len(ids) else weight)
-        weights.append(found)
+            weights_T.append(1.0 if t + 1 == len(ids) else weight)
+        weights.append(weights_T)
     return weights
 
 
@@ -83,8 +83,8 @@ def looped_loss(ctdpo: CtDpo, batch: TrainBatch, logp_BT: Tensor, weights: list[
     """The mean over pairs of -log sigmoid(beta (chosen - rejected)), of sums over weighted tokens."""
     reference_BT = batch.evidence[REFERENCE].logp_BT
     ratios: dict[tuple[int, float], float] = {}
-    for row, found in enumerate(weights):
-        terms = [w * float(logp_BT[row, t] - reference_BT[row, t]) for t, w in enumerate(found)]
+    for row, weights_T in enumerate(weights):
+        terms = [w * float(logp_BT[row, t] - reference_BT[row, t]) for t, w in enumerate(weights_T)]
         ratios[int(batch.group_B[row]), float(batch.accuracy_B[row])] = math.fsum(terms)
     losses = []
     for pair in {group for group, _ in ratios}:

@@ -37,10 +37,10 @@ PUBLISHED = [
 
 def measured(batch: TrainBatch, hidden_BH: Tensor, applicable_B: Tensor | None = None) -> TrainBatch:
     everywhere_B = torch.ones(batch.size, dtype=torch.bool)
-    found = EvidenceTensors(
+    pooled = EvidenceTensors(
         batch.mask_BT * 0, everywhere_B if applicable_B is None else applicable_B, pooled_BD=hidden_BH
     )
-    return replace(batch, evidence={POOLED: found, REFERENCE: EvidenceTensors(batch.mask_BT * 0, everywhere_B)})
+    return replace(batch, evidence={POOLED: pooled, REFERENCE: EvidenceTensors(batch.mask_BT * 0, everywhere_B)})
 
 
 def make_head(hidden_size: int = 6, seed: int = 0, **options: Any) -> ContrastiveHead:
@@ -147,8 +147,8 @@ def test_the_order_of_the_sequences_does_not_matter(contrast: Any, level: Any) -
     head = make_head(contrast=contrast, level=level)
     shuffled = batch.rows(order.tolist())
     torch.testing.assert_close(bonus(head, shuffled), bonus(head, batch)[order], rtol=1e-4, atol=1e-6)
-    one = head.update(batch, 0)
-    assert make_head(contrast=contrast, level=level).update(shuffled, 0) == pytest.approx(one, rel=1e-3, abs=1e-5)
+    report = head.update(batch, 0)
+    assert make_head(contrast=contrast, level=level).update(shuffled, 0) == pytest.approx(report, rel=1e-3, abs=1e-5)
 
 
 def test_the_reward_uses_the_head_from_before_its_update_and_the_head_takes_one_step_of_adamw() -> None:
@@ -163,8 +163,8 @@ def test_the_reward_uses_the_head_from_before_its_update_and_the_head_takes_one_
     report = head.update(head.prepare(batch, 0), 0)
     assert report["clipo/head_loss"] == pytest.approx(float(loss.detach()))
     assert report["clipo/bonus_mean"] == pytest.approx(float(before_B[batch.accuracy_B > 0].mean()), abs=1e-6)
-    for found, wanted in zip(head.model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(found, wanted)
+    for parameter, expected in zip(head.model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
     assert not torch.equal(bonus(head, batch), before_B)
 
 
@@ -232,15 +232,15 @@ def test_what_cannot_be_compared_is_nobodys_peer(case: str) -> None:
     left_out_B = torch.tensor([False, False, False, True])
     match case:
         case "empty":
-            found = replace(batch, mask_BT=batch.mask_BT * ~left_out_B[:, None])
+            changed = replace(batch, mask_BT=batch.mask_BT * ~left_out_B[:, None])
         case "failed":
-            found = replace(batch, reward_B=torch.where(left_out_B, math.nan, batch.reward_B))
+            changed = replace(batch, reward_B=torch.where(left_out_B, math.nan, batch.reward_B))
         case "demonstration":
-            found = replace(batch, demonstration_B=left_out_B)
+            changed = replace(batch, demonstration_B=left_out_B)
         case _:
-            found = measured(batch, batch.evidence[POOLED].pooled_BD, ~left_out_B)
+            changed = measured(batch, batch.evidence[POOLED].pooled_BD, ~left_out_B)
     expected_B = bonus(make_head(), batch.rows([0, 1, 2]))
-    assert torch.equal(bonus(make_head(), found), torch.cat([expected_B, torch.zeros(1)]))
+    assert torch.equal(bonus(make_head(), changed), torch.cat([expected_B, torch.zeros(1)]))
     assert expected_B[:2].any()
 
 
@@ -258,8 +258,8 @@ def test_the_diagnostics_are_plain_statistics() -> None:
                     label = {2: "correct_correct", 1: "correct_wrong", 0: "wrong_wrong"}
                     cosine = torch.cosine_similarity(vector_BD[i], vector_BD[j], dim=0)
                     pairs[label[int(batch.accuracy_B[i] + batch.accuracy_B[j])]].append(float(cosine))
-        for which, found in pairs.items():
-            assert report[f"clipo/similarity_{what}_{which}"] == pytest.approx(sum(found) / len(found), abs=1e-5)
+        for which, cosines in pairs.items():
+            assert report[f"clipo/similarity_{what}_{which}"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     correct_B = batch.accuracy_B > 0
     every = contrastive_loss(
         embedding_BD, batch.accuracy_B, batch.group_B, contrast="soft_nn", temperature=0.2, anchors="all"
@@ -284,8 +284,8 @@ def test_it_asks_the_sampling_policy_for_pooled_states_under_the_plain_prompt() 
 
 def test_groups_of_equal_rewards_are_measured_where_they_can_matter() -> None:
     assert Clipo().teach_when is TeachWhen.ALWAYS  # for the divergence
-    found = {level: Clipo(kl_coef=0, level=level).teach_when for level in LEVELS}
-    assert found == {"group": TeachWhen.REWARD_SPREAD, "cross": TeachWhen.ALWAYS, "batch": TeachWhen.ALWAYS}
+    teach_when = {level: Clipo(kl_coef=0, level=level).teach_when for level in LEVELS}
+    assert teach_when == {"group": TeachWhen.REWARD_SPREAD, "cross": TeachWhen.ALWAYS, "batch": TeachWhen.ALWAYS}
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,13 @@ METHODS = [VinePpo(), SpoChain(interval=2)]
 
 def values(groups: list[EvidencedGroup], index: int, sample: int) -> dict[int, float | None]:
     """The mean reward of the continuations of a response's prefixes, by length; None where all failed."""
-    found: dict[int, float | None] = {}
+    value_at: dict[int, float | None] = {}
     for group in groups:
         origin = group.task.origin
         if origin is not None and origin.index == index and origin.sample in (sample, -1):
             rewards = [verdict.reward for verdict in group.scored.verdicts if not verdict.failed]
-            found[len(group.task.prefix)] = fmean(rewards) if rewards else None
-    return found
+            value_at[len(group.task.prefix)] = fmean(rewards) if rewards else None
+    return value_at
 
 
 def vine_credit(ends: tuple[int, ...], reward: float, value: dict[int, float | None]) -> list[float]:
@@ -74,13 +74,13 @@ def test_the_credit_is_that_of_a_loop_over_the_equation(seed: int, algorithm: Co
     row, unknown = 0, 0
     for group in groups[:3]:
         for sample, completion in enumerate(group.scored.rollout.completions):
-            found = values(groups, group.task.index, sample)
-            unknown += sum(value is None for value in found.values())
+            value_at = values(groups, group.task.index, sample)
+            unknown += sum(value is None for value in value_at.values())
             reward = group.scored.verdicts[sample].reward
             if isinstance(algorithm, VinePpo):
-                expected = vine_credit(completion.step_ends, reward, found)
+                expected = vine_credit(completion.step_ends, reward, value_at)
             else:
-                expected = chain_credit(tuple(completion.logps), reward, found, 2)
+                expected = chain_credit(tuple(completion.logps), reward, value_at, 2)
             width = len(completion.token_ids)
             assert adv_BT[row, :width].tolist() == pytest.approx(expected, abs=1e-6)
             assert not adv_BT[row, width:].any()
@@ -220,8 +220,8 @@ def test_a_response_without_a_verdict_is_not_gone_on_from(algorithm: Continued) 
 
 def test_the_diagnostics_say_how_many_values_there_are_and_how_they_spread() -> None:
     value_BT1 = torch.tensor([[0.25, math.nan, 0.75, math.nan]])
-    found = VinePpo().advantages(one_row(3, 1.0, step_ends=[(2, 3)], prefix_value_BT1=value_BT1), 0).metrics
-    assert (found["value/states"], found["value/mean"], found["value/std"]) == (2.0, 0.5, 0.25)
+    metrics = VinePpo().advantages(one_row(3, 1.0, step_ends=[(2, 3)], prefix_value_BT1=value_BT1), 0).metrics
+    assert (metrics["value/states"], metrics["value/mean"], metrics["value/std"]) == (2.0, 0.5, 0.25)
 
 
 @pytest.mark.parametrize("name", ["vineppo", "spo-chain", "spo-tree"])

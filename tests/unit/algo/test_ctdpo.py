@@ -42,9 +42,9 @@ def test_weights_and_loss_are_those_of_the_equation(seed: int, strength: float, 
     prepared = estimators.prepare(batch, FROZEN)
     weights = looped_weights(context, ctdpo, batch)
     assert prepared.token_weight_BT is not None
-    for row, found in enumerate(weights):
+    for row, weights_T in enumerate(weights):
         assert prepared.token_weight_BT[row].tolist() == pytest.approx(
-            [*found, *[0.0] * (WIDTH - len(found))], abs=1e-5
+            [*weights_T, *[0.0] * (WIDTH - len(weights_T))], abs=1e-5
         )
     assert float(loss_of(ctdpo, prepared, logp_BT)) == pytest.approx(
         looped_loss(ctdpo, batch, logp_BT, weights), rel=1e-5
@@ -72,14 +72,14 @@ def test_the_gradient_of_a_token_is_that_of_dpo_at_the_weighted_margin_times_its
 @pytest.mark.parametrize("seed", SEEDS)
 def test_with_weights_of_one_it_is_dpo(seed: int) -> None:
     batch, logp_BT = make_pairs(seed)
-    found = []
-    for algorithm, given in ((CtDpo(), replace(batch, token_weight_BT=batch.mask_BT)), (Dpo(), batch)):
+    results = []
+    for algorithm, trained in ((CtDpo(), replace(batch, token_weight_BT=batch.mask_BT)), (Dpo(), batch)):
         leaf = logp_BT.clone().requires_grad_()
-        loss = loss_of(algorithm, given, leaf)
+        loss = loss_of(algorithm, trained, leaf)
         loss.backward()
-        found.append((float(loss.detach()), leaf.grad))
-    assert found[0][0] == found[1][0]
-    assert torch.equal(found[0][1], found[1][1])
+        results.append((float(loss.detach()), leaf.grad))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -150,8 +150,8 @@ def test_the_mean_weight_of_either_side_is_reported_once_the_policy_learns() -> 
     report = ctdpo.advantages(estimators.prepare(batch, FROZEN), FROZEN).metrics
     weights = looped_weights(context, ctdpo, batch)
     for key, accuracy in zip(WEIGHTS, (1.0, 0.0), strict=True):
-        found = [w for row, side in enumerate(weights) if batch.accuracy_B[row] == accuracy for w in side]
-        assert report[key] == pytest.approx(math.fsum(found) / len(found), rel=1e-5)
+        side_weights = [w for row, side in enumerate(weights) if batch.accuracy_B[row] == accuracy for w in side]
+        assert report[key] == pytest.approx(math.fsum(side_weights) / len(side_weights), rel=1e-5)
 
 
 def test_it_learns_offline_from_whole_pairs_and_asks_for_the_base() -> None:

@@ -26,11 +26,11 @@ SEEDS = range(4)
 
 def side_loss(context: TableContext, name: str, batch: TrainBatch, rows: list[int]) -> float:
     """The mean over tokens of -log P of an estimator, on its side of the pairs."""
-    wanted, found = float(name == RIGHT), distributions(context, name, batch)
+    accuracy, probs = float(name == RIGHT), distributions(context, name, batch)
     terms = [
-        -math.log(found[r][t][w])
+        -math.log(probs[r][t][w])
         for r in rows
-        if batch.accuracy_B[r] == wanted
+        if batch.accuracy_B[r] == accuracy
         for t, w in enumerate(batch.response_ids[r])
     ]
     return math.fsum(terms) / len(terms)

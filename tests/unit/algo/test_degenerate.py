@@ -62,8 +62,8 @@ def weighed(delta: float, sign: float, algorithm: Cepo | Rlsd) -> float:
 
 
 def test_with_a_wrong_answer_the_contrast_is_between_the_two_answers() -> None:
-    found = multiplier(Cepo(), CORRECT, WRONG)
-    assert found.tolist() == pytest.approx([weighed(2, 1, Cepo()), weighed(2, -1, Cepo())])
+    multiplier_B = multiplier(Cepo(), CORRECT, WRONG)
+    assert multiplier_B.tolist() == pytest.approx([weighed(2, 1, Cepo()), weighed(2, -1, Cepo())])
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_a_zero_advantage_stays_zero_and_every_other_keeps_its_sign_whatever_the
             batch = pack([taught(algorithm, verdicts, WORTH | {context: value})])
             adv_BT = algorithm.advantages(batch, 0).adv_BT
             assert torch.equal(torch.sign(adv_BT), torch.sign(Grpo().advantages(batch, 0).adv_BT))
-    found = Cepo().advantages(pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {context: value})]), 0).metrics
-    assert found["credit/nonfinite_tokens"] == (0 if context is ContextName.PLAIN else 7)
-    assert all(math.isfinite(metric) for metric in found.values())
+    metrics = Cepo().advantages(pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {context: value})]), 0).metrics
+    assert metrics["credit/nonfinite_tokens"] == (0 if context is ContextName.PLAIN else 7)
+    assert all(math.isfinite(metric) for metric in metrics.values())
 
 
 def test_a_rollout_alone_with_its_wrong_answer_is_not_contrasted_with_itself() -> None:

@@ -60,8 +60,8 @@ def test_a_group_all_wrong_of_unequal_rewards_goes_to_the_teacher() -> None:
 @pytest.mark.parametrize("distance", [50.0, 1e4, 3e38])
 def test_a_huge_delta_is_the_clip_and_nothing_else(distance: float) -> None:
     batch = pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {ContextName.REJECTED: -distance})])
-    found = (Cepo().advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
-    assert found.tolist() == pytest.approx([1.25, 0.75])
+    multiplier_B = (Cepo().advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
+    assert multiplier_B.tolist() == pytest.approx([1.25, 0.75])
     assert Cepo().advantages(batch, 0).metrics["credit/nonfinite_tokens"] == 0
 
 
@@ -122,8 +122,8 @@ def test_at_lambda_zero_nothing_is_asked_and_the_advantage_is_grpos(algorithm: C
     assert algorithm.asks_at(5) == ()
     batch = pack([EvidencedGroup(scored=make_scored([1.0, 0.0]))])
     assert torch.equal(algorithm.advantages(batch, 5).adv_BT, Grpo().advantages(batch, 5).adv_BT)
-    found = algorithm.advantages(batch, 5).metrics
-    assert set(found.values()) == {0.0}
+    metrics = algorithm.advantages(batch, 5).metrics
+    assert set(metrics.values()) == {0.0}
 
 
 @pytest.mark.parametrize("options", [{"eps_w": 1.0}, {"eps_w": 1.5}, {"eps_w": 0.0}, {"lam": 1.1}, {"lam": -0.1}])

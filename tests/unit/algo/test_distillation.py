@@ -42,7 +42,7 @@ def gradient(algorithm: Distillation, lesson: Lesson) -> Tensor:
 
 def loop_loss(algorithm: Distillation, lesson: Lesson) -> float:
     """The loss from its definition: one token at a time, over the whole vocabulary."""
-    batch, found = lesson.batch, lesson.batch.evidence[algorithm.ask]
+    batch, evidence = lesson.batch, lesson.batch.evidence[algorithm.ask]
     rows = []
     for row in range(batch.size):
         losses = []
@@ -63,7 +63,7 @@ def loop_loss(algorithm: Distillation, lesson: Lesson) -> float:
             if algorithm.importance_cap is not None:
                 loss *= min(math.exp(old - float(batch.rollout_logp_BT[row, t])), algorithm.importance_cap)
             losses.append(loss)
-        if found.applicable_B[row] and losses:
+        if evidence.applicable_B[row] and losses:
             rows.append(losses)
     if algorithm.aggregation == "token-mean":
         return algorithm.weight * sum(map(sum, rows)) / sum(map(len, rows))
@@ -143,11 +143,11 @@ def test_groups_of_one_kind_learn_from_whatever_could_be_shown(rows: list[int]) 
     algorithm = Sdpo(top=3)
     lesson = make_lesson(algorithm.ask, applicable=[True, False, True, False, False])  # only correct ones are shown
     batch = lesson.batch.rows(rows)
-    found = algorithm.loss(
+    output_of_rows = algorithm.loss(
         lesson.student(rows), lesson.logp_old_BT[rows, : batch.mask_BT.shape[1]], batch, batch.mask_BT, batch
     )
     has_gradient_B = algorithm.has_gradient_B(batch, torch.zeros_like(batch.mask_BT))
-    assert bool(found.loss.detach() > 0) is bool(has_gradient_B.all()) is (rows == [0, 2])
+    assert bool(output_of_rows.loss.detach() > 0) is bool(has_gradient_B.all()) is (rows == [0, 2])
     assert algorithm.advantages(batch, 0).metrics["distill/success_group_fraction"] == float(rows == [0, 2])
 
 
@@ -182,11 +182,11 @@ def test_the_sampled_form_sees_the_teacher_at_the_sample_alone_and_may_turn_a_to
 def test_no_gradient_reaches_the_teacher_and_the_weights_carry_none() -> None:
     algorithm = Sdpo(top=3, importance_cap=2.0)
     lesson = make_lesson(algorithm.ask)
-    found = lesson.batch.evidence[algorithm.ask]
-    found.top_logp_BTk.requires_grad_()
+    evidence = lesson.batch.evidence[algorithm.ask]
+    evidence.top_logp_BTk.requires_grad_()
     lesson.logp_old_BT.requires_grad_()
     output(algorithm, lesson).loss.backward()
-    assert (found.top_logp_BTk.grad, lesson.logp_old_BT.grad) == (None, None)
+    assert (evidence.top_logp_BTk.grad, lesson.logp_old_BT.grad) == (None, None)
     assert lesson.student_BTV.grad.any()
 
 

@@ -44,8 +44,8 @@ def looped(algorithm: Dpo, batch: TrainBatch, logp_BT: Tensor) -> tuple[float, d
         chosen, rejected = algorithm.beta * ratio[group, 1.0], algorithm.beta * ratio[group, 0.0]
         margin, smooth = chosen - rejected, algorithm.label_smoothing
         losses.append((1 - smooth) * math.log1p(math.exp(-margin)) + smooth * math.log1p(math.exp(margin)))
-        found = {"accuracy": float(margin > 0), "margin": margin, "chosen": chosen, "rejected": rejected}
-        reports = {key: value + found[key] / len(groups) for key, value in reports.items()}
+        of_pair = {"accuracy": float(margin > 0), "margin": margin, "chosen": chosen, "rejected": rejected}
+        reports = {key: value + of_pair[key] / len(groups) for key, value in reports.items()}
     return sum(losses) / len(losses), reports
 
 

@@ -164,8 +164,8 @@ def test_micro_batches_add_up_to_the_whole() -> None:
     }
     for name in ("token_sums", "demonstration_sums"):
         for key, value in getattr(whole, name).items():
-            found = sum(getattr(part, name).get(key, 0.0) for part in parts)
-            assert found == pytest.approx(value, rel=1e-5, abs=1e-6)
+            total = sum(getattr(part, name).get(key, 0.0) for part in parts)
+            assert total == pytest.approx(value, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("nothing", ["no cliff", "none kept", "not measured"])
@@ -178,10 +178,10 @@ def test_no_cliff_sample_kept_leaves_the_policy_loss_with_a_graph(nothing: str) 
         lesson = replace(lesson, batch=replace(lesson.batch, accuracy_B=torch.tensor([1.0, 0, 0, 0, 0])))
     if nothing == "not measured":
         lesson = replace(lesson, batch=replace(lesson.batch, evidence={}))
-    found, policy = output(algorithm, lesson), output(Rloo(clip_high=0.2), lesson)
-    assert torch.equal(found.loss, policy.loss)
-    assert found.loss.requires_grad
-    assert found.demonstration_sums == {}
+    combined, policy = output(algorithm, lesson), output(Rloo(clip_high=0.2), lesson)
+    assert torch.equal(combined.loss, policy.loss)
+    assert combined.loss.requires_grad
+    assert combined.demonstration_sums == {}
 
 
 def test_cliffs_alone_have_no_policy_gradient_and_a_finite_loss() -> None:
@@ -207,8 +207,8 @@ def test_diagnostics_count_cliffs_successes_and_kept_tokens() -> None:
     algorithm = Hdpo()
     lesson = make_hdpo_lesson(algorithm)
     batch = replace(lesson.batch, group_B=torch.tensor([0, 1, 2, 2, 2]))
-    found = algorithm.advantages(batch, 0).metrics
-    assert {key: found[f"hdpo/{key}"] for key in ("cliff_fraction", "privileged_success", "kept_tokens")} == {
+    metrics = algorithm.advantages(batch, 0).metrics
+    assert {key: metrics[f"hdpo/{key}"] for key in ("cliff_fraction", "privileged_success", "kept_tokens")} == {
         "cliff_fraction": 0.5,
         "privileged_success": pytest.approx(2 / 3),
         "kept_tokens": 5.0,

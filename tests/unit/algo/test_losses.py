@@ -97,10 +97,12 @@ def test_whatever_stands_on_padding_the_gradient_is_a_number_and_reaches_the_pol
 ) -> None:
     sample = random_sample(8)
     mask_BT, valid_BT = sample.batch.mask_BT, sample.batch.mask_BT.bool()
-    given = [torch.where(valid_BT, x_BT, 0.0) for x_BT in (sample.logp_BT, sample.logp_BT - 0.1, sample.logp_BT + 1)]
-    found = []
+    clean_inputs = [
+        torch.where(valid_BT, x_BT, 0.0) for x_BT in (sample.logp_BT, sample.logp_BT - 0.1, sample.logp_BT + 1)
+    ]
+    gradients = []
     for fill in (0.0, padding):
-        inputs = [torch.where(valid_BT, x_BT, fill).requires_grad_() for x_BT in given]
+        inputs = [torch.where(valid_BT, x_BT, fill).requires_grad_() for x_BT in clean_inputs]
         logp_BT, logp_old_BT, adv_BT = inputs
         clipped_surrogate(
             logp_BT,
@@ -112,8 +114,8 @@ def test_whatever_stands_on_padding_the_gradient_is_a_number_and_reaches_the_pol
             aggregation="token-mean",
             dual_clip=dual_clip,
         ).backward()
-        found.append([x_BT.grad for x_BT in inputs])
-    (clean_BT, *_), (noisy_BT, *others) = found
+        gradients.append([x_BT.grad for x_BT in inputs])
+    (clean_BT, *_), (noisy_BT, *others) = gradients
     assert others == [None, None]
     assert noisy_BT is not None
     assert clean_BT is not None
@@ -166,8 +168,8 @@ def test_the_loss_of_a_method_is_the_clipped_surrogate(algorithm: PolicyGradient
         dual_clip=algorithm.dual_clip,
         aggregation=algorithm.aggregation,
     )
-    found = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch)
-    assert torch.equal(found.loss, expected)
+    output = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch)
+    assert torch.equal(output.loss, expected)
 
 
 def test_the_loss_reports_sums_over_valid_tokens() -> None:

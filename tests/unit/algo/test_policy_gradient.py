@@ -92,16 +92,16 @@ def test_the_loss_is_the_surrogates_whatever_the_micro_batches(
     batch, old_BT = sample.batch, sample.logp_old_BT
     adv_BT, totals = algorithm.advantages(batch, 0).adv_BT, Totals.of(batch.mask_BT, batch.max_tokens)
     plain_BT, logp_BT = (sample.logp_BT.clone().requires_grad_() for _ in range(2))
-    wanted = aggregate(terms(plain_BT, old_BT, adv_BT, batch.mask_BT), batch.mask_BT, algorithm.aggregation, totals)
-    wanted.backward()
-    found = 0.0
+    expected = aggregate(terms(plain_BT, old_BT, adv_BT, batch.mask_BT), batch.mask_BT, algorithm.aggregation, totals)
+    expected.backward()
+    loss = 0.0
     for rows in torch.arange(13).split(split):
         micro = batch.rows(rows.tolist())
         cut = slice(micro.mask_BT.shape[1])
         part = algorithm.loss(Scored(logp_BT[rows, cut]), old_BT[rows, cut], micro, adv_BT[rows, cut], batch)
         part.loss.backward()
-        found += float(part.loss.detach())
-    assert found == pytest.approx(float(wanted.detach()), rel=1e-4, abs=1e-6)
+        loss += float(part.loss.detach())
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-6)
     torch.testing.assert_close(logp_BT.grad, plain_BT.grad, rtol=1e-4, atol=1e-7)
     assert logp_BT.grad.any()
 
@@ -151,13 +151,15 @@ def test_the_entropy_bonus_is_the_mean_entropy_of_the_distributions() -> None:
     batch = make_batch(mask_BT, torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long))
     student = Distributed(logits_BTV, torch.zeros(3, 4, dtype=torch.long), mask_BT)
     adv_BT = torch.zeros_like(mask_BT)
-    found = Grpo(entropy_coef=0.1).loss(student, student.logp_BT.detach(), batch, adv_BT, batch)
+    output = Grpo(entropy_coef=0.1).loss(student, student.logp_BT.detach(), batch, adv_BT, batch)
     entropies = [-(p := logits_BTV[i, t].softmax(0)) @ p.log() for i, t in mask_BT.nonzero().tolist()]
-    wanted = -0.1 * torch.stack(entropies).sum() / 4
-    torch.testing.assert_close(found.loss, wanted)
-    assert found.token_sums["entropy/mean"] == pytest.approx(float(sum(entropies)), rel=1e-5)
-    gradient, expected = (torch.autograd.grad(x, logits_BTV, retain_graph=True)[0] for x in (found.loss, wanted))
-    torch.testing.assert_close(gradient, expected)
+    expected_loss = -0.1 * torch.stack(entropies).sum() / 4
+    torch.testing.assert_close(output.loss, expected_loss)
+    assert output.token_sums["entropy/mean"] == pytest.approx(float(sum(entropies)), rel=1e-5)
+    gradient, expected_gradient = (
+        torch.autograd.grad(x, logits_BTV, retain_graph=True)[0] for x in (output.loss, expected_loss)
+    )
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_truncated_responses_leave_the_loss_and_its_denominators_and_stay_in_the_group() -> None:
@@ -170,11 +172,11 @@ def test_truncated_responses_leave_the_loss_and_its_denominators_and_stay_in_the
     assert torch.equal(adv_BT[~cut_B], Grpo().advantages(batch, 0).adv_BT[~cut_B])
     kept = batch.rows((~cut_B).nonzero().flatten().tolist())
     cut = slice(kept.mask_BT.shape[1])
-    found = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, batch, adv_BT, batch)
+    output = algorithm.loss(Scored(sample.logp_BT), sample.logp_old_BT, batch, adv_BT, batch)
     alone = Grpo().loss(
         Scored(sample.logp_BT[~cut_B, cut]), sample.logp_old_BT[~cut_B, cut], kept, adv_BT[~cut_B, cut], kept
     )
-    torch.testing.assert_close(found.loss, alone.loss)
+    torch.testing.assert_close(output.loss, alone.loss)
 
 
 @pytest.mark.parametrize("method", POLICY_GRADIENTS)

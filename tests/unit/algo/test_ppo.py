@@ -78,9 +78,9 @@ def expected(batch: TrainBatch, ppo: Ppo) -> tuple[Tensor, Tensor]:
         rows.append(loop_gae(rewards, batch.value_BT[row].tolist(), valid, ppo.gamma, ppo.gae_lambda))
     adv_BT, return_BT = (torch.tensor(rows_of) for rows_of in zip(*rows, strict=True))
     valid_BT = batch.mask_BT.bool() & batch.reward_B.isfinite()[:, None]
-    found = adv_BT[valid_BT].tolist()
-    mean = math.fsum(found) / len(found)
-    variance = math.fsum((a - mean) ** 2 for a in found) / (len(found) - 1)
+    advantages = adv_BT[valid_BT].tolist()
+    mean = math.fsum(advantages) / len(advantages)
+    variance = math.fsum((a - mean) ** 2 for a in advantages) / (len(advantages) - 1)
     return torch.where(valid_BT, (adv_BT - mean) / math.sqrt(variance + 1e-8), 0.0), return_BT
 
 
@@ -110,22 +110,22 @@ def test_the_method_reproduces_verls_numbers(name: str, gamma: float, lam: float
 def test_the_value_loss_is_its_equation(seed: int) -> None:
     critic, batch, ppo = make_case(seed, value_clip=0.05)
     batch = critic.prepare(batch, 0)
-    wanted_BT = expected(batch, ppo)[1]
+    target_BT = expected(batch, ppo)[1]
     old_BT = batch.value_BT + 0.1 * torch.randn(batch.mask_BT.shape, generator=torch.Generator().manual_seed(seed))
     shifted = replace(batch, value_BT=old_BT * batch.mask_BT)
     valid = (batch.mask_BT.bool() & batch.reward_B.isfinite()[:, None]).nonzero().tolist()
     return_BT = ppo.advantages_and_returns(shifted)[1]
     losses, clipped = [], 0
     for row, t in valid:
-        value, old, wanted = (float(x[row, t]) for x in (batch.value_BT, shifted.value_BT, return_BT))
-        free, bound = (value - wanted) ** 2, (min(max(value, old - 0.05), old + 0.05) - wanted) ** 2
+        value, old, target = (float(x[row, t]) for x in (batch.value_BT, shifted.value_BT, return_BT))
+        free, bound = (value - target) ** 2, (min(max(value, old - 0.05), old + 0.05) - target) ** 2
         losses.append(max(free, bound) / 2)
         clipped += bound > free
-    found = critic.update(shifted, 0)
-    assert found["critic/loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-4)
-    assert found["critic/clip_fraction"] == pytest.approx(clipped / len(losses))
+    report = critic.update(shifted, 0)
+    assert report["critic/loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-4)
+    assert report["critic/clip_fraction"] == pytest.approx(clipped / len(losses))
     assert 0 < clipped < len(losses)
-    assert not torch.equal(wanted_BT, torch.zeros_like(wanted_BT))
+    assert not torch.equal(target_BT, torch.zeros_like(target_BT))
 
 
 def gradients(critic: Critic) -> list[Tensor]:

@@ -43,23 +43,23 @@ def earned(batch: TrainBatch, row: int, algorithm: Prm) -> list[tuple[int, float
         return []
     if not scores:
         return [(length, outcome)]
-    found: dict[int, float] = {}
+    reward_at: dict[int, float] = {}
     for k, (end, score) in enumerate(zip(ends, scores, strict=True)):
         if end == 0:
             continue
         before = scores[k - 1] if k else 0.0
         match algorithm.form:
             case "score":
-                found[end] = found.get(end, 0.0) + score
+                reward_at[end] = reward_at.get(end, 0.0) + score
             case "difference":
-                found[end] = found.get(end, 0.0) + score - before
+                reward_at[end] = reward_at.get(end, 0.0) + score - before
             case "progress":
-                found[end] = outcome + algorithm.progress * (score - before if k else 0.0)
+                reward_at[end] = outcome + algorithm.progress * (score - before if k else 0.0)
     if algorithm.form == "min":
-        found[length] = min(score for score, end in zip(scores, ends, strict=True) if end > 0)
+        reward_at[length] = min(score for score, end in zip(scores, ends, strict=True) if end > 0)
     if algorithm.form != "progress":
-        found[length] += outcome
-    return sorted(found.items())
+        reward_at[length] += outcome
+    return sorted(reward_at.items())
 
 
 @pytest.mark.parametrize("scale", ["std", "none"])

@@ -71,8 +71,8 @@ def test_the_multiplier_stays_within_lam_eps_of_one(
 
 @pytest.mark.parametrize(("sign", "delta", "multiplier"), [(1, 9, 1.4), (1, -9, 0.6), (-1, 9, 0.6), (-1, -9, 1.4)])
 def test_both_ends_of_the_multiplier_are_reached(sign: float, delta: float, multiplier: float) -> None:
-    found = reweight(torch.tensor([[2.0 * sign]]), torch.tensor([[delta - 10.0]]), torch.tensor([[-10.0]]), 0.5, 0.8)
-    torch.testing.assert_close(found, torch.tensor([[2.0 * sign * multiplier]]))
+    credited = reweight(torch.tensor([[2.0 * sign]]), torch.tensor([[delta - 10.0]]), torch.tensor([[-10.0]]), 0.5, 0.8)
+    torch.testing.assert_close(credited, torch.tensor([[2.0 * sign * multiplier]]))
 
 
 @REPEATABLE
@@ -284,9 +284,11 @@ def with_wrong_hints(algorithm: Cepo, denominators: list[Tensor], applicable: li
     """Three sequences of one group; rewards 1, 0, 0; the numerator is 0."""
     mask_BT = torch.ones(3, 2)
     batch = make_batch(mask_BT, torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long))
-    found = [EvidenceTensors(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
-    found += [EvidenceTensors(logp, torch.tensor(flags)) for logp, flags in zip(denominators, applicable, strict=True)]
-    return replace(batch, evidence=dict(zip(algorithm.asks, found, strict=True)))
+    evidence = [EvidenceTensors(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
+    evidence += [
+        EvidenceTensors(logp, torch.tensor(flags)) for logp, flags in zip(denominators, applicable, strict=True)
+    ]
+    return replace(batch, evidence=dict(zip(algorithm.asks, evidence, strict=True)))
 
 
 def test_several_wrong_hints_are_the_mean_of_those_that_apply() -> None:

@@ -18,11 +18,11 @@ from tests.parity.support import Scored, both, random_sample
 
 def test_negative_only_weighs_what_has_a_negative_advantage() -> None:
     batch = random_sample(2).batch
-    grpo_BT, both_BT, found_BT = (
+    grpo_BT, both_BT, negative_only_BT = (
         method.advantages(batch, 0).adv_BT for method in (Grpo(), Rlsd(), Rlsd(negative_only=True))
     )
-    assert torch.equal(found_BT, torch.where(grpo_BT < 0, both_BT, grpo_BT))
-    assert (found_BT != both_BT).any()
+    assert torch.equal(negative_only_BT, torch.where(grpo_BT < 0, both_BT, grpo_BT))
+    assert (negative_only_BT != both_BT).any()
 
 
 def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
@@ -32,8 +32,8 @@ def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
     plain_BT = batch.evidence[old.asks[1]].logp_BT
     options = (plain_BT, batch)
     expected = old.loss(Scored(plain_BT), *options, old.advantages(batch, 0).adv_BT, batch)
-    found = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0).adv_BT, batch)
-    torch.testing.assert_close(found.loss, expected.loss)
+    actual = current.loss(Scored(plain_BT), *options, current.advantages(batch, 0).adv_BT, batch)
+    torch.testing.assert_close(actual.loss, expected.loss)
     assert torch.equal(current.advantages(batch, 0).adv_BT, Grpo().advantages(batch, 0).adv_BT)
 
 
@@ -59,9 +59,9 @@ def test_with_a_thoughts_end_only_what_is_before_it_is_weighed(student: Any) -> 
     whole, thought = Rlsd(student_logp=student), Rlsd(student_logp=student, thought_end="</think>")
     grpo_BT = Grpo().advantages(batch, 0).adv_BT
     inside_BT = torch.arange(grpo_BT.shape[1]) < torch.tensor([end[0] for end in ends])[:, None]
-    everywhere_BT, found_BT = (weighed(method, sample.logp_BT, batch) for method in (whole, thought))
-    torch.testing.assert_close(found_BT, torch.where(inside_BT, everywhere_BT, grpo_BT))
-    assert (found_BT != everywhere_BT).any()
+    everywhere_BT, thought_BT = (weighed(method, sample.logp_BT, batch) for method in (whole, thought))
+    torch.testing.assert_close(thought_BT, torch.where(inside_BT, everywhere_BT, grpo_BT))
+    assert (thought_BT != everywhere_BT).any()
     assert (whole.reasoning_delimiter, thought.reasoning_delimiter) == ("", "</think>")
 
 

@@ -36,7 +36,7 @@ Path = tuple[tuple[int, ...], ...]
 
 def leaves(groups: list[EvidencedGroup], index: int) -> dict[Path, tuple[tuple[int, ...], float]]:
     """Every response of a prompt's tree with its reward, by the names of the nodes on its way."""
-    found: dict[Path, tuple[tuple[int, ...], float]] = {}
+    leaf_of: dict[Path, tuple[tuple[int, ...], float]] = {}
     names: dict[tuple[int, int], Path] = {}
     for group in groups:
         origin, level = group.task.origin, len(group.task.prefix) // LENGTH
@@ -50,34 +50,34 @@ def leaves(groups: list[EvidencedGroup], index: int) -> dict[Path, tuple[tuple[i
             own = tuple((group.task.index, sample, at) for at in range(level, depth))
             names[group.task.index, sample] = path = (*above[:level], *own)
             if not group.scored.verdicts[sample].failed:
-                found[path] = (tuple(completion.token_ids), group.scored.verdicts[sample].reward)
-    return found
+                leaf_of[path] = (tuple(completion.token_ids), group.scored.verdicts[sample].reward)
+    return leaf_of
 
 
 def expected_edges(groups: list[EvidencedGroup], scale: str) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
     """(prompt with all before, tokens, advantage) of every edge whose ends differ in value."""
     edges = []
     for index in (group.task.index for group in groups if group.task.origin is None):
-        found = leaves(groups, index)
+        leaf_of = leaves(groups, index)
         children = defaultdict(set)
-        for path in found:
+        for path in leaf_of:
             for depth in range(len(path)):
                 children[path[:depth]].add(path[: depth + 1])
 
         def value(
-            node: Path, children: dict[Path, set[Path]], found: dict[Path, tuple[tuple[int, ...], float]]
+            node: Path, children: dict[Path, set[Path]], leaf_of: dict[Path, tuple[tuple[int, ...], float]]
         ) -> float:
             below = children.get(node)
-            return fmean(value(child, children, found) for child in below) if below else found[node][1]
+            return fmean(value(child, children, leaf_of) for child in below) if below else leaf_of[node][1]
 
         for parent, below in children.items():
-            before = value(parent, children, found)
-            spread = pstdev(value(child, children, found) for child in below) + 1e-8 if scale == "std" else 1.0
+            before = value(parent, children, leaf_of)
+            spread = pstdev(value(child, children, leaf_of) for child in below) + 1e-8 if scale == "std" else 1.0
             for child in below:
-                tokens = next(tokens for path, (tokens, _) in found.items() if path[: len(child)] == child)
+                tokens = next(tokens for path, (tokens, _) in leaf_of.items() if path[: len(child)] == child)
                 start, end = LENGTH * len(parent), LENGTH * len(child) if children.get(child) else len(tokens)
-                if value(child, children, found) != before:
-                    advantage = (value(child, children, found) - before) / spread
+                if value(child, children, leaf_of) != before:
+                    advantage = (value(child, children, leaf_of) - before) / spread
                     edges.append(((*PROMPT, *tokens[:start]), tokens[start:end], advantage))
     return edges
 
@@ -90,11 +90,11 @@ def test_the_rows_are_the_edges_that_teach(seed: int, scale: str, unjudged: floa
     groups, _ = step(tree, prompts(tree, count=2, samples=3, seed=seed), unjudged)
     batch = pack(tree.select(groups, Prompts(2)))
     adv_BT = tree.advantages(batch, 0).adv_BT
-    found = [(batch.prompt_ids[row], batch.response_ids[row], float(adv_BT[row, 0])) for row in range(batch.size)]
-    wanted = expected_edges(groups, scale)
-    assert len(found) > 10
-    assert sorted(row[:2] for row in found) == sorted(row[:2] for row in wanted)
-    assert [row[2] for row in sorted(found)] == pytest.approx([row[2] for row in sorted(wanted)], abs=1e-5)
+    rows = [(batch.prompt_ids[row], batch.response_ids[row], float(adv_BT[row, 0])) for row in range(batch.size)]
+    expected = expected_edges(groups, scale)
+    assert len(rows) > 10
+    assert sorted(row[:2] for row in rows) == sorted(row[:2] for row in expected)
+    assert [row[2] for row in sorted(rows)] == pytest.approx([row[2] for row in sorted(expected)], abs=1e-5)
     lengths = batch.mask_BT.sum(dim=1)
     assert torch.equal(adv_BT, adv_BT[:, :1] * batch.mask_BT)
     assert lengths.tolist() == [len(ids) for ids in batch.response_ids]

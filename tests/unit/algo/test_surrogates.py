@@ -192,12 +192,12 @@ def test_the_clamp_at_20_keeps_the_loss_finite_and_cuts_the_gradient(
 @pytest.mark.parametrize("name", ["gspo", "gspo_token"])
 def test_what_padding_holds_cannot_matter_to_the_ratio_of_a_sequence(name: str) -> None:
     mask_BT = torch.tensor([[1.0, 1.0, 0.0]])
-    found = []
+    results = []
     for padding in (0.0, math.nan, -math.inf):
         logp_BT = torch.tensor([[-1.0, -2.0, padding]], requires_grad=True)
         loss = aggregate(
             LOSSES[name](logp_BT, torch.tensor([[-1.1, -1.9, 0.0]]), mask_BT, mask_BT), mask_BT, "token-mean"
         )
         loss.backward()
-        found.append([float(loss.detach()), *logp_BT.grad[0].tolist()])
-    assert found[0] == found[1] == found[2]
+        results.append([float(loss.detach()), *logp_BT.grad[0].tolist()])
+    assert results[0] == results[1] == results[2]

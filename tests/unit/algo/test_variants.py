@@ -236,7 +236,7 @@ def hand_made() -> TrainBatch:
 
 
 def test_diagnostics_of_a_batch_counted_by_hand() -> None:
-    found = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).advantages(hand_made(), 2).metrics
+    metrics = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).advantages(hand_made(), 2).metrics
     deltas = [1.0, -0.1, 0.0, 0.2, 2.0, -2.0, -0.3]
     mean = sum(deltas) / 7
     weights = [1.5, math.exp(-0.1), 1.0, math.exp(0.2), 0.5, 1.5, math.exp(0.3)]
@@ -285,7 +285,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
         "nonfinite_tokens": 0.0,
     }
-    assert found == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
+    assert metrics == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
@@ -317,8 +317,8 @@ def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[
         "credit/wrong_direction_fraction": against / len(found_deltas),
         "credit/clip_fraction": clipped / len(found_deltas),
     }
-    found = algorithm.advantages(batch, 0).metrics
-    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
+    metrics = algorithm.advantages(batch, 0).metrics
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def bare(batch: TrainBatch) -> TrainBatch:
@@ -342,9 +342,11 @@ def level(batch: TrainBatch) -> TrainBatch:
 def test_diagnostics_are_zero_but_present_where_nothing_was_weighed(
     algorithm: Algorithm, batch: TrainBatch, lam: float
 ) -> None:
-    found = algorithm.advantages(batch, 0).metrics
-    assert {key: found[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
-    assert {key: value for key, value in found.items() if key not in KEYS} == dict.fromkeys(SHARPER & set(found), 0.0)
+    metrics = algorithm.advantages(batch, 0).metrics
+    assert {key: metrics[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
+    assert {key: value for key, value in metrics.items() if key not in KEYS} == dict.fromkeys(
+        SHARPER & set(metrics), 0.0
+    )
 
 
 @pytest.mark.parametrize("method", [Rlsd, Cepo])
