@@ -1,4 +1,4 @@
-"""Students and teachers of which all distributions are known, and the divergences as plain loops over the vocabulary.
+"""Students and teachers with known logits, and the divergences as plain loops over the vocabulary.
 
 Shapes: B sequences, T response tokens (padded), V vocabulary.
 """
@@ -21,7 +21,7 @@ VOCABULARY = 7
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch, and the logits of both sides at every token."""
+    """A batch, and the student's and the teacher's logits at every token."""
 
     batch: TrainBatch
     student_BTV: Tensor
@@ -30,7 +30,7 @@ class Lesson:
     logp_old_BT: Tensor
 
     def student(self, rows: Sequence[int] | None = None) -> Distributed:
-        """The student at the chosen sequences, cut as `TrainBatch.rows` cuts them."""
+        """Returns the student of the chosen rows, cut to the width of `TrainBatch.rows`."""
         rows = list(range(self.batch.size)) if rows is None else list(rows)
         mask_BT = self.batch.rows(rows).mask_BT
         width = mask_BT.shape[1]
@@ -38,7 +38,7 @@ class Lesson:
 
 
 def make_lesson(ask: Ask, seed: int = 0, *, applicable: Sequence[bool] = (True, True, False, True, True)) -> Lesson:
-    """Five ragged sequences of two groups, one of them empty; the teacher is not always asked."""
+    """Returns five ragged sequences of two groups. The fourth is empty; `applicable` says which have a teacher."""
     random = torch.Generator().manual_seed(seed)
     lengths, width = torch.tensor([4, 2, 3, 0, 5]), 5
     student_BTV, teacher_BTV = (torch.randn(5, width, VOCABULARY, generator=random) * 1.5 for _ in range(2))
@@ -52,7 +52,7 @@ def make_lesson(ask: Ask, seed: int = 0, *, applicable: Sequence[bool] = (True, 
 
 
 def taught(lesson: Lesson, ask: Ask, applicable_B: Tensor) -> Lesson:
-    """The lesson with what the teacher service would find; zeros where it does not apply and on padding."""
+    """Returns the lesson with the teacher's evidence; it is zero where not applicable and on padding."""
     teacher_BTV = lesson.teacher_BTV.log_softmax(-1)
     where_BT = lesson.batch.mask_BT.bool() & applicable_B[:, None]
     sampled_BT = teacher_BTV.gather(-1, lesson.target_BT[..., None]).squeeze(-1)
@@ -67,7 +67,7 @@ def taught(lesson: Lesson, ask: Ask, applicable_B: Tensor) -> Lesson:
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
-    """Probabilities of logits."""
+    """Returns the probabilities of logits."""
     top = max(logits)
     terms = [math.exp(x - top) for x in logits]
     return [term / sum(terms) for term in terms]
@@ -76,7 +76,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
 def loop_divergence(
     student: Sequence[float], teacher: Sequence[float], ids: Sequence[int], beta: float, remainder: str
 ) -> float:
-    """The generalised JSD of two whole distributions on a support, from its definition."""
+    """Returns the generalised JSD of two distributions on the support `ids`, from its definition."""
     s, t = ([p[i] for i in ids] for p in (student, teacher))
     if remainder == "tail":
         s, t = ([*p, 1.0 - sum(p)] for p in (s, t))
@@ -91,7 +91,7 @@ def loop_divergence(
 
 
 def loop_topk_jsd(student: Sequence[float], teacher: Sequence[float], ids: Sequence[int], rest_factor: float) -> float:
-    """HDPO's: the teacher renormalised on its top-k, the student's mass elsewhere against nothing."""
+    """Returns HDPO's JSD. The teacher is renormalised on its top k, and is 0 on the student's remaining mass."""
     s, t = ([p[i] for i in ids] for p in (student, teacher))
     t = [x / sum(t) for x in t]
     mixture = [(a + b) / 2 for a, b in zip(s, t, strict=True)]

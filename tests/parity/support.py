@@ -1,4 +1,4 @@
-"""What the algorithm tests share: golden files, random ragged batches, and plain loops written from the equations.
+"""Helpers of the algorithm tests: golden files, random ragged batches, and the equations as plain loops.
 
 Shapes: B sequences, T response tokens (padded). The loops take and return nested lists of Python floats.
 """
@@ -23,18 +23,18 @@ GOLDEN = Path(__file__).parent / "golden"
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "dr-grpo")
 
 OTHERS = (Cepo().asks[1], Cepo(no_negative="grpo").asks[1], Cepo(exclude_self=True).asks[1], Rlsd().asks[1])
-"""The denominators of the methods."""
+"""The asks of RLSD's and CEPO's denominators."""
 
 Rows = Sequence[Sequence[float]]
 
 
 def golden(name: str) -> dict[str, Any]:
-    """A golden file: inputs and outputs of an official implementation, which its `source` names."""
+    """Loads a golden file: inputs and outputs of the official implementation that its `source` names."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def tensor(rows: Any) -> Tensor:
-    """A float32 tensor of nested lists in which "nan", "inf" and "-inf" stand for themselves."""
+    """Returns nested lists as a float32 tensor; the strings "nan", "inf" and "-inf" are those numbers."""
     return torch.tensor(_numbers(rows), dtype=torch.float32)
 
 
@@ -44,7 +44,7 @@ def _numbers(rows: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch, and the log-probs of its tokens under the trained weights and at the start of the step."""
+    """A batch, and the log-probs of its tokens under the current weights and at the start of the step, [B, T]."""
 
     batch: TrainBatch
     logp_BT: Tensor
@@ -52,7 +52,8 @@ class Sample:
 
 
 def random_sample(seed: int, *, width: int = 7) -> Sample:
-    """13 sequences in shuffled order: a group with a failed reward, a mixed one, one of equal 0.1, and a singleton.
+    """Returns 13 sequences in shuffled order: a group with a failed reward, a mixed group, a group of equal rewards
+    of 0.1, and a singleton.
 
     One response is empty and one has full width. Log-ratios reach both clips, the dual clip and the bound of 20.
     """
@@ -91,12 +92,12 @@ def make_batch(
     measured_B: Tensor | None = None,
     max_tokens: int | None = None,
 ) -> TrainBatch:
-    """A batch in which a reward of at least 0.5 is a correct answer.
+    """Returns a batch in which a reward of at least 0.5 is a correct answer.
 
     Args:
-        evidence: log-probs under the numerator's and the denominator's context, for RLSD and CEPO alike.
-        measured_B: where the denominator applies; everywhere unless said.
-        max_tokens: the longest response sampling allows; the width of the mask unless said.
+        evidence: log-probs [B, T] under the numerator's and the denominator's context, for RLSD and for CEPO.
+        measured_B: which sequences have a denominator; all by default.
+        max_tokens: the sampling limit; the width of the mask by default.
     """
     everywhere_B = torch.ones(len(reward_B), dtype=torch.bool)
     measured = {}
@@ -123,24 +124,24 @@ def make_batch(
 
 
 def both(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """The log-probs of the numerator and the denominator."""
+    """Returns the log-probs of the numerator and of the denominator, each [B, T]."""
     numerator, denominator = (batch.evidence[ask].logp_BT for ask in Cepo().asks)
     return numerator, denominator
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A student of which the log-probs of the sampled tokens are known, and nothing else."""
+    """A student with log-probs of the sampled tokens only, without distributions."""
 
     logp_BT: Tensor
 
     def per_token(self, rule: Rule, *inputs_BT: Tensor) -> Tensor:
-        raise AssertionError("this student has no distributions: nobody is to ask")
+        raise AssertionError("this student has no distributions, so per_token must not be called")
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """A student of which all logits are known."""
+    """A student with logits over the whole vocabulary."""
 
     logits_BTV: Tensor
     target_BT: Tensor
@@ -161,7 +162,7 @@ class Distributed:
 def loop_group_advantage(
     rewards: Sequence[float], groups: Sequence[int], *, eps: float = 1e-6, scale: str = "std"
 ) -> list[float]:
-    """Eq. 1, one sequence at a time; a failed reward gets 0 and is nobody's peer."""
+    """Returns Eq. 1 sequence by sequence; a failed reward gets 0 and is left out of its group's statistics."""
     advantages = []
     for reward, group in zip(rewards, groups, strict=True):
         peers = [r for r, g in zip(rewards, groups, strict=True) if g == group and math.isfinite(r)]
@@ -177,7 +178,7 @@ def loop_group_advantage(
 def loop_reweight(
     advantages: Rows, numerators: Rows, denominators: Rows, lam: float, eps_w: float
 ) -> list[list[float]]:
-    """Eqs 4, 5 and 7, one token at a time and without a bound on the exponent."""
+    """Returns Eqs 4, 5 and 7 token by token, without a bound on the exponent."""
     return [
         [_credited(a, n, d, lam, eps_w) for a, n, d in zip(*rows, strict=True)]
         for rows in zip(advantages, numerators, denominators, strict=True)
@@ -198,7 +199,7 @@ def _credited(advantage: float, numerator: float, denominator: float, lam: float
 def loop_surrogate(
     logps: Rows, olds: Rows, advantages: Rows, *, low: float, high: float, dual: float | None
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """PPO's objective max(min(r A, clip(r) A), c A for A < 0) negated, and its derivative by the log-prob."""
+    """Returns -max(min(r A, clip(r) A), c A for A < 0), PPO's loss, and its derivative with respect to the log-prob."""
     losses, slopes = [], []
     for rows in zip(logps, olds, advantages, strict=True):
         terms = [_surrogate(*token, low=low, high=high, dual=dual) for token in zip(*rows, strict=True)]
@@ -223,7 +224,7 @@ def _surrogate(
 def loop_token_weights(
     masks: Rows, aggregation: str, *, tokens: int, sequences: int, max_tokens: int
 ) -> list[list[float]]:
-    """The factor of each token's loss in the aggregated one; the aggregations are linear, so this defines them."""
+    """Returns the weight of each token in the aggregated loss. Aggregations are linear, so the weights define them."""
     weights = []
     for mask in masks:
         factor = {
@@ -238,6 +239,6 @@ def loop_token_weights(
 
 
 def loop_sum(weights: Rows, values: Rows) -> float:
-    """The sum of products over all tokens of weight."""
+    """Returns the sum of weight x value over all tokens with a nonzero weight."""
     pairs = [pair for rows in zip(weights, values, strict=True) for pair in zip(*rows, strict=True)]
     return math.fsum(weight * value for weight, value in pairs if weight)

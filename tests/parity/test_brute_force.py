@@ -1,4 +1,4 @@
-"""Loops written from the equations against the tensor code, on ragged batches in shuffled order."""
+"""The tensor code against plain loops over the equations, on ragged batches in shuffled order."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_group_advantage_is_equation_1(seed: int, scale: Any) -> None:
     expected = loop_group_advantage(batch.reward_B.tolist(), batch.group_B.tolist(), scale=scale)
     adv_B = group_advantage(batch.reward_B, batch.group_B, scale=scale)
     torch.testing.assert_close(adv_B, torch.tensor(expected), rtol=1e-4, atol=1e-6)
-    assert adv_B.count_nonzero() == 7  # three of the group with a failed reward, and the mixed one
+    assert adv_B.count_nonzero() == 7  # three of the group with a failed reward, and four of the mixed group
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-4, 0.5])

@@ -1,6 +1,6 @@
-"""Estimators against loops written from their equations, on ragged batches in shuffled order.
+"""The estimators against plain loops over their equations, on ragged batches in shuffled order.
 
-The loops see one sequence's valid tokens as a plain list, so nothing in them knows of padding.
+The loops take the valid tokens of one sequence as a plain list, so they need no mask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEEDS = range(6)
 
 
 def peers(rewards: list[float], groups: list[int], i: int) -> list[float]:
-    """The finite rewards of the group of i, its own included."""
+    """Returns the finite rewards of i's group, including that of i."""
     return [r for r, g in zip(rewards, groups, strict=True) if g == groups[i] and math.isfinite(r)]
 
 
@@ -38,14 +38,14 @@ def deviation(values: list[float], correction: int = 1) -> float:
 
 
 def loop_whiten(rows: list[list[float]]) -> list[list[float]]:
-    """(v - mean) / sqrt(var + 1e-8) over all values of all rows."""
+    """Returns (v - mean) / sqrt(var + 1e-8), with mean and variance over all values of all rows."""
     values = [v for row in rows for v in row]
     mean, var = math.fsum(values) / len(values), deviation(values) ** 2
     return [[(v - mean) / math.sqrt(var + 1e-8) for v in row] for row in rows]
 
 
 def valid(rows_BT: Tensor, mask_BT: Tensor) -> list[list[float]]:
-    """Each sequence's valid entries alone."""
+    """Returns the valid entries of each sequence."""
     return [row[mask.bool()].tolist() for row, mask in zip(rows_BT, mask_BT, strict=True)]
 
 
@@ -56,7 +56,7 @@ def assert_rows(actual_BT: Tensor, mask_BT: Tensor, expected: list[list[float]])
 
 
 def token_rewards(seed: int, *, holes: bool) -> tuple[Tensor, Tensor, list[bool]]:
-    """Token rewards with a failed sample, a mask that may have holes, and which samples are usable."""
+    """Returns token rewards with a failed sample, a mask that may have holes, and whether each sample is usable."""
     batch = random_sample(seed).batch
     random = torch.Generator().manual_seed(seed)
     mask_BT = batch.mask_BT
@@ -144,7 +144,7 @@ def test_reinforce_plus_plus_baseline_is_the_centred_reward_of_every_token_white
     spread = [[c] * n for c, n in zip(centred, lengths, strict=True) if c is not None]
     white = iter(loop_whiten(spread))
     expected = [[0.0] * n if c is None else next(white) for c, n in zip(centred, lengths, strict=True)]
-    assert centred.count(None) == 2  # the failed sample and the one without a peer
+    assert centred.count(None) == 2  # the failed sample and the sample without a peer
     adv_BT = reinforce_plus_plus_baseline_advantage(batch.reward_B, batch.group_B, mask_BT)
     assert_rows(adv_BT, mask_BT, expected)
 

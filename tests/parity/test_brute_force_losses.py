@@ -1,4 +1,4 @@
-"""Losses against loops written from their equations, value and gradient, on ragged batches in shuffled order."""
+"""Losses and their gradients against plain loops over the equations, on ragged batches in shuffled order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOW, HIGH, DUAL = 0.2, 0.28, 3.0
 
 
 def modulated(sample: Sample) -> Tensor:
-    """An advantage that differs from token to token and is 0 on some sequences and on padding."""
+    """Returns advantages that differ from token to token and are 0 on some sequences and on padding."""
     random = torch.Generator().manual_seed(1)
     adv_B1 = torch.where(torch.rand(13, 1, generator=random) < 0.15, 0.0, torch.randn(13, 1, generator=random))
     return adv_B1 * (0.5 + torch.rand(sample.logp_BT.shape, generator=random)) * sample.batch.mask_BT
@@ -32,7 +32,7 @@ def bound(exponent: float) -> float:
 
 
 def clipped(ratio: float, advantage: float, dual: float | None) -> tuple[float, float]:
-    """PPO's term and its derivative by the log of the ratio."""
+    """Returns PPO's term and its derivative with respect to the log-ratio."""
     objective = min(ratio * advantage, min(max(ratio, 1 - LOW), 1 + HIGH) * advantage)
     free = ratio <= 1 + HIGH if advantage > 0 else ratio >= 1 - LOW
     if dual is not None and advantage < 0 and dual * advantage > objective:
@@ -41,9 +41,9 @@ def clipped(ratio: float, advantage: float, dual: float | None) -> tuple[float, 
 
 
 Tokens = Sequence[tuple[float, float, float]]
-"""The valid tokens of one sequence: log-prob, old log-prob, advantage."""
+"""(log-prob, old log-prob, advantage) of each valid token of one sequence."""
 Terms = tuple[list[float], list[list[float]]]
-"""A sequence's losses, and the derivative of each (row) by each of its log-probs (column)."""
+"""The losses of a sequence's T tokens, and their [T, T] derivatives: losses are rows, log-probs are columns."""
 
 
 def diagonal(slopes: list[float]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""CLIPO: the published code's numbers, loops written from the four losses, and batches with nothing to compare."""
+"""CLIPO: published numbers, the four losses as plain loops, and batches without a comparison."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_head_has_a_bias_when_asked() -> None:
 
 
 def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """13 sequences of ragged groups, one of them alone, and some groups all of one label."""
+    """Returns 13 sequences in ragged groups. One group is a singleton, and some have equal labels."""
     random = torch.Generator().manual_seed(seed)
     embedding_BD = torch.nn.functional.normalize(torch.randn(13, 5, generator=random), dim=-1)
     group_B = torch.tensor([4, 4, 4, 4, 4, 2, 2, 2, 9, 9, 9, 7, 5])[torch.randperm(13, generator=random)]
@@ -92,7 +92,7 @@ def random_case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def loop_loss(
     embedding: list[list[float]], correct: list[float], group: list[int], anchor: int, contrast: str, level: str, p: int
 ) -> float | None:
-    """One correct anchor's exact loss at temperature 0.2 under the cosine; None when it is trivial."""
+    """Returns a correct anchor's exact loss under the cosine at temperature 0.2, or None if the anchor is trivial."""
     logits = [sum(a * b for a, b in zip(embedding[anchor], row, strict=True)) / 0.2 for row in embedding]
     others = [j for j in range(len(group)) if j != anchor]
     near = [j for j in others if group[j] == group[anchor]]
@@ -133,7 +133,7 @@ def test_the_exact_loss_has_no_floor_for_far_positives() -> None:
     embedding_BD = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), dim=-1)
     given = embedding_BD, torch.tensor([1.0, 1.0, 0.0]), torch.zeros(3, dtype=torch.long)
     exact, floored = (contrastive_loss(*given, contrast="soft_nn", floor=floor) for floor in (0.0, RELEASED_FLOOR))
-    assert float(exact.loss_B[0]) == pytest.approx(20.0, rel=1e-5)  # the negative is 20 nearer, at temperature 0.05
+    assert float(exact.loss_B[0]) == pytest.approx(20.0, rel=1e-5)  # the negative's similarity is 1 / 0.05 = 20 higher
     assert float(floored.loss_B[0]) < 1.0
 
 
@@ -203,8 +203,8 @@ def test_the_bonus_is_never_above_0_for_constant_0_and_never_below_its_minimum(s
     assert (bonus_B >= -0.5).all()
     assert not bonus_B[correct_B == 0].any()
     expected = [max(0.1 - 0.3 * loss * c, -0.2) for loss, c in zip(loss_B.tolist(), correct_B.tolist(), strict=True)]
-    found_B = contrastive_bonus(loss_B, correct_B, weight=0.3, constant=0.1, minimum=-0.2)
-    torch.testing.assert_close(found_B, torch.tensor(expected))
+    bonus_B = contrastive_bonus(loss_B, correct_B, weight=0.3, constant=0.1, minimum=-0.2)
+    torch.testing.assert_close(bonus_B, torch.tensor(expected))
 
 
 def test_infonce_without_its_positives_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The published distillation losses' own numbers, through the methods as a run has them."""
+"""Golden values of the published distillation losses, reproduced by the methods of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INPUTS = DISTILLATION["inputs"]
 
 
 def published(ask: Ask, shown_B: Tensor, temperature: float = 1.0) -> Lesson:
-    """The tensors of the published code as a batch; a rollout temperature divides the logits of both sides."""
+    """Returns the tensors of the published code as a batch. The temperature divides the logits of both models."""
     mask_BT, target_BT = tensor(INPUTS["response_mask"]), torch.tensor(INPUTS["sampled_ids"])
     student_BTV, teacher_BTV = (tensor(INPUTS[f"{who}_logits"]) / temperature for who in ("student", "teacher"))
     batch = make_batch(mask_BT, torch.ones(3), torch.arange(3))
@@ -32,8 +32,8 @@ def check_published(algorithm: Distillation, lesson: Lesson, case: dict[str, Any
     loss = algorithm.loss(student, lesson.logp_old_BT, batch, torch.zeros_like(batch.mask_BT), batch).loss
     assert float(loss.detach()) == pytest.approx(case["loss"], rel=1e-5)
     if "grad_student_logits" in case:
-        found_BTV = torch.autograd.grad(loss, lesson.student_BTV)[0] / temperature
-        torch.testing.assert_close(found_BTV, tensor(case["grad_student_logits"]), rtol=1e-5, atol=1e-7)
+        grad_BTV = torch.autograd.grad(loss, lesson.student_BTV)[0] / temperature
+        torch.testing.assert_close(grad_BTV, tensor(case["grad_student_logits"]), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", DISTILLATION["sdpo"])

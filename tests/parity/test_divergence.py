@@ -1,4 +1,4 @@
-"""The divergences against loops written from their equations, their identities, and what they do at the edges."""
+"""The divergences against plain loops over their equations, their identities, and edge cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS, VOCABULARY = 9, 11
 
 
 def random_case(seed: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A student's log-softmax, random distinct ids per token, and a teacher's log-probs at them."""
+    """Returns a student's log-softmax [N, V], distinct ids [N, k], and the teacher's log-probs of these ids [N, k]."""
     random = torch.Generator().manual_seed(seed)
     student_NV, teacher_NV = (torch.randn(TOKENS, VOCABULARY, generator=random) * 2 for _ in range(2))
     ids_Nk = torch.rand(TOKENS, VOCABULARY, generator=random).argsort(-1)[:, :k]

@@ -1,4 +1,4 @@
-"""The published distillation losses' own numbers, through the public names of the divergences."""
+"""Golden values of the published distillation losses, reproduced by the public divergence functions."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def student() -> Tensor:
 
 
 def per_token(logp_BTV: Tensor, teacher_BTV: Tensor, ids_BTk: Tensor, divergence: Divergence) -> Tensor:
-    """A divergence evaluated on the flat tokens, as a trainer does."""
+    """Returns the divergence of each token, [B, T], evaluated on flat tokens as in the trainer."""
     teacher_BTk = teacher_BTV.gather(-1, ids_BTk)
     return divergence(logp_BTV.flatten(0, 1), ids_BTk.flatten(0, 1), teacher_BTk.flatten(0, 1)).view(MASK_BT.shape)
 
 
 def top(logits_BTV: Tensor, k: int | None) -> Tensor:
-    """The ids of the k largest; of the whole vocabulary without a k."""
+    """Returns the ids of the k largest logits, or of the whole vocabulary if k is None."""
     return logits_BTV.topk(k or logits_BTV.shape[-1]).indices
 
 
@@ -101,7 +101,7 @@ def test_the_rlsd_repository_s_distillation_is_reproduced(case: dict[str, Any]) 
         divergence = jsd(beta, tail=False)
     elif case["add_tail"] or beta:
         divergence = jsd(beta, tail=case["add_tail"])
-    else:  # its KL without a tail sums over the support alone
+    else:  # its KL without a tail sums over the support only
         divergence = lambda *given: generalized_jsd(*given, beta=0.0, remainder="ignore")  # noqa: E731
     teacher_BTV, logp_BTV = TEACHER_BTV.log_softmax(-1), student().log_softmax(-1)
     loss_BT = per_token(logp_BTV, teacher_BTV, top(teacher_BTV, case.get("topk")), divergence)

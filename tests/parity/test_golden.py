@@ -1,4 +1,4 @@
-"""The published code's own numbers, through the public names. Each golden file names the function that made it."""
+"""Golden values of the published code, reproduced by the public functions. Each golden file names its source."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_reweight_agrees_on_infinite_evidence_and_is_a_number_where_the_publishe
 ) -> None:
     before_BT, official_BT = tensor(case["advantages"]), tensor(case["cepo_advantages"])
     adv_BT = reweight(before_BT, tensor(case["pos"]), tensor(case["neg"]), case["lam"], case["eps_w"])
-    # Not a number there: 0 where A is 0, and A itself where both evidences are -inf. Both are A as it came in.
+    # Where the published code returns NaN, the result is the unchanged A: if A is 0 or both log-probs are -inf.
     assert_close(adv_BT, torch.where(official_BT.isnan(), before_BT, official_BT))
 
 

@@ -1,4 +1,4 @@
-"""The published estimators' own numbers, through the public names. The golden file names the function of each."""
+"""Golden values of the published estimators, reproduced by the public functions. The golden file names the sources."""
 
 from __future__ import annotations
 
@@ -105,6 +105,6 @@ def test_every_published_estimator_is_tested() -> None:
     here = {"rloo", "grpo_passk", "reinforce_plus_plus_gamma1", "reinforce_plus_plus_gamma0.9"}
     here |= {"verl_gae_g1_l0.95", "verl_gae_g0.99_l1", "easyr1_gae_row0_only_g1_l1"}
     here |= {"verl_reinforce_plus_plus_baseline"}
-    beside = {"grpo", "verl_grpo_std", "verl_dr_grpo_nostd"}  # in test_golden.py
-    without_numbers = {"remax"}  # EasyR1's raises
+    beside = {"grpo", "verl_grpo_std", "verl_dr_grpo_nostd"}  # these are in test_golden.py
+    without_numbers = {"remax"}  # EasyR1's function raises
     assert all(set(outputs) == here | beside | without_numbers for outputs in GOLDEN["outputs"].values())

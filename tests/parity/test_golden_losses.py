@@ -1,4 +1,4 @@
-"""The published losses' own numbers, through the public names. Each golden file names the function that made it."""
+"""Golden values of the published losses, reproduced by the public functions. Each golden file names its source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.parity.support import golden, tensor
 
 EASYR1, VERL, KL = golden("policy_loss_easyr1"), golden("policy_loss_verl"), golden("kl_and_value")
 AVERAGES: dict[str, Any] = {"token": "token-mean", "seq": "seq-mean-token-mean"}
-VERL_NAMES = {"vanilla": "default", "gspo": "gspo_token"}  # what verl calls GSPO has the gradient of the token form
+VERL_NAMES = {"vanilla": "default", "gspo": "gspo_token"}  # verl's GSPO has the gradient of the token form
 CASES = [
     *({"impl": "easyr1", **case, "agg": AVERAGES[case["avg"]]} for case in EASYR1["cases"]),
     *({"impl": "verl", **case, "loss_type": VERL_NAMES.get(case["fn"], case["fn"])} for case in VERL["cases"]),

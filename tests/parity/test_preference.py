@@ -1,4 +1,4 @@
-"""DPO and its critical-token form, and the moving average of weights: numbers from the formulas, loops, and edges."""
+"""DPO, critical-token DPO and the moving average of weights: golden numbers, plain loops, and edge cases."""
 
 from __future__ import annotations
 

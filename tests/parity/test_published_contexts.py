@@ -1,6 +1,6 @@
-"""The teacher's inputs against those of the published code, through the real handler and a tokenizer of characters.
+"""The teacher's inputs against those of the published code, with the real handler and a character tokenizer.
 
-In the golden file `_` is padding, `$` the end of sequence, and a pad at the start of a prompt was an image.
+In the golden file `_` is padding and `$` the end of sequence. Padding at the start of a prompt replaces an image.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIGNS = ("pos", "neg")
 
 @pytest.fixture(scope="module")
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
-    """A tokenizer with a token for every character, whose template adds nothing."""
+    """Returns a renderer with one token per character and a chat template that adds no text."""
     tokenizer = Tokenizer(models.WordLevel({chr(i): i for i in range(32, 127)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -54,7 +54,7 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 
 
 class Recorder(ToyScorer):
-    """A toy scorer whose log-probs name the pair that they belong to, by its place in `pairs`."""
+    """A toy scorer that records its pairs. Every log-prob of a pair is minus the index of the pair in `pairs`."""
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
         self.pairs += pairs
@@ -62,7 +62,7 @@ class Recorder(ToyScorer):
 
 
 def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) -> ScoredGroup:
-    """A group of the golden file as the verifier gives it."""
+    """Returns a group of the golden file with its verdicts."""
     rows = [row for row in ROWS if row["uid"] == uid]
     task = make_task(
         messages=(Message(role="user", content=uid),),
@@ -95,7 +95,7 @@ def group_of(uid: str, renderer: Renderer, algorithm: Cepo | Rlsd, hint: str) ->
 
 
 async def contexts(renderer: Renderer, algorithm: Cepo | Rlsd, hint: str = " {answer}") -> list[list[str | None]]:
-    """What is scored, in rows of the golden file: one text for every ask, None where it does not apply."""
+    """Returns the scored texts: a row per response of the golden file, a text per ask; None if not applicable."""
     texts_of_rows: list[list[str | None]] = []
     for uid in GROUPS:
         scorer, group = Recorder(), group_of(uid, renderer, algorithm, hint)
@@ -112,7 +112,7 @@ def published(case: str, sign: str) -> list[str]:
 
 
 def cepo_repo(**options: Any) -> Cepo:
-    """The algorithm of the compatibility preset, with changes."""
+    """Returns the algorithm of cepo-repo.toml with the given options changed."""
     algorithm = load(RUNS / "cepo-repo.toml").algorithm
     assert isinstance(algorithm, Cepo)
     return Cepo.model_validate(algorithm.model_dump() | options)
@@ -143,7 +143,7 @@ async def test_answers_are_appended_as_published_with_the_word_none(renderer: Re
     texts = await contexts(renderer, cepo_repo())
     assert [row[0] for row in texts] == published("answer_only", "pos")
     negatives = published("answer_only", "neg")
-    # Without a rejected rollout (q2) the published r- is r+, whose delta is 0; here the pass is not made.
+    # Without a rejected rollout (q2) the published code scores the answer again, with delta 0; CEPO skips the pass.
     assert [row[1] for row in texts] == [*negatives[:4], None, None, *negatives[6:]]
     assert negatives[4:6] == published("answer_only", "pos")[4:6]
     assert texts[0][1] == "q1 Nonex\\boxed{7}$"
@@ -174,7 +174,7 @@ async def test_a_suffix_longer_than_the_response_is_all_of_it_where_the_publishe
     algorithm = cepo_repo(positive="peer_suffix", negative="peer_suffix", feedback_tokens=15, exclude_self=False)
     texts = await contexts(renderer, algorithm)
     shorter = [0, 1, 2, 3, 8, 9]  # groups whose shown rollouts have fewer than 15 tokens
-    assert published("cot_suffix_15", "pos")[0] == "q1x\\boxed{7}$"  # nothing between the prompt and the response
+    assert published("cot_suffix_15", "pos")[0] == "q1x\\boxed{7}$"  # the published suffix is empty
     for at, sign in enumerate(SIGNS):
         full = published("cot_prefix_512_full", sign)
         assert [texts[i][at] for i in shorter] == [full[i] for i in shorter]
@@ -200,7 +200,7 @@ async def test_rlsd_has_the_answer_in_its_context_which_the_published_baseline_l
 async def test_without_the_published_choice_no_context_holds_the_word_none(renderer: Renderer) -> None:
     texts = await contexts(renderer, cepo_repo(unparsed="next_rejected"))
     assert [row[1] for row in texts[:4]] == [f"q1 9{row['response']}" for row in ROWS[:4]]
-    assert [row[1] for row in texts[4:8]] == [None] * 4  # all correct; no answer but an empty box
+    assert [row[1] for row in texts[4:8]] == [None] * 4  # q2 is all correct; q3 has only an empty box
 
 
 @pytest.mark.parametrize(("text", "content"), GOLDEN["extract_boxed_content"].items())

@@ -1,4 +1,4 @@
-"""Steps, segments, tree edges and process rewards: published numbers, loops, and texts that do not split well."""
+"""Steps, segments, tree edges and process rewards: published numbers, plain loops, and edge cases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEEDS = range(6)
 
 @pytest.mark.parametrize("case", SEGMENTS["vineppo"])
 def test_step_advantages_reproduce_the_published_vineppo(case: dict[str, Any]) -> None:
-    assert case["values"][-1] is None  # the end of the response, which is worth 0
+    assert case["values"][-1] is None  # the end of the response has the value 0
     assert step_advantages(case["step_rewards"], case["values"][:-1]) == pytest.approx(case["advantages"])
 
 

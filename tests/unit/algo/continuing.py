@@ -1,4 +1,4 @@
-"""A toy policy that goes on from prefixes, and a step's rounds of follow-ups as the trainer makes them."""
+"""A toy policy that continues prefixes, and the rounds of follow-up tasks that the trainer makes in a step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONGEST = 24
 
 @dataclass(frozen=True)
 class Prompts:
-    """A supply of nothing more."""
+    """A supply that has no prompts left."""
 
     prompts: int
 
@@ -37,7 +37,7 @@ class Prompts:
 
 
 def judged(token_ids: Sequence[int], unjudged: float = 0.0) -> Verdict:
-    """A verdict that is a function of the whole response; a share of them fails."""
+    """Returns a verdict that depends only on the response; a share `unjudged` of responses gets a timeout."""
     draw = random.Random(str(tuple(token_ids)))
     if draw.random() < unjudged:
         return Verdict(outcome=Outcome.TIMEOUT, reward=0.0, accuracy=0.0)
@@ -46,7 +46,7 @@ def judged(token_ids: Sequence[int], unjudged: float = 0.0) -> Verdict:
 
 
 def sampled(task: PromptTask, unjudged: float = 0.0) -> EvidencedGroup:
-    """A group as a function of its task; token 3 begins a step, and responses end by themselves or at max_tokens."""
+    """Samples a group that depends only on its task. Token 3 begins a step; a response ends at END or at max_tokens."""
     draw = random.Random(f"{task.seed}/{tuple(task.prefix)}")
     completions = tuple(_completion(task, draw) for _ in range(task.samples))
     rollout = RolloutGroup(
@@ -72,7 +72,7 @@ def _completion(task: PromptTask, draw: random.Random) -> Completion:
 
 
 def prompts(algorithm: Algorithm, count: int = 3, samples: int = 4, seed: int = 0) -> list[PromptTask]:
-    """A step's first tasks."""
+    """Returns the tasks that begin a step, one per prompt."""
     shared: dict[str, Any] = {"samples": samples, "sampling": Sampling(max_tokens=LONGEST), "asks": ()}
     return [
         make_task(index=i, seed=1000 * seed + i, step_delimiter=algorithm.reasoning_delimiter, **shared)
@@ -83,7 +83,7 @@ def prompts(algorithm: Algorithm, count: int = 3, samples: int = 4, seed: int = 
 def step(
     algorithm: Algorithm, tasks: Sequence[PromptTask], unjudged: float = 0.0
 ) -> tuple[list[EvidencedGroup], list[PromptTask]]:
-    """All groups of a step, and the follow-ups among its tasks, in the order they were sent."""
+    """Returns all groups of a step, and its follow-up tasks in the order in which they were sent."""
     groups, sent = [sampled(task) for task in tasks], []
     supply = Prompts(len(tasks))
     had = {task.group_id for task in tasks}

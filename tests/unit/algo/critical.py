@@ -1,4 +1,4 @@
-"""Pairs on a table, estimators that have learned something, and critical-token DPO as loops written from its equation.
+"""Random pairs, estimators with random weights, and critical-token DPO as plain loops over its equation.
 
 Shapes: B sequences, T response tokens (padded), D hidden units, V words.
 """
@@ -21,11 +21,11 @@ from tests.parity.support import Scored, make_batch
 
 PAIRS, WIDTH = 5, 6
 LEARNING, FROZEN = 0, 25
-"""Steps of the default's two phases."""
+"""A step of each phase of the default run: the estimators learn, and the estimators are frozen."""
 
 
 def make_pairs(seed: int, lengths: list[int] | None = None, pairs: int = PAIRS) -> tuple[TrainBatch, Tensor]:
-    """Pairs of ragged responses in shuffled order, one of them empty, and the policy's log-probs of them."""
+    """Returns ragged pairs in shuffled order, one response of which is empty, and the policy's log-probs [B, T]."""
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(2 * pairs, generator=random)
     length_B = torch.randint(1, WIDTH + 1, (2 * pairs,), generator=random)
@@ -44,7 +44,7 @@ def make_pairs(seed: int, lengths: list[int] | None = None, pairs: int = PAIRS) 
 
 
 def make_estimators(seed: int, batch: TrainBatch, **options: Any) -> tuple[Estimators, TableContext, CtDpo]:
-    """Estimators that differ from each other, on a base that knows the batch."""
+    """Returns two estimators that differ from each other, on a table of hidden states for the batch."""
     random = torch.Generator().manual_seed(100 + seed)
     ctdpo = CtDpo(**{k: v for k, v in options.items() if k in CtDpo.model_fields})
     hidden_BTD = torch.randn(*batch.mask_BT.shape, 4, generator=random)
@@ -58,13 +58,13 @@ def make_estimators(seed: int, batch: TrainBatch, **options: Any) -> tuple[Estim
 
 
 def distributions(context: TableContext, adapter: str, batch: TrainBatch) -> list[list[list[float]]]:
-    """P(word) of an estimator at each token of each response."""
+    """Returns an estimator's probabilities, indexed by response, token and word."""
     rows = iter(context.logits(adapter, batch).detach().double().softmax(1).tolist())
     return [[next(rows) for _ in ids] for ids in batch.response_ids]
 
 
 def looped_weights(context: TableContext, ctdpo: CtDpo, batch: TrainBatch) -> list[list[float]]:
-    """right^(1 + s) / wrong^s at the token over its sum for every word; 1 less it where rejected; 1 at the end."""
+    """Returns c = right^(1 + s) / wrong^s of each token, normalised over words; 1 - c if rejected, 1 for the last."""
     weights = []
     both = (distributions(context, name, batch) for name in (RIGHT, WRONG))
     for row, (right, wrong) in enumerate(zip(*both, strict=True)):
@@ -80,7 +80,7 @@ def looped_weights(context: TableContext, ctdpo: CtDpo, batch: TrainBatch) -> li
 
 
 def looped_loss(ctdpo: CtDpo, batch: TrainBatch, logp_BT: Tensor, weights: list[list[float]]) -> float:
-    """The mean over pairs of -log sigmoid(beta (chosen - rejected)), of sums over weighted tokens."""
+    """Returns the mean over pairs of -log sigmoid(beta (chosen - rejected)), each a weighted sum over tokens."""
     reference_BT = batch.evidence[REFERENCE].logp_BT
     ratios: dict[tuple[int, float], float] = {}
     for row, weights_T in enumerate(weights):

@@ -1,4 +1,4 @@
-"""CLIPO: the bonus and the head's loss against loops and published numbers, and batches without anchors.
+"""CLIPO: the bonus and the head's loss against plain loops and published numbers, and batches without anchors.
 
 Shapes: B sequences, H hidden size, D projection size.
 """
@@ -50,20 +50,20 @@ def make_head(hidden_size: int = 6, seed: int = 0, **options: Any) -> Contrastiv
 
 
 def random_batch(seed: int) -> TrainBatch:
-    """Shuffled ragged groups: an empty response, a failed reward, a singleton, a group of one label."""
+    """Returns shuffled ragged groups with an empty response, a failed reward, a singleton and a group of one label."""
     hidden_BH = torch.randn(13, 6, generator=torch.Generator().manual_seed(seed))
     return measured(random_sample(seed).batch, hidden_BH)
 
 
 def whole_batch(reward: list[float], group: list[int], *, hidden_BH: Tensor | None = None) -> TrainBatch:
-    """Responses of three tokens with these rewards."""
+    """Returns responses of three tokens with the given rewards and groups."""
     if hidden_BH is None:
         hidden_BH = torch.randn(len(reward), 6, generator=torch.Generator().manual_seed(1))
     return measured(make_batch(torch.ones(len(reward), 3), torch.tensor(reward), torch.tensor(group)), hidden_BH)
 
 
 def bonus(head: ContrastiveHead, batch: TrainBatch, step: int = 0) -> Tensor:
-    """What the head adds to the rewards; 0 where a reward is not a number."""
+    """Returns the bonus of each response, [B]; 0 where the reward is NaN."""
     return (head.prepare(batch, step).reward_B - batch.reward_B).nan_to_num()
 
 
@@ -72,7 +72,7 @@ def usable(batch: TrainBatch) -> list[int]:
 
 
 def loop_rewards(head: ContrastiveHead, batch: TrainBatch, contrast: str, level: str) -> list[float]:
-    """reward + max(-0.2 loss c, -0.5), one sequence at a time, over those that have a token and a verdict."""
+    """Returns reward + max(-0.2 loss c, -0.5) for each sequence that has a token and a verdict."""
     (weight_DH,) = head.model.parameters()
     rows = usable(batch)
     embedding = []
@@ -99,8 +99,8 @@ def test_rewards_and_advantages_are_their_equations(seed: int, contrast: Any, le
     prepared = head.prepare(batch, 0)
     torch.testing.assert_close(prepared.reward_B, torch.tensor(rewards), rtol=1e-4, atol=1e-5, equal_nan=True)
     adv_B = torch.tensor(loop_group_advantage(rewards, batch.group_B.tolist()))
-    found_BT = Clipo(contrast=contrast, level=level).advantages(prepared, 0).adv_BT
-    torch.testing.assert_close(found_BT, adv_B[:, None] * batch.mask_BT, rtol=1e-3, atol=1e-4)
+    adv_BT = Clipo(contrast=contrast, level=level).advantages(prepared, 0).adv_BT
+    torch.testing.assert_close(adv_BT, adv_B[:, None] * batch.mask_BT, rtol=1e-3, atol=1e-4)
     assert torch.equal(prepared.accuracy_B, batch.accuracy_B)
 
 
@@ -118,9 +118,9 @@ def test_the_method_reproduces_the_published_codes_bonus_and_loss(case: dict[str
     weight.data.copy_(tensor(INPUTS["head_weight"]))
     group = ["abcd".index(uid) for uid in INPUTS["uid"]]
     batch = whole_batch([float(c) for c in INPUTS["labels"]], group, hidden_BH=tensor(INPUTS["hidden_states"]))
-    wanted_B = tensor(case["contrastive_rewards_lambda0.2"])
-    torch.testing.assert_close(bonus(head, batch), wanted_B, rtol=1e-4, atol=1e-5)
-    # The released logarithms hang on each vector's distance from itself, a square root of rounding errors.
+    published_B = tensor(case["contrastive_rewards_lambda0.2"])
+    torch.testing.assert_close(bonus(head, batch), published_B, rtol=1e-4, atol=1e-5)
+    # The released logarithms depend on each vector's distance from itself, a square root of rounding errors.
     assert head.update(batch, 0)["clipo/head_loss"] == pytest.approx(case["loss"], rel=1e-3)
 
 
@@ -201,7 +201,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_without_anchors_the_bonus_is_0_and_the_head_takes_no_step(name: str, contrast: Any) -> None:
     head = make_head(contrast=contrast)
-    head.update(whole_batch([1.0, 1.0, 0.0], [0] * 3), 0)  # momentum that must not move it
+    head.update(whole_batch([1.0, 1.0, 0.0], [0] * 3), 0)  # leaves momentum, which must not move the head
     state = {key: value.clone() for key, value in head.model.state_dict().items()}
     momentum = head.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     batch = whole_batch(DEGENERATE[name], [0] * 3)
@@ -220,14 +220,14 @@ def test_a_group_all_correct_has_anchors_when_the_other_prompts_are_negatives() 
         assert bonus(make_head(level=level), batch)[:2].all()
 
 
-def test_a_step_that_measured_nothing_goes_on() -> None:
+def test_a_step_without_pooled_states_leaves_rewards_and_head_unchanged() -> None:
     head, batch = make_head(kl_coef=0), replace(whole_batch([1.0, 1.0], [0, 0]), evidence={})
     assert head.prepare(batch, 0) is batch
     assert head.update(batch, 0) == dict.fromkeys(METRICS, 0.0)
 
 
 @pytest.mark.parametrize("case", ["empty", "failed", "demonstration", "not measured"])
-def test_what_cannot_be_compared_is_nobodys_peer(case: str) -> None:
+def test_a_response_that_cannot_be_compared_is_a_peer_of_no_other(case: str) -> None:
     batch = whole_batch([1.0, 1.0, 0.0, 1.0], [0] * 4)
     left_out_B = torch.tensor([False, False, False, True])
     match case:
@@ -283,7 +283,7 @@ def test_it_asks_the_sampling_policy_for_pooled_states_under_the_plain_prompt() 
 
 
 def test_groups_of_equal_rewards_are_measured_where_they_can_matter() -> None:
-    assert Clipo().teach_when is TeachWhen.ALWAYS  # for the divergence
+    assert Clipo().teach_when is TeachWhen.ALWAYS  # because of the KL divergence
     teach_when = {level: Clipo(kl_coef=0, level=level).teach_when for level in LEVELS}
     assert teach_when == {"group": TeachWhen.REWARD_SPREAD, "cross": TeachWhen.ALWAYS, "batch": TeachWhen.ALWAYS}
 

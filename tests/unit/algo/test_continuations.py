@@ -1,4 +1,4 @@
-"""Values from continuations: which are asked for, and the credit they give, against loops from the equations."""
+"""Values from continuations: which continuations are sampled, and the credit of their values against plain loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = [VinePpo(), SpoChain(interval=2)]
 
 
 def values(groups: list[EvidencedGroup], index: int, sample: int) -> dict[int, float | None]:
-    """The mean reward of the continuations of a response's prefixes, by length; None where all failed."""
+    """Returns the mean reward of the continuations of each prefix, by prefix length; None if all of them failed."""
     value_at: dict[int, float | None] = {}
     for group in groups:
         origin = group.task.origin
@@ -38,7 +38,7 @@ def values(groups: list[EvidencedGroup], index: int, sample: int) -> dict[int, f
 
 
 def vine_credit(ends: tuple[int, ...], reward: float, value: dict[int, float | None]) -> list[float]:
-    """A_k = r_k + V(s_{k+1}) - V(s_k), token after token; an unknown value is the return to the next known one."""
+    """Returns A_k = r_k + V(s_{k+1}) - V(s_k) of each token; an unknown value is replaced by r_k + V(s_{k+1})."""
     starts, advantages, after = [0, *ends[:-1]], [], 0.0
     for k in reversed(range(len(ends))):
         earned = (reward if k == len(ends) - 1 else 0.0) + after
@@ -51,7 +51,7 @@ def vine_credit(ends: tuple[int, ...], reward: float, value: dict[int, float | N
 
 
 def chain_credit(logps: tuple[float, ...], reward: float, value: dict[int, float | None], interval: int) -> list[float]:
-    """Value at a segment's end minus that at its start, for the tokens of probability at most 0.9."""
+    """Returns V(end of segment) - V(start of segment) for each token of probability below 0.9, and 0 for the others."""
     decided = [at for at, logp in enumerate(logps) if math.exp(logp) < 0.9]
     cuts = [at for at in decided[::interval] if value.get(at) is not None]
     ends = [*cuts[1:], len(logps)] if cuts else []
@@ -134,7 +134,7 @@ def test_no_more_states_of_a_response_are_valued_than_the_bound() -> None:
     for task in sent:
         if task.prefix:
             per_response[task.origin] = per_response.get(task.origin, 0) + 1
-    assert max(per_response.values()) == 1  # the prompt is the other
+    assert max(per_response.values()) == 1  # the bound of 2 also counts the prompt
     adv_BT = few.advantages(pack(groups), 0).adv_BT
     row = 0
     for group in groups[:3]:
@@ -153,7 +153,7 @@ def one_row(length: int, reward: float, **changes: Any) -> TrainBatch:
 
 @pytest.mark.parametrize("case", SEGMENTS["vineppo"])
 def test_vineppo_reproduces_the_published_step_advantages(case: dict[str, Any]) -> None:
-    assert not any(case["step_rewards"][:-1])  # an outcome reward alone
+    assert not any(case["step_rewards"][:-1])  # only the last step has a reward
     known = [math.nan if value is None else value for value in case["values"]]
     count = len(case["step_rewards"])
     batch = one_row(
@@ -209,7 +209,7 @@ def test_without_any_value_there_is_no_credit(algorithm: Continued) -> None:
 
 
 @pytest.mark.parametrize("algorithm", METHODS, ids=lambda a: a.name)
-def test_a_response_without_a_verdict_is_not_gone_on_from(algorithm: Continued) -> None:
+def test_a_response_without_a_verdict_is_not_continued(algorithm: Continued) -> None:
     group = sampled(prompts(algorithm)[0])
     timeout = group.scored.verdicts[0].model_copy(update={"outcome": Outcome.TIMEOUT})
     scored = group.scored.model_copy(update={"verdicts": (timeout, *group.scored.verdicts[1:])})

@@ -1,4 +1,4 @@
-"""Critical-token DPO's weights and loss against loops written from its equation, and pairs without contrast.
+"""Critical-token DPO: weights and loss against plain loops over its equation, and pairs without contrast.
 
 Shapes: B sequences, T response tokens (padded).
 """

@@ -1,4 +1,4 @@
-"""The two models of critical-token DPO: what each learns, in which pieces, and responses without a token."""
+"""The two estimators of critical-token DPO: their losses, minibatches and micro-batches, and empty responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEDS = range(4)
 
 
 def side_loss(context: TableContext, name: str, batch: TrainBatch, rows: list[int]) -> float:
-    """The mean over tokens of -log P of an estimator, on its side of the pairs."""
+    """Returns an estimator's mean -log P per token, over the responses of its side of the pairs."""
     accuracy, probs = float(name == RIGHT), distributions(context, name, batch)
     terms = [
         -math.log(probs[r][t][w])
@@ -76,7 +76,7 @@ def test_the_estimators_gradient_is_of_each_mini_batch_whatever_the_passes(updat
         torch.testing.assert_close(split_context.scales[name].grad, context.scales[name].grad, rtol=1e-4, atol=1e-6)
 
 
-def test_a_gradient_above_the_norm_is_scaled_down_for_each_estimator_by_itself() -> None:
+def test_a_gradient_above_the_norm_is_scaled_down_for_each_estimator_separately() -> None:
     batch, _ = make_pairs(0)
     estimators, context, _ = make_estimators(0, batch, max_grad_norm=1e-3)
     report = estimators.update(batch, LEARNING)

@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups teach, how many more are drawn, and when it ends."""
+"""DAPO's dynamic sampling: which groups are trained on, how many prompts are drawn, and when sampling ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.factories import make_scored, make_task, make_verdict
 
 @dataclass
 class Shelf:
-    """A supply that notes what was drawn, and has only so many prompts."""
+    """A supply that records each draw and has `left` prompts left."""
 
     prompts: int
     left: int = 100
@@ -39,7 +39,7 @@ def test_a_group_teaches_when_some_are_correct_and_some_are_not_whatever_the_rew
     assert not is_mixed(EvidencedGroup(scored=make_scored(verdicts=formatted)))
     for judged in (1.0, 0.0):
         verdicts = [make_verdict(judged), make_verdict(judged), Verdict(outcome=Outcome.TIMEOUT, reward=0, accuracy=0)]
-        assert not is_mixed(EvidencedGroup(scored=make_scored(verdicts=verdicts)))  # the last one is no wrong answer
+        assert not is_mixed(EvidencedGroup(scored=make_scored(verdicts=verdicts)))  # a timeout is not a wrong answer
 
 
 def test_as_many_prompts_are_drawn_as_groups_are_missing() -> None:
@@ -55,7 +55,7 @@ def test_a_chunk_without_any_group_that_teaches_is_sampled_again_until_the_tries
         groups += [WRONG] * len(more)
     assert len(groups) == 6
     assert shelf.drawn == [2, 2]
-    assert algorithm.select(groups, shelf) == groups  # no group is mixed: the step closes with a zero update
+    assert algorithm.select(groups, shelf) == groups  # no group is mixed, so the update of the step is zero
 
 
 def test_a_data_set_that_has_no_more_prompts_ends_the_step() -> None:

@@ -1,6 +1,6 @@
-"""What happens where there is nothing to contrast: from a scored group through its evidence to its advantages.
+"""Groups without a contrast, from their verdicts through the evidence to the advantages.
 
-The teacher is played by a table: what a context is worth is known, so that every advantage can be told by hand.
+A table gives the log-prob of every token under each context, so the expected advantages can be computed by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.trainer.learning.batch import pack
 from tests.helpers.factories import make_proof, make_scored, make_task, make_verdict
 
 WORTH = {ContextName.PLAIN: -2.0, ContextName.ANSWER: -1.0, ContextName.REJECTED: -3.0}
-"""Log-prob of every token under a context."""
+"""The log-prob of every token under each context."""
 CORRECT, WRONG = make_verdict(1.0), make_verdict(0.0, "5")
 UNPARSED = Verdict(outcome=Outcome.UNPARSED, reward=0.0, accuracy=0.0)
 EMPTY_BOX = Verdict(outcome=Outcome.WRONG, reward=0.1, accuracy=0.0)
@@ -35,7 +35,7 @@ FORMATTED = CORRECT.model_copy(update={"reward": 1.1})
 def taught(
     algorithm: Cepo | Rlsd, verdicts: Sequence[Verdict], worth: dict[ContextName, float] | None = None
 ) -> EvidencedGroup:
-    """A group as the teacher returns it."""
+    """Returns a group with the evidence that the teacher returns for it."""
     scored = make_scored(task=make_task(samples=len(verdicts), asks=algorithm.asks), verdicts=verdicts)
 
     def row(hint: Hint, length: int) -> EvidenceRow:
@@ -51,7 +51,7 @@ def taught(
 
 
 def multiplier(algorithm: Cepo | Rlsd, *verdicts: Verdict) -> Tensor:
-    """What the first token of each response has its advantage multiplied by."""
+    """Returns the multiplier of the advantage at the first token of each response, [B]."""
     batch = pack([taught(algorithm, verdicts)])
     return (algorithm.advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
 
@@ -76,8 +76,8 @@ def test_without_a_wrong_answer_no_negative_decides(verdicts: tuple[Verdict, Ver
     signs = [1, -1] if verdicts[0].reward > verdicts[1].reward else [-1, 1]
     rlsd = [weighed(1, sign, Cepo(**options)) for sign in signs]
     assert multiplier(Cepo(**options), *verdicts).tolist() == pytest.approx(rlsd)
-    assert multiplier(Rlsd(**options), *verdicts).tolist() == pytest.approx(rlsd)  # RLSD is contained in CEPO
-    assert multiplier(Cepo(no_negative="grpo"), *verdicts).tolist() == [1.0, 1.0]  # exactly
+    assert multiplier(Rlsd(**options), *verdicts).tolist() == pytest.approx(rlsd)  # RLSD has this contrast
+    assert multiplier(Cepo(no_negative="grpo"), *verdicts).tolist() == [1.0, 1.0]  # exactly 1
     assert multiplier(Cepo(no_negative="skip_group"), *verdicts).tolist() == [0.0, 0.0]
 
 
@@ -116,7 +116,7 @@ def test_a_rollout_alone_with_its_wrong_answer_is_not_contrasted_with_itself() -
 def test_the_sharpness_probe_leaves_substitutes_out() -> None:
     contrasted, substituted = taught(Cepo(), [CORRECT, WRONG]), taught(Cepo(), [CORRECT, UNPARSED])
     one, other = (Cepo().advantages(pack([group]), 0).metrics for group in (contrasted, substituted))
-    # The policy sampled with log-probs above -3: the rejected context pulls away from every token.
+    # The sampling policy's log-probs are above -3, so the rejected context makes every token less likely.
     assert (one["credit/sharper_correct"], one["credit/sharper_wrong"]) == (1.0, 0.0)
     assert (other["credit/sharper_correct"], other["credit/sharper_wrong"]) == (0.0, 0.0)
     assert other["credit/tokens"] == 7

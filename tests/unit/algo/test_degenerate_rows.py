@@ -1,4 +1,4 @@
-"""Groups in which something is missing: from scored groups through a batch to the loss, for CEPO and its like."""
+"""Groups with missing verdicts, tokens or evidence, from their verdicts through a batch to the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TIMEOUT = Verdict(outcome=Outcome.TIMEOUT, reward=0.0, accuracy=0.0)
 
 
 def loss(algorithm: PolicyGradient, batch: TrainBatch) -> tuple[LossOutput, torch.Tensor]:
-    """The loss and its gradient, at the policy that sampled."""
+    """Returns the loss and its gradient [B, T] at the log-probs of the sampling policy."""
     logp_BT = batch.rollout_logp_BT.clone().requires_grad_()
     output = algorithm.loss(Scored(logp_BT), logp_BT.detach(), batch, algorithm.advantages(batch, 0).adv_BT, batch)
     output.loss.backward()
@@ -58,7 +58,7 @@ def test_a_group_all_wrong_of_unequal_rewards_goes_to_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("distance", [50.0, 1e4, 3e38])
-def test_a_huge_delta_is_the_clip_and_nothing_else(distance: float) -> None:
+def test_a_huge_delta_gives_exactly_the_clipped_weight(distance: float) -> None:
     batch = pack([taught(Cepo(), [CORRECT, WRONG], WORTH | {ContextName.REJECTED: -distance})])
     multiplier_B = (Cepo().advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT)[:, 0]
     assert multiplier_B.tolist() == pytest.approx([1.25, 0.75])
@@ -72,7 +72,7 @@ def test_an_empty_response_is_in_no_denominator_and_its_reward_in_the_group(algo
     output, grad_BT = loss(algorithm, batch)
     others, alone_BT = loss(algorithm, batch.rows([0, 2]))
     assert math.isfinite(float(output.loss.detach()))
-    assert grad_BT.any()  # against the empty one's reward of 1
+    assert grad_BT.any()  # the baseline includes the empty response's reward of 1
     assert not alone_BT.any()
     assert output.token_sums.keys() == others.token_sums.keys()
 
@@ -112,7 +112,7 @@ def test_a_verifier_time_out_drops_the_sample_and_a_group_of_one_with_it(
     adv_BT = Cepo().advantages(batch, 0).adv_BT
     assert Cepo().has_gradient_B(batch, adv_BT).tolist() == learns
     assert batch.mask_BT.any(dim=1).tolist() == [verdict is not TIMEOUT for verdict in verdicts]
-    if any(learns):  # as if the third had never been sampled
+    if any(learns):  # the third response has no effect on the others
         torch.testing.assert_close(adv_BT[:2, :4], Cepo().advantages(pack([taught(Cepo(), verdicts[:2])]), 0).adv_BT)
 
 
@@ -138,5 +138,5 @@ def test_what_could_turn_an_advantage_round_is_refused(
 def test_a_wrong_answer_equal_to_the_right_one_has_exactly_weight_one_where_there_is_no_fallback() -> None:
     same = make_verdict(0.0, "7")
     assert multiplier(Cepo(no_negative="grpo"), CORRECT, same).tolist() == [1.0, 1.0]
-    expected = [weighed(1, 1, Cepo()), weighed(1, -1, Cepo())]  # else the plain context stands in
+    expected = [weighed(1, 1, Cepo()), weighed(1, -1, Cepo())]  # by default the plain context is the fallback
     assert multiplier(Cepo(), CORRECT, same).tolist() == pytest.approx(expected)

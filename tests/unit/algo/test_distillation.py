@@ -1,4 +1,4 @@
-"""OPSD and SDPO: what they ask, their loss against a loop and the published code, and who can move their gradient."""
+"""OPSD and SDPO: their asks, their loss against a plain loop, and which inputs their gradient depends on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gradient(algorithm: Distillation, lesson: Lesson) -> Tensor:
 
 
 def loop_loss(algorithm: Distillation, lesson: Lesson) -> float:
-    """The loss from its definition: one token at a time, over the whole vocabulary."""
+    """Returns the loss from its definition, token by token over the whole vocabulary."""
     batch, evidence = lesson.batch, lesson.batch.evidence[algorithm.ask]
     rows = []
     for row in range(batch.size):
@@ -100,7 +100,7 @@ def test_a_sequence_without_a_teacher_has_no_gradient_and_is_in_no_denominator()
         False,
         False,
         True,
-    ]  # the fourth is empty
+    ]  # the fourth response is empty
     grad_BTV = gradient(algorithm, lesson)
     assert not grad_BTV[2:4].any()
     assert not grad_BTV[lesson.batch.mask_BT == 0].any()
@@ -141,7 +141,7 @@ def test_a_teacher_that_holds_a_token_impossible_leaves_the_loss_finite(algorith
 @pytest.mark.parametrize("rows", [[0, 2], [1, 3, 4]], ids=["all correct", "all wrong"])
 def test_groups_of_one_kind_learn_from_whatever_could_be_shown(rows: list[int]) -> None:
     algorithm = Sdpo(top=3)
-    lesson = make_lesson(algorithm.ask, applicable=[True, False, True, False, False])  # only correct ones are shown
+    lesson = make_lesson(algorithm.ask, applicable=[True, False, True, False, False])  # shows correct responses only
     batch = lesson.batch.rows(rows)
     output_of_rows = algorithm.loss(
         lesson.student(rows), lesson.logp_old_BT[rows, : batch.mask_BT.shape[1]], batch, batch.mask_BT, batch
@@ -152,7 +152,7 @@ def test_groups_of_one_kind_learn_from_whatever_could_be_shown(rows: list[int]) 
 
 
 def moved_off_the_sample(lesson: Lesson, ask: Ask) -> Lesson:
-    """The teacher with the probabilities of the tokens that were not sampled in another order."""
+    """Returns the lesson with the teacher's probabilities permuted among the tokens that were not sampled."""
     moved_BTV = lesson.teacher_BTV.clone()
     for row in range(moved_BTV.shape[0]):
         for t in range(moved_BTV.shape[1]):
@@ -175,7 +175,7 @@ def test_the_sampled_form_sees_the_teacher_at_the_sample_alone_and_may_turn_a_to
     grad_BTV = gradient(algorithm, lesson)
     torch.testing.assert_close(gradient(algorithm, moved_off_the_sample(lesson, algorithm.ask)), grad_BTV)
     at_sample_BT = grad_BTV.gather(-1, lesson.target_BT[..., None])[lesson.batch.mask_BT.bool()]
-    assert (at_sample_BT > 0).any()  # additive: no reward says which way a token goes
+    assert (at_sample_BT > 0).any()  # no reward fixes the sign of a token's gradient
     assert (at_sample_BT < 0).any()
 
 
@@ -227,7 +227,7 @@ def test_sdpo_shows_another_correct_response_and_compares_the_students_likeliest
 
 
 def test_groups_of_equal_rewards_are_taught_like_others() -> None:
-    assert Opsd().teach_when is Sdpo().teach_when is TeachWhen.ALWAYS  # all correct: each demonstrates for the others
+    assert Opsd().teach_when is Sdpo().teach_when is TeachWhen.ALWAYS  # correct responses can be shown to each other
 
 
 @pytest.mark.parametrize(

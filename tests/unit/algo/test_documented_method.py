@@ -1,4 +1,4 @@
-"""The method that docs/architecture.md writes out is complete and does what its text says."""
+"""The example method in docs/architecture.md is complete and computes what the page says."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PAGE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The page's class, in a module of its own."""
+    """Returns the class of the page, executed in a new module."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code.count("\n") <= 40
     module = ModuleType("evidence_gate")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # pydantic looks the annotations up there
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # pydantic resolves the annotations in this module
     exec(code, vars(module))
     return vars(module)["EvidenceGate"]
 

@@ -1,4 +1,4 @@
-"""DPO on pairs, against the formula: golden numbers, plain loops, and micro-batches."""
+"""DPO on pairs: golden numbers, plain loops over its formula, and micro-batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEDS = range(4)
 
 
 def pairs_batch(seed: int, pairs: int = 5, width: int = 6) -> tuple[TrainBatch, Tensor]:
-    """Pairs of ragged responses in shuffled order, and the policy's log-probs of them."""
+    """Returns ragged pairs in shuffled order, and the policy's log-probs [B, T]."""
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(2 * pairs, generator=random)
     length_B = torch.randint(1, width + 1, (2 * pairs,), generator=random)
@@ -31,7 +31,7 @@ def pairs_batch(seed: int, pairs: int = 5, width: int = 6) -> tuple[TrainBatch, 
 
 
 def looped(algorithm: Dpo, batch: TrainBatch, logp_BT: Tensor) -> tuple[float, dict[str, float]]:
-    """The mean loss over pairs, and what is reported, of plain sums."""
+    """Returns the mean loss over pairs and the reported metrics, computed from plain sums."""
     ratio: dict[tuple[int, float], float] = {}
     for row in range(batch.size):
         length = len(batch.response_ids[row])

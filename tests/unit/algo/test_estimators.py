@@ -1,4 +1,4 @@
-"""Identities of the advantage estimators, and the degenerate batches.
+"""Identities of the advantage estimators, and degenerate batches.
 
 Shapes: B sequences, T response tokens (padded).
 """
@@ -26,7 +26,7 @@ from cepo.algo.core import group_advantage
 from tests.parity.support import random_sample
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""adv_BT of rewards, groups and mask."""
+"""A function of rewards [B], groups [B] and a mask [B, T] that returns the advantages [B, T]."""
 
 
 def spread(estimator: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
@@ -111,7 +111,7 @@ def test_a_singleton_gets_zero_and_the_others_are_as_if_it_were_not_there(name: 
     reward_B, group_B, mask_BT = torch.tensor([1.0, 0.0, 0.1, 0.3]), torch.tensor([4, 4, 4, 9]), torch.ones(4, 3)
     with_BT = ESTIMATORS[name](reward_B, group_B, mask_BT)
     assert not with_BT[3].any()
-    if name != "grpo_batch_std":  # all rewards of the batch are in its deviation
+    if name != "grpo_batch_std":  # its deviation is over all rewards of the batch
         assert torch.equal(with_BT[:3], ESTIMATORS[name](reward_B[:3], group_B[:3], mask_BT[:3]))
 
 
@@ -140,8 +140,8 @@ def test_what_padding_holds_cannot_matter() -> None:
     noisy = [torch.where(mask_BT.bool(), tensor_BT, math.nan) for tensor_BT in (reward_BT, value_BT)]
     expected = gae(reward_BT, value_BT, mask_BT, gamma=1.0, lam=0.9)
     assert all(map(torch.equal, gae(noisy[0], noisy[1], mask_BT, gamma=1.0, lam=0.9), expected))
-    found_BT = reinforce_plus_plus_advantage(noisy[0], mask_BT, gamma=0.9)
-    assert torch.equal(found_BT, reinforce_plus_plus_advantage(reward_BT, mask_BT, gamma=0.9))
+    noisy_adv_BT = reinforce_plus_plus_advantage(noisy[0], mask_BT, gamma=0.9)
+    assert torch.equal(noisy_adv_BT, reinforce_plus_plus_advantage(reward_BT, mask_BT, gamma=0.9))
 
 
 @pytest.mark.parametrize("name", GROUPED)

@@ -1,4 +1,4 @@
-"""HDPO: which prompts are asked again and how, what of it is kept, and the sum of its two losses."""
+"""HDPO: which prompts are sampled again with the solution, which responses are kept, and the sum of its two losses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SOLVED = "3 and 4 make 7."
 
 @dataclass(frozen=True)
 class Closed:
-    """A supply that may not be drawn from."""
+    """A supply that fails the test if a prompt is drawn."""
 
     prompts: int = 4
 
@@ -83,7 +83,7 @@ def test_every_cliff_is_asked_again_with_the_solution_in_its_prompt_by_the_same_
 def test_follow_ups_are_a_function_of_the_groups_that_were_asked_first() -> None:
     groups = [group(0.0, 0.0), group(0.0, 0.0, index=1)]
     first = Hdpo().follow_up(groups, 0, Closed())
-    came_back = [make_evidenced([0.0] * 8, task) for task in first]  # wrong again: no cliff of its own
+    came_back = [make_evidenced([0.0] * 8, task) for task in first]  # wrong privileged responses make no further cliff
     assert Hdpo().follow_up([*came_back, *groups], 0, Closed()) == first
     assert len({task.group_id for task in first} | {g.task.group_id for g in groups}) == 4
 
@@ -100,7 +100,7 @@ def test_a_problem_without_a_solution_is_a_users_mistake_and_the_answer_may_be_s
 
 
 def make_hdpo_lesson(algorithm: Hdpo, seed: int = 0) -> Lesson:
-    """Two sequences of a mixed group, one of a cliff, an empty demonstration and one that is right, or all are."""
+    """Two responses of a mixed group, and three demonstrations: wrong, empty and correct."""
     lesson = make_lesson(algorithm.ask, seed)
     shown_B = torch.tensor([False, False, True, True, True])
     reward_B = torch.tensor([1.0, 0.0, math.nan, math.nan, math.nan])
@@ -125,7 +125,7 @@ def test_the_loss_is_that_of_the_policy_and_the_mean_divergence_of_the_tokens_th
 ) -> None:
     algorithm = Hdpo(**options)
     lesson = make_hdpo_lesson(algorithm, seed)
-    kept, count = 0.0, len(lesson.batch.response_ids[4])  # the third is wrong, the fourth is empty
+    kept, count = 0.0, len(lesson.batch.response_ids[4])  # rows 2, 3 and 4 are wrong, empty and correct
     for t in range(count):
         student, teacher = (softmax(x[4, t].tolist()) for x in (lesson.student_BTV, lesson.teacher_BTV))
         ids = sorted(range(len(teacher)), key=teacher.__getitem__)[-algorithm.top :]

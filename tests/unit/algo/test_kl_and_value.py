@@ -1,4 +1,4 @@
-"""What the KL forms and the value loss promise. Shapes: B sequences, T tokens."""
+"""Identities of the KL estimators and the value loss. Shapes: B sequences, T tokens."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_an_unknown_kl_form_is_refused_by_name() -> None:
 
 def test_the_value_loss_without_a_bound_is_half_the_squared_error() -> None:
     value_BT, old_BT, return_BT = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    found_BT = value_terms(value_BT, old_BT, return_BT, clip_range=torch.inf)
-    torch.testing.assert_close(found_BT, 0.5 * (value_BT - return_BT) ** 2)
+    loss_BT = value_terms(value_BT, old_BT, return_BT, clip_range=torch.inf)
+    torch.testing.assert_close(loss_BT, 0.5 * (value_BT - return_BT) ** 2)

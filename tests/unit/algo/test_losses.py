@@ -1,4 +1,4 @@
-"""Splits and orders that cannot matter, empty work, clip fractions, importance weights, and the learning rate.
+"""Losses under splits and permutations, empty batches, clip fractions, importance weights, and the learning rate.
 
 Shapes: B sequences, T response tokens (padded).
 """

@@ -1,4 +1,4 @@
-"""Estimators and surrogates reach the policy gradient whole, and options that cannot matter are refused.
+"""Policy gradients use their estimator and surrogate unchanged, and refuse options that have no effect.
 
 Shapes: B sequences, T response tokens (padded), V vocabulary.
 """

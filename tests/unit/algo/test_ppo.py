@@ -1,4 +1,4 @@
-"""PPO: advantages, returns and the value loss against plain loops, and batches with nothing to learn from.
+"""PPO: advantages, returns and the value loss against plain loops, and batches without a return.
 
 Shapes: B sequences, T response tokens (padded), D hidden units.
 """
@@ -33,7 +33,7 @@ def with_prompts(batch: TrainBatch) -> TrainBatch:
 
 
 def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
-    """A critic that has learned something, and a ragged batch that it has not seen."""
+    """Returns a critic with nonzero weights, a ragged batch that it was not trained on, and the method."""
     random = torch.Generator().manual_seed(seed)
     sample = random_sample(seed)
     reference = EvidenceTensors(sample.logp_old_BT, torch.ones(13, dtype=torch.bool))
@@ -53,7 +53,7 @@ def make_case(seed: int, **options: Any) -> tuple[Critic, TrainBatch, Ppo]:
 def loop_gae(
     rewards: list[float], values: list[float], valid: list[float], gamma: float, lam: float
 ) -> tuple[list[float], list[float]]:
-    """One sequence: A_t = sum of (gamma lam)^k delta_{t+k} over its tokens, and A + V."""
+    """Returns A_t = sum over k of (gamma lam)^k delta_{t+k} of one sequence, and the returns A_t + V_t."""
     tokens = [t for t, here in enumerate(valid) if here]
     deltas = []
     for at, t in enumerate(tokens):
@@ -67,7 +67,7 @@ def loop_gae(
 
 
 def expected(batch: TrainBatch, ppo: Ppo) -> tuple[Tensor, Tensor]:
-    """Whitened advantages and returns by loops; the reward on the last token, less the divergence on every one."""
+    """Returns whitened advantages and returns by loops, of the reward on the last token minus the KL on every token."""
     reference_BT = batch.evidence[REFERENCE].logp_BT
     rows = []
     for row, reward in enumerate(batch.reward_B.tolist()):
@@ -166,7 +166,7 @@ def test_every_mini_batch_is_a_mean_over_its_own_tokens() -> None:
 
 
 def alone(reward: list[float], lengths: list[int], **changes: Any) -> tuple[Critic, TrainBatch, Ppo]:
-    """One group of these rewards and lengths, without a divergence."""
+    """Returns a critic, a group with these rewards and lengths, and the method without a KL penalty."""
     mask_BT = (torch.arange(4) < torch.tensor(lengths)[:, None]).float()
     batch = make_batch(mask_BT, torch.tensor(reward), torch.zeros(len(reward), dtype=torch.long))
     batch = with_prompts(replace(batch, **changes))

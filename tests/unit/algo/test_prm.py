@@ -1,4 +1,4 @@
-"""Process rewards as credit, against loops over steps, and responses that have none."""
+"""Process rewards as credit, against plain loops over steps, and responses without scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMS = ["score", "difference", "min", "progress"]
 
 
 def scored_batch(seed: int) -> TrainBatch:
-    """Three groups of four; one response is empty, one has no verdict, one no scores, and steps may share an end."""
+    """Returns three groups of four. Rows 5, 2 and 9 are empty, failed and without scores; steps may share ends."""
     draw = random.Random(seed)
     lengths = [draw.randrange(1, 9) for _ in range(12)]
     lengths[5] = 0
@@ -36,7 +36,7 @@ def scored_batch(seed: int) -> TrainBatch:
 
 
 def earned(batch: TrainBatch, row: int, algorithm: Prm) -> list[tuple[int, float]]:
-    """(end, reward) of every step of a response in which a token ends, the shared ends as one."""
+    """Returns (end, reward) of every step of a response that has a token; steps with the same end are added up."""
     length, outcome = len(batch.response_ids[row]), float(batch.reward_B[row]) * algorithm.outcome
     scores, ends = batch.step_rewards[row], batch.step_ends[row]
     if math.isnan(outcome) or length == 0:

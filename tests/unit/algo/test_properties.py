@@ -1,4 +1,4 @@
-"""The guarantees of the reweighting for any evidence, the methods it reduces to, and what cannot leak through it.
+"""The bounds of the reweighting for any evidence, its special cases, and its independence of unsampled tokens.
 
 Shapes: B sequences, T response tokens (padded), V vocabulary.
 """
@@ -38,13 +38,13 @@ width = st.floats(0.01, 0.99)
 
 
 def columns(rows: list[tuple[float, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Advantages and the two evidences, each [1, T]."""
+    """Returns the advantages and the log-probs under the two contexts, each [1, T]."""
     adv_BT, numerator_BT, denominator_BT = torch.tensor(rows, dtype=torch.float32).T[:, None]
     return adv_BT, numerator_BT, denominator_BT
 
 
 def bits(value: Tensor) -> Tensor:
-    """The float32 as integers, in which 0 and -0 differ."""
+    """Returns the bits of a float32 tensor as integers, in which 0 and -0 differ."""
     return value.contiguous().view(torch.int32)
 
 
@@ -118,9 +118,9 @@ def test_a_batch_without_evidence_is_grpo(method: type[Rlsd] | type[Cepo]) -> No
 def test_cepo_with_the_plain_evidence_as_the_rejected_one_is_rlsd() -> None:
     batch = random_sample(1).batch
     options: dict[str, Any] = {"lam": 0.6, "eps_w": 0.3, "decay_steps": 9}
-    found_BT = Cepo(**options).advantages(batch, 2).adv_BT
-    assert torch.equal(found_BT, Rlsd(**options).advantages(batch, 2).adv_BT)
-    assert not torch.allclose(found_BT, Grpo().advantages(batch, 2).adv_BT)
+    cepo_BT = Cepo(**options).advantages(batch, 2).adv_BT
+    assert torch.equal(cepo_BT, Rlsd(**options).advantages(batch, 2).adv_BT)
+    assert not torch.allclose(cepo_BT, Grpo().advantages(batch, 2).adv_BT)
 
 
 @pytest.mark.parametrize("lam", [0.5, 0.3, 1.0])
@@ -128,17 +128,17 @@ def test_cepo_with_the_answer_evidence_as_the_rejected_one_is_grpo(lam: float) -
     sample = random_sample(1).batch
     same = (both(sample)[0], both(sample)[0])
     batch = make_batch(sample.mask_BT, sample.reward_B, sample.group_B, evidence=same)
-    found_BT = Cepo(lam=lam).advantages(batch, 0).adv_BT
-    torch.testing.assert_close(found_BT, Grpo().advantages(batch, 0).adv_BT, rtol=1e-6, atol=0)
+    cepo_BT = Cepo(lam=lam).advantages(batch, 0).adv_BT
+    torch.testing.assert_close(cepo_BT, Grpo().advantages(batch, 0).adv_BT, rtol=1e-6, atol=0)
 
 
 def test_a_sequence_that_lacks_one_of_its_evidences_is_not_weighed() -> None:
-    evidence = (torch.zeros(2, 3), torch.full((2, 3), -2.0))  # the first sequence has no answer: zeros stand there
+    evidence = (torch.zeros(2, 3), torch.full((2, 3), -2.0))  # the first sequence has no evidence, only zeros
     mask_BT, reward_B, group_B = torch.ones(2, 3), torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.long)
     batch = make_batch(mask_BT, reward_B, group_B, evidence=evidence, measured_B=torch.tensor([False, True]))
-    found_BT, grpo_BT = Cepo().advantages(batch, 0).adv_BT, Grpo().advantages(batch, 0).adv_BT
-    assert torch.equal(found_BT[0], grpo_BT[0])
-    torch.testing.assert_close(found_BT[1], grpo_BT[1] * 0.75)
+    cepo_BT, grpo_BT = Cepo().advantages(batch, 0).adv_BT, Grpo().advantages(batch, 0).adv_BT
+    assert torch.equal(cepo_BT[0], grpo_BT[0])
+    torch.testing.assert_close(cepo_BT[1], grpo_BT[1] * 0.75)
     assert Cepo().advantages(batch, 0).metrics["credit/tokens"] == 3
 
 
@@ -177,7 +177,7 @@ def test_the_evidences_get_no_gradient() -> None:
 
 
 def student_gradient(student_BTV: Tensor, sampled_BT: Tensor, teachers: tuple[Tensor, ...]) -> Tensor:
-    """Gradient of the policy loss by the student's logits, the teachers' distributions given by their log-probs."""
+    """Returns the gradient of the policy loss with respect to the student's logits, [B, T, V]."""
 
     def at_sample(logp_BTV: Tensor) -> Tensor:
         return logp_BTV.gather(-1, sampled_BT[..., None])[..., 0]
@@ -194,7 +194,7 @@ def student_gradient(student_BTV: Tensor, sampled_BT: Tensor, teachers: tuple[Te
 
 
 def move_mass_off_the_sample(logp_BTV: Tensor, sampled_BT: Tensor) -> Tensor:
-    """The same distribution with the probabilities of the tokens that were not sampled in another order."""
+    """Returns the distribution with the probabilities of the tokens that were not sampled permuted."""
     moved_BTV = logp_BTV.clone()
     for row, position in torch.cartesian_prod(torch.arange(4), torch.arange(3)).tolist():
         others = [v for v in range(5) if v != sampled_BT[row, position]]
@@ -211,9 +211,9 @@ def test_teacher_probabilities_off_the_sample_cannot_matter() -> None:
     grad_BTV = student_gradient(student_BTV, sampled_BT, teachers)
     assert torch.equal(student_gradient(student_BTV, sampled_BT, moved), grad_BTV)
 
-    # The change is one that a method matching distributions sees: p_student - p_teacher is its gradient.
+    # A method that matches distributions depends on this change: its gradient is p_student - p_teacher.
     assert all(((a.exp() - b.exp()).abs().sum(-1) > 0.01).all() for a, b in zip(teachers, moved, strict=True))
-    # And the evidence at the sample does matter.
+    # The gradient depends on the evidence at the sampled token.
     louder = (teachers[0] + torch.linspace(-1, 1, 3)[:, None], teachers[1])
     assert not torch.allclose(student_gradient(student_BTV, sampled_BT, louder), grad_BTV)
 
@@ -227,7 +227,7 @@ def test_the_gradient_is_that_of_grpo_scaled_at_each_token() -> None:
         student_gradient(student_BTV, sampled_BT, teachers),
         student_gradient(student_BTV, sampled_BT, ()),
     )
-    scale_BTV = (cepo_BTV / grpo_BTV)[[0, 1, 2]]  # the reward of the last is near the mean
+    scale_BTV = (cepo_BTV / grpo_BTV)[[0, 1, 2]]  # the fourth reward is near the mean
     torch.testing.assert_close(scale_BTV, scale_BTV[..., :1].expand_as(scale_BTV), rtol=1e-4, atol=0)
     assert torch.all((scale_BTV - 1).abs() <= 0.25 + 1e-5)
     assert scale_BTV.std() > 0.05
@@ -255,7 +255,7 @@ def test_cepo_is_sharper_than_rlsd_just_where_the_wrong_answer_pulls_away_from_t
     cepo_BT = credit(adv_BT, answer_BT, rejected_BT, 1.0, 0.5).delta_BT * torch.sign(adv_BT)
     rlsd_BT = credit(adv_BT, answer_BT, student_BT, 1.0, 0.5).delta_BT * torch.sign(adv_BT)
     pulls_BT = torch.where(adv_BT > 0, rejected_BT < student_BT, rejected_BT > student_BT) & (adv_BT != 0)
-    apart_BT = (rejected_BT - student_BT).abs() > 1e-5  # closer than that float32 cannot tell
+    apart_BT = (rejected_BT - student_BT).abs() > 1e-5  # float32 cannot resolve smaller differences
     assert torch.equal((cepo_BT > rlsd_BT)[apart_BT], pulls_BT[apart_BT])
 
 
@@ -281,7 +281,7 @@ def test_tokens_that_are_not_weighed_keep_their_advantage_bit_for_bit(
 
 
 def with_wrong_hints(algorithm: Cepo, denominators: list[Tensor], applicable: list[list[bool]]) -> TrainBatch:
-    """Three sequences of one group; rewards 1, 0, 0; the numerator is 0."""
+    """Returns three sequences of one group with rewards 1, 0, 0 and a numerator of 0."""
     mask_BT = torch.ones(3, 2)
     batch = make_batch(mask_BT, torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3, dtype=torch.long))
     evidence = [EvidenceTensors(torch.zeros(3, 2), torch.ones(3, dtype=torch.bool))]
@@ -296,7 +296,7 @@ def test_several_wrong_hints_are_the_mean_of_those_that_apply() -> None:
     one, two = torch.full((3, 2), -0.2), torch.full((3, 2), -0.4)
     batch = with_wrong_hints(algorithm, [one, two], [[True, True, False], [True, False, False]])
     ratio_BT = algorithm.advantages(batch, 0).adv_BT / Grpo().advantages(batch, 0).adv_BT
-    expected = [math.exp(0.3), math.exp(-0.2), 1.0]  # the mean of both, the first alone, none
+    expected = [math.exp(0.3), math.exp(-0.2), 1.0]  # the mean of both hints, only the first hint, no hint
     assert ratio_BT[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
@@ -306,7 +306,7 @@ def test_a_group_without_a_negative_can_be_skipped(measured: list[bool]) -> None
     batch = with_wrong_hints(algorithm, [torch.full((3, 2), -0.2)], [measured])
     adv_BT = algorithm.advantages(batch, 0).adv_BT
     assert bool(adv_BT.any()) is any(measured)
-    if any(measured):  # the third only lacks its own
+    if any(measured):  # the third lacks only its own hint
         assert torch.equal(adv_BT[2], Grpo().advantages(batch, 0).adv_BT[2])
 
 

@@ -1,4 +1,4 @@
-"""RLSD's own options: whom it compares with, and which tokens it weighs."""
+"""RLSD's own options: the student in the contrast, and which tokens are weighed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_current_student_is_the_old_one_before_the_first_update() -> None:
 
 
 def test_the_current_student_is_measured_where_it_was_seen() -> None:
-    """Metrics after an update are those of the old student, with the log-probs of the update in its place."""
+    """After an update the metrics use the log-probs of the update in place of those of the old student."""
     sample = random_sample(4)
     plain = {Rlsd().asks[1]: EvidenceTensors(sample.logp_BT, torch.ones(13, dtype=torch.bool))}
     moved = replace(sample.batch, evidence={**sample.batch.evidence, **plain})
@@ -70,7 +70,7 @@ def lengths(batch: TrainBatch) -> list[int]:
 
 
 def weighed(method: Rlsd, logp_BT: Tensor, batch: TrainBatch) -> Tensor:
-    """The advantages that the surrogate is given, by its gradient at a ratio of 1."""
+    """Returns the advantages [B, T] inside the surrogate, computed from its gradient at a ratio of 1."""
     logp_BT = logp_BT.clone().requires_grad_()
     adv_BT = method.advantages(batch, 0).adv_BT
     method.loss(Scored(logp_BT), logp_BT.detach(), batch, adv_BT, batch).loss.backward()
@@ -84,5 +84,5 @@ def test_the_current_student_carries_no_gradient_through_its_weight() -> None:
     adv_BT = algorithm.advantages(sample.batch, 0).adv_BT
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, sample.batch, adv_BT, sample.batch).loss.backward()
     weighed_BT = reweight(adv_BT, both(sample.batch)[0], sample.logp_old_BT, algorithm.lam, algorithm.eps_w)
-    # At a ratio of 1 the surrogate's gradient is -A over the tokens: a gradient through the weight would show.
+    # At a ratio of 1 the surrogate's gradient is -A / N; a gradient through the weight would add a term.
     torch.testing.assert_close(logp_BT.grad, -weighed_BT / sample.batch.mask_BT.sum(), rtol=1e-5, atol=1e-8)

@@ -1,4 +1,4 @@
-"""SPO-tree: how the tree is sampled, and its edges as training rows, against a walk over all leaves."""
+"""SPO-tree: how the tree is sampled, and its edges as training rows, against a loop over all leaves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Path = tuple[tuple[int, ...], ...]
 
 
 def leaves(groups: list[EvidencedGroup], index: int) -> dict[Path, tuple[tuple[int, ...], float]]:
-    """Every response of a prompt's tree with its reward, by the names of the nodes on its way."""
+    """Returns (tokens, reward) of every response in a prompt's tree, by the path of its nodes from the root."""
     leaf_of: dict[Path, tuple[tuple[int, ...], float]] = {}
     names: dict[tuple[int, int], Path] = {}
     for group in groups:
@@ -55,7 +55,7 @@ def leaves(groups: list[EvidencedGroup], index: int) -> dict[Path, tuple[tuple[i
 
 
 def expected_edges(groups: list[EvidencedGroup], scale: str) -> list[tuple[tuple[int, ...], tuple[int, ...], float]]:
-    """(prompt with all before, tokens, advantage) of every edge whose ends differ in value."""
+    """Returns (prompt and earlier tokens, tokens of the edge, advantage) of every edge whose ends differ in value."""
     edges = []
     for index in (group.task.index for group in groups if group.task.origin is None):
         leaf_of = leaves(groups, index)
@@ -101,7 +101,7 @@ def test_the_rows_are_the_edges_that_teach(seed: int, scale: str, unjudged: floa
 
 
 def graded(task: PromptTask, rewards: dict[tuple[int, ...], float]) -> EvidencedGroup:
-    """A group with the given responses, the task's prefix included, and their rewards."""
+    """Returns a group with the given responses, which include the task's prefix, and their rewards."""
     completions = tuple(
         Completion(
             token_ids=Int32Array.of(ids),

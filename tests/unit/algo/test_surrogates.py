@@ -1,4 +1,4 @@
-"""Identities between the policy losses, splits and padding that cannot matter, empty work, and the bound of 20.
+"""Identities of the policy losses, independence of splits and padding, empty batches, and the bound of 20.
 
 Shapes: B sequences, T response tokens (padded).
 """
@@ -42,7 +42,7 @@ def uniform_advantage(sample: Sample, seed: int = 0) -> Tensor:
 
 
 def gradient(terms: Terms, sample: Sample, adv_BT: Tensor, aggregation: Any = "token-mean") -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by the log-probs."""
+    """Returns the loss and its gradient with respect to the log-probs, [B, T]."""
     logp_BT, mask_BT = sample.logp_BT.clone().requires_grad_(), sample.batch.mask_BT
     loss = aggregate(terms(logp_BT, sample.logp_old_BT, adv_BT, mask_BT), mask_BT, aggregation)
     loss.backward()
@@ -58,7 +58,7 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batches(name: str, aggrega
     whole, whole_gradient_BT = gradient(LOSSES[name], sample, adv_BT, aggregation)
     logp_BT, loss = sample.logp_BT.clone().requires_grad_(), 0.0
     for rows in torch.arange(13).split(split):
-        cut = slice(int(mask_BT[rows].sum(dim=1).max()))  # a micro-batch is as wide as its longest
+        cut = slice(int(mask_BT[rows].sum(dim=1).max()))  # a micro-batch is as wide as its longest response
         micro_BT = mask_BT[rows, cut]
         terms_BT = LOSSES[name](logp_BT[rows, cut], sample.logp_old_BT[rows, cut], adv_BT[rows, cut], micro_BT)
         part = aggregate(terms_BT, micro_BT, aggregation, totals)
@@ -112,8 +112,8 @@ def test_gspo_of_one_token_is_the_clipped_surrogate(name: str) -> None:
     given = (sample.logp_BT, sample.logp_old_BT, uniform_advantage(sample))
     logp_N1, logp_old_N1, adv_N1 = (tensor.flatten()[:, None] for tensor in given)
     expected_N1 = clipped_terms(logp_N1, logp_old_N1, adv_N1, **CLIP)
-    found_N1 = GSPO[name](logp_N1, logp_old_N1, adv_N1, torch.ones_like(expected_N1))
-    torch.testing.assert_close(found_N1, expected_N1)
+    actual_N1 = GSPO[name](logp_N1, logp_old_N1, adv_N1, torch.ones_like(expected_N1))
+    torch.testing.assert_close(actual_N1, expected_N1)
 
 
 def test_gspo_clips_whole_sequences() -> None:
@@ -132,16 +132,16 @@ def test_on_policy_every_loss_has_the_policy_gradient(name: str) -> None:
     sample = random_sample(3)
     on_policy = Sample(sample.batch, sample.logp_old_BT, sample.logp_old_BT)
     adv_BT, mask_BT = uniform_advantage(sample), sample.batch.mask_BT
-    _, found_BT = gradient(LOSSES[name], on_policy, adv_BT)
-    torch.testing.assert_close(found_BT, -adv_BT / mask_BT.sum())
+    _, grad_BT = gradient(LOSSES[name], on_policy, adv_BT)
+    torch.testing.assert_close(grad_BT, -adv_BT / mask_BT.sum())
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cispo_keeps_the_gradient_of_every_token_also_beyond_the_bound_of_20(seed: int) -> None:
     sample = random_sample(seed)
     adv_BT, mask_BT = uniform_advantage(sample), sample.batch.mask_BT.bool()
-    _, found_BT = gradient(lambda p, o, a, _: cispo_terms(p, o, a, ratio_min=0.5, ratio_max=2.0), sample, adv_BT)
-    assert torch.equal(found_BT != 0, mask_BT)
+    _, grad_BT = gradient(lambda p, o, a, _: cispo_terms(p, o, a, ratio_min=0.5, ratio_max=2.0), sample, adv_BT)
+    assert torch.equal(grad_BT != 0, mask_BT)
     assert (sample.logp_BT - sample.logp_old_BT).abs().max() > 20
 
 
@@ -158,7 +158,7 @@ def test_sapo_fades_with_the_distance_from_1_and_faster_for_negative_advantages(
         logp_BT = ratio_BT.log().requires_grad_()
         adv_BT = torch.full((1, 4), sign)
         sapo_terms(logp_BT, torch.zeros(1, 4), adv_BT, tau_pos=1.0, tau_neg=2.0).sum().backward()
-        slopes.append((-sign * logp_BT.grad / ratio_BT)[0])  # by the ratio
+        slopes.append((-sign * logp_BT.grad / ratio_BT)[0])  # the derivative with respect to the ratio
     assert slopes[0][0] == slopes[1][0] == 1
     assert (slopes[0].diff() < 0).all()
     assert (slopes[1][1:] < slopes[0][1:]).all()

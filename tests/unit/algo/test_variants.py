@@ -1,4 +1,4 @@
-"""The methods as a user and the trainer see them: options, what they ask the teacher for, and their diagnostics."""
+"""The public interface of the methods: their options, their asks for the teacher, and their diagnostics."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ KEYS = {
     )
 }
 SHARPER = {"credit/sharper_correct", "credit/sharper_wrong"}
-"""Of methods with a rejected context."""
+"""Metric keys of the methods with a rejected context."""
 
 ANSWER = Ask(context=ContextName.ANSWER)
 PLAIN = Ask(context=ContextName.PLAIN, weights=Weights.POLICY)
@@ -216,9 +216,9 @@ def test_a_method_cannot_be_changed_after_it_was_made() -> None:
 
 
 def hand_made() -> TrainBatch:
-    """Four responses of one group, rewards 1 1 0 0; the last one was not measured and one token is padding.
+    """Returns four responses of one group with rewards 1, 1, 0, 0. The last response has no evidence.
 
-    A is +a, +a, -a, -a with a = sqrt(3) / 2, and the differences of the evidences are
+    A is +a, +a, -a, -a with a = sqrt(3) / 2. The differences delta of the log-probs are (`.` is padding)
 
         +1.0  -0.1   0.0     correct, +
         +0.2     .     .     correct, +
@@ -258,15 +258,15 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "delta_mean_lowered": (2.0 - 2.0 - 0.3) / 3,
         "delta_std_raised": pstdev([1.0, -0.1, 0.0, 0.2]),
         "delta_std_lowered": pstdev([2.0, -2.0, -0.3]),
-        "delta_p05": -2.0 + 0.3 * 1.7,  # in order: -2.0 -0.3 -0.1 0.0 0.2 1.0 2.0
+        "delta_p05": -2.0 + 0.3 * 1.7,  # sorted: -2.0 -0.3 -0.1 0.0 0.2 1.0 2.0
         "delta_p25": -0.2,
         "delta_p50": 0.0,
         "delta_p75": 0.6,
         "delta_p95": 1.7,
         **dict.fromkeys([f"delta_histogram_{bin:02d}" for bin in range(12)], 0.0),
-        "delta_histogram_03": 1 / 7,  # -2 up to -1
-        "delta_histogram_05": 2 / 7,  # -0.5 up to 0
-        "delta_histogram_06": 2 / 7,  # 0 up to 0.5
+        "delta_histogram_03": 1 / 7,  # from -2 to -1
+        "delta_histogram_05": 2 / 7,  # from -0.5 to 0
+        "delta_histogram_06": 2 / 7,  # from 0 to 0.5
         "delta_histogram_08": 1 / 7,
         "delta_histogram_09": 1 / 7,
         "wrong_direction_fraction": 2 / 7,  # -0.1 on a correct response, 2.0 on a wrong one
@@ -278,7 +278,7 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "sequences_fraction": 3 / 4,
         "advantage_before": math.sqrt(3) / 2,
         "advantage_after": math.sqrt(3) / 2 * sum(0.6 + 0.4 * weight for weight in weights) / 7,
-        "sharper_correct": 1.0,  # the policy sampled with log-prob 0, the rejected context has -3
+        "sharper_correct": 1.0,  # log-prob 0 under the sampling policy, -3 under the rejected context
         "sharper_wrong": 0.0,
         "weight_mean": sum(weights) / 7,
         "weight_mean_unclipped": sum(map(math.exp, [1.0, -0.1, 0.0, 0.2, -2.0, 2.0, 0.3])) / 7,
@@ -305,17 +305,17 @@ def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[
             deltas["correct" if batch.reward_B[row] >= 0.5 else "wrong"].append(delta)
             against += delta * advantage < 0
             clipped += not 0.7 <= math.exp(math.copysign(delta, delta * advantage)) <= 1.3
-    found_deltas = deltas["correct"] + deltas["wrong"]
+    all_deltas = deltas["correct"] + deltas["wrong"]
     expected = {
-        "credit/tokens": len(found_deltas),
-        "credit/delta_mean": sum(found_deltas) / len(found_deltas),
-        "credit/delta_pos_fraction": sum(delta > 0 for delta in found_deltas) / len(found_deltas),
+        "credit/tokens": len(all_deltas),
+        "credit/delta_mean": sum(all_deltas) / len(all_deltas),
+        "credit/delta_pos_fraction": sum(delta > 0 for delta in all_deltas) / len(all_deltas),
         "credit/delta_pos_fraction_correct": sum(d > 0 for d in deltas["correct"]) / len(deltas["correct"]),
         "credit/delta_neg_fraction_wrong": sum(d < 0 for d in deltas["wrong"]) / len(deltas["wrong"]),
         "credit/delta_mean_correct": sum(deltas["correct"]) / len(deltas["correct"]),
         "credit/delta_mean_wrong": sum(deltas["wrong"]) / len(deltas["wrong"]),
-        "credit/wrong_direction_fraction": against / len(found_deltas),
-        "credit/clip_fraction": clipped / len(found_deltas),
+        "credit/wrong_direction_fraction": against / len(all_deltas),
+        "credit/clip_fraction": clipped / len(all_deltas),
     }
     metrics = algorithm.advantages(batch, 0).metrics
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-4)

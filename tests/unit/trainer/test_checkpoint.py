@@ -85,7 +85,7 @@ def test_resuming_is_bit_identical_to_never_having_stopped(tmp_path: Path) -> No
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()
 
 
-def test_the_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+def test_the_random_numbers_continue_where_they_stopped(tmp_path: Path) -> None:
     Process(tmp_path).checkpoints.save(START)
     expected = torch.rand(4)
     process = Process(tmp_path)

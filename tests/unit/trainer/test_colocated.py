@@ -90,7 +90,7 @@ async def test_a_learner_is_as_it_was_whatever_was_scored_on_its_base(tmp_path: 
     assert process.state() == before
 
 
-async def test_a_shared_base_scores_as_one_of_its_own_while_the_learner_goes_on(tmp_path: Path) -> None:
+async def test_a_shared_base_scores_as_one_of_its_own_while_the_learner_trains(tmp_path: Path) -> None:
     process = Process(tmp_path)
     alone = process.scoring_on(tmp_path / "alone", None)
     process.update(0)
@@ -139,7 +139,7 @@ async def test_a_pass_waits_for_the_learners_turn_to_end(tmp_path: Path) -> None
     assert order == ["learnt", "scored"]
 
 
-async def test_the_adapter_a_learner_lends_its_base_from_is_what_its_version_names(tmp_path: Path) -> None:
+async def test_the_adapter_a_learner_shares_its_base_from_is_what_its_version_names(tmp_path: Path) -> None:
     process = Process(tmp_path)
     process.update(0)
     policy: PolicyRef = await process.publisher.publish(1)
