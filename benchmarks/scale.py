@@ -19,7 +19,7 @@ from cepo.messages.groups import PolicyRef, Stage
 from cepo.net.connections import GRPC_OPTIONS
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.service.adapters import CHUNK_BYTES, FILES, fetch_from_trainer
+from cepo.service.adapters import CHUNK_BYTES, FILES, fetch_adapter
 
 AIM = 0.9
 SLOTS, SECONDS = 4, 2.0
@@ -55,7 +55,7 @@ async def fan_out(engines: int) -> float:
     await server.start()
     policy, begun = PolicyRef(version=1, sha256="0" * 64), time.perf_counter()
     settings = Settings(trainer_address=f"127.0.0.1:{port}")
-    await asyncio.gather(*(fetch_from_trainer(settings, policy) for _ in range(engines)))
+    await asyncio.gather(*(fetch_adapter(settings, policy) for _ in range(engines)))
     seconds = time.perf_counter() - begun
     await server.stop(None)
     return engines * ADAPTER_BYTES / 1e6 / seconds

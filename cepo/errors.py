@@ -10,6 +10,11 @@ CepoError
 Add a type only if some code catches it. Every type also inherits from the matching built-in exception.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 
 class CepoError(Exception):
     """The base class of all errors that this project raises on purpose."""
@@ -33,3 +38,15 @@ class PolicyError(CepoError, RuntimeError):
 
 class WireError(CepoError, ValueError):
     """The bytes of a message do not decode to a valid message."""
+
+
+def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
+    """The first of pydantic's errors as one line. Example: "responses.0.text: Field required".
+
+    Args:
+        errors: the result of `ValidationError.errors()`; not empty.
+        unnamed: the name to use for an error without a field.
+    """
+    first = errors[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc'])) or unnamed}: {message}"

@@ -13,9 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 import cepo.tiny
 from cepo.cli.arguments import read_text
 from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
-from cepo.errors import UserError
+from cepo.errors import UserError, first_mistake
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
-from cepo.net.rest import first_mistake
 from cepo.net.settings import Settings
 from cepo.prompts import images
 from cepo.service import adapters

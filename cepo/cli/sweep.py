@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cepo.cli.arguments import RedisUrl
 from cepo.cli.train import train
-from cepo.errors import UserError
+from cepo.errors import UserError, first_mistake
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 
@@ -88,8 +88,7 @@ def read(path: Path) -> Sweep:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"sweep file {path} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"sweep file {path}, key {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise UserError(f"sweep file {path}, key {first_mistake(error.errors())}") from error
     names = [entry.name for entry in plan.run]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"sweep file {path} names {sorted(twice)[0]!r} twice; give each run a name of its own")

@@ -6,7 +6,7 @@ numbers, and an optional field that is None is unset. Only this module and the g
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum, auto
+from enum import Enum, auto
 from functools import cache
 from typing import Any, TypeVar, get_args
 
@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from pydantic import ValidationError
 
-from cepo.errors import WireError
+from cepo.errors import WireError, first_mistake
 from cepo.messages import groups as contracts
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Contract
@@ -50,9 +50,8 @@ def from_proto(contract: type[C], message: Message) -> C:
     try:
         return contract.model_validate(_read(contract, message))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or contract.__name__
-        raise WireError(f"{contract.__name__}: {where}: {first['msg']}") from error
+        mistake = first_mistake(error.errors(), unnamed="the message")
+        raise WireError(f"{contract.__name__}: {mistake}") from error
 
 
 def to_bytes(value: Contract) -> bytes:
@@ -159,9 +158,3 @@ def _child(contract: type[Contract], name: str) -> type[Contract]:
             return found
         pending.extend(get_args(found))
     raise WireError(f"{contract.__name__}.{name} is not a contract")
-
-
-def enum_twins() -> dict[str, type[IntEnum]]:
-    """Every enum that has a protobuf twin, by name."""
-    enums = (value for value in vars(contracts).values() if isinstance(value, type) and issubclass(value, IntEnum))
-    return {enum.__name__: enum for enum in enums if enum is not IntEnum}

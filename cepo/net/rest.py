@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cepo.errors import first_mistake
 from cepo.net.auth import OPEN_PATHS, RestAuth, Tokens
 from cepo.net.settings import Settings
 
@@ -157,18 +158,6 @@ def _describe(app: FastAPI, tokens: Tokens) -> None:
 def _refusal(why: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     return {"description": why, "content": content}
-
-
-def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
-    """The first of pydantic's errors as one line. Example: "responses.0.text: Field required".
-
-    Args:
-        errors: the result of `ValidationError.errors()`; not empty.
-        unnamed: the name to use for an error without a field.
-    """
-    first = errors[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{'.'.join(map(str, first['loc'])) or unnamed}: {message}"
 
 
 def _unwrapped(error: dict[str, Any]) -> dict[str, Any]:

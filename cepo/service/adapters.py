@@ -17,24 +17,20 @@ from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-import grpc
+from cachetools import LRUCache
 
 from cepo.errors import PolicyError, Unreachable
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
-from cepo.messages.wire import to_proto
-from cepo.net.auth import Tokens
-from cepo.net.connections import channel
 from cepo.net.files import replace_folder
 from cepo.net.settings import Settings
-from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
+from cepo.pb.cepo.v1 import services_pb2
 from cepo.service.bus import Bus
+from cepo.service.fetching import stream_from_trainer
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK_BYTES = 2**20
 MAX_ADAPTER_BYTES = 16 * 2**30
 """Limit of what is received, because it is held in memory. Rank 512 on every module of a 70B model is smaller."""
-FETCH_SECONDS = 180.0
-"""Timeout of a fetch; long enough for a trainer that restarts."""
 
 log = logging.getLogger(__name__)
 
@@ -69,26 +65,21 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
             (scratch / name).write_bytes(files[name])
 
 
-async def fetch_from_trainer(settings: Settings, policy: PolicyRef) -> dict[str, bytes]:
-    """Streams an adapter from TrainerService.FetchPolicy.
+async def fetch_adapter(settings: Settings, policy: PolicyRef) -> dict[str, bytes]:
+    """Fetches the files of an adapter from TrainerService.FetchPolicy.
 
     Raises:
         Unreachable: the trainer does not answer in time.
         PolicyError: the trainer does not have this policy, or sends something else than an adapter.
     """
-    address, metadata = settings.trainer_address, Tokens.of(settings).metadata()
+
+    def absent(details: str) -> PolicyError:
+        return PolicyError(f"the trainer at {settings.trainer_address} does not have {policy.name}: {details}")
+
     files: dict[str, bytearray] = {}
-    async with channel(address, settings) as trainer:
-        stub = services_pb2_grpc.TrainerServiceStub(trainer)
-        try:
-            call = stub.FetchPolicy(to_proto(policy), metadata=metadata, timeout=FETCH_SECONDS, wait_for_ready=True)
-            async for chunk in call:
-                _check_size(policy, chunk.file, sum(map(len, files.values())) + len(chunk.data))
-                files.setdefault(chunk.file, bytearray()).extend(chunk.data)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION):
-                raise PolicyError(f"the trainer at {address} does not have {policy.name}: {error.details()}") from error
-            raise Unreachable(f"trainer at {address}: {error.code().name}: {error.details()}") from error
+    async for chunk in stream_from_trainer(settings, "FetchPolicy", policy, absent):
+        _check_size(policy, chunk.file, sum(map(len, files.values())) + len(chunk.data))
+        files.setdefault(chunk.file, bytearray()).extend(chunk.data)
     return {name: bytes(data) for name, data in files.items()}
 
 
@@ -97,14 +88,22 @@ def _check_size(policy: PolicyRef, file: str, size: int) -> None:
         raise PolicyError(f"the trainer sends {file!r} for {policy.name}, {size} bytes so far: this is not an adapter")
 
 
+class _Folders(LRUCache[str, Path]):
+    """Deletes each folder that it evicts."""
+
+    def popitem(self) -> tuple[str, Path]:
+        name, folder = super().popitem()
+        shutil.rmtree(folder, ignore_errors=True)
+        return name, folder
+
+
 class AdapterCache:
     """A cache of adapter folders on disk. Fetches each once, verifies it, and evicts the least recently used."""
 
     def __init__(self, root: Path, fetch: Fetch, keep: int) -> None:
         self._root = root
         self._fetch = fetch
-        self._keep = keep
-        self._order: dict[str, None] = {}
+        self._folders = _Folders(keep)
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def folder(self, policy: PolicyRef) -> Path:
@@ -115,23 +114,19 @@ class AdapterCache:
         """
         folder = self._root / policy.name
         async with self._fetching.setdefault(policy.name, asyncio.Lock()):  # waiting for one does not block others
-            if policy.name not in self._order:
+            if policy.name not in self._folders:
                 files = await self._fetch(policy)
                 if set(files) != set(FILES) or digest(files) != policy.sha256:
                     raise PolicyError(
                         f"adapter {policy.name} does not match its sha256: damaged in transit, or another policy"
                     )
                 write(folder, files)
-            self._order.pop(policy.name, None)
-            self._order[policy.name] = None
-            for name in list(self._order)[: -self._keep]:
-                del self._order[name]
-                shutil.rmtree(self._root / name, ignore_errors=True)
-        return folder
+                self._folders[policy.name] = folder
+            return self._folders[policy.name]
 
     def clear(self) -> None:
         """Deletes all folders."""
-        self._order.clear()
+        self._folders.clear()
         shutil.rmtree(self._root, ignore_errors=True)
 
 
@@ -149,7 +144,7 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
     """A cache of this process that fetches adapters from the trainer."""
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
-        return await fetch_from_trainer(settings, policy)
+        return await fetch_adapter(settings, policy)
 
     root = settings.adapter_cache / f"{service}-{os.getpid()}"
     return AdapterCache(root, fetch, keep=settings.max_loras + 2)

@@ -50,9 +50,6 @@ _GRPC_CODES = {
     PolicyError: grpc.StatusCode.FAILED_PRECONDITION,
     Unreachable: grpc.StatusCode.UNAVAILABLE,
 }
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"description": "the service is starting or draining, or has lost its engine", "content": {"text/plain": {}}}
-}
 _HTTP_CODES = {UserError: 422, WireError: 422, PolicyError: 409, Unreachable: 503}
 
 
@@ -81,17 +78,17 @@ def stage_service(
     app: FastAPI | None = None,
 ) -> Service:
     """A service that processes one stream. It is ready once its engine is, and finishes its items before it ends."""
+    ready = asyncio.Event()
 
     async def work(stop: asyncio.Event) -> None:
         try:
             async with engine:
-                service.ready.set()
+                ready.set()
                 await loop.run(stop)
         finally:
             await loop.bus.close()
 
-    service = Service(name, grpc_name, register, work, app or FastAPI())
-    return service
+    return Service(name, grpc_name, register, work, app or FastAPI(), ready)
 
 
 def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Callable[..., Awaitable[ProtoMessage]]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from cachetools import LRUCache
 
-from cepo.errors import Unreachable, UserError, WireError
+from cepo.errors import UserError, WireError
 from cepo.messages.groups import ImageRef
-from cepo.messages.wire import from_proto, to_proto
-from cepo.net.auth import Tokens
-from cepo.net.connections import channel
+from cepo.messages.wire import from_proto
 from cepo.net.settings import Settings
-from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
+from cepo.pb.cepo.v1 import services_pb2
 from cepo.prompts.images import ImageStore
+from cepo.service.fetching import stream_from_trainer
 
-FETCH_SECONDS = 180.0
-"""Timeout of a fetch; long enough for a trainer that restarts."""
 CHUNK_BYTES = 2**20
 KEPT_BYTES = 256 * 2**20
 
@@ -37,9 +34,8 @@ class ImageCache:
 
     def __init__(self, fetch: ReadImage, max_bytes: int = KEPT_BYTES) -> None:
         self._fetch = fetch
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0
+        # an image above the limit counts as the limit, so that it is kept alone
+        self._kept: LRUCache[str, bytes] = LRUCache(max_bytes, getsizeof=lambda data: min(len(data), max_bytes))
 
     async def read(self, image: ImageRef) -> bytes:
         """The bytes of an image.
@@ -51,44 +47,29 @@ class ImageCache:
             data = await self._fetch(image)
             if hashlib.sha256(data).hexdigest() != image.sha256:
                 raise UserError(f"image {image.sha256[:12]} is damaged: its bytes do not match its sha256")
-            if image.sha256 not in self._kept:  # another task may have fetched it meanwhile
-                self._kept[image.sha256] = data
-                self._bytes += len(data)
-        self._kept.move_to_end(image.sha256)
-        data = self._kept[image.sha256]
-        while self._bytes > self._max_bytes and len(self._kept) > 1:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
-        return data
+            self._kept[image.sha256] = data
+        return self._kept[image.sha256]
 
 
 def trainer_images(settings: Settings) -> ImageCache:
     """A cache that fetches images from the trainer."""
 
     async def fetch(image: ImageRef) -> bytes:
-        return await fetch_from_trainer(settings, image)
+        return await fetch_image(settings, image)
 
     return ImageCache(fetch)
 
 
-async def fetch_from_trainer(settings: Settings, image: ImageRef) -> bytes:
-    """Streams an image from TrainerService.FetchImage.
+async def fetch_image(settings: Settings, image: ImageRef) -> bytes:
+    """Fetches an image from TrainerService.FetchImage.
 
     Raises:
         Unreachable: the trainer does not answer in time.
         UserError: the trainer does not have this image.
     """
-    address, metadata = settings.trainer_address, Tokens.of(settings).metadata()
     data = bytearray()
-    async with channel(address, settings) as trainer:
-        stub = services_pb2_grpc.TrainerServiceStub(trainer)
-        try:
-            call = stub.FetchImage(to_proto(image), metadata=metadata, timeout=FETCH_SECONDS, wait_for_ready=True)
-            async for chunk in call:
-                data += chunk.data
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise UserError(str(error.details())) from error
-            raise Unreachable(f"trainer at {address}: {error.code().name}: {error.details()}") from error
+    async for chunk in stream_from_trainer(settings, "FetchImage", image, UserError):
+        data += chunk.data
     return bytes(data)
 
 
@@ -97,7 +78,7 @@ def serve_images(
 ) -> Callable[[Any, grpc.aio.ServicerContext], AsyncIterator[services_pb2.ImageChunk]]:
     """The handler of TrainerService.FetchImage, which streams images of the store."""
 
-    async def fetch_image(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[services_pb2.ImageChunk]:
+    async def stream(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[services_pb2.ImageChunk]:
         try:
             data = store.read(from_proto(ImageRef, request))
         except WireError as error:
@@ -107,4 +88,4 @@ def serve_images(
         for at in range(0, len(data), CHUNK_BYTES):
             yield services_pb2.ImageChunk(data=data[at : at + CHUNK_BYTES])
 
-    return fetch_image
+    return stream

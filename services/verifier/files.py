@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pydantic import ValidationError
 
 from cepo.answers.kinds import check_reference
-from cepo.errors import UserError
+from cepo.errors import UserError, first_mistake
 from services.verifier.pool import DEADLINE_SECONDS, GraderPool
 from services.verifier.rows import Reply, Request
 
@@ -46,10 +46,9 @@ def _request(number: int, line: str) -> Request:
     try:
         request = Request.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the line"
+        mistake = first_mistake(error.errors(), unnamed="the line")
         raise UserError(
-            f"line {number}: {field}: {first['msg']}; expected a JSON object of response, answer, kind, question"
+            f"line {number}: {mistake}; expected a JSON object of response, answer, kind, question"
         ) from error
     try:
         check_reference(request.answer, request.kind)

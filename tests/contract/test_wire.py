@@ -16,7 +16,7 @@ from cepo.errors import WireError
 from cepo.messages import groups as contracts
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.groups import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
-from cepo.messages.wire import STAGE_MESSAGES, enum_twins, from_bytes, from_proto, proto_type, to_bytes, to_proto
+from cepo.messages.wire import STAGE_MESSAGES, from_bytes, from_proto, proto_type, to_bytes, to_proto
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 from tests.helpers.factories import (
     POLICY,
@@ -34,6 +34,11 @@ CONTRACTS = [
     for value in vars(contracts).values()
     if isinstance(value, type) and issubclass(value, Contract) and value is not Contract
 ]
+TWINS = {
+    value.__name__: value
+    for value in vars(contracts).values()
+    if isinstance(value, type) and issubclass(value, IntEnum) and value is not IntEnum
+}
 MESSAGES = {**group_pb2.DESCRIPTOR.message_types_by_name, **policy_pb2.DESCRIPTOR.message_types_by_name}
 ENUMS = {**group_pb2.DESCRIPTOR.enum_types_by_name, **policy_pb2.DESCRIPTOR.enum_types_by_name}
 F = FieldDescriptor
@@ -156,8 +161,8 @@ def test_fields_have_the_same_names_types_and_cardinality(contract: type[Contrac
 
 
 def test_enums_have_the_same_members_and_numbers() -> None:
-    assert set(enum_twins()) == set(ENUMS)
-    for name, enum in enum_twins().items():
+    assert set(TWINS) == set(ENUMS)
+    for name, enum in TWINS.items():
         prefix = screaming(name) + "_"
         ours = {prefix + member.name: member.value for member in enum} | {prefix + "UNSPECIFIED": 0}
         module = group_pb2 if hasattr(group_pb2, name) else policy_pb2

@@ -21,7 +21,7 @@ from cepo.net.connections import channel
 from cepo.net.settings import Settings
 from cepo.net.tls import client_tls, redis_options
 from cepo.run.deployment import SPECS
-from cepo.service.adapters import fetch_from_trainer
+from cepo.service.adapters import fetch_adapter
 from cepo.service.bus import RedisBus
 from services.teacher.grading import remote_verifier
 from tests.helpers.factories import POLICY, make_group, make_task
@@ -101,7 +101,7 @@ async def test_services_call_each_other_with_their_certificates(certificates: Ce
             with pytest.raises(Unreachable, match="does not answer"):
                 await client.credit(CREDIT)
         with pytest.raises(Unreachable, match="UNIMPLEMENTED"):  # accepted, but there are no adapters
-            await fetch_from_trainer(known.model_copy(update={"trainer_address": address}), POLICY)
+            await fetch_adapter(known.model_copy(update={"trainer_address": address}), POLICY)
 
 
 async def test_the_health_check_of_a_container_has_its_certificate(certificates: Certificates) -> None:

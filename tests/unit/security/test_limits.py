@@ -13,7 +13,7 @@ from cepo.net.connections import MAX_MESSAGE_BYTES
 from cepo.net.rest import MAX_ADDRESSES, MAX_BODY_BYTES, RateLimit
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
-from cepo.service.adapters import fetch_from_trainer
+from cepo.service.adapters import fetch_adapter
 from tests.helpers.factories import POLICY
 from tests.unit.security.support import served
 
@@ -96,5 +96,5 @@ async def test_a_trainer_that_sends_other_files_is_refused(file: str) -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with pytest.raises(PolicyError, match="this is not an adapter"):
-        await fetch_from_trainer(Settings(trainer_address=f"127.0.0.1:{port}"), POLICY)
+        await fetch_adapter(Settings(trainer_address=f"127.0.0.1:{port}"), POLICY)
     await server.stop(None)

@@ -14,7 +14,7 @@ from cepo.net.connections import GRPC_OPTIONS
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.prompts.images import ImageStore
-from cepo.service.image_cache import CHUNK_BYTES, ImageCache, fetch_from_trainer, no_images, serve_images
+from cepo.service.image_cache import CHUNK_BYTES, ImageCache, fetch_image, no_images, serve_images
 from tests.helpers.vision import drawn, picture_of
 
 ONE, TWO = drawn(5, 3), drawn(6, 3)
@@ -34,11 +34,11 @@ async def test_an_image_is_streamed_from_the_trainer_to_who_has_the_token(tmp_pa
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
-        assert await fetch_from_trainer(Settings(trainer_address=address, token="secret"), large.ref) == large.data
+        assert await fetch_image(Settings(trainer_address=address, token="secret"), large.ref) == large.data
         with pytest.raises(UserError, match=r"image 000000000000 is missing or damaged in .*; start a new run"):
-            await fetch_from_trainer(Settings(trainer_address=address, token="secret"), ABSENT)
+            await fetch_image(Settings(trainer_address=address, token="secret"), ABSENT)
         with pytest.raises(Unreachable, match="UNAUTHENTICATED"):
-            await fetch_from_trainer(Settings(trainer_address=address, token="wrong"), large.ref)
+            await fetch_image(Settings(trainer_address=address, token="wrong"), large.ref)
     finally:
         await server.stop(None)
 

@@ -23,7 +23,7 @@ from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.prompts.renderer import Renderer
 from cepo.service import adapters
-from cepo.service.adapters import CHUNK_BYTES, fetch_from_trainer
+from cepo.service.adapters import CHUNK_BYTES, fetch_adapter
 from cepo.testing import MemoryBus
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
@@ -187,7 +187,7 @@ async def test_an_adapter_streams_in_pieces_that_match_its_digest(tmp_path: Path
     publisher = make_publisher(tmp_path, learner)
     policy = await publisher.publish(1)
     async with served(publisher) as address:
-        files = await fetch_from_trainer(Settings(trainer_address=address, token=TOKEN), policy)
+        files = await fetch_adapter(Settings(trainer_address=address, token=TOKEN), policy)
         assert adapters.digest(files) == policy.sha256
         assert files == adapters.read(publisher.folder(policy))
         async with grpc.aio.insecure_channel(address) as channel:
@@ -204,7 +204,7 @@ async def test_without_the_token_no_adapter_is_given(tmp_path: Path, learner: Le
     async with served(publisher) as address:
         for token in ("", "guess"):
             with pytest.raises(Unreachable, match="UNAUTHENTICATED: wrong or missing token"):
-                await fetch_from_trainer(Settings(trainer_address=address, token=token), policy)
+                await fetch_adapter(Settings(trainer_address=address, token=token), policy)
 
 
 async def test_a_policy_that_was_not_published_is_not_found(tmp_path: Path, learner: Learner) -> None:
@@ -212,7 +212,7 @@ async def test_a_policy_that_was_not_published_is_not_found(tmp_path: Path, lear
     async with served(publisher) as address:
         for policy in (POLICY, BASE_POLICY):
             with pytest.raises(PolicyError, match=f"does not have {policy.name}: "):
-                await fetch_from_trainer(Settings(trainer_address=address, token=TOKEN), policy)
+                await fetch_adapter(Settings(trainer_address=address, token=TOKEN), policy)
             async with grpc.aio.insecure_channel(address) as channel:
                 call = services_pb2_grpc.TrainerServiceStub(channel).FetchPolicy(
                     to_proto(policy), metadata=call_metadata(TOKEN)
