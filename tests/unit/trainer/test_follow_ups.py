@@ -77,7 +77,7 @@ async def trained_with(
     """Trains the run of a folder to its end, or up to a step; returns the sampled tasks and the metrics so far.
 
     Args:
-        real: with the teacher service's engine.
+        real: scores with the teacher service's engine instead of the toy engine.
     """
     folder, bus = RunDir(path), MemoryBus()
     if not folder.config.exists():
@@ -90,7 +90,7 @@ async def trained_with(
 
 
 def real_teacher(toys: Toys, path: Path) -> TransformersScorer:
-    """The teacher service's engine, which loads what the trainer published."""
+    """Returns the teacher service's engine, which loads the published adapters."""
 
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
         return adapters.read(toys.run.publisher.folder(policy))

@@ -239,8 +239,8 @@ def test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them(up
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     batch, adv_BT = make_batch()
-    one, two = (updated(batch, adv_BT)[0].adapter_files() for _ in range(2))
-    assert one == two
+    first, second = (updated(batch, adv_BT)[0].adapter_files() for _ in range(2))
+    assert first == second
     assert Learner(make_config("loop.seed=1")).adapter_files() != Learner(make_config("loop.seed=2")).adapter_files()
 
 

@@ -74,9 +74,9 @@ SOURCES = {
     ],
 )
 async def test_the_teacher_of_every_version(tmp_path: Path, source: str, versions: list[int]) -> None:
-    seen = await Process(tmp_path, SOURCES[source]).steps(START, 5)
-    assert [one.newest.teacher.version for one in seen] == versions
-    same = [one.newest.teacher == one.newest.policy for one in seen]
+    pipelines = await Process(tmp_path, SOURCES[source]).steps(START, 5)
+    assert [pipeline.newest.teacher.version for pipeline in pipelines] == versions
+    same = [pipeline.newest.teacher == pipeline.newest.policy for pipeline in pipelines]
     assert (
         same
         == {
@@ -94,14 +94,15 @@ async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_p
     (*_, last) = await process.steps(START, 2)
     policy, teacher = last.newest.policy, last.newest.teacher
 
-    async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
-        return adapters.read(process.publisher.folder(wanted))
+    async def fetch(version: PolicyRef) -> dict[str, bytes]:
+        return adapters.read(process.publisher.folder(version))
 
     settings = Settings(model=process.config.model.path, dtype="float32", max_loras=2)
     engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
-    assert [process.publisher.check(await engine.load(one)) for one in (policy, teacher, BASE_POLICY)] == [None] * 3
+    versions = (policy, teacher, BASE_POLICY)
+    assert [process.publisher.check(await engine.load(version)) for version in versions] == [None] * 3
     pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
-    scores = [(await engine.score([pair], 1.0, one)).values[0] for one in (policy, teacher, BASE_POLICY)]
+    scores = [(await engine.score([pair], 1.0, version)).values[0] for version in versions]
     assert len(set(scores)) == 3
     assert process.publisher.folder(teacher) == tmp_path / "adapters" / "ema-v000002"
     assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"

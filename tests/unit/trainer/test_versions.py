@@ -17,7 +17,7 @@ SYNC = ("algorithm.teacher.source=sync", "algorithm.teacher.sync_every=6")
 
 
 async def published(process: Process, pipeline: Pipeline, until: int) -> tuple[Pipeline, list[PolicyRef]]:
-    """Publishes versions as the loop does, without learning; returns the pipeline and what was published."""
+    """Publishes versions as the loop does, without learning; returns the pipeline and the published versions."""
     policies = list[PolicyRef]()
     for version in range(pipeline.next_step + 1, until + 1):
         process.train(version)
