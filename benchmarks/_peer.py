@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from cepo.net.settings import child_environment
+from cepo.net.environment import child_environment
 
 HERE = Path(__file__).parent
 TRL = "trl==1.16.0"

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks._shapes import THREADS, Ids
-from cepo.net.settings import child_environment
+from cepo.net.environment import child_environment
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": str(THREADS),

@@ -12,8 +12,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from cepo.errors import UserError
-from cepo.net.settings import Settings, node_rank
+from cepo.net.settings import Settings
 from cepo.net.tls import client_tls
+from cepo.net.torchrun import node_rank
 
 TIMEOUT_SECONDS = 3.0
 

@@ -19,7 +19,9 @@ from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.preflight import Preflight
 from cepo.data.stored import begin, digests
 from cepo.errors import UserError
-from cepo.net.settings import Place, Settings, child_environment, node_rank
+from cepo.net.environment import child_environment
+from cepo.net.settings import Settings
+from cepo.net.torchrun import Place, node_rank
 from cepo.prompts.images import ImageStore
 from cepo.run import file as runfile
 from cepo.run.deployment import SPECS, environment, processes

@@ -1,4 +1,5 @@
 """Connections between processes: settings, addresses, TLS, tokens, REST applications and child processes.
 
-`settings` is the only module that reads environment variables. No module here depends on groups or policies.
+`environment` is the only module that reads environment variables, and `settings` describes them. No module here depends
+on groups or policies.
 """

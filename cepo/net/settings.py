@@ -1,21 +1,16 @@
-"""The settings of a process, from environment variables: addresses, paths and engine sizes, never a hyper-parameter.
-
-This is the only module that reads the environment.
-"""
+"""The settings of a process, from environment variables: addresses, paths and engine sizes, never a hyper-parameter."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cepo.errors import UserError
+from cepo.net.environment import variable
 
 PREFIX = "CEPO_"
-_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _TMPFS = Path("/dev/shm")
 
 
@@ -97,76 +92,17 @@ class Settings(BaseModel):
         Raises:
             UserError: a value is invalid; the message names the variable.
         """
-        values = {
-            name: os.environ[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in os.environ
-        }
+        given = {name: variable(PREFIX + name.upper()) for name in cls.model_fields}
+        values = {name: value for name, value in given.items() if value is not None}
         if values.get("certificates") and (own := Path(values["certificates"]) / service).is_dir():
             values["certificates"] = str(own)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            variable = PREFIX + str(first["loc"][0]).upper()
-            raise UserError(f"{variable}={first['input']!r}: {first['msg']}") from error
+            key = PREFIX + str(first["loc"][0]).upper()
+            raise UserError(f"{key}={first['input']!r}: {first['msg']}") from error
 
     def to_environment(self) -> dict[str, str]:
         """The environment variables of these settings, for a child process."""
         return {PREFIX + name.upper(): str(getattr(self, name)) for name in type(self).model_fields}
-
-
-@dataclass(frozen=True)
-class Place:
-    """The rank of a process among several, in the variables of torchrun."""
-
-    rank: int
-    local_rank: int
-    """The rank among the processes of its machine."""
-    size: int
-
-    @classmethod
-    def from_environment(cls) -> Self | None:
-        """Reads RANK, LOCAL_RANK and WORLD_SIZE; None for a single process, without RANK.
-
-        Raises:
-            UserError: a variable is missing or is not a number.
-        """
-        values = {name: os.environ.get(name, "") for name in _PLACE}
-        if not values["RANK"]:
-            return None
-        if wrong := [name for name, value in values.items() if not value.isdecimal()]:
-            raise UserError(
-                f"RANK is set, and {wrong[0]}={values[wrong[0]]!r} is not a number; start the trainer with torchrun, "
-                f"which sets {', '.join(_PLACE)}, or unset RANK"
-            )
-        return cls(*map(int, values.values()))
-
-    def to_environment(self) -> dict[str, str]:
-        """The environment variables of a process with this rank."""
-        return dict(zip(_PLACE, map(str, (self.rank, self.local_rank, self.size)), strict=True))
-
-
-def node_rank() -> int | None:
-    """The rank of this machine if torchrun spans several, from PET_NODE_RANK; None without PET_NNODES.
-
-    Raises:
-        UserError: PET_NODE_RANK or PET_MASTER_ADDR is missing or invalid.
-    """
-    nodes, rank, address = (os.environ.get(f"PET_{name}", "") for name in ("NNODES", "NODE_RANK", "MASTER_ADDR"))
-    if not nodes:
-        return None
-    if not (nodes.isdecimal() and rank.isdecimal() and int(rank) < int(nodes) and address):
-        raise UserError(
-            f"PET_NNODES={nodes!r}, PET_NODE_RANK={rank!r}, PET_MASTER_ADDR={address!r}: a trainer over several "
-            "machines needs their number, the rank of this one (from 0) and the address of rank 0; or unset PET_NNODES"
-        )
-    return int(rank)
-
-
-def stay_on_loopback() -> None:
-    """Makes torch.distributed use only loopback, in this process and its children."""
-    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
-
-
-def child_environment(extra: dict[str, str]) -> dict[str, str]:
-    """The environment of this process with `extra` added, for a child process."""
-    return {**os.environ, **extra}

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.net.connections import free_ports, shown
+from cepo.net.environment import child_environment
 from cepo.net.processes import die_with_parent
-from cepo.net.settings import Settings, child_environment
+from cepo.net.settings import Settings
 from cepo.run.deployment import REDIS_OPTIONS, SPECS, environment, processes
 from cepo.run.folder import RunDir
 

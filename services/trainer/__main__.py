@@ -21,7 +21,8 @@ from cepo.dashboard.rest import application
 from cepo.data.stored import digests, stored
 from cepo.errors import UserError
 from cepo.messages.wire import to_proto
-from cepo.net.settings import Place, Settings
+from cepo.net.settings import Settings
+from cepo.net.torchrun import Place
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.prompts.images import ImageStore
 from cepo.prompts.renderer import Renderer

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import httpx
 import psutil
 
-from cepo.net.settings import child_environment
+from cepo.net.environment import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"

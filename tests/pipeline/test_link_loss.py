@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cepo.net.settings import Settings, child_environment
+from cepo.net.environment import child_environment
+from cepo.net.settings import Settings
 from tests.helpers.processes import REDIS_SERVER
 from tests.pipeline.link_parts import GROUPS
 from tests.pipeline.support import ROOT

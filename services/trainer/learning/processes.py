@@ -29,8 +29,10 @@ from tempfile import mkdtemp
 import torch
 
 from cepo.errors import UserError
+from cepo.net.environment import child_environment, stay_on_loopback
 from cepo.net.processes import die_with_parent
-from cepo.net.settings import Place, Settings, child_environment, stay_on_loopback
+from cepo.net.settings import Settings
+from cepo.net.torchrun import Place
 from cepo.prompts.images import ImageStore
 from cepo.prompts.renderer import Renderer
 from cepo.run.config import RunConfig

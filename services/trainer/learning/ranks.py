@@ -39,7 +39,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from cepo.errors import UserError
-from cepo.net.settings import Place
+from cepo.net.torchrun import Place
 
 P = ParamSpec("P")
 T = TypeVar("T")

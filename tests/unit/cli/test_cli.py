@@ -20,7 +20,7 @@ from cepo.cli.commands import COMMANDS, Command
 from cepo.cli.serve import Service
 from cepo.cli.verify import verify
 from cepo.errors import UserError
-from cepo.net.settings import child_environment
+from cepo.net.environment import child_environment
 from cepo.run.deployment import SPECS
 from tests.helpers.factories import RUNS
 

@@ -13,7 +13,9 @@ import pytest
 
 from cepo.cli import main
 from cepo.healthcheck import ready
-from cepo.net.settings import Place, Settings, child_environment
+from cepo.net.environment import child_environment
+from cepo.net.settings import Settings
+from cepo.net.torchrun import Place
 from tests.helpers.factories import RUNS
 from tests.helpers.processes import RedisServer
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cepo.cli.certs import NAMES
-from cepo.net.settings import child_environment
+from cepo.net.environment import child_environment
 from cepo.run.deployment import REDIS_OPTIONS, SPECS, Spec
 from tests.unit.deploy.compose import CLEAR, PROFILES, ROOT, TLS, mounts, read, started
 from tests.unit.deploy.environment import SECRET, settings_of

@@ -13,7 +13,8 @@ import pytest
 from cepo.cli import main
 from cepo.errors import UserError
 from cepo.net.connections import shown
-from cepo.net.settings import Settings, child_environment
+from cepo.net.environment import child_environment
+from cepo.net.settings import Settings
 from cepo.run.folder import RunDir
 from cepo.run.local import Stack
 from cepo.service.bus import RedisBus

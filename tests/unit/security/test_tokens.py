@@ -13,7 +13,8 @@ import pytest
 from cepo.errors import UserError
 from cepo.net.auth import Tokens, call_metadata
 from cepo.net.connections import check_exposure
-from cepo.net.settings import Settings, child_environment
+from cepo.net.environment import child_environment
+from cepo.net.settings import Settings
 from tests.unit.security.conftest import Certificates
 from tests.unit.security.support import UNAUTHENTICATED, served, verify
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cepo.errors import UserError
-from cepo.net.settings import Place, child_environment, node_rank
+from cepo.net.environment import child_environment
+from cepo.net.torchrun import Place, node_rank
 from cepo.run.folder import RunDir
 from services.trainer.__main__ import main
 from services.trainer.learning.processes import start_ranks
@@ -18,7 +19,7 @@ from tests.helpers.factories import make_config
 
 IDLE = """
 import os, time
-from cepo.net.settings import Place
+from cepo.net.torchrun import Place
 from services.trainer.learning.ranks import DistributedRanks
 place = Place.from_environment()
 DistributedRanks(place).all_gather(None)

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.net.settings import Place, child_environment
+from cepo.net.environment import child_environment
+from cepo.net.torchrun import Place
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
 from services.trainer.learning.ranks import SINGLE, DistributedRanks, Ranks
