@@ -24,25 +24,25 @@ from tests.helpers.factories import POLICY, make_failed, make_group, make_task, 
 from tests.helpers.processes import RedisServer
 
 CLAIM_SECONDS = 300.0
-"""No machine is so slow: items are abandoned when a test says so."""
+"""A claim time that no test reaches; tests expire claims themselves."""
 BRIEF_SECONDS = 0.3
-"""For tests of many workers, which any of them may keep waiting."""
+"""A claim time for tests of many workers, whose claims expire by themselves."""
 
 
 class AgeingMemory(MemoryBus):
-    """Whose time is the test's."""
+    """A bus in memory whose clock the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
         super().__init__(CLAIM_SECONDS, lambda: self.now)
 
     async def later(self, seconds: float) -> None:
-        """What is in hands has been there for so much longer, without a sign of life."""
+        """Ages all claims by this many seconds."""
         self.now += seconds
 
 
 class AgeingRedis(RedisBus):
-    """The same on a real Redis, of the items of the stream `in`."""
+    """The same on a real Redis, for the items of the stream `in`."""
 
     async def later(self, seconds: float) -> None:
         for row in await self._redis.xpending_range("{cepo}:in", GROUP, "-", "+", 1000):
@@ -82,7 +82,7 @@ async def take(bus: Bus, stream: str = "in", consumer: str = "a", count: int = 1
 
 
 async def take_abandoned(bus: Ageing, consumer: str) -> Delivery:
-    """The one item, which somebody else lets go now."""
+    """The only item, after the claim of another consumer expires."""
     await bus.later(CLAIM_SECONDS)
     (item,) = await take(bus, consumer=consumer)
     return item
@@ -251,14 +251,14 @@ async def test_abandoned_items_are_found_behind_renewed_ones(bus: Ageing) -> Non
 async def test_announced_policies_reach_those_who_listen(bus: Bus) -> None:
     listening = bus.announcements()
     heard = asyncio.ensure_future(anext(listening))
-    while not heard.done():  # whoever announces does not see since when somebody listens
+    while not heard.done():  # the announcer cannot know when the subscription is active
         await bus.announce(POLICY)
         await asyncio.sleep(0.01)
     assert await heard == POLICY
 
 
 async def hop_all(bus: Bus, name: str, total: int, rng: random.Random) -> int:
-    """A worker that now and then stalls past the claim time; returns how many items it was given."""
+    """A worker that sometimes stalls longer than the claim time; returns the number of its deliveries."""
     given = 0
     while await bus.depth("out") < total:
         for item in await take(bus, consumer=name, count=8, wait=0.05):
