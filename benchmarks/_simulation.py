@@ -1,6 +1,6 @@
-"""A system whose engines are simulated: real Redis, real bus, stage loops and collector, groups of the real size.
+"""A system with simulated engines: Redis, bus, stage loops and collector are real, and groups have the real size.
 
-An engine takes its time asleep and returns what a real one would; everything else is what runs in production. Workers
+A simulated engine sleeps and returns prepared results; everything other than the engines runs as in production. Workers
 are stage loops with consumer names and connections of their own, several to a process.
 """
 
@@ -90,7 +90,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Workers:
-    """Some workers of one stage in one process; each holds `slots` groups for `seconds`."""
+    """Workers of one stage in one process; each holds up to `slots` groups for `seconds`."""
 
     stage: Stage
     shape: Shape
@@ -99,7 +99,7 @@ class Workers:
     seconds: float = 0.0
 
     def handler(self) -> Callable[[Any], Awaitable[Any]]:
-        """The stage's work, simulated."""
+        """The simulated handler of the stage."""
         build = {Stage.ROLLOUT: _sampled, Stage.VERIFY: _judged, Stage.TEACH: _scored}[self.stage](self.shape)
 
         async def work(message: Any) -> Any:
@@ -111,7 +111,7 @@ class Workers:
 
 @contextlib.contextmanager
 def redis_server() -> Iterator[str]:
-    """The address of a Redis with an append-only file, as deployed."""
+    """Starts a Redis with an append-only file, as deployed, and yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -130,7 +130,7 @@ def redis_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(url: str, fleet: list[Workers]) -> Iterator[None]:
-    """Processes of workers, up and waiting for groups; their failure is not hidden, since no group would come."""
+    """Starts a process for each entry of `fleet` and waits until all workers receive groups."""
     up = _SPAWN.Barrier(len(fleet) + 1)
     processes = [_SPAWN.Process(target=_serve, args=(url, workers, up), daemon=True) for workers in fleet]
     for process in processes:
@@ -147,14 +147,14 @@ def running(url: str, fleet: list[Workers]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a number of groups took."""
+    """The cost of moving a number of groups."""
 
     seconds: float
     redis_cpu_seconds: float
     redis_bytes: int
-    """In and out."""
+    """Bytes received and sent by Redis."""
     trainer_cpu_seconds: float
-    """Of publishing and collecting."""
+    """CPU time of publishing and collecting."""
 
 
 async def collect(url: str, tasks: list[PromptTask]) -> Cost:

@@ -1,4 +1,4 @@
-"""The words of the messages: enums with the numbers of their protobuf twins, and what every message is."""
+"""The enums of the messages, with the numbers of their protobuf enums, and the base class of all messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CORRECT_FROM = 0.5
 
 
 class Contract(BaseModel):
-    """Frozen and closed: an unknown field or a later assignment is an error."""
+    """The base class of all messages: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False)
 
@@ -22,7 +22,7 @@ def changed(model: BaseModel, key: str) -> bool:
 
 
 class Stage(IntEnum):
-    """The streams a group visits."""
+    """The stages of a group. Each has a stream of the same name."""
 
     ROLLOUT = 1
     VERIFY = 2
@@ -30,14 +30,14 @@ class Stage(IntEnum):
 
 
 class Purpose(IntEnum):
-    """Training groups reach the learner; evaluation groups are only counted."""
+    """The purpose of a group. Training groups reach the learner; evaluation groups are only graded."""
 
     TRAIN = 1
     EVAL = 2
 
 
 class FollowUp(IntEnum):
-    """What a task is for that was made from a finished group of the same step."""
+    """The purpose of a follow-up task, which is made from a finished group of the same step."""
 
     CONTINUATION = 1
     """Fresh responses to the same prompt, or to it and the first tokens of a response; they estimate that value."""
@@ -46,18 +46,18 @@ class FollowUp(IntEnum):
 
 
 class ContextName(IntEnum):
-    """The context a response is scored under."""
+    """The context under which a response is scored."""
 
     PLAIN = 1
     """x: the question alone."""
     ANSWER = 2
-    """(x, r+): with what is right as a hint."""
+    """(x, r+): the question with a correct answer as a hint."""
     REJECTED = 3
-    """(x, r-): with what a rejected rollout of the same group says as a hint."""
+    """(x, r-): the question with the answer of a rejected rollout of the same group as a hint."""
 
 
 class Feedback(IntEnum):
-    """What a hint shows (arXiv:2605.19436, Table 5)."""
+    """The content of a hint (arXiv:2605.19436, Table 5)."""
 
     ANSWER = 1
     """r+: the reference answer; r-: the answer of a rejected rollout."""
@@ -72,19 +72,19 @@ class Feedback(IntEnum):
 
 
 class Pick(IntEnum):
-    """Which rollout of the group is shown; ties go to the lower index."""
+    """The rollout of the group that a hint shows; ties go to the lower index."""
 
     REWARD = 1
     """r+: the highest reward; r-: the lowest."""
     SHORTEST = 2
     MOST_COMMON = 3
-    """The answer most of them give."""
+    """The most common answer."""
     RANDOM = 4
     """Drawn with the task's seed."""
 
 
 class Placement(IntEnum):
-    """Where the hint stands."""
+    """The position of the hint."""
 
     USER = 1
     """The last line of the user's turn: the paper's template."""
@@ -95,7 +95,7 @@ class Placement(IntEnum):
 
 
 class Weights(IntEnum):
-    """Whose weights measure."""
+    """The weights that score a response."""
 
     TEACHER = 1
     """The task's teacher."""
@@ -117,7 +117,7 @@ class Want(IntEnum):
 
 
 class TeachWhen(IntEnum):
-    """When evidence can matter at all; evidence that cannot is not computed."""
+    """The groups that need evidence; the others skip the teacher."""
 
     ALWAYS = 1
     REWARD_SPREAD = 2
@@ -125,7 +125,7 @@ class TeachWhen(IntEnum):
 
 
 class FinishReason(IntEnum):
-    """Why sampling ended."""
+    """The reason why sampling ended."""
 
     STOP = 1
     LENGTH = 2
@@ -133,20 +133,20 @@ class FinishReason(IntEnum):
 
 
 class Outcome(IntEnum):
-    """What the verifier found. A timeout or a grader error is no verdict, and never a wrong answer."""
+    """The result of the verifier. A timeout or a grader error is a failed verdict, not a wrong answer."""
 
     CORRECT = 1
     WRONG = 2
     UNPARSED = 3
-    """Finished, but holds no answer."""
+    """The response is finished but contains no answer."""
     TRUNCATED = 4
-    """Cut at max_tokens before an answer."""
+    """The response was cut at max_tokens before an answer."""
     TIMEOUT = 5
     GRADER_ERROR = 6
 
 
 class EvidenceReason(IntEnum):
-    """Why a row was scored under the context it was."""
+    """The reason for the context of a row."""
 
     ASKED = 1
     NO_REJECTED = 2
@@ -156,4 +156,4 @@ class EvidenceReason(IntEnum):
     NO_CORRECT = 6
     NO_SOLUTION = 7
     TOO_FEW = 8
-    """Fewer differing rejected answers than were asked for."""
+    """There are fewer different rejected answers than the ask needs."""

@@ -1,4 +1,4 @@
-"""Arrays of numbers keep the bytes they came in, and read as tuples do."""
+"""Arrays of numbers keep their bytes and read as tuples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.factories import make_completion, make_evidenced, make_group,
 
 
 def received() -> Completion:
-    """A completion off the wire."""
+    """A completion that was encoded and decoded."""
     return from_bytes(RolloutGroup, to_bytes(make_group())).completions[0]
 
 
@@ -89,12 +89,12 @@ def test_floats_are_rounded_to_single_precision_before_they_travel() -> None:
         (b"12345", "5 bytes are not a whole number of items of 4 bytes"),
     ],
 )
-def test_what_is_no_array_is_refused(numbers: Any, says: str) -> None:
+def test_invalid_numbers_are_rejected(numbers: Any, says: str) -> None:
     with pytest.raises(ValidationError, match=rf"token_ids\n.*{says}"):
         completion(token_ids=numbers)
 
 
-def test_a_message_off_the_wire_equals_hashes_and_dumps_as_any_other() -> None:
+def test_a_decoded_message_equals_hashes_and_dumps_as_any_other() -> None:
     whole = make_group().completions[0]
     assert received() == whole
     assert whole == received()
@@ -126,7 +126,7 @@ def test_evidence_survives_the_wire() -> None:
     assert from_bytes(EvidencedGroup, to_bytes(make_evidenced())) == make_evidenced()
 
 
-def test_lengths_are_checked_off_the_wire() -> None:
+def test_lengths_are_checked_when_a_message_is_decoded() -> None:
     message = to_proto(make_group())
     message.completions[1].logps = message.completions[1].logps[:-4]
     with pytest.raises(WireError, match="token ids but"):

@@ -1,4 +1,4 @@
-"""Distributions on the wire: packed, exact, and refused where they are broken."""
+"""Distributions are encoded compactly and exactly, and invalid ones are rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.factories import make_completion, make_row, make_task, make_t
 
 
 def measured(**changes: Any) -> EvidenceRow:
-    """A row of three tokens with fields that are not looked at."""
+    """A row of three tokens with these changes."""
     return make_row(make_completion(), make_task().asks[0]).model_copy(update=changes)
 
 

@@ -1,4 +1,4 @@
-"""Contracts and protobuf messages are twins, and what was once on the wire stays readable."""
+"""Contracts and protobuf messages have the same fields, and bytes of earlier versions stay readable."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ GOLDEN = {
 
 
 def kind(annotation: Any) -> tuple[type, bool]:
-    """The type in an annotation, and whether there are many of it."""
+    """The type of an annotation, and whether it is a tuple of that type."""
     if get_origin(annotation) is tuple:
         return kind(get_args(annotation)[0])[0], True
     if get_origin(annotation) in (Union, UnionType):
@@ -112,7 +112,7 @@ def screaming(name: str) -> str:
 
 
 def random_of(annotation: Any, rng: random.Random, name: str) -> Any:
-    """A value of a field's type, without regard to invariants."""
+    """A random value of the type of a field, which may break invariants."""
     inner, many = kind(annotation)
     if many:
         return tuple(random_of(inner, rng, name) for _ in range(rng.randrange(3)))
@@ -258,7 +258,7 @@ def test_an_enum_number_we_do_not_know_is_a_wire_error() -> None:
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda h: type(h).__name__)
 def test_bytes_written_by_an_earlier_version_are_read(message: Contract) -> None:
-    """Should this fail, a field was renumbered or retyped: give new fields new numbers and a default instead."""
+    """If this fails, a field was renumbered or retyped: give new fields new numbers and a default instead."""
     assert from_bytes(type(message), bytes.fromhex(GOLDEN[type(message).__name__])) == message
 
 

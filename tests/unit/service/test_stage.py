@@ -177,7 +177,7 @@ async def test_no_more_groups_are_in_progress_than_allowed() -> None:
 
 async def test_work_longer_than_the_claim_time_is_done_once() -> None:
     class Renewed(MemoryBus):
-        """Whose time goes by half a claim time after each sign of life."""
+        """A bus whose clock moves by half a claim time after each renewal."""
 
         def __init__(self) -> None:
             self.now, self.renewals = 0.0, 0
