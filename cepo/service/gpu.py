@@ -1,46 +1,31 @@
-"""Memory of this machine's GPUs, read from the driver's library, so that no CUDA context is needed.
-
-Functions and structures: NVIDIA Management Library, https://docs.nvidia.com/deploy/nvml-api/
-"""
+"""Memory of this machine's GPUs, read from NVIDIA's management library, so that no CUDA context is needed."""
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-LIBRARY = "libnvidia-ml.so.1"
+import pynvml
 
 
-class Memory(ctypes.Structure):
-    """nvmlMemory_t, in bytes."""
+@dataclass(frozen=True)
+class GpuMemory:
+    """The memory of one GPU, in bytes."""
 
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
     total: int
-    free: int
     used: int
 
 
-def memory(library: str = LIBRARY) -> list[Memory]:
-    """The memory of each GPU; empty without a driver."""
-    nvml = _loaded(library)
-    count = ctypes.c_uint()
-    if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-        return []
-    sizes = []
-    for index in range(count.value):
-        device, one = ctypes.c_void_p(), Memory()
-        if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)):
-            continue
-        if not nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(one)):
-            sizes.append(one)
-    return sizes
+def memory() -> list[GpuMemory]:
+    """The memory of each GPU that answers; empty without a driver."""
+    return list(_memory())
 
 
-@cache
-def _loaded(library: str) -> Any:
-    try:
-        nvml = ctypes.CDLL(library)
-    except OSError:
-        return None
-    return None if nvml.nvmlInit_v2() else nvml
+def _memory() -> Iterator[GpuMemory]:
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(pynvml.NVMLError):
+                info = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
+                yield GpuMemory(info.total, info.used)

@@ -5,7 +5,7 @@ ENV PATH=/opt/cepo/bin:$PATH
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 COPY deploy/requirements/cpu.txt /build/
 RUN pip install --no-cache-dir --no-deps --requirement /build/cpu.txt
-COPY pyproject.toml README.md /build/
+COPY pyproject.toml README.md LICENSE /build/
 COPY cepo /build/cepo
 COPY services /build/services
 RUN pip install --no-cache-dir --no-deps --no-build-isolation /build

@@ -2,7 +2,7 @@
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 
 FROM ${VLLM_IMAGE}
-COPY deploy/requirements/rollout.txt pyproject.toml README.md /build/
+COPY deploy/requirements/rollout.txt pyproject.toml README.md LICENSE /build/
 COPY cepo /build/cepo
 COPY services /build/services
 RUN pip install --no-cache-dir --no-deps --requirement /build/rollout.txt \

@@ -2,7 +2,7 @@
 FROM python:3.11.14-bookworm AS build
 RUN python -m venv /opt/cepo
 ENV PATH=/opt/cepo/bin:$PATH
-COPY deploy/requirements/cpu.txt pyproject.toml README.md /build/
+COPY deploy/requirements/cpu.txt pyproject.toml README.md LICENSE /build/
 COPY cepo /build/cepo
 COPY services /build/services
 # The lock pins the packages of this image and others, which are not installed. PyTorch's CUDA build requires its own
