@@ -25,12 +25,16 @@ def test_the_examples_run() -> None:
     assert not examples.failed
 
 
-def test_they_are_engines() -> None:
-    engine: Engine = ToyEngine()
-    generator: Generator = ToyGenerator(lambda text: map(ord, text), ["7"])
-    scorer: Scorer = ToyScorer()
+def test_they_satisfy_the_protocols_of_the_engines_and_close() -> None:
+    toy, toy_generator, toy_scorer = ToyEngine(), ToyGenerator(lambda text: map(ord, text), ["7"]), ToyScorer()
+    engine: Engine = toy  # the type checker compares the toys with the protocols
+    generator: Generator = toy_generator
+    scorer: Scorer = toy_scorer
     for each in (engine, generator, scorer):
         each.close()
+    assert toy.closed
+    assert toy_generator.closed
+    assert toy_scorer.closed
 
 
 async def test_an_engine_says_what_it_loaded_and_that_it_was_closed() -> None:
