@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import signal
@@ -114,17 +115,37 @@ def test_the_help_lists_every_command_with_its_whole_purpose(capsys: pytest.Capt
     assert set(COMMANDS) == set(OPTIONS)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help_imports_neither_pytorch_nor_another_command(words: list[str]) -> None:
-    code = f"import sys; from cepo.cli import main; main({words}); print(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    imported = set(ended.stdout.splitlines()[-1].split())
-    assert not imported & {"torch", "transformers", "vllm", "numpy", "datasets", "pyarrow"}
+HELPS = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+MODULES_AFTER_EACH = """
+import json, os, sys
+from cepo.cli import main
+for words in json.loads(sys.argv[1]):
+    if os.fork() == 0:  # a fresh state for each command, without the start of another interpreter
+        main(words)
+        print(json.dumps(sorted(sys.modules)), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """The modules that are imported after each of HELPS."""
+    command = [sys.executable, "-c", MODULES_AFTER_EACH, json.dumps(HELPS)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    modules = [set(json.loads(line)) for line in ended.stdout.splitlines() if line.startswith("[")]
+    return dict(zip(map(" ".join, HELPS), modules, strict=True))
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help_imports_neither_pytorch_nor_another_command(words: list[str], imported: dict[str, set[str]]) -> None:
+    loaded = imported[" ".join(words)]
+    assert not loaded & {"torch", "transformers", "vllm", "numpy", "datasets", "pyarrow"}
     modules = {entry.module for entry in COMMANDS.values()}
     needed = {COMMANDS[words[0]].module} if words[0] in COMMANDS else set()
-    assert imported & modules == needed | ({"cepo.cli.train"} if words[0] == "sweep" else set())
+    assert loaded & modules == needed | ({"cepo.cli.train"} if words[0] == "sweep" else set())
     if not needed:
-        assert not imported & {"pydantic", "rich", "httpx", "grpc", "cepo.cli.arguments"}
+        assert not loaded & {"pydantic", "rich", "httpx", "grpc", "cepo.cli.arguments"}
 
 
 def test_help_costs_little() -> None:
