@@ -7,11 +7,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check bench docs proto sbom format clean
+.PHONY: help train test nightly check bench docs proto sbom format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make test    the CPU test suite; ARGS=\"-k name\" for a part of it"
+	@echo "make nightly the long tests that 'make test' leaves out; ARGS as for test"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
 	@echo "make docs    the reference pages of docs/ from the code"
 	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
@@ -35,6 +36,9 @@ else
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/pipeline
 	@$(BIN)/python -m pytest tests/pipeline
 endif
+
+nightly: $(INSTALLED)
+	@$(BIN)/python -m pytest -m nightly $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
