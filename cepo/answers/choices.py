@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cepo.answers.extract import normalise, respelt
+from cepo.answers.notation import normalise, respelt
 
 _PREFIX = re.compile(
     r"(?:the )?(?:(?:correct|right|final|best) )?(?:options?|choices?|answers?)(?: (?:is|are))?\s*:?\s*", re.IGNORECASE

@@ -11,7 +11,8 @@ from fractions import Fraction
 from typing import Self
 
 from cepo.answers.choices import chosen, looks_like_choice
-from cepo.answers.extract import as_number, is_words, normalise, reference_of, shown
+from cepo.answers.extract import reference_of, shown
+from cepo.answers.notation import as_number, is_words, normalise
 from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 

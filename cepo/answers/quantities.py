@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cepo.answers.extract import as_number, respelt
+from cepo.answers.notation import as_number, respelt
 
 MAX_EXPONENT = 300
 """Numbers with a larger power of ten are left to the algebra, which may run out of time."""

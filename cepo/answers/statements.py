@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cepo.answers.extract import normalise
+from cepo.answers.notation import normalise
 
 _STATED = re.compile(r"\b(?:answer|option|choice)(?: is| would be| must be|:)[ :*]*([^\n]*)", re.IGNORECASE)
 _LETTER = re.compile(r"(?<![^\W_])\(?([A-Z])(?=[).:,]|\s*$)(?![^\W_])")

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cepo.answers.extract import normalise
+from cepo.answers.notation import normalise
 from cepo.messages.groups import Ask, ContextName, EvidenceReason, Feedback, Outcome, Pick, ScoredGroup
 from cepo.teaching.published import published_answer
 

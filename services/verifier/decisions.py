@@ -7,8 +7,8 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from cepo.answers.choices import chosen, labelled_option
-from cepo.answers.extract import as_number, is_words, normalise
 from cepo.answers.kinds import DIGITS, Kind, truth, words
+from cepo.answers.notation import as_number, is_words, normalise
 from cepo.answers.quantities import quantity, units_conflict
 
 MIN_DIFFERENCE = Fraction(1, 100_000)

@@ -16,8 +16,8 @@ from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from cepo.answers.extract import normalise
 from cepo.answers.kinds import DIGITS
+from cepo.answers.notation import normalise
 from cepo.errors import UserError
 from services.verifier import functions
 from services.verifier.forms import as_form, fits_form

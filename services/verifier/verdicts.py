@@ -5,16 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cepo.answers.choices import chosen, labelled_option, options
-from cepo.answers.extract import (
-    MAX_ANSWER_CHARACTERS,
-    as_number,
-    count_boxes,
-    extract,
-    is_marked,
-    normalise,
-    plain,
-)
+from cepo.answers.extract import count_boxes, extract, is_marked
 from cepo.answers.kinds import WORDINGS, Kind, Reference
+from cepo.answers.notation import MAX_ANSWER_CHARACTERS, as_number, normalise, plain
 from cepo.answers.quantities import quantity
 from cepo.answers.statements import stated
 from cepo.messages.groups import Outcome, Verdict

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 
-from cepo.answers.extract import extract, normalise
+from cepo.answers.extract import extract
+from cepo.answers.notation import normalise
 from cepo.credit import CreditRequest
 from cepo.messages.groups import Outcome, RolloutGroup, ScoredGroup, Verdict
 from cepo.net.settings import Settings

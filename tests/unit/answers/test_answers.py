@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from cepo.answers.extract import MAX_ANSWER_CHARACTERS, extract, normalise, reference_of
+from cepo.answers.extract import extract, reference_of
 from cepo.answers.kinds import check_reference
+from cepo.answers.notation import MAX_ANSWER_CHARACTERS, normalise
 from cepo.errors import UserError
 
 
