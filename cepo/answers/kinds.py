@@ -1,12 +1,13 @@
 """Kinds of answers: how two answers are compared. The user names the kind, or it is inferred from the reference.
 
 A kind is written `name [option]...`: `number tolerance=1%`, `set digits=3`, `math anywhere`, or `anywhere` alone.
+`OPTIONS` lists the options; the policies among them settle what careful readers judge differently.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Self
 
@@ -31,10 +32,26 @@ KINDS = {
 """The ways to compare answers, by name."""
 WORDINGS = ("text", "choice", "yesno")
 """Kinds that are decided by words alone, without algebra."""
-OPTIONS = "anywhere, digits=N, tolerance=X or tolerance=X%"
+OPTIONS = {
+    "anywhere": "a response may state its answer without a mark",
+    "digits=N": "decimals that are compared if numbers are not exact",
+    "tolerance=X": "the largest difference of numbers that counts as equal, or `X%` of the reference (kind number only)",
+    "unevaluated": "an expression that still has to be evaluated counts as its value: `123*456` for `56088`",
+    "convert": "units of one dimension are converted: `500 cm` for `5 m`",
+    "comma=decimal": "a comma separates decimals: `1,5` is 1.5, and `1.234,5` is 1234.5",
+    "percent=fraction": "a percentage is a fraction alone: `50%` is 0.5, not 50",
+    "case": "capital letters count in words: `Paris` differs from `paris`",
+    "articles": "a leading article counts in words: `the Nile` differs from `Nile`",
+}
+"""What may follow the name of a kind; none is on by default."""
 DIGITS = 6
 """Decimals that are compared if numbers are not exact; math-verify's default."""
 TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
+_FLAGS = {
+    "anywhere": "anywhere", "unevaluated": "unevaluated", "convert": "convert", "comma=decimal": "decimal_comma",
+    "percent=fraction": "percent_fraction", "case": "case", "articles": "articles",
+}  # fmt: skip
+"""The field of `Kind` that an option without a number sets."""
 _TOLERANCE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?(?:e-?\d{1,2})?)(%?)")
 
 
@@ -51,6 +68,18 @@ class Kind:
     """Largest difference between numbers that count as equal; 0 means that `digits` decides."""
     relative: bool = False
     """Whether the tolerance is a share of the reference."""
+    unevaluated: bool = False
+    """Whether an expression that still has to be evaluated counts as its value."""
+    convert: bool = False
+    """Whether units of one dimension are converted."""
+    decimal_comma: bool = False
+    """Whether a comma separates decimals; otherwise it separates thousands or list items."""
+    percent_fraction: bool = False
+    """Whether `50%` is 0.5 alone; otherwise it is 50 or 0.5."""
+    case: bool = False
+    """Whether capital letters count in words."""
+    articles: bool = False
+    """Whether a leading article counts in words."""
 
     def margin(self, reference: Fraction) -> Fraction:
         """The largest difference that counts as equal."""
@@ -66,21 +95,22 @@ def parse_kind(text: str) -> Kind:
     name, *options = text.split() or [""]
     if name and name not in KINDS:
         name, options = "", [name, *options]
-    anywhere, digits, tolerance, relative = False, DIGITS, Fraction(0), False
+    asked = Kind(name)
     for option in options:
         key, _, value = option.partition("=")
-        if option == "anywhere":
-            anywhere = True
+        if option in _FLAGS:
+            asked = replace(asked, **{_FLAGS[option]: True})
         elif key == "digits" and value in map(str, range(16)):
-            digits = int(value)
-        elif key == "tolerance" and (found := _TOLERANCE.fullmatch(value)) and name == "number":
-            tolerance, relative = Fraction(found[1]) / (100 if found[2] else 1), bool(found[2])
+            asked = replace(asked, digits=int(value))
+        elif key == "tolerance" and (margin := _TOLERANCE.fullmatch(value)) and name == "number":
+            share = bool(margin[2])
+            asked = replace(asked, tolerance=Fraction(margin[1]) / (100 if share else 1), relative=share)
         else:
             raise UserError(
                 f"answer kind {shown(text)} is unknown; leave it empty or use one of {', '.join(KINDS)}, "
-                f"each with the options {OPTIONS} (tolerance: number only)"
+                f"each with the options {', '.join(OPTIONS)} (tolerance: number only)"
             )
-    return Kind(name, anywhere, digits, tolerance, relative)
+    return asked
 
 
 def kind_of(kind: str, reference: str) -> Kind:
@@ -95,7 +125,7 @@ def kind_of(kind: str, reference: str) -> Kind:
     """
     asked = parse_kind(kind)
     if not asked.name:
-        return Kind(_inferred(reference), asked.anywhere, asked.digits)
+        return replace(asked, name=_inferred(reference))
     if asked.name == "choice" and not chosen(reference, {}):
         raise UserError(f"reference answer {shown(reference)} names no option; kind choice needs its letter, as in 'B'")
     if asked.name == "yesno" and truth(reference) is None:

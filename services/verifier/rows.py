@@ -22,7 +22,8 @@ class Request(BaseModel):
     answer: str = Field(description="the reference: a bare answer, a boxed one, or a solution ending in '#### number'")
     kind: str = Field(
         default="",
-        description=f"how answers are compared: {', '.join(KINDS)}, with {OPTIONS}; empty: inferred from the reference",
+        description=f"how answers are compared: {', '.join(KINDS)}, with the options {', '.join(OPTIONS)}; "
+        "empty: inferred from the reference",
     )
     question: str = Field(default="", description="multiple choice: where the options are listed, a line each")
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from cepo.answers.choices import chosen, options
-from cepo.answers.kinds import KINDS, check_reference, kind_of, parse_kind, truth, words
+from cepo.answers.kinds import KINDS, OPTIONS, Kind, check_reference, kind_of, parse_kind, truth, words
 from cepo.answers.quantities import quantity, units_conflict
 from cepo.answers.statements import stated
 from cepo.errors import UserError
@@ -36,6 +36,20 @@ def test_options_of_a_kind_are_read() -> None:
     assert parse_kind("matrix digits=2").digits == 2
 
 
+def test_policies_of_a_kind_are_read_with_or_without_a_name() -> None:
+    asked = parse_kind("unevaluated convert comma=decimal percent=fraction case articles")
+    assert (asked.name, asked.unevaluated, asked.convert, asked.decimal_comma) == ("", True, True, True)
+    assert (asked.percent_fraction, asked.case, asked.articles) == (True, True, True)
+    assert parse_kind("text case") == Kind("text", case=True)
+    assert kind_of("convert", "5 m") == Kind("number", convert=True)
+
+
+def test_every_option_is_described_and_off_by_default() -> None:
+    for option in OPTIONS:
+        written = option.replace("=N", "=3").replace("=X", "=0.5")
+        assert parse_kind(f"number {written}") != parse_kind("number")
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -45,6 +59,8 @@ def test_options_of_a_kind_are_read() -> None:
         "number tolerance=",
         "number tolerance=-1",
         "digits=99",
+        "comma=thousands",
+        "text case=no",
         "math set",
     ],
 )
