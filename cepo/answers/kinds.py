@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Self
+from typing import Any, Self
 
 from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import reference_of, shown
@@ -35,7 +35,7 @@ WORDINGS = ("text", "choice", "yesno")
 OPTIONS = {
     "anywhere": "a response may state its answer without a mark",
     "digits=N": "decimals that are compared if numbers are not exact",
-    "tolerance=X": "the largest difference of numbers that counts as equal, or `X%` of the reference (kind number only)",
+    "tolerance=X": "the largest difference of numbers that counts as equal, or `X%` of the reference (number only)",
     "unevaluated": "an expression that still has to be evaluated counts as its value: `123*456` for `56088`",
     "convert": "units of one dimension are converted: `500 cm` for `5 m`",
     "comma=decimal": "a comma separates decimals: `1,5` is 1.5, and `1.234,5` is 1234.5",
@@ -95,22 +95,22 @@ def parse_kind(text: str) -> Kind:
     name, *options = text.split() or [""]
     if name and name not in KINDS:
         name, options = "", [name, *options]
-    asked = Kind(name)
+    values: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
         if option in _FLAGS:
-            asked = replace(asked, **{_FLAGS[option]: True})
+            values[_FLAGS[option]] = True
         elif key == "digits" and value in map(str, range(16)):
-            asked = replace(asked, digits=int(value))
+            values["digits"] = int(value)
         elif key == "tolerance" and (margin := _TOLERANCE.fullmatch(value)) and name == "number":
-            share = bool(margin[2])
-            asked = replace(asked, tolerance=Fraction(margin[1]) / (100 if share else 1), relative=share)
+            values["relative"] = bool(margin[2])
+            values["tolerance"] = Fraction(margin[1]) / (100 if margin[2] else 1)
         else:
             raise UserError(
                 f"answer kind {shown(text)} is unknown; leave it empty or use one of {', '.join(KINDS)}, "
                 f"each with the options {', '.join(OPTIONS)} (tolerance: number only)"
             )
-    return asked
+    return Kind(name, **values)
 
 
 def kind_of(kind: str, reference: str) -> Kind:
