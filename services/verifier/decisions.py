@@ -24,6 +24,15 @@ def decide(kind: Kind, answer: str, reference: str) -> bool | None:
     return _RULES.get(kind.name, _form)(kind, answer, reference)
 
 
+def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
+    """Whether one element of a list, tuple, set or matrix equals another; None if only algebra can tell.
+
+    The elements are compared as kind math or number, by the form of the reference, with the options of the kind.
+    """
+    rule = _number if quantity(reference) else _math
+    return rule(kind, answer, reference)
+
+
 def _form(_: Kind, answer: str, reference: str) -> bool | None:
     return True if normalise(answer) == normalise(reference) else None
 

@@ -16,10 +16,12 @@ from typing import Any
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from cepo.answers.kinds import DIGITS
+from cepo.answers.kinds import Kind
 from cepo.answers.notation import normalise
+from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 from services.verifier import functions
+from services.verifier.decisions import decide_element
 from services.verifier.forms import as_form, fits_form
 from services.verifier.functions import Call, one_line
 
@@ -40,10 +42,7 @@ class Comparison:
 
     answer: str
     reference: str
-    kind: str = "math"
-    digits: int = DIGITS
-    tolerance: float = 0.0
-    """Largest absolute difference that counts as equal; 0 means that `digits` decides."""
+    kind: Kind = Kind("math")  # noqa: RUF009 it is immutable
     raw: bool = False
     """Whether `answer` is the end of a response, in which math-verify looks for the answer."""
 
@@ -69,28 +68,50 @@ def compare(asked: Comparison) -> Finding:
     Raises:
         Exception: math-verify or SymPy raised it.
     """
-    parts = _parsed(asked.answer) if asked.raw else _boxed(as_form(asked.kind, asked.answer))
-    extracted = str(parts[-1]) if asked.raw and parts else ""
-    if asked.raw and not parts:
-        return Finding()
-    if not fits_form(asked.kind, extracted or asked.answer):
+    if not asked.raw:
+        if not fits_form(asked.kind.name, asked.answer):
+            return Finding()
+        answer, reference = (as_form(asked.kind.name, text) for text in (asked.answer, asked.reference))
+        return Finding(equal_elements(answer, reference, asked.kind))
+    parts = _parsed(asked.answer)
+    extracted = str(parts[-1]) if parts else ""
+    if not parts or not fits_form(asked.kind.name, extracted):
         return Finding(extracted=extracted)
-    wanted = _parsed(asked.reference) if asked.raw else []
+    wanted = _parsed(asked.reference)
     if not any(not isinstance(part, str) for part in wanted):
-        wanted = _boxed(as_form(asked.kind, asked.reference))
-    if asked.tolerance and parts and wanted:
-        return Finding(_near(parts[0], wanted[0], asked.tolerance), extracted)
-    if asked.raw and _texts(parts) & _texts(wanted):
-        return Finding(True, extracted)
+        wanted = _boxed(as_form(asked.kind.name, asked.reference))
+    return Finding(bool(_texts(parts) & _texts(wanted)) or _verified(parts, wanted, asked.kind), extracted)
+
+
+def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
+    """Whether one element of an answer equals one element of a reference: a value without brackets or commas.
+
+    Structured kinds call it for each pair of their elements. It first tries `decisions.decide_element`, which needs no
+    algebra. The reference decides the form, so the comparison is not symmetric.
+
+    Example:
+        equal_elements("x+x", "2x", Kind("math"))  # True
+
+    Raises:
+        Exception: math-verify or SymPy raised it.
+    """
+    decided = decide_element(answer, reference, kind)
+    return _verified(_boxed(answer), _boxed(reference), kind) if decided is None else decided
+
+
+def _verified(parts: list[Any], wanted: list[Any], kind: Kind) -> bool:
+    value = quantity(str(wanted[0])) if kind.tolerance and parts and wanted else None
+    if value:
+        return _near(parts[0], wanted[0], float(kind.margin(value.value)))
     equal = verify(
         wanted,
         parts,
-        float_rounding=asked.digits,
-        allow_set_relation_comp=asked.kind == "interval",
+        float_rounding=kind.digits,
+        allow_set_relation_comp=kind.name == "interval",
         timeout_seconds=0,
         raise_on_error=True,
     )
-    return Finding(bool(equal), extracted)
+    return bool(equal)
 
 
 def _boxed(text: str) -> list[Any]:
@@ -159,4 +180,4 @@ def _answer(asked: Comparison | Call, known: functions.Functions) -> Finding:
 
 def warm() -> None:
     """Builds the parser's tables, so that the first item does not pay for them."""
-    compare(Comparison("0.5", "1/2"))
+    compare(Comparison("x+x", "2x"))

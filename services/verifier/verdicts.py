@@ -50,12 +50,8 @@ class Question:
 
     def comparison(self) -> Comparison:
         """The two sides as the algebra takes them."""
-        wanted = quantity(self.reference) if self.kind.tolerance else None
-        tolerance = float(self.kind.margin(wanted.value)) if wanted else 0.0
         reference = self.reference if self.tail else plain(self.reference)
-        return Comparison(
-            self.tail or plain(self.extracted), reference, self.kind.name, self.kind.digits, tolerance, bool(self.tail)
-        )
+        return Comparison(self.tail or plain(self.extracted), reference, self.kind, bool(self.tail))
 
     def decide(self) -> bool | None:
         """Whether the answers are equal; None if only algebra can tell."""
