@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepo.answers.extract import as_number, normalise
 from cepo.answers.kinds import Reference
+from cepo.answers.notation import as_number, normalise
 from cepo.answers.perturb import perturbed
 from cepo.data.columns import recognised
 from cepo.data.rows import column, read_rows
