@@ -2,6 +2,7 @@
 
 CepoError
 ├── UserError         bad input: names the key, row or field and the fix; exit 2, HTTP 422, INVALID_ARGUMENT
+│   └── StorageError  a file cannot be written, such as on a full disk: the process must exit; exit 2
 ├── Unreachable       another process does not answer: names the address and how to start it; exit 2
 ├── EngineDown        the engine of this process has died: the process must exit and be restarted
 ├── PolicyError       an adapter's bytes or the loaded weights do not match the policy; they are never used
@@ -22,6 +23,10 @@ class CepoError(Exception):
 
 class UserError(CepoError, ValueError):
     """Invalid input. The message names the input and the fix."""
+
+
+class StorageError(UserError):
+    """A file cannot be written. The message names the path and the fix. No fault of a group, so no stage fails it."""
 
 
 class Unreachable(CepoError, ConnectionError):

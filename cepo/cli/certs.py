@@ -63,9 +63,10 @@ def _is_address(host: str) -> bool:
 def make(out: Path, hosts: Sequence[str], begin: datetime.datetime, end: datetime.datetime) -> None:
     """Writes an authority with its key, and a certificate of each name that it signed."""
     from cepo.net.certificates import LOOPBACK, Authority, write_key
+    from cepo.net.files import make_folder
 
     authority = Authority.new("cepo development CA", begin, end)
-    out.mkdir(parents=True, mode=0o700)
+    make_folder(out, mode=0o700)
     write_key(out / "ca.key", authority.key)
     for name in NAMES:
         cluster = (name, f"{name}.{NAMESPACE}", f"{name}.{NAMESPACE}.svc", f"{name}.{NAMESPACE}.svc.cluster.local")

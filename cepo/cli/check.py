@@ -17,7 +17,8 @@ from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.examples import FirstImages, example_prompts
 from cepo.cli.preflight.preflight import Preflight
 from cepo.cli.preflight.report import html_page, print_finding, print_prompt, state_mark
-from cepo.errors import Unreachable, UserError
+from cepo.errors import StorageError, Unreachable, UserError
+from cepo.net.files import replace_file
 from cepo.run import file as runfile
 
 
@@ -91,6 +92,6 @@ def _print_json(file: Path, overrides: list[str], run_dir: Path, redis: str, *, 
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--html {path} cannot be written: {error.strerror}") from error
+        replace_file(path, text)
+    except StorageError as error:
+        raise UserError(f"--html {error}") from error

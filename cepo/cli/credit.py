@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 import cepo.tiny
 from cepo.cli.arguments import read_text
 from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
-from cepo.errors import UserError, first_mistake
+from cepo.errors import StorageError, UserError, first_mistake
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
+from cepo.net.files import replace_file
 from cepo.net.settings import Settings
 from cepo.prompts import images
 from cepo.service import adapters
@@ -62,9 +63,9 @@ def credit(
         from services.teacher.page import standalone_page
 
         try:
-            html.write_text(standalone_page(requests[0], replies[0]), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--html {html} cannot be written: {error.strerror}") from error
+            replace_file(html, standalone_page(requests[0], replies[0]))
+        except StorageError as error:
+            raise UserError(f"--html {error}") from error
         print(f"heat map written to {html}", file=sys.stderr)
     print(_REPLIES.dump_json(replies if many else replies[0]).decode())
 

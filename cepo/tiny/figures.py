@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from cepo.net.files import make_folder, replace_file
 from cepo.tiny.task import DATA, SumProblem
 
 WIDTH, HEIGHT = 96, 64
@@ -126,15 +127,16 @@ def _random_figure(rng: random.Random) -> Figure:
 
 def write(path: Path, rows: Iterator[Figure]) -> None:
     """Writes figures as JSON lines with `question`, `answer` and `images`, a list of one data URI."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            uri = "data:image/png;base64," + base64.b64encode(row.png()).decode()
-            file.write(json.dumps({"question": QUESTION, "answer": str(row.problem.answer), "images": [uri]}) + "\n")
+    lines = []
+    for row in rows:
+        uri = "data:image/png;base64," + base64.b64encode(row.png()).decode()
+        lines.append(json.dumps({"question": QUESTION, "answer": str(row.problem.answer), "images": [uri]}) + "\n")
+    replace_file(path, "".join(lines))
 
 
 def main() -> None:
     """Writes the training and the held-out figures."""
-    DATA.mkdir(exist_ok=True)
+    make_folder(DATA)
     write(DATA / "figures_train.jsonl", islice(figures(0, held_out=False), 1024))
     write(DATA / "figures_eval.jsonl", islice(figures(1, held_out=True), 256))
 

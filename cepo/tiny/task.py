@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from cepo.net.files import make_folder, replace_file
+
 DATA = Path(__file__).parent / "data"
 HELD_OUT_SHARE = 8  # one problem in eight is held out
 
@@ -67,12 +69,12 @@ def problems(seed: int, *, held_out: bool) -> Iterator[SumProblem]:
 def write(path: Path, rows: Iterator[SumProblem]) -> None:
     """Writes problems as JSON lines with `question` and `answer`."""
     lines = (json.dumps({"question": row.question, "answer": str(row.answer)}) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    replace_file(path, "".join(lines))
 
 
 def main() -> None:
     """Writes the training and the held-out problems."""
-    DATA.mkdir(exist_ok=True)
+    make_folder(DATA)
     write(DATA / "train.jsonl", islice(problems(0, held_out=False), 2048))
     write(DATA / "eval.jsonl", islice(problems(1, held_out=True), 256))
 

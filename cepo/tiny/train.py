@@ -24,6 +24,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from cepo.net.files import replace_file, replace_folder
 from cepo.tiny.demos import Demonstration, Mixture, demonstrations
 from cepo.tiny.task import problems
 from cepo.tiny.tokenizer import END, END_ID, MAX_TOKENS, PAD_ID, VOCABULARY_SIZE, build
@@ -150,8 +151,8 @@ def fit(model: Any, recipe: Recipe, losses: Iterable[Tensor]) -> None:
             logger.info("step %d loss %.4f", step, loss.item())
 
 
-def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Writes a model folder for `from_pretrained` and vLLM, with weights in bfloat16."""
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, scratch: Path) -> None:
+    """Fills a folder being written with a model for `from_pretrained` and vLLM, with weights in bfloat16."""
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -159,10 +160,10 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
         eos_token_id=END_ID,
         pad_token_id=PAD_ID,
     )
-    model.bfloat16().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    name_common_class(out / "tokenizer_config.json")
-    for file in out.iterdir():
+    model.bfloat16().save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    name_common_class(scratch / "tokenizer_config.json")
+    for file in scratch.iterdir():
         file.chmod(0o644)
 
 
@@ -171,7 +172,7 @@ def name_common_class(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.pop("backend", None)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    replace_file(path, json.dumps(config, indent=2) + "\n")
 
 
 def parse_arguments(description: str | None, recipe: Recipe) -> tuple[Path, Recipe]:
@@ -188,7 +189,9 @@ def main() -> None:
     """Trains the model and writes it to a folder."""
     out, recipe = parse_arguments(__doc__, Recipe())
     tokenizer = build()
-    save(train(recipe, tokenizer), tokenizer, out)
+    model = train(recipe, tokenizer)
+    with replace_folder(out) as scratch:
+        save(model, tokenizer, scratch)
 
 
 if __name__ == "__main__":

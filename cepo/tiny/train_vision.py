@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
+from cepo.net.files import replace_folder
 from cepo.tiny import vision
 from cepo.tiny.demos import Demonstration, Mixture, demonstration
 from cepo.tiny.figures import QUESTION, Figure, figures
@@ -82,8 +83,10 @@ def main() -> None:
     """Trains the model and writes it to a folder."""
     out, recipe = parse_arguments(__doc__, RECIPE)
     tokenizer = vision.tokenizer()
-    save(train(recipe, tokenizer), tokenizer, out)
-    vision.save_processor(out)
+    model = train(recipe, tokenizer)
+    with replace_folder(out) as scratch:
+        save(model, tokenizer, scratch)
+        vision.save_processor(scratch)
 
 
 if __name__ == "__main__":

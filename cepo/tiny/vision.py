@@ -100,6 +100,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGenera
     return model
 
 
-def save_processor(out: Path) -> None:
-    """Writes the image processor's configuration, which `AutoProcessor` and vLLM read."""
-    image_processor().save_pretrained(out)
+def save_processor(scratch: Path) -> None:
+    """Adds the image processor's configuration, which `AutoProcessor` and vLLM read, to a folder being written."""
+    image_processor().save_pretrained(scratch)

@@ -21,6 +21,7 @@ from cepo.messages.groups import (
     Outcome,
     Verdict,
 )
+from cepo.net.files import replace_file
 from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
 from cepo.run.lines import Row
@@ -185,7 +186,7 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
         about = {"group": task.group_id, **asked, "answer": task.reference_answer}
         lines.append(json.dumps({**about, "samples": samples}))
     if lines:
-        file.write_text("\n".join(lines) + "\n")
+        replace_file(file, "\n".join(lines) + "\n")
 
 
 def _evidence(row: EvidenceRow) -> dict[str, Any]:

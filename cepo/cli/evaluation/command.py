@@ -23,6 +23,7 @@ from cepo.cli.preflight.preflight import Preflight
 from cepo.data.problems import load_problems
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef
+from cepo.net.files import make_folder, replace_file
 from cepo.prompts.images import ImageStore
 from cepo.prompts.renderer import Renderer, require_model
 from cepo.run import file as runfile
@@ -84,7 +85,7 @@ def evaluate(
     console = Console(highlight=False)
     console.print(f"{len(plan.problems.problems)} problems of {plan.problems.source}", soft_wrap=True)
     console.print(_sampling(plan.config), soft_wrap=True)
-    results.logs.mkdir(parents=True)
+    make_folder(results.logs)
     stack = Stack(plan.config, results, redis, SERVICES)
     try:
         with running(stack):
@@ -212,11 +213,11 @@ def _write(plan: Plan, measured: list[MeasuredPolicy], out: Path) -> None:
         "seed": config.loop.seed,
         "policies": [as_data(each) for each in measured],
     }
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    replace_file(out / "results.json", json.dumps(results, indent=2) + "\n")
     lines = [Line(each.label, scores(each)[ALL].pass_at) for each in measured]
-    (out / "pass_at_k.svg").write_text(pass_at_k_svg(f"pass@k of {config.name}", _sampling(config), lines))
+    replace_file(out / "pass_at_k.svg", pass_at_k_svg(f"pass@k of {config.name}", _sampling(config), lines))
     samples = out / f"samples-{measured[-1].label}.jsonl"
-    samples.write_text("".join(f"{line}\n" for line in sample_lines(measured[-1])))
+    replace_file(samples, "".join(f"{line}\n" for line in sample_lines(measured[-1])))
 
 
 def _sampling(config: RunConfig) -> str:

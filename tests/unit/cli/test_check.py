@@ -331,7 +331,8 @@ def test_the_papers_run_shows_its_first_figure_in_a_terminal_and_on_a_page(
     assert re.findall("<mark>(.*)</mark>", text)[0].startswith("Here is a sample answer: ")
     missing = tmp_path / "absent" / "page.html"
     assert main(["check", str(RUNS / "geo3k_cepo_2b.toml"), *geo3k, "--html", str(missing)]) == 2
-    assert capsys.readouterr().err == f"cepo: --html {missing} cannot be written: No such file or directory\n"
+    fix = "give another path, or make this one usable"
+    assert capsys.readouterr().err == f"cepo: --html {missing} cannot be written: No such file or directory; {fix}\n"
 
 
 def test_the_published_run_shows_that_its_teacher_is_blind(

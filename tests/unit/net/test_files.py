@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cepo.errors import StorageError
 from cepo.net.files import replace_file, replace_folder
 
 
@@ -23,7 +24,7 @@ def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match=r"/file cannot be written: No space left on device; free space"):
         replace_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
 
