@@ -98,7 +98,7 @@ def _row(problem: Problem) -> dict[str, Any]:
     """A problem as JSON, empty values left out. Its token count is left out too: it depends on more than the data."""
     row = {
         "row": problem.row,
-        "messages": [message.model_dump() for message in problem.messages],
+        "messages": [message.model_dump(exclude_defaults=True) for message in problem.messages],
         "answer": problem.answer,
         "solution": problem.solution,
         "rejected": problem.rejected,

@@ -31,10 +31,10 @@ def with_hint(
     if placement is Placement.SYSTEM:
         if messages[0].role != "system":
             return (Message(role="system", content=line), *messages)
-        return (Message(role="system", content=f"{messages[0].content}\n{line}"), *messages[1:])
+        return (messages[0].model_copy(update={"content": f"{messages[0].content}\n{line}"}), *messages[1:])
     for at in range(len(messages) - 1, -1, -1):
         if messages[at].role == "user":
-            hinted = Message(role="user", content=f"{messages[at].content}\n{line}")
+            hinted = messages[at].model_copy(update={"content": f"{messages[at].content}\n{line}"})
             return (*messages[:at], hinted, *messages[at + 1 :])
     raise UserError("the messages have no user turn to put the hint in")
 
@@ -48,7 +48,7 @@ def with_marks(messages: Sequence[Message], images: int) -> tuple[Message, ...]:
     marks = sum(message.content.count(MARK) for message in messages if message.role != "system")
     if marks == 0 and images:
         last = messages[-1]
-        return (*messages[:-1], Message(role=last.role, content=MARK * images + last.content))
+        return (*messages[:-1], last.model_copy(update={"content": MARK * images + last.content}))
     if marks != images:
         raise UserError(
             f"holds {images} image{'s' * (images != 1)} for {marks} {MARK} mark{'s' * (marks != 1)} in the question; "

@@ -5,9 +5,10 @@ The models have the fields of policy.proto and of PromptTask. `cepo.messages.gro
 
 from __future__ import annotations
 
+import json
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cepo.messages.arrays import Int32Array
 from cepo.messages.reward import Reward
@@ -102,6 +103,16 @@ class Message(Contract):
 
     role: str = Field(min_length=1)
     content: str
+    extra: str = ""
+    """Further fields of the turn for the chat template, as a JSON object: `tool_calls`, `reasoning_content`, `name`. A
+    field `tools` holds the functions that the conversation declares."""
+
+    @field_validator("extra")
+    @classmethod
+    def _is_an_object(cls, extra: str) -> str:
+        if extra and not isinstance(json.loads(extra), dict):
+            raise ValueError("extra is not a JSON object")
+        return extra
 
 
 class ImageRef(Contract):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cepo.errors import UserError
 from cepo.net.environment import variable
@@ -62,6 +63,8 @@ class Settings(BaseModel):
 
     model: str = ""
     """Hugging Face name or folder of the base model (rollout and teacher)."""
+    chat_template_arguments: str = "{}"
+    """Arguments of the model's chat template as a JSON object, such as {"enable_thinking": false}."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(default=0, ge=0)
@@ -81,6 +84,18 @@ class Settings(BaseModel):
     model get wrong log-probs while `max_loras` adapters are loaded."""
     adapter_cache: Path = (_TMPFS if _TMPFS.is_dir() else Path("/tmp")) / "cepo-adapters"
     """Folder of fetched adapters; by default on tmpfs if there is one."""
+
+    @field_validator("chat_template_arguments")
+    @classmethod
+    def _is_an_object(cls, text: str) -> str:
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("must be a JSON object")
+        return text
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """The arguments of the model's chat template."""
+        return dict(json.loads(self.chat_template_arguments))
 
     @classmethod
     def from_environment(cls, service: str = "client") -> Self:

@@ -5,19 +5,21 @@ A response is never tokenised again: a scored sequence is the prompt's ids follo
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
 from cepo.messages.hints import MARK, with_hint
+from cepo.prompts.control import ControlTokens
 from cepo.prompts.pixels import Pixels
 from cepo.prompts.steps import split_steps, step_ends
+from cepo.prompts.template import ChatTemplate
 
 _CANARY_TEXT = "To check the weights we add 12 and 34, write the step 12+34=46, and put 46 within \\boxed{46}."
 _CANARY_TOKENS = 16
@@ -26,11 +28,15 @@ _CANARY_TOKENS = 16
 class Renderer:
     """A model's tokenizer with the operations that the services share."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, template: Mapping[str, Any] | None = None) -> None:
         """Loads the tokenizer of a model, given by its Hugging Face name or folder.
 
+        Args:
+            template: arguments of the chat template (`data.template`), such as `{"enable_thinking": False}`.
+
         Raises:
-            UserError: the folder or the tokenizer does not exist, or the tokenizer has no chat template.
+            UserError: the folder or the tokenizer does not exist, the tokenizer has no such chat template, or the
+                template reads no such argument.
         """
         from transformers import AutoTokenizer
 
@@ -43,12 +49,25 @@ class Renderer:
             raise UserError(
                 f"no tokenizer for model {model!r} ({why}); give a Hugging Face name or a model folder"
             ) from error
+        if not self.tokenizer.is_fast:
+            raise UserError(f"model {model!r} has no fast tokenizer (tokenizer.json); use a model that has one")
         self._model = model
         self.tokenizer.model_max_length = int(
             1e9
         )  # callers check lengths against the limit they know, with a clear message
-        if not self.tokenizer.chat_template:
-            raise UserError(f"model {model!r} has no chat template; use an instruction-tuned model or add one")
+        self.template = ChatTemplate(self.tokenizer, model, template or {})
+
+    def with_template(self, arguments: Mapping[str, Any]) -> Renderer:
+        """A renderer of the same tokenizer with other arguments of the chat template.
+
+        Raises:
+            UserError: the template reads no such argument.
+        """
+        other = copy.copy(self)
+        for name in ("control", "sha256", "_turn_end"):  # cached properties that depend on the template
+            other.__dict__.pop(name, None)
+        other.template = ChatTemplate(self.tokenizer, self._model, arguments)
+        return other
 
     def prompt_ids(self, messages: Sequence[Message], images: Sequence[ImageRef] = ()) -> tuple[int, ...]:
         """Token ids of a conversation, up to and including the start of the assistant's turn.
@@ -69,12 +88,9 @@ class Renderer:
         Raises:
             UserError: the chat template rejects the messages.
         """
-        turns = _turns(messages, images)
-        try:
-            encoded = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        except TemplateError as error:
-            raise UserError(f"the model's chat template rejects the messages: {error}") from error
-        return tuple(encoded["input_ids"])
+        turns, tools = _turns(messages, images)
+        (turns, tools), shown = self.control.hidden((turns, tools))
+        return self.control.encode(self.template.render(turns, tools), shown)
 
     def expanded_ids(self, compact_ids: tuple[int, ...], images: Sequence[ImageRef]) -> tuple[int, ...]:
         """Repeats the placeholder of each image for the tokens of that image.
@@ -105,7 +121,7 @@ class Renderer:
             text = shown if isinstance(shown, str) else self.text(shown)
             return self.prompt_ids(with_hint(messages, hint, text, placement), images)
         if isinstance(shown, str):
-            shown = self.tokenizer.encode(hint.replace("{answer}", shown), add_special_tokens=False)
+            shown = self.control.as_text(hint.replace("{answer}", shown))
         return (*self.prompt_ids(messages, images), *shown)
 
     def mask_images(self, token_ids: Sequence[int]) -> tuple[int, ...]:
@@ -114,8 +130,8 @@ class Renderer:
         return tuple(pad if token == self.pixels.placeholder else token for token in token_ids)
 
     def response_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a given response, followed by the end-of-sequence token."""
-        return (*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+        """Token ids of a given response, followed by the tokens with which the chat template ends its turn."""
+        return (*self.control.as_text(text), *self._turn_end)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Decodes a response, without special tokens."""
@@ -129,10 +145,54 @@ class Renderer:
         ends = split_steps(self.text(token_ids), delimiter)
         return step_ends(len(token_ids), lambda count: len(self.text(token_ids[:count])), ends)
 
-    @property
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Token ids that end a response."""
-        return frozenset({self.tokenizer.eos_token_id})
+        """Token ids that end a response: the tokenizer's, those of generation_config.json, and the turn's end.
+
+        Raises:
+            UserError: there are none.
+        """
+        ids = {*self._configured_ends, *self._turn_end[-1:]}
+        if not ids:
+            raise UserError(
+                f"model {self._model!r} has no end-of-sequence token: its tokenizer names none, generation_config.json "
+                "has no eos_token_id, and its chat template does not end a turn; set eos_token in tokenizer_config.json"
+            )
+        return frozenset(ids)
+
+    @cached_property
+    def _configured_ends(self) -> tuple[int, ...]:
+        """The end-of-sequence ids of the tokenizer and of generation_config.json, or config.json without that file."""
+        from transformers import AutoConfig, GenerationConfig
+
+        ids = [self.tokenizer.eos_token_id]
+        for source in (GenerationConfig, AutoConfig):
+            try:
+                configured = getattr(source.from_pretrained(self._model), "eos_token_id", None)
+            except (OSError, ValueError):
+                continue
+            ids += configured if isinstance(configured, list) else [configured]
+            break
+        return tuple(dict.fromkeys(token for token in ids if token is not None))
+
+    @cached_property
+    def _turn_end(self) -> tuple[int, ...]:
+        """The tokens that end an assistant's turn, up to the first control token of the template.
+
+        Example: a template that ends turns with "<|im_end|>" and a line break gives the id of "<|im_end|>" alone, as
+        sampling stops there. A template that does not end turns gives the tokenizer's end-of-sequence token.
+        """
+        ids = self.control.encode(self.template.turn_end, {})
+        ends = self.control.ids | set(self._configured_ends)
+        for at, token in enumerate(ids):
+            if token in ends:
+                return ids[: at + 1]
+        return self._configured_ends[:1]
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The control tokens; characters of a message that look like one are encoded as text."""
+        return ControlTokens(self.tokenizer, self.template.probe)
 
     @cached_property
     def is_vision_language(self) -> bool:
@@ -157,25 +217,30 @@ class Renderer:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the vocabulary, merges and chat template."""
-        content = self.tokenizer.backend_tokenizer.to_str() + self.tokenizer.chat_template
+        """Digest of the vocabulary, merges and chat template, and of the template's arguments if there are any."""
+        content = self.tokenizer.backend_tokenizer.to_str() + self.template.text
+        if self.template.arguments:
+            content += json.dumps(self.template.arguments, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _turns(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
-    """Messages in the format of chat templates.
+def _turns(messages: Sequence[Message], images: int) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages in the format of chat templates, and the tools that the conversation declares.
 
     A message without images keeps a string as its content, because not every template accepts a list of parts. For two
     images, "a<image>b" becomes `[{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]`.
     """
     turns: list[dict[str, Any]] = []
+    tools: list[Any] = []
     for message in messages:
         texts = message.content.split(MARK, 0 if message.role == "system" else images)
         images -= len(texts) - 1
         parts = [part for text in texts for part in ({"type": "image"}, {"type": "text", "text": text})][1:]
         kept = [part for part in parts if part.get("text") != ""]
-        turns.append({"role": message.role, "content": kept if len(texts) > 1 else message.content})
-    return turns
+        extra = json.loads(message.extra) if message.extra else {}
+        tools += extra.pop("tools", [])
+        turns.append({"role": message.role, "content": kept if len(texts) > 1 else message.content, **extra})
+    return turns, tools
 
 
 def require_model(path: str) -> None:

@@ -5,6 +5,7 @@ The local launcher, docker-compose.yml and deploy/k8s follow the table, and a te
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ class Spec:
             update={
                 "concurrency": 1 if alone else self.concurrency,
                 "model": config.model.path,
+                "chat_template_arguments": json.dumps(config.data.template),
                 "dtype": config.model.dtype,
                 "device": config.engine.device,
                 "threads": base.threads or (self._cpu_threads(config) if on_cpu else 0),

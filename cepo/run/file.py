@@ -24,6 +24,9 @@ OTHER_NAMES = {
     "sampling.group_size": "sampling.samples",
     "loop.max_off_policy_steps": "loop.lag",
     "algorithm.tis_cap": "algorithm.importance_cap",
+    "data.chat_template_kwargs": "data.template",
+    "data.apply_chat_template_kwargs": "data.template",
+    "data.enable_thinking": "data.template = {enable_thinking = ...}",
 }
 """Names of other libraries for keys of a run file; the message for an unknown key gives ours."""
 

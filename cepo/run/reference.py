@@ -181,8 +181,8 @@ def _type(field: FieldInfo) -> str:
     """Such as `integer, at least 1` or `"cpu"`, `"cuda"`."""
     names = {bool: "boolean", int: "integer", float: "number", str: "text"}
     kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind not in (type(None), Ellipsis)]
-    if get_origin(field.annotation) is tuple:
-        return "list"
+    if (origin := get_origin(field.annotation)) in (tuple, dict):
+        return "list" if origin is tuple else "table"
     if all(isinstance(kind, str) for kind in kinds):
         return ", ".join(f"`{_toml(kind)}`" for kind in kinds)
     if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):

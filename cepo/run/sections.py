@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from cepo.answers.kinds import parse_kind
 from cepo.errors import UserError
@@ -87,6 +87,9 @@ class DataConfig(Section):
     """The same for held-out rows."""
     limit: int = Field(default=0, ge=0)
     """Number of training rows to use, drawn at random with `loop.seed`. 0: all."""
+    template: dict[str, JsonValue] = {}
+    """Arguments of the model's chat template, such as {enable_thinking = false}; a template that reads no such argument
+    is an error. `chat_template` names one of a tokenizer's several templates, such as "tool_use"."""
     system: str = ""
     """System message put before every question. Empty: none."""
     instruction: str = INSTRUCTION

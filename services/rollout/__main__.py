@@ -22,7 +22,7 @@ async def build(settings: Settings) -> Service:
     from services.rollout.rest import application
 
     bus = await RedisBus.connect(settings)
-    renderer = Renderer(settings.model)
+    renderer = Renderer(settings.model, settings.template)
     adapters = trainer_cache("rollout", settings)
     generator = VllmGenerator(settings, renderer, adapters, trainer_images(settings).read)
     handler = make_handler(generator, renderer, settings.max_model_len)

@@ -25,7 +25,7 @@ async def build(settings: Settings) -> Service:
     from cepo.teaching.engine import TransformersScorer  # torch loads only in a process that scores
 
     bus = await RedisBus.connect(settings)
-    renderer = Renderer(settings.model)
+    renderer = Renderer(settings.model, settings.template)
     adapters = trainer_cache("teacher", settings)
     images = GivenImages(trainer_images(settings).read)
     scorer = TransformersScorer(settings, renderer, adapters, images.read)

@@ -122,7 +122,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     """Builds the parts of a run from its folder."""
     config = load(folder.config)
     ranks = start_ranks(folder, config)
-    renderer = Renderer(config.model.path)
+    renderer = Renderer(config.model.path, config.data.template)
     store = ImageStore(folder.images)
     problems = stored(folder, "train")
     held_out = stored(folder, "eval") if config.data.eval else None

@@ -194,7 +194,7 @@ def _plan(
         raise UserError("config key data.eval is empty; name the held-out problems")
     if limit < 0:
         raise UserError(f"--limit {limit}: give a number of problems, or leave it out for all")
-    renderer = Renderer(config.model.path)
+    renderer = Renderer(config.model.path, config.data.template)
     excluded = run.excluded_rows().get("eval") if run else None
     problems = load_problems(config, renderer, held_out=True, excluded=excluded, store=ImageStore(results.images))
     if limit:

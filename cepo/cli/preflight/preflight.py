@@ -56,7 +56,7 @@ class Preflight:
 
     @cached_property
     def renderer(self) -> Renderer:
-        return Renderer(self.config.model.path)
+        return Renderer(self.config.model.path, self.config.data.template)
 
     @cached_property
     def sizes(self) -> sizes.Sizes:

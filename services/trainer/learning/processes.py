@@ -89,7 +89,7 @@ def serve_rank(folder: RunDir, place: Place, init_method: str = TORCHRUN) -> Non
     config = ranks.all_gather(None)[0]
     assert isinstance(config, RunConfig)
     try:
-        learner = make_learner(config, folder, Renderer(config.model.path), ranks, settings)
+        learner = make_learner(config, folder, Renderer(config.model.path, config.data.template), ranks, settings)
     except UserError as error:
         log.error("process %d of %d: %s", place.rank + 1, place.size, error)
         ranks.leave()

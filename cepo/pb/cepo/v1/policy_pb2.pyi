@@ -185,12 +185,14 @@ class Reward(_message.Message):
     def __init__(self, accuracy: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "extra")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    extra: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., extra: _Optional[str] = ...) -> None: ...
 
 class ImageRef(_message.Message):
     __slots__ = ("sha256", "media_type", "width", "height")
