@@ -182,7 +182,10 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
             )
             row += 1
         task = group.task
-        asked = {"prompt": [m.model_dump() for m in task.messages], "images": [i.sha256 for i in task.images]}
+        asked = {
+            "prompt": [m.model_dump(exclude_defaults=True) for m in task.messages],
+            "images": [i.sha256 for i in task.images],
+        }
         about = {"group": task.group_id, **asked, "answer": task.reference_answer}
         lines.append(json.dumps({**about, "samples": samples}))
     if lines:
