@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -160,11 +161,12 @@ class Cost:
 async def collect(url: str, tasks: list[PromptTask]) -> Cost:
     """Publishes tasks as the feeder does and takes their groups as the trainer does."""
     bus = RedisBus(url)
-    collector = Collector(bus, tasks[0].run, lambda proof: None)
+    rollout = stream_of(Stage.ROLLOUT)
+    collector = Collector(bus, tasks[0].run, lambda proof: None, partial(bus.publish, rollout))
     with Redis.from_url(url) as client:
         before, begun, busy = client.info(), time.perf_counter(), time.process_time()
         collector.expect(tasks)
-        await bus.publish(stream_of(Stage.ROLLOUT), tasks)
+        await bus.publish(rollout, tasks)
         groups = await collector.take(tasks)
         seconds, busy = time.perf_counter() - begun, time.process_time() - busy
         after = client.info()

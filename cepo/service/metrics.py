@@ -22,7 +22,7 @@ disable_created_metrics()  # they are half of all series, and are not used
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 RESULTS = ("done", "failed", "retried", "superseded")
-COLLECTED_RESULTS = ("done", "failed", "refused", "dropped")
+COLLECTED_RESULTS = ("done", "failed", "refused", "dropped", "reissued")
 
 READY = Gauge("cepo_ready", "1 while the service does its work, 0 while it starts or drains")
 BUILD = Gauge("cepo_build_info", "1; the version is a label", ["version"])
@@ -32,6 +32,11 @@ GROUPS = Counter(
     "Groups that a stage finished: done, failed (a dead letter), retried (left for another delivery), "
     "superseded (another worker finished it first)",
     ["stage", "result"],
+)
+UNREADABLE = Counter(
+    "cepo_unreadable_total",
+    "Items of a stream that no worker could read and that were moved to the stream `failures`",
+    ["stream"],
 )
 REDELIVERIES = Counter("cepo_redeliveries_total", "Groups that were delivered to a stage again", ["stage"])
 IN_PROGRESS = Gauge("cepo_groups_in_progress", "Groups that a process of a stage is working on", ["stage"])
@@ -64,7 +69,7 @@ LOAD_FAILURES = Counter("cepo_engine_load_failures_total", "Failed loads of a po
 COLLECTED = Counter(
     "cepo_trainer_groups_total",
     "Groups that reached the trainer: done, failed (in a stage), refused (weights not verified), "
-    "dropped (not expected, or a duplicate)",
+    "dropped (not expected, or a duplicate); reissued: published again, because Redis had lost them",
     ["result"],
 )
 PROGRESS = Gauge(

@@ -7,6 +7,8 @@ With several processes (`torchrun -m services.trainer RUN_DIR`, or `engine.train
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -78,9 +80,11 @@ class TrainerServicer(services_pb2_grpc.TrainerServiceServicer):
 class Trainer:
     """A run that trains, as the work of a service."""
 
-    def __init__(self, run: Run, bus: Bus) -> None:
+    def __init__(self, run: Run, bus: Bus, settings: Settings) -> None:
         self._run = run
         self._bus = bus
+        page = f", http://{settings.host}:{settings.http_port}" if settings.http_port else ""
+        self._holder = f"{socket.gethostname()} (process {os.getpid()}{page})"
         self._drain = asyncio.Event()
         dashboard = application([Watched(run.folder)])
         self.service = chassis.Service("trainer", "cepo.v1.TrainerService", self._register, self._work, dashboard)
@@ -91,6 +95,13 @@ class Trainer:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Trains to the last step, or to the end of the current step once the service is told to stop."""
+        try:
+            async with self._bus.lease(self._run.folder.name, self._holder):
+                await self._train(stop)
+        finally:
+            await self._bus.close()
+
+    async def _train(self, stop: asyncio.Event) -> None:
         self.service.ready.set()
         background = [
             asyncio.create_task(self._drain_after(stop)),
@@ -105,7 +116,6 @@ class Trainer:
         finally:
             for task in background:
                 task.cancel()
-            await self._bus.close()
 
     async def _drain_after(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -115,7 +125,7 @@ class Trainer:
 async def build(folder: RunDir, settings: Settings) -> chassis.Service:
     """The service that trains the run of a folder."""
     bus = await RedisBus.connect(settings)
-    return Trainer(assemble(folder, bus, settings), bus).service
+    return Trainer(assemble(folder, bus, settings), bus, settings).service
 
 
 def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
@@ -139,7 +149,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
         config=config,
         folder=folder,
         feeder=feeder,
-        collector=Collector(bus, folder.name, publisher.check),
+        collector=Collector(bus, folder.name, publisher.check, feeder.publish),
         learner=learner,
         publisher=publisher,
         teacher=teacher,

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -65,7 +66,7 @@ async def rollout(settings: Settings) -> chassis.Service:
 async def trainer(settings: Settings) -> chassis.Service:
     """Publishes a new policy and 16 tasks in every step, and appends one line per step to FILE, until SIGTERM."""
     bus, folder, out = await RedisBus.connect(settings), Path(mkdtemp()), Path(sys.argv[2])
-    collector = Collector(bus, "link", lambda proof: None)
+    collector = Collector(bus, "link", lambda proof: None, partial(bus.publish, stream_of(Stage.ROLLOUT)))
 
     class Servicer(services_pb2_grpc.TrainerServiceServicer):
         async def FetchPolicy(self, request: Any, context: Any) -> AsyncIterator[services_pb2.PolicyChunk]:

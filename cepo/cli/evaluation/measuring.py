@@ -86,7 +86,7 @@ async def measure_on_bus(plan: Plan, bus: Bus, on_problem_done: OnProblemDone) -
     evaluation = plan.config.eval.model_copy(update={"prompts": len(plan.problems.problems)})
     config = plan.config.model_copy(update={"eval": evaluation})
     feeder = Feeder(config, run, plan.problems, plan.problems, bus)
-    collector = Collector(bus, run, lambda proof: _refusal(proof, plan.tokenizer_sha256))
+    collector = Collector(bus, run, lambda proof: _refusal(proof, plan.tokenizer_sha256), feeder.publish)
     for policy in plan.folders:
         begin = time.perf_counter()
         tasks = feeder.eval_tasks(policy.version, policy)

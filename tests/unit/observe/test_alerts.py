@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,20 @@ import pytest
 import yaml
 
 from cepo.errors import Unreachable, UserError
-from cepo.messages.groups import PolicyProof, PolicyRef, RolloutGroup, Stage
+from cepo.messages.groups import PolicyProof, PolicyRef, PromptTask, RolloutGroup, Stage
 from cepo.messages.wire import to_bytes
 from cepo.net.settings import Settings
 from cepo.service import chassis, metrics
 from cepo.service.adapters import AdapterCache, resident
-from cepo.service.bus import RedisBus
+from cepo.service.bus import RedisBus, ready
 from cepo.service.stage import StageLoop
 from cepo.service.telemetry import loading
 from cepo.testing import MemoryBus, ToyEngine
+from services.trainer.collector import Collector
 from services.trainer.loop import Run
 from services.verifier.pool import GraderPool
 from services.verifier.verdicts import Item
-from tests.helpers.factories import POLICY, make_task
+from tests.helpers.factories import POLICY, make_evidenced, make_task
 from tests.helpers.processes import RedisServer
 from tests.unit.deploy.kustomize import K8S
 from tests.unit.observe.alerting import RULES, SERVICES, counted, exposition, fires, firing, lasting
@@ -110,6 +111,30 @@ async def test_groups_given_up_are_an_alert() -> None:
     await work(refuse, 1, lambda: counted("cepo_groups_total", stage="rollout", result="failed") > begun)
     assert {labels["stage"] for labels in fires("CepoDeadLetters", before=before)} == {"rollout"}
     assert fires("CepoDeadLetters", before=exposition()) == []
+
+
+async def test_items_that_cannot_be_read_are_an_alert() -> None:
+    bus = MemoryBus(CLAIM_SECONDS, max_deliveries=1)
+    metrics.UNREADABLE.labels("verify")
+    before = exposition()
+    await bus.put("verify", "RolloutGroupV2", b"newer")
+    assert await bus.receive("verify", "worker", 1, 0.0) == []
+    assert {labels["stream"] for labels in fires("CepoUnreadable", before=before)} == {"verify"}
+    assert fires("CepoUnreadable", before=exposition()) == []
+
+
+async def test_groups_that_redis_lost_are_an_alert() -> None:
+    async def publish(tasks: Sequence[PromptTask]) -> None:
+        await bus.publish(ready("run"), [make_evidenced(task=task) for task in tasks])
+
+    bus, task = MemoryBus(), make_task()
+    collector = Collector(bus, "run", lambda proof: None, publish)
+    before = exposition()
+    collector.expect([task])
+    async with asyncio.timeout(100):
+        await collector.take([task])
+    assert fires("CepoGroupsLost", before=before)
+    assert fires("CepoGroupsLost", before=exposition()) == []
 
 
 async def test_groups_that_come_back_again_and_again_are_an_alert() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
 from cepo.messages.groups import EvidencedGroup, GroupFailed, PolicyProof, PromptTask, Purpose, Stage, StageMessage
 from cepo.service.bus import ready
+from cepo.service.stage import task_of
 from cepo.testing import MemoryBus
-from services.trainer.collector import Collector
-from tests.helpers.factories import POLICY, make_evidenced, make_failed, make_scored, make_task
+from services.trainer.collector import Collector, LossDetector
+from tests.helpers.factories import POLICY, make_evidenced, make_failed, make_group, make_scored, make_task
+from tests.unit.observe.alerting import counted
 
 READY = ready("run")
 TASKS = tuple(make_task(index=index) for index in range(3))
@@ -22,7 +26,7 @@ def proven(proof: PolicyProof) -> None:
 
 
 def make_collector(bus: MemoryBus, tasks: Sequence[PromptTask] = TASKS) -> Collector:
-    collector = Collector(bus, "run", proven)
+    collector = Collector(bus, "run", proven, partial(bus.publish, "rollout"))
     collector.expect(tasks)
     return collector
 
@@ -101,7 +105,7 @@ async def test_a_group_of_unproven_weights_fails_and_says_why(used_for: str, sta
         return f"{proof.engine} serves other weights" if proof.policy == POLICY else None
 
     bus = MemoryBus()
-    collector = Collector(bus, "run", prove)
+    collector = Collector(bus, "run", prove, partial(bus.publish, "rollout"))
     tasks = [make_task(**{used_for: POLICY}), TASKS[1]]
     collector.expect(tasks)
     await bus.publish(READY, [make_evidenced(task=task) for task in tasks])
@@ -117,3 +121,71 @@ async def test_groups_of_later_steps_are_kept_until_they_are_taken() -> None:
     await bus.publish(READY, [make_evidenced(task=task) for task in (later, *TASKS)])
     await taken(collector)
     assert await taken(collector, [later]) == [make_evidenced(task=later)]
+
+
+async def collected_by(bus: MemoryBus, collector: Collector, stages: int = 0) -> list[EvidencedGroup | GroupFailed]:
+    """Takes the groups while a rollout stage finishes every task it can, and loses the first `stages` results."""
+    finished = itertools.count()
+
+    async def work() -> None:
+        while True:
+            for item in await bus.receive("rollout", "worker", 8, 0.01):
+                task = task_of(item.message)
+                result = make_evidenced(task=task) if next(finished) >= stages else None
+                await bus.complete(item, READY, result)
+
+    working = asyncio.create_task(work())
+    try:
+        return await taken(collector)
+    finally:
+        working.cancel()
+
+
+async def test_groups_that_redis_lost_are_published_again_and_counted() -> None:
+    bus, before = MemoryBus(), counted("cepo_trainer_groups_total", result="reissued")
+    collector = make_collector(bus)
+    await bus.publish("rollout", TASKS)
+    await bus.lose("rollout")
+    assert await collected_by(bus, collector) == [make_evidenced(task=task) for task in TASKS]
+    assert counted("cepo_trainer_groups_total", result="reissued") == before + len(TASKS)
+
+
+async def test_a_group_that_is_lost_in_a_stage_is_published_again_while_the_others_count_once() -> None:
+    bus = MemoryBus()
+    collector = make_collector(bus)
+    await bus.publish("rollout", TASKS)
+    assert await collected_by(bus, collector, stages=1) == [make_evidenced(task=task) for task in TASKS]
+    assert await bus.depth(READY) == 0
+
+
+async def test_a_group_that_is_lost_every_time_fails_and_ends_the_step() -> None:
+    bus = MemoryBus()
+    collector = make_collector(bus)
+    await bus.publish("rollout", TASKS)
+    groups = await collected_by(bus, collector, stages=1000)
+    assert {type(group) for group in groups} == {GroupFailed}
+    assert "lost 4 times" in groups[0].error  # type: ignore[union-attr]
+
+
+async def test_a_group_is_not_lost_while_another_run_keeps_the_streams_busy() -> None:
+    bus, before = MemoryBus(), counted("cepo_trainer_groups_total", result="reissued")
+    collector = make_collector(bus, TASKS[:1])
+    losses = LossDetector(bus, ["rollout", "verify", "teach", READY])
+    await bus.publish("rollout", TASKS[:1])
+    assert [await losses.passed() for _ in range(20)] == [False] * 20  # the group waits for its worker
+    rounds = 0
+    for _ in range(6):  # the group moves on, and another run's groups take its place
+        (item,) = await bus.receive("rollout", "worker", 1, 1.0)
+        await bus.publish("rollout", [make_task(run="another")])
+        await bus.complete(item, "verify", None)
+        rounds += await losses.passed()
+    assert rounds == 3  # true from the fourth round on
+    await bus.publish(READY, [make_evidenced(task=TASKS[0])])
+    await taken(collector, TASKS[:1])
+    assert counted("cepo_trainer_groups_total", result="reissued") == before
+
+
+async def test_a_group_that_is_not_finished_does_not_end_the_trainer() -> None:
+    bus = MemoryBus()
+    await bus.publish(READY, [make_group(task=TASKS[0]), *(make_evidenced(task=task) for task in TASKS)])
+    assert await taken(make_collector(bus)) == [make_evidenced(task=task) for task in TASKS]

@@ -1,0 +1,119 @@
+"""The lease of a run: one trainer at a time, with a fencing token that Redis checks whenever the trainer publishes.
+
+A trainer that stalls for longer than the lease (a suspended machine, a lost network) may be replaced. The successor's
+token is newer, so Redis refuses what the first one publishes once it wakes up, and the first one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from cepo.errors import UserError
+from cepo.service.scripts import ACQUIRE, RENEW
+
+LEASE_SECONDS = 15.0
+"""How long a trainer may stall before another one may take the run over. The trainer renews three times as often."""
+FORGET_SECONDS = 30 * 86_400.0
+"""Redis deletes the lease of a run that no trainer has worked on for this long."""
+POLL_SECONDS = 0.2
+Call = Callable[[str, str, list[Any]], Awaitable[Any]]
+"""Runs a script: (source, key, arguments) -> reply."""
+
+
+def taken_over(run: str, holder: str) -> UserError:
+    """The error of a trainer that has lost its lease."""
+    return UserError(
+        f"run {run}: the trainer at {holder} has taken the run over while this trainer did not answer; this trainer "
+        "ends and publishes nothing more"
+    )
+
+
+class Lease:
+    """The lease of one run, for one trainer."""
+
+    def __init__(self, call: Call, run: str, holder: str, seconds: float) -> None:
+        """Does not connect yet.
+
+        Args:
+            call: runs a script on Redis.
+            holder: address of this trainer, for the message that a second trainer shows.
+        """
+        self.key = "{cepo}:lease:" + run
+        self.token = 0
+        """The fencing token; 0 until the lease is held. Each holder's token is greater than that of the one before."""
+        self._call, self._run, self._holder, self._seconds = call, run, holder, seconds
+        self._process = _process(os.getpid())
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Takes the lease, renews it within the block and releases it afterwards.
+
+        Raises:
+            UserError: another trainer holds the run; within the block: another trainer has taken it over.
+        """
+        await self._acquire()
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self._keep())
+            try:
+                yield
+            finally:
+                renewing.cancel()
+        await self._renew(0.0)
+
+    async def _acquire(self) -> None:
+        """Takes the lease as soon as it is free: at once, when its holder's process has ended, or when it expires."""
+        ended, until = "", 0
+        while True:
+            milliseconds = [int(1000 * self._seconds), ended, int(1000 * FORGET_SECONDS)]
+            token, *present = await self._call(ACQUIRE, self.key, [self._holder, self._process, *milliseconds])
+            if token:
+                self.token = token
+                return
+            holder, process, expires, held = [each.decode() for each in present]
+            if _has_ended(process):
+                ended = held
+                continue
+            if until and int(expires) > until:
+                raise UserError(
+                    f"run {self._run}: the trainer at {holder} works on it; stop that trainer first, or give this "
+                    "run another name (--run-dir)"
+                )
+            until = int(expires)
+            await asyncio.sleep(min(POLL_SECONDS, self._seconds / 10))
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds / 3)
+            await self._renew(self._seconds)
+
+    async def _renew(self, seconds: float) -> None:
+        milliseconds = [int(1000 * seconds), int(1000 * FORGET_SECONDS)]
+        successor = await self._call(RENEW, self.key, [self.token, self._holder, self._process, *milliseconds])
+        if successor:
+            raise taken_over(self._run, successor.decode())
+
+
+def _process(pid: int) -> str:
+    """A process as one word: boot, process namespace, pid, and start time, because pids are used again."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}/{pid}/{_started(pid)}"
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot; empty if there is no such process, or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _has_ended(process: str) -> bool:
+    """Whether a process has certainly ended: one of this machine and namespace that runs no more."""
+    place, pid, started = process.rsplit("/", 2)
+    return _process(int(pid)).rsplit("/", 2)[0] == place and _started(int(pid)) != started
