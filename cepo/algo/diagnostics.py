@@ -17,14 +17,19 @@ DELTA_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 DELTA_QUANTILES = (5, 25, 50, 75, 95)
 """The percentiles of delta."""
 RATIO_QUANTILES = (1, 50, 99)
+DEAD_BAND = 0.01
+"""Nats. Most deltas are rounding; the fractions below count a delta as positive or negative only beyond this band."""
 
 
-def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float) -> Metrics:
+def credit_metrics(
+    credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float, dead_band: float = DEAD_BAND
+) -> Metrics:
     """Metrics over the weighed tokens; all 0 if no token was weighed.
 
     Args:
         credit: token credit and its parts; None for a method without token credit.
         weighed_BT: 1 on tokens with evidence and a non-zero advantage.
+        dead_band: a delta within it, in nats, counts as 0.
     """
     if credit is None:
         nothing_BT = torch.zeros_like(batch.mask_BT)
@@ -33,30 +38,31 @@ def credit_metrics(credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor,
     mask_BT = weighed_BT.bool()
     return {
         "credit/lambda": lam,
-        **delta_metrics(credit, batch.correct_B, mask_BT),
+        **delta_metrics(credit, batch.correct_B, mask_BT, dead_band),
         **weight_metrics(credit, mask_BT, lam),
     }
 
 
-def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor) -> Metrics:
+def delta_metrics(credit: Credit, correct_B: Tensor, mask_BT: Tensor, dead_band: float = DEAD_BAND) -> Metrics:
     """Statistics of delta over all tokens, by the correctness of the response and by the sign of the advantage."""
     delta_BT, sign_BT = credit.delta_BT, torch.sign(credit.adv_BT)
     correct_BT, wrong_BT = mask_BT & correct_B[:, None], mask_BT & ~correct_B[:, None]
     raised_BT, lowered_BT = mask_BT & (sign_BT > 0), mask_BT & (sign_BT < 0)
     delta_N = delta_BT[mask_BT]
-    against_BT = delta_BT * sign_BT < 0
+    positive_BT, negative_BT = delta_BT > dead_band, delta_BT < -dead_band
+    against_BT = delta_BT * sign_BT < -dead_band
     bin_N = torch.bucketize(delta_N, torch.tensor(DELTA_EDGES), right=True)
     share_of_bin = torch.bincount(bin_N, minlength=len(DELTA_EDGES) + 1) / max(1, len(delta_N))
     return {
         "credit/delta_mean": masked_mean(delta_BT, mask_BT),
         "credit/delta_std": _deviation(delta_N),
-        "credit/delta_pos_fraction": masked_mean(delta_BT > 0, mask_BT),
-        "credit/delta_neg_fraction": masked_mean(delta_BT < 0, mask_BT),
-        "credit/delta_zero_fraction": masked_mean(delta_BT == 0, mask_BT),
-        "credit/delta_pos_fraction_correct": masked_mean(delta_BT > 0, correct_BT),
-        "credit/delta_pos_fraction_wrong": masked_mean(delta_BT > 0, wrong_BT),
-        "credit/delta_neg_fraction_correct": masked_mean(delta_BT < 0, correct_BT),
-        "credit/delta_neg_fraction_wrong": masked_mean(delta_BT < 0, wrong_BT),
+        "credit/delta_pos_fraction": masked_mean(positive_BT, mask_BT),
+        "credit/delta_neg_fraction": masked_mean(negative_BT, mask_BT),
+        "credit/delta_zero_fraction": masked_mean(~(positive_BT | negative_BT), mask_BT),
+        "credit/delta_pos_fraction_correct": masked_mean(positive_BT, correct_BT),
+        "credit/delta_pos_fraction_wrong": masked_mean(positive_BT, wrong_BT),
+        "credit/delta_neg_fraction_correct": masked_mean(negative_BT, correct_BT),
+        "credit/delta_neg_fraction_wrong": masked_mean(negative_BT, wrong_BT),
         "credit/delta_mean_correct": masked_mean(delta_BT, correct_BT),
         "credit/delta_mean_wrong": masked_mean(delta_BT, wrong_BT),
         "credit/delta_mean_raised": masked_mean(delta_BT, raised_BT),

@@ -22,6 +22,7 @@ from cepo.algo.methods.hdpo import Hdpo
 from cepo.algo.methods.policy_gradient import Estimator, PolicyGradient, Surrogate
 from cepo.algo.methods.ppo import Ppo
 from cepo.algo.methods.prm import Prm
+from cepo.algo.methods.rlcsd import Rlcsd
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.methods.spo import SpoChain
 from cepo.algo.methods.spo_tree import SpoTree
@@ -154,6 +155,7 @@ AnyAlgorithm = Annotated[
     | Sapo
     | Rlsd
     | Cepo
+    | Rlcsd
     | Opsd
     | Sdpo
     | Hdpo

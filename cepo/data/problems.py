@@ -18,7 +18,7 @@ from cepo.data.pairs import CHOSEN, responses
 from cepo.data.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
-from cepo.messages.hints import MARK, with_marks
+from cepo.messages.hints import MARK, with_instruction, with_marks
 from cepo.prompts.images import ImageSink, cells, checked, read
 from cepo.prompts.renderer import Renderer
 
@@ -265,8 +265,7 @@ def _messages(question: Any, path: str, data: DataConfig) -> tuple[Message, ...]
         raise UserError(f"column {path!r} holds neither a text nor chat messages")
     if not turns[-1].content.strip() or turns[-1].role != "user":
         raise UserError(f"column {path!r} does not end with a user's question")
-    if data.instruction:
-        turns[-1] = Message(role="user", content=f"{turns[-1].content}\n{data.instruction}")
+    turns[-1] = Message(role="user", content=with_instruction(turns[-1].content, data.instruction))
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
     return tuple(turns)

@@ -22,6 +22,8 @@ class Reward(Contract):
 
     accuracy: float = Field(default=1.0, ge=0)
     """Weight of a correct answer. The runs of the paper's code have 0.9, and 0.1 for the format."""
+    wrong: float = Field(default=0.0, le=0)
+    """Reward of a response without a correct answer. DAPO has -1 (arXiv:2503.14476)."""
     format: float = Field(default=0.0, ge=0)
     """Weight of marking the answer, whether it is correct or not."""
     overlong_buffer: int = Field(default=0, ge=0)

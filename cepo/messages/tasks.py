@@ -65,7 +65,8 @@ class Ask(Contract):
     """Number of tokens of a peer's prefix or suffix."""
     pick: Pick = Pick.REWARD
     rank: int = Field(default=0, ge=0)
-    """The hint shows the rank-th candidate, from 0; the answers of rejected candidates all differ."""
+    """The hint shows the rank-th candidate, from 0. Rejected candidates that are shown by their answers have different
+    answers."""
     top: int = Field(default=0, ge=0)
     """Distribution: number of the likeliest tokens at each position; 0: the whole vocabulary."""
     support: Weights = Weights.TEACHER
@@ -82,6 +83,8 @@ class Ask(Contract):
             raise ValueError(f"a context REJECTED cannot show {self.feedback.name}")
         if (self.feedback in (Feedback.PEER_PREFIX, Feedback.PEER_SUFFIX)) != (self.tokens > 0):
             raise ValueError("tokens needs feedback PEER_PREFIX or PEER_SUFFIX, and these need tokens")
+        if self.pick is Pick.OWN and (self.context is not ContextName.REJECTED or self.exclude_self or self.rank):
+            raise ValueError("pick OWN needs context REJECTED, rank 0 and no exclude_self")
         if self.as_published and self.context is not ContextName.REJECTED:
             raise ValueError("as_published needs context REJECTED")
         return self

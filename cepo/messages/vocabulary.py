@@ -81,6 +81,8 @@ class Pick(IntEnum):
     """The most common answer."""
     RANDOM = 4
     """Drawn with the task's seed."""
+    OWN = 5
+    """r- only: the response itself if it was rejected, otherwise the one of the lowest reward."""
 
 
 class Placement(IntEnum):

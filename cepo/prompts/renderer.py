@@ -15,7 +15,7 @@ from typing import Any
 
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
-from cepo.messages.hints import MARK, with_hint
+from cepo.messages.hints import MARK, hint_line, with_hint
 from cepo.prompts.control import ControlTokens
 from cepo.prompts.pixels import Pixels
 from cepo.prompts.steps import split_steps, step_ends
@@ -121,7 +121,7 @@ class Renderer:
             text = shown if isinstance(shown, str) else self.text(shown)
             return self.prompt_ids(with_hint(messages, hint, text, placement), images)
         if isinstance(shown, str):
-            shown = self.control.as_text(hint.replace("{answer}", shown))
+            shown = self.control.as_text(hint_line(hint, shown))
         return (*self.prompt_ids(messages, images), *shown)
 
     def mask_images(self, token_ids: Sequence[int]) -> tuple[int, ...]:

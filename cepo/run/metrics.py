@@ -68,15 +68,16 @@ METRICS: dict[str, dict[str, str]] = {
         "negative (`lowered`) advantage",
         "credit/delta_std": "standard deviation of delta",
         "credit/delta_std_*": "the same over tokens of positive (`raised`) or negative (`lowered`) advantage",
-        "credit/delta_pos_fraction": "share of tokens with delta above 0",
+        "credit/delta_pos_fraction": "share of tokens with delta above `dead_band` (0.01 nats); below it is rounding",
         "credit/delta_pos_fraction_*": "the same over tokens of correct or of wrong responses",
-        "credit/delta_neg_fraction": "share of tokens with delta below 0",
+        "credit/delta_neg_fraction": "share of tokens with delta below -`dead_band`",
         "credit/delta_neg_fraction_*": "the same over tokens of correct or of wrong responses",
-        "credit/delta_zero_fraction": "share of tokens with delta exactly 0",
+        "credit/delta_zero_fraction": "share of tokens with delta within `dead_band`",
         "credit/delta_p*": "quantiles of delta (5, 25, 50, 75, 95 %)",
         "credit/delta_histogram_*": "share of tokens per bin of delta, `00` to `11`; the bins meet at -8, -4, -2, -1, "
         "-0.5, 0, 0.5, 1, 2, 4 and 8",
-        "credit/wrong_direction_fraction": "share of tokens whose delta and advantage have opposite signs",
+        "credit/wrong_direction_fraction": "share of tokens whose delta is beyond `dead_band` and opposite to the "
+        "advantage",
         "credit/wrong_direction_fraction_*": "the same for positive (`raised`) or negative (`lowered`) advantage",
         "credit/clip_fraction": "share of weights outside 1 - eps_w and 1 + eps_w",
         "credit/clip_low_fraction": "share of weights below 1 - eps_w",
@@ -86,9 +87,11 @@ METRICS: dict[str, dict[str, str]] = {
         "credit/multiplier_mean": "mean factor on the advantage: (1 - lambda) + lambda * clipped weight",
         "credit/advantage_before": "mean absolute advantage without token credit",
         "credit/advantage_after": "mean absolute advantage with token credit",
-        "credit/sharper_correct": "CEPO: share of tokens of positive advantage at which CEPO's weight exceeds RLSD's "
-        "(Proposition 1)",
+        "credit/sharper_correct": "CEPO: share of tokens of positive advantage at which CEPO's exponent exceeds "
+        "RLSD's by more than `dead_band` (Proposition 1), by the trainer's own log-probs",
         "credit/sharper_wrong": "CEPO: the same for tokens of negative advantage",
+        "credit/selected_fraction": "RLCSD: share of tokens whose advantage got an added term",
+        "credit/residual_mean": "RLCSD: mean added term over those tokens",
         "hint/rejected_*": "share of responses by the reason of their r-: `asked` (a rejected answer was shown), "
         "`no_rejected`, `no_answer`, `same_as_answer`, `only_self`, `too_few`, `unused`",
         "hint/answer_tokens": "mean number of tokens that the hint r+ adds to the prompt",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 from cepo.answers.kinds import parse_kind
 from cepo.errors import UserError
-from cepo.messages.hints import HINT, INSTRUCTION
+from cepo.messages.hints import HINT, INSTRUCTION, PROMPT
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -93,9 +93,11 @@ class DataConfig(Section):
     system: str = ""
     """System message put before every question. Empty: none."""
     instruction: str = INSTRUCTION
-    """Line added after the question. Empty: none, for data that holds its own instruction."""
+    """Line added after the question; with {question}, the whole turn, as in "{question} Be brief.". Empty: none, for
+    data that holds its own instruction."""
     hint: str = HINT
-    """Line that shows the teacher an answer; {answer} is replaced by the answer."""
+    """Line that shows the teacher an answer; {answer} is replaced by the answer. With {prompt}, the whole turn, as in
+    "{prompt}.\\nA sample answer: {answer}"."""
     placement: Literal["user", "assistant", "system"] = "user"
     """Where the hint stands: "user" is after the question and the instruction (the paper), "assistant" at the start of
     the answer (the paper's code), "system" in the system message."""
@@ -116,6 +118,11 @@ class DataConfig(Section):
     def _hint_has_answer(self) -> Self:
         if "{answer}" not in self.hint:
             raise ValueError(f"data.hint={self.hint!r} must contain {{answer}}, or every context is the same")
+        if PROMPT in self.hint and self.placement != "user":
+            raise ValueError(
+                f"data.hint={self.hint!r} contains {{prompt}}, the user's turn, so it needs "
+                f'data.placement="user", not "{self.placement}"'
+            )
         return self
 
 

@@ -141,10 +141,12 @@ def _choice(ask: Ask, group: ScoredGroup, candidates: _Candidates, index: int) -
     """The candidate that is shown to the response at `index`."""
     if not candidates.indices:
         return _Choice(reason=candidates.reason)
+    if ask.pick is Pick.OWN and index in candidates.indices:
+        return _Choice(index)
     others = [i for i in candidates.indices if not (ask.exclude_self and i == index)]
     if not others:
         return _Choice(reason=EvidenceReason.ONLY_SELF)
-    if ask.context is ContextName.REJECTED:
+    if ask.context is ContextName.REJECTED and ask.feedback in _ANSWERS:
         first_with: dict[str, int] = {}
         for i in others:
             first_with.setdefault(_answer(ask, group, i, normalised=True), i)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from cepo.credit import CreditRequest
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message
-from cepo.messages.hints import with_hint, with_marks
+from cepo.messages.hints import hinted_turn, with_hint, with_marks
 from cepo.prompts.renderer import Renderer
 
 
@@ -52,8 +52,8 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
     head, tail = (text.removesuffix(ending), ending) if text.endswith(ending) else (text, "\n")
 
     def hinted(answer: str) -> tuple[int, ...]:
-        line = request.template.replace("{answer}", answer)
-        return _placed(token_ids(f"{head}\n{line}{tail}", renderer), images, renderer)
+        turn = hinted_turn(head, request.template, answer)
+        return _placed(token_ids(turn + tail, renderer), images, renderer)
 
     return Prompt(plain, hinted, (Message(role="user", content=text),), images)
 

@@ -55,7 +55,8 @@ def _earned(
         + rule.overlong_factor * overlong(tokens, group.task.sampling.max_tokens, rule.overlong_buffer)
         - rule.repetition * (repeated(tuple(completion.token_ids), rule.repetition_ngram) if rule.repetition else 0.0)
     )
-    reward = rule.accuracy * verdict.accuracy + rule.format * verdict.format + penalty + extra
+    outcome = rule.accuracy * verdict.accuracy + rule.wrong * (1.0 - verdict.accuracy)
+    reward = outcome + rule.format * verdict.format + penalty + extra
     return verdict.model_copy(update={"reward": reward, "penalty": penalty, "functions": extra})
 
 

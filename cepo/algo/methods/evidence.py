@@ -21,7 +21,7 @@ from torch import Tensor
 from cepo.algo.base import Advantages, Metrics
 from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import Credit, credit
-from cepo.algo.diagnostics import credit_metrics
+from cepo.algo.diagnostics import DEAD_BAND, credit_metrics
 from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.algo.schedules import constant, linear_decay, warmup_decay
 from cepo.algo.teacher import TeacherSource
@@ -89,6 +89,9 @@ class EvidenceRatio(PolicyGradient):
     images: Literal["keep", "drop"] = "keep"
     """Whether the teacher gets the images of the prompt. drop puts padding in their place, as CEPO's code does.
     Evidence under the plain prompt always keeps the images."""
+    dead_band: float = Field(default=DEAD_BAND, ge=0)
+    """Nats. The metrics count a delta as positive, negative or in the wrong direction only beyond this band; most
+    smaller ones are rounding. The advantages do not depend on it."""
 
     @model_validator(mode="after")
     def _meaningful(self) -> Self:
@@ -210,7 +213,7 @@ class EvidenceRatio(PolicyGradient):
         if weighing is None:
             return credit_metrics(None, batch, batch.mask_BT, self.lam_at(step))
         moved_BT = weighing.weighed_BT & (weighing.credit.adv_BT != 0)
-        return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step))
+        return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step), self.dead_band)
 
 
 def mean_of(evidence: Sequence[EvidenceTensors]) -> EvidenceTensors:
@@ -219,6 +222,19 @@ def mean_of(evidence: Sequence[EvidenceTensors]) -> EvidenceTensors:
     logp_KBT = torch.stack([each.logp_BT for each in evidence])
     sum_BT = torch.where(applicable_KB[:, :, None], logp_KBT, 0.0).sum(dim=0)
     return EvidenceTensors(sum_BT / applicable_KB.sum(dim=0).clamp(min=1)[:, None], applicable_KB.any(dim=0))
+
+
+def mixture_of(evidence: Sequence[EvidenceTensors]) -> EvidenceTensors:
+    """The log of the mean probability of K asks, each sequence's over the asks that apply to it (arXiv:2606.11709).
+
+    It is never below the mean of the log-probs (`mean_of`), and equal to it where the K log-probs are equal.
+    """
+    applicable_KB = torch.stack([each.applicable_B for each in evidence])
+    logp_KBT = torch.stack([each.logp_BT for each in evidence])
+    total_BT = torch.where(applicable_KB[:, :, None], logp_KBT, -torch.inf).logsumexp(dim=0)
+    logp_BT = total_BT - applicable_KB.sum(dim=0).clamp(min=1).log()[:, None]
+    applicable_B = applicable_KB.any(dim=0)
+    return EvidenceTensors(torch.where(applicable_B[:, None], logp_BT, 0.0), applicable_B)
 
 
 def in_groups_with(flag_B: Tensor, group_B: Tensor) -> Tensor:

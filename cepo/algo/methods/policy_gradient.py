@@ -26,6 +26,7 @@ from cepo.algo.base import OFF_POLICY_CAP, Advantages, Algorithm, LossOutput
 from cepo.algo.batch import Student, TrainBatch
 from cepo.algo.core import Scale, group_advantage
 from cepo.algo.diagnostics import credit_metrics
+from cepo.algo.importance import TWO_SIDED, Correction, importance_weights
 from cepo.algo.kl import KlForm, apply_kl_penalty, kl_terms
 from cepo.algo.losses import (
     Aggregation,
@@ -113,6 +114,8 @@ class PolicyGradient(Algorithm):
     kl_form: KlForm = "low_var_kl"
     """How the divergence is estimated from a sampled token, with d = log pi - log pi_ref. kl: d; abs: |d|; mse: d^2 /
     2; low_var_kl: e^-d + d - 1."""
+    kl_aggregation: Aggregation | None = None
+    """The aggregation of the divergence in the loss. Unset: that of the loss. VinePPO and SPO: seq-mean-token-sum."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Whether the divergence is added to the loss or subtracted from the reward of each token."""
     entropy_coef: float = Field(default=0.0, ge=0)
@@ -120,9 +123,15 @@ class PolicyGradient(Algorithm):
     old_logp: Literal["trainer", "rollout"] = "trainer"
     """Which log-probs are those of the policy at the start of the step: the trainer computes them again, or the rollout
     engine's are taken."""
+    importance: Correction = "token_truncate"
+    """How a loss is corrected for the rollout engine's log-probs, with r = pi_old / pi_rollout. token_truncate: min(r,
+    cap) for each token (TIS); token_mask: r, or 0 above the cap (MIS); sequence_truncate, sequence_mask: the same with
+    the product of the response's ratios; icepop: r, or 0 outside [floor, cap]; geometric_mask: 0 for responses whose
+    geometric mean of r is outside [floor, cap], otherwise 1."""
     importance_cap: float | None = Field(default=None, ge=0)
-    """Cap of the truncated importance weight min(pi_old / pi_rollout, cap) of each token's loss. 0 turns the weights
-    off. Unset: 2 if `loop.lag` is above 0, otherwise off."""
+    """Upper bound of the importance correction. 0 turns it off. Unset: 2 if `loop.lag` is above 0, otherwise off."""
+    importance_floor: float = Field(default=0.0, ge=0)
+    """icepop, geometric_mask: lower bound of the correction. IcePop has 0.5 and a cap of 5."""
 
     @model_validator(mode="after")
     def _no_idle_option(self) -> Self:
@@ -134,7 +143,15 @@ class PolicyGradient(Algorithm):
                 ("advantage_eps", "std_correction"), "with advantage_scale='none', which divides by nothing"
             )
         if self.kl_coef == 0:
-            self.refuse_idle(("kl_form", "kl_in"), "while kl_coef is 0")
+            self.refuse_idle(("kl_form", "kl_aggregation", "kl_in"), "while kl_coef is 0")
+        if self.kl_in == "reward":
+            self.refuse_idle(("kl_aggregation",), 'with kl_in="reward", where each token has its own divergence')
+        if self.importance not in TWO_SIDED:
+            self.refuse_idle(("importance_floor",), f"with importance={self.importance!r}, which has no lower bound")
+        if self.importance_cap is not None and 0 < self.importance_cap <= self.importance_floor:
+            raise ValueError(
+                f"importance_floor={self.importance_floor} must be below importance_cap={self.importance_cap}"
+            )
         if self.old_logp == "rollout" and self.importance_cap:
             raise ValueError("importance_cap has no effect with old_logp='rollout': the weights are all 1")
         if self.surrogate == "gspo" and self.credits_tokens:
@@ -208,22 +225,30 @@ class PolicyGradient(Algorithm):
         self, student: Student, logp_old_BT: Tensor, batch: TrainBatch, adv_BT: Tensor, minibatch: TrainBatch
     ) -> LossOutput:
         logp_BT, mask_BT = student.logp_BT, self.loss_mask_BT(batch)
-        totals = Totals.of(self.loss_mask_BT(minibatch), minibatch.max_tokens)
         loss_BT = self._terms(logp_BT, logp_old_BT, adv_BT, mask_BT)
         if self.importance_cap:
-            weight_BT = importance_ratio(logp_old_BT, batch.rollout_logp_BT).detach()
-            loss_BT = loss_BT * weight_BT.clamp(max=self.importance_cap)
+            pair, bounds = (logp_old_BT, batch.rollout_logp_BT), (self.importance_cap, self.importance_floor)
+            loss_BT = loss_BT * importance_weights(*pair, batch.mask_BT, self.importance, *bounds)
         sums_BT = self._reports(logp_BT.detach(), logp_old_BT, adv_BT, mask_BT)
+        divergence: Tensor | float = 0.0
         if self.kl_coef > 0 and self.kl_in == "loss":
             kl_BT = kl_terms(logp_BT, batch.evidence[REFERENCE].logp_BT, self.kl_form)
-            loss_BT = loss_BT + self.kl_coef * kl_BT
+            if self.kl_aggregation in (None, self.aggregation):
+                loss_BT = loss_BT + self.kl_coef * kl_BT
+            else:
+                divergence = self.kl_coef * self._reduced(kl_BT, batch, minibatch, self.kl_aggregation)
             sums_BT["kl/reference"] = kl_BT.detach()
         if self.entropy_coef > 0:
             entropy_BT = student.per_token(entropy)
             loss_BT = loss_BT - self.entropy_coef * entropy_BT
             sums_BT["entropy/mean"] = entropy_BT.detach()
         sums = {key: float(torch.where(mask_BT.bool(), value, 0.0).sum()) for key, value in sums_BT.items()}
-        return LossOutput(aggregate(loss_BT, mask_BT, self.aggregation, totals), sums)
+        return LossOutput(self._reduced(loss_BT, batch, minibatch, self.aggregation) + divergence, sums)
+
+    def _reduced(self, loss_BT: Tensor, batch: TrainBatch, minibatch: TrainBatch, aggregation: Aggregation) -> Tensor:
+        """The token losses of a micro-batch as one number, with the denominators of its minibatch."""
+        totals = Totals.of(self.loss_mask_BT(minibatch), minibatch.max_tokens)
+        return aggregate(loss_BT, self.loss_mask_BT(batch), aggregation, totals)
 
     def _terms(self, logp_BT: Tensor, logp_old_BT: Tensor, adv_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The surrogate loss of every token, [B, T]."""

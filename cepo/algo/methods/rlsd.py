@@ -37,8 +37,8 @@ class Rlsd(EvidenceRatio):
     negative_only: bool = False
     """Weighs only tokens with a negative advantage (an option of RLSD's code)."""
     thought_end: str = ""
-    """Weighs only the tokens before this string, such as `</think>`; every token of a response without it. Empty weighs
-    all tokens."""
+    """Weighs only the tokens before this string, such as `</think>`, and none of a response without it, as in RLSD's
+    code. Empty weighs all tokens."""
 
     @property
     def contrast(self) -> tuple[Ask, ...]:
@@ -74,6 +74,7 @@ class Rlsd(EvidenceRatio):
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         weighed_BT = super()._may_weigh_BT(batch, adv_BT)
         if self.thought_end:
-            thought_B = torch.tensor([ends[0] if ends else 0 for ends in batch.step_ends], device=adv_BT.device)
+            ends = [ends[0] if len(ends) > 1 else 0 for ends in batch.step_ends]  # one step: the thought does not end
+            thought_B = torch.tensor(ends, device=adv_BT.device)
             weighed_BT = weighed_BT & (torch.arange(adv_BT.shape[1], device=adv_BT.device) < thought_B[:, None])
         return weighed_BT & (adv_BT < 0) if self.negative_only else weighed_BT

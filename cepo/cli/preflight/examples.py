@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cepo.answers.perturb import perturbed
 from cepo.cli.preflight.preflight import Preflight
 from cepo.messages.groups import ImageRef, Placement
+from cepo.messages.hints import hint_line
 
 KEPT_BYTES = 2**28
 """Enough for the images of the first problem, unless the data set begins with many bad rows."""
@@ -55,7 +56,7 @@ def example_prompts(run: Preflight) -> list[ExamplePrompt]:
     for context, answer in {"r+": right, "r-": perturbed(problem.answer)}.items():
         placement = Placement[data.placement.upper()]
         ids = run.renderer.hinted_ids(problem.messages, data.hint, answer, placement, images)
-        hint = data.hint.replace("{answer}", answer)
+        hint = hint_line(data.hint, answer)
         prompts.append(_prompt(run, context, ids, hint, images, blind=bool(images) and run.blind))
     return prompts
 

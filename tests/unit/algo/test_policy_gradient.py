@@ -133,6 +133,25 @@ def test_a_divergence_in_the_loss_is_added_token_by_token(form: Any) -> None:
     assert algorithm.has_gradient_B(batch, torch.zeros_like(adv_BT)).tolist() == batch.mask_BT.any(dim=1).tolist()
 
 
+@pytest.mark.parametrize("aggregation", ["seq-mean-token-sum", "seq-mean-token-mean"])
+def test_a_divergence_may_have_another_aggregation_than_the_loss(aggregation: Any) -> None:
+    """VinePPO and SPO add kl_coef times the mean over responses of the sum over tokens to a mean over tokens."""
+    sample = random_sample(4)
+    batch, reference_BT = with_reference(sample.batch)
+    algorithm = Grpo(kl_coef=0.3, kl_form="abs", kl_aggregation=aggregation)
+    adv_BT = algorithm.advantages(batch, 0).adv_BT
+    options = (sample.logp_old_BT, batch, adv_BT, batch)
+    with_it, without = (method.loss(Scored(sample.logp_BT), *options).loss for method in (algorithm, Grpo()))
+    totals = []
+    for row in range(batch.size):
+        length = len(batch.response_ids[row])
+        kls = [abs(float(sample.logp_BT[row, t] - reference_BT[row, t])) for t in range(length)]
+        totals += [sum(kls) / (length if aggregation.endswith("mean") else 1)] if length else []
+    assert float(with_it - without) == pytest.approx(0.3 * sum(totals) / len(totals), rel=1e-4)
+    with pytest.raises(ValueError, match='kl_aggregation has no effect with kl_in="reward"'):
+        Grpo(kl_coef=0.3, kl_in="reward", kl_aggregation=aggregation)
+
+
 def test_a_divergence_in_the_reward_moves_every_groups_rewards() -> None:
     batch, reference_BT = with_reference(random_sample(5).batch)
     algorithm = Grpo(kl_coef=0.5, kl_form="kl", kl_in="reward")
@@ -185,7 +204,9 @@ def test_demonstrations_are_never_part_of_a_policy_gradient(method: Callable[...
     shown_B = torch.arange(13) == 3
     reward_B = torch.where(shown_B, math.nan, sample.batch.reward_B)
     shown = replace(sample.batch, demonstration_B=shown_B, reward_B=reward_B, value_BT=torch.zeros_like(sample.logp_BT))
-    batch, _ = with_reference(shown)
+    batch, reference_BT = with_reference(shown)
+    measured = EvidenceTensors(reference_BT, torch.ones(13, dtype=torch.bool))
+    batch = replace(batch, evidence=dict.fromkeys(algorithm.asks, measured) | dict(batch.evidence))
     logp_BT, adv_BT = sample.logp_BT.clone().requires_grad_(), algorithm.advantages(batch, 0).adv_BT
     algorithm.loss(Scored(logp_BT), sample.logp_old_BT, batch, adv_BT, batch).loss.backward()
     assert not logp_BT.grad[3].any()

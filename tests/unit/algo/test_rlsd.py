@@ -52,13 +52,14 @@ def test_the_current_student_is_measured_where_it_was_seen() -> None:
 
 
 @pytest.mark.parametrize("student", ["old", "current"])
-def test_with_a_thoughts_end_only_what_is_before_it_is_weighed(student: Any) -> None:
+def test_with_a_thoughts_end_only_the_tokens_before_it_are_weighed_and_none_without_it(student: Any) -> None:
     sample = random_sample(6)
     ends = [(min(2, length), length) if row % 2 else (length,) for row, length in enumerate(lengths(sample.batch))]
     batch = replace(sample.batch, step_ends=ends)
     whole, thought = Rlsd(student_logp=student), Rlsd(student_logp=student, thought_end="</think>")
     grpo_BT = Grpo().advantages(batch, 0).adv_BT
-    inside_BT = torch.arange(grpo_BT.shape[1]) < torch.tensor([end[0] for end in ends])[:, None]
+    inside_B = torch.tensor([end[0] if len(end) > 1 else 0 for end in ends])
+    inside_BT = torch.arange(grpo_BT.shape[1]) < inside_B[:, None]
     everywhere_BT, thought_BT = (weighed(method, sample.logp_BT, batch) for method in (whole, thought))
     torch.testing.assert_close(thought_BT, torch.where(inside_BT, everywhere_BT, grpo_BT))
     assert (thought_BT != everywhere_BT).any()

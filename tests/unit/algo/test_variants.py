@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from statistics import pstdev
 from typing import Any
 
 import pytest
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from cepo.algo.base import Algorithm
-from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.variants import ALGORITHMS, AnyAlgorithm, Grpo
 from cepo.messages.groups import Ask, ContextName, Feedback, Pick, TeachWhen, Weights
-from tests.parity.support import (
-    both,
-    make_batch,
-    random_sample,
-)
-
-KEYS = {
-    f"credit/{key}"
-    for key in (
-        "lambda",
-        "tokens",
-        "delta_mean",
-        "delta_std",
-        "delta_pos_fraction",
-        "delta_neg_fraction",
-        "delta_zero_fraction",
-        "delta_pos_fraction_correct",
-        "delta_pos_fraction_wrong",
-        "delta_neg_fraction_correct",
-        "delta_neg_fraction_wrong",
-        "delta_mean_correct",
-        "delta_mean_wrong",
-        *(f"delta_{moment}_{sign}" for moment in ("mean", "std") for sign in ("raised", "lowered")),
-        *(f"delta_p{percent}" for percent in ("05", "25", "50", "75", "95")),
-        *(f"delta_histogram_{bin:02d}" for bin in range(12)),
-        "wrong_direction_fraction",
-        "wrong_direction_fraction_raised",
-        "wrong_direction_fraction_lowered",
-        "clip_fraction",
-        "clip_low_fraction",
-        "clip_high_fraction",
-        "weight_mean",
-        "weight_mean_unclipped",
-        "multiplier_mean",
-        "sequences_fraction",
-        "advantage_before",
-        "advantage_after",
-        "nonfinite_tokens",
-    )
-}
-SHARPER = {"credit/sharper_correct", "credit/sharper_wrong"}
-"""Metric keys of the methods with a rejected context."""
 
 ANSWER = Ask(context=ContextName.ANSWER)
 PLAIN = Ask(context=ContextName.PLAIN, weights=Weights.POLICY)
@@ -215,140 +169,9 @@ def test_a_method_cannot_be_changed_after_it_was_made() -> None:
         algorithm.lam = 0.1
 
 
-def hand_made() -> TrainBatch:
-    """Returns four responses of one group with rewards 1, 1, 0, 0. The last response has no evidence.
-
-    A is +a, +a, -a, -a with a = sqrt(3) / 2. The differences delta of the log-probs are (`.` is padding)
-
-        +1.0  -0.1   0.0     correct, +
-        +0.2     .     .     correct, +
-        +2.0  -2.0  -0.3     wrong, -
-    """
-    delta_BT = torch.tensor([[1.0, -0.1, 0.0], [0.2, 0.0, 0.0], [2.0, -2.0, -0.3], [0.0, 0.0, 0.0]])
-    denominator_BT = torch.full((4, 3), -3.0)
-    return make_batch(
-        torch.tensor([[1.0, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1]]),
-        torch.tensor([1.0, 1.0, 0.0, 0.0]),
-        torch.tensor([4, 4, 4, 4]),
-        evidence=(denominator_BT + delta_BT, denominator_BT),
-        measured_B=torch.tensor([True, True, True, False]),
-    )
-
-
-def test_diagnostics_of_a_batch_counted_by_hand() -> None:
-    metrics = Cepo(lam=0.5, eps_w=0.5, decay_steps=10).advantages(hand_made(), 2).metrics
-    deltas = [1.0, -0.1, 0.0, 0.2, 2.0, -2.0, -0.3]
-    mean = sum(deltas) / 7
-    weights = [1.5, math.exp(-0.1), 1.0, math.exp(0.2), 0.5, 1.5, math.exp(0.3)]
-    expected = {
-        "lambda": 0.4,
-        "tokens": 7,
-        "delta_mean": mean,
-        "delta_std": math.sqrt(sum((delta - mean) ** 2 for delta in deltas) / 7),
-        "delta_pos_fraction": 3 / 7,
-        "delta_neg_fraction": 3 / 7,
-        "delta_pos_fraction_correct": 2 / 4,
-        "delta_pos_fraction_wrong": 1 / 3,
-        "delta_neg_fraction_correct": 1 / 4,
-        "delta_neg_fraction_wrong": 2 / 3,
-        "delta_mean_correct": (1.0 - 0.1 + 0.0 + 0.2) / 4,
-        "delta_mean_wrong": (2.0 - 2.0 - 0.3) / 3,
-        "delta_zero_fraction": 1 / 7,
-        "delta_mean_raised": (1.0 - 0.1 + 0.0 + 0.2) / 4,
-        "delta_mean_lowered": (2.0 - 2.0 - 0.3) / 3,
-        "delta_std_raised": pstdev([1.0, -0.1, 0.0, 0.2]),
-        "delta_std_lowered": pstdev([2.0, -2.0, -0.3]),
-        "delta_p05": -2.0 + 0.3 * 1.7,  # sorted: -2.0 -0.3 -0.1 0.0 0.2 1.0 2.0
-        "delta_p25": -0.2,
-        "delta_p50": 0.0,
-        "delta_p75": 0.6,
-        "delta_p95": 1.7,
-        **dict.fromkeys([f"delta_histogram_{bin:02d}" for bin in range(12)], 0.0),
-        "delta_histogram_03": 1 / 7,  # from -2 to -1
-        "delta_histogram_05": 2 / 7,  # from -0.5 to 0
-        "delta_histogram_06": 2 / 7,  # from 0 to 0.5
-        "delta_histogram_08": 1 / 7,
-        "delta_histogram_09": 1 / 7,
-        "wrong_direction_fraction": 2 / 7,  # -0.1 on a correct response, 2.0 on a wrong one
-        "wrong_direction_fraction_raised": 1 / 4,
-        "wrong_direction_fraction_lowered": 1 / 3,
-        "clip_fraction": 3 / 7,
-        "clip_low_fraction": 1 / 7,
-        "clip_high_fraction": 2 / 7,
-        "sequences_fraction": 3 / 4,
-        "advantage_before": math.sqrt(3) / 2,
-        "advantage_after": math.sqrt(3) / 2 * sum(0.6 + 0.4 * weight for weight in weights) / 7,
-        "sharper_correct": 1.0,  # log-prob 0 under the sampling policy, -3 under the rejected context
-        "sharper_wrong": 0.0,
-        "weight_mean": sum(weights) / 7,
-        "weight_mean_unclipped": sum(map(math.exp, [1.0, -0.1, 0.0, 0.2, -2.0, 2.0, 0.3])) / 7,
-        "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
-        "nonfinite_tokens": 0.0,
-    }
-    assert metrics == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize("method", [Rlsd, Cepo])
-@pytest.mark.parametrize("seed", range(4))
-def test_diagnostics_are_a_loop_over_the_weighed_tokens(seed: int, method: type[Rlsd] | type[Cepo]) -> None:
-    batch, algorithm = random_sample(seed).batch, method(eps_w=0.3)
-    adv_BT = Grpo().advantages(batch, 0).adv_BT
-    numerator_BT, denominator_BT = both(batch)
-    deltas: dict[str, list[float]] = {"correct": [], "wrong": []}
-    against = clipped = 0
-    for row in range(batch.size):
-        for position in range(len(batch.response_ids[row])):
-            advantage = float(adv_BT[row, position])
-            if advantage == 0:
-                continue
-            delta = float(numerator_BT[row, position]) - float(denominator_BT[row, position])
-            deltas["correct" if batch.reward_B[row] >= 0.5 else "wrong"].append(delta)
-            against += delta * advantage < 0
-            clipped += not 0.7 <= math.exp(math.copysign(delta, delta * advantage)) <= 1.3
-    all_deltas = deltas["correct"] + deltas["wrong"]
-    expected = {
-        "credit/tokens": len(all_deltas),
-        "credit/delta_mean": sum(all_deltas) / len(all_deltas),
-        "credit/delta_pos_fraction": sum(delta > 0 for delta in all_deltas) / len(all_deltas),
-        "credit/delta_pos_fraction_correct": sum(d > 0 for d in deltas["correct"]) / len(deltas["correct"]),
-        "credit/delta_neg_fraction_wrong": sum(d < 0 for d in deltas["wrong"]) / len(deltas["wrong"]),
-        "credit/delta_mean_correct": sum(deltas["correct"]) / len(deltas["correct"]),
-        "credit/delta_mean_wrong": sum(deltas["wrong"]) / len(deltas["wrong"]),
-        "credit/wrong_direction_fraction": against / len(all_deltas),
-        "credit/clip_fraction": clipped / len(all_deltas),
-    }
-    metrics = algorithm.advantages(batch, 0).metrics
-    assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-4)
-
-
-def bare(batch: TrainBatch) -> TrainBatch:
-    return make_batch(batch.mask_BT, batch.reward_B, batch.group_B)
-
-
-def level(batch: TrainBatch) -> TrainBatch:
-    return make_batch(batch.mask_BT, torch.full((4,), 0.1), batch.group_B, evidence=both(batch))
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "batch", "lam"),
-    [
-        (Grpo(), hand_made(), 0.0),
-        (Rlsd(), bare(hand_made()), 0.5),
-        (Cepo(), bare(hand_made()), 0.5),
-        (Cepo(), level(hand_made()), 0.5),
-    ],
-    ids=["no-method", "rlsd-no-evidence", "cepo-no-evidence", "no-advantage"],
-)
-def test_diagnostics_are_zero_but_present_where_nothing_was_weighed(
-    algorithm: Algorithm, batch: TrainBatch, lam: float
-) -> None:
-    metrics = algorithm.advantages(batch, 0).metrics
-    assert {key: metrics[key] for key in KEYS} == dict.fromkeys(KEYS, 0.0) | {"credit/lambda": lam}
-    assert {key: value for key, value in metrics.items() if key not in KEYS} == dict.fromkeys(
-        SHARPER & set(metrics), 0.0
-    )
-
-
-@pytest.mark.parametrize("method", [Rlsd, Cepo])
-def test_diagnostics_have_the_same_keys_where_something_was_weighed(method: Callable[..., Algorithm]) -> None:
-    assert set(method().advantages(hand_made(), 0).metrics) == (KEYS | SHARPER if method is Cepo else KEYS)
+def test_a_wrong_response_is_contrasted_with_its_own_answer() -> None:
+    _, rejected = Cepo(negative="own_answer").asks
+    assert rejected == REJECTED_OR_PLAIN.model_copy(update={"pick": Pick.OWN, "exclude_self": False})
+    for key, value in (("pick", "random"), ("exclude_self", True), ("wrong_hints", 2)):
+        with pytest.raises(ValueError, match=f"{key} has no effect with negative='own_answer'"):
+            Cepo.model_validate({"negative": "own_answer", "positive": "peer_answer", key: value})

@@ -9,7 +9,7 @@ import pytest
 import cepo.tiny
 from cepo.errors import UserError
 from cepo.messages.groups import Message, Placement
-from cepo.messages.hints import HINT, INSTRUCTION, with_hint
+from cepo.messages.hints import HINT, INSTRUCTION, with_hint, with_instruction
 from cepo.prompts.renderer import Renderer, require_model
 
 HEADER = "<|im_start|>assistant\n"
@@ -61,6 +61,31 @@ def test_the_hint_goes_into_the_last_user_turn_though_another_follows() -> None:
     hinted = with_hint(followed, "Hint: {answer}", "31")
     assert hinted[3].content.endswith("\nHint: 31")
     assert (hinted[:3], hinted[4:]) == (followed[:3], followed[4:])
+
+
+PAPER = "{prompt}.\nHere is a sample answer: {answer}"
+
+
+def test_a_hint_with_the_prompt_in_it_is_the_whole_turn() -> None:
+    hinted = with_hint(MESSAGES, PAPER, "31")
+    assert hinted[-1].content == f"{QUESTION}\n{INSTRUCTION}.\nHere is a sample answer: 31"
+    assert hinted[:-1] == MESSAGES[:-1]
+
+
+def test_placeholders_in_a_question_or_an_answer_are_plain_text() -> None:
+    turn = (Message(role="user", content="What is {answer} in {prompt}?"),)
+    assert with_hint(turn, PAPER, "{prompt}")[0].content == (
+        "What is {answer} in {prompt}?.\nHere is a sample answer: {prompt}"
+    )
+    assert with_instruction("{question}?", "{question} Be brief.") == "{question}? Be brief."
+
+
+@pytest.mark.parametrize(
+    ("instruction", "turn"),
+    [("", "1 + 1 = ?"), ("Be brief.", "1 + 1 = ?\nBe brief."), ("{question} Go.", "1 + 1 = ? Go.")],
+)
+def test_an_instruction_follows_the_question_or_contains_it(instruction: str, turn: str) -> None:
+    assert with_instruction("1 + 1 = ?", instruction) == turn
 
 
 def test_without_a_user_turn_there_is_no_place_for_the_hint() -> None:

@@ -12,11 +12,11 @@ from cepo.run.config import RunConfig
 
 POLICY_GRADIENT = (
     "advantage_eps advantage_scale aggregation clip_high clip_low dual_clip entropy_coef estimator gamma "
-    "importance_cap kl_coef kl_form kl_in mask_truncated name old_logp ratio_max ratio_min std_correction surrogate "
-    "tau_neg tau_pos"
+    "importance importance_cap importance_floor kl_aggregation kl_coef kl_form kl_in mask_truncated name old_logp "
+    "ratio_max ratio_min std_correction surrogate tau_neg tau_pos"
 )
 CREDIT = (
-    "decay_steps eps_w feedback_tokens images lam offset pick positive schedule sign teacher.actor_share "
+    "dead_band decay_steps eps_w feedback_tokens images lam offset pick positive schedule sign teacher.actor_share "
     "teacher.ema_rate teacher.source teacher.sync_every warmup_steps"
 )
 DISTILLATION = (
@@ -26,8 +26,8 @@ DISTILLATION = (
 KEYS = {
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("grpo", "dr-grpo", "rloo", "reinforce++")},
     **{f"algorithm.{name}": POLICY_GRADIENT for name in ("gspo", "cispo", "sapo")},
-    "algorithm.cepo": f"{POLICY_GRADIENT} {CREDIT} exclude_self modulate_all_wrong negative no_negative unparsed "
-    "wrong_hints",
+    "algorithm.cepo": f"{POLICY_GRADIENT} {CREDIT} combine exclude_self modulate_all_wrong negative no_negative "
+    "unparsed wrong_hints",
     "algorithm.clipo": f"{POLICY_GRADIENT} bonus_constant bonus_minimum bonus_weight contrast fixed_head head "
     "head_bias head_lr head_size head_warmup level logarithms similarity temperature",
     "algorithm.dapo": f"{POLICY_GRADIENT} max_tries",
@@ -35,6 +35,8 @@ KEYS = {
     "teacher.ema_rate teacher.source teacher.sync_every top weight",
     "algorithm.opsd": DISTILLATION,
     "algorithm.ppo": f"{POLICY_GRADIENT} critic_lr critic_warmup gae_lambda value_clip",
+    "algorithm.rlcsd": f"{POLICY_GRADIENT} dead_band eta lam residual_clip tau teacher.actor_share teacher.ema_rate "
+    "teacher.source teacher.sync_every threshold wrong_hints",
     "algorithm.rlsd": f"{POLICY_GRADIENT} {CREDIT} negative_only student_logp thought_end",
     "algorithm.sdpo": DISTILLATION,
     "algorithm.vineppo": f"{POLICY_GRADIENT} continuations max_states step_delimiter",
@@ -54,7 +56,8 @@ KEYS = {
     "name": "",
     "optim": "gradient_checkpointing lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps "
     "weight_decay",
-    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer",
+    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer "
+    "wrong",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_per_step tensorboard wandb_project",
 }

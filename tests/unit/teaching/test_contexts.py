@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -38,9 +39,9 @@ def group(verdicts: Sequence[Verdict], reference: str = "7") -> ScoredGroup:
     return make_scored(task=make_task(samples=len(verdicts), reference_answer=reference), verdicts=verdicts)
 
 
-def rejected(scored: ScoredGroup) -> Hint:
+def rejected(scored: ScoredGroup, **options: Any) -> Hint:
     """The r- that all responses of a group share."""
-    (hint,) = set(hints(Ask(context=REJECTED), scored))
+    (hint,) = set(hints(Ask(context=REJECTED, **options), scored))
     return hint
 
 
@@ -96,6 +97,19 @@ def test_the_worked_example_of_the_module() -> None:
     plain = Hint(ContextName.PLAIN, "", EvidenceReason.NO_ANSWER)
     assert hints(Ask(context=REJECTED, otherwise=ContextName.PLAIN), without) == [plain] * 4
     assert hints(Ask(context=REJECTED), without) == [not_applicable(EvidenceReason.NO_ANSWER)] * 4
+
+
+def test_a_rollout_may_be_shown_its_own_wrong_answer_and_a_right_one_the_answer_of_the_lowest_reward() -> None:
+    scored = group([CORRECT, wrong("6", 0.1), wrong("5"), UNBOXED])
+    own = hints(Ask(context=REJECTED, pick=Pick.OWN), scored)
+    assert [chosen(hint) for hint in own] == [("5", 2), ("6", 1), ("5", 2), ("5", 2)]
+
+
+def test_whole_wrong_responses_are_shown_although_their_answers_are_equal() -> None:
+    scored = group([CORRECT, wrong("5"), wrong("5")])
+    shown = [rejected(scored, feedback=Feedback.PEER_FULL, rank=rank).source for rank in range(3)]
+    assert shown == [1, 2, -1]
+    assert [rejected(scored, rank=rank).source for rank in range(2)] == [1, -1]
 
 
 def test_all_correct_has_no_rejected_rollout() -> None:

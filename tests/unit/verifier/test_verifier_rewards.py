@@ -75,6 +75,13 @@ async def test_accuracy_and_format_are_weighed(pool: GraderPool) -> None:
     assert [v.accuracy for v in group.verdicts] == [1.0, 0.0, 0.0, 0.0]
 
 
+async def test_dapos_reward_is_plus_or_minus_one_with_the_overlong_penalty_added(pool: GraderPool) -> None:
+    """A right response of full length earns 0 and a wrong one -2 (arXiv:2503.14476, Eqs 7 and 13)."""
+    lengths = {"\\boxed{7}": 4, "so \\boxed{7}": 16, "\\boxed{5}": 4, "so \\boxed{5}": 16, "seven": 14}
+    group = await scored(pool, lengths, wrong=-1.0, overlong_buffer=4, overlong_factor=1.0)
+    assert [v.reward for v in group.verdicts] == pytest.approx([1.0, 0.0, -1.0, -2.0, -1.5])
+
+
 async def test_penalties_add_up_and_leave_the_accuracy_alone(pool: GraderPool) -> None:
     lengths = {"\\boxed{7}": 14, "is \\boxed{7}": 4}
     group = await scored(pool, lengths, overlong_buffer=4, overlong_factor=0.5, length=0.2, repetition=1.0)

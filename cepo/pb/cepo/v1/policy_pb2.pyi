@@ -44,6 +44,7 @@ class Pick(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PICK_SHORTEST: _ClassVar[Pick]
     PICK_MOST_COMMON: _ClassVar[Pick]
     PICK_RANDOM: _ClassVar[Pick]
+    PICK_OWN: _ClassVar[Pick]
 
 class Placement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -94,6 +95,7 @@ PICK_REWARD: Pick
 PICK_SHORTEST: Pick
 PICK_MOST_COMMON: Pick
 PICK_RANDOM: Pick
+PICK_OWN: Pick
 PLACEMENT_UNSPECIFIED: Placement
 PLACEMENT_USER: Placement
 PLACEMENT_ASSISTANT: Placement
@@ -163,8 +165,9 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("accuracy", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions", "scorer")
+    __slots__ = ("accuracy", "wrong", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions", "scorer")
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_BUFFER_FIELD_NUMBER: _ClassVar[int]
     OVERLONG_FACTOR_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +177,7 @@ class Reward(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     accuracy: float
+    wrong: float
     format: float
     overlong_buffer: int
     overlong_factor: float
@@ -182,7 +186,7 @@ class Reward(_message.Message):
     repetition_ngram: int
     functions: _containers.RepeatedScalarFieldContainer[str]
     scorer: str
-    def __init__(self, accuracy: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
+    def __init__(self, accuracy: _Optional[float] = ..., wrong: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content", "extra")
