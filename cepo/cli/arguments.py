@@ -14,6 +14,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; may be repeated."),
 ]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-change",
+        metavar="KEY",
+        help="Let a resume change this key although it changes what the run computes; may be repeated.",
+    ),
+]
 RedisUrl = Annotated[
     str, typer.Option("--redis", metavar="URL", help="Use this Redis instead of an embedded one.", show_default=False)
 ]

@@ -25,6 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("cepo.cli.train", "train", "Train from a run file."),
+    "resume": Command("cepo.cli.train", "resume", "Resume a run from its folder, with its own configuration."),
     "sweep": Command("cepo.cli.sweep", "sweep", "Train several run files and compare them."),
     "check": Command("cepo.cli.check", "check", "Check model, data, prompts and machine before a run starts."),
     "eval": Command("cepo.cli.evaluation.command", "evaluate", "Measure pass@k of the base or of a run's policies."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,21 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cepo.net.connections import shown
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines, Row
 
 if TYPE_CHECKING:
     from cepo.data.problems import Problems
     from cepo.run.config import RunConfig
+    from cepo.run.resuming import Change
 
 PROGRAM = sys.argv[0] if Path(sys.argv[0]).name == "cepo" else "python -m cepo"
 ROWS_SHOWN = 12
+CUT_FRACTION = 0.5
+"""The share of truncated responses from which they explain a run without a reward."""
+TRUNCATED = "cut short"
+"""The name of the column of responses cut at `sampling.max_tokens`; a line without any leaves it out."""
 COLUMNS = (
     ("step", "step", "{:.0f}"),
     ("reward", "reward/mean", "{:.3f}"),
@@ -32,6 +39,7 @@ COLUMNS = (
     ("delta>0", "credit/delta_pos_fraction", "{:.0%}"),
     ("delta<0", "credit/delta_neg_fraction", "{:.0%}"),
     ("clipped", "credit/clip_fraction", "{:.0%}"),
+    (TRUNCATED, "length/truncated_fraction", "{:.0%}"),
     ("failed", "groups/failed", "{:.0f}"),
     ("rollout", "time/rollout_seconds", "{:.1f}s"),
     ("teacher", "time/teacher_seconds", "{:.1f}s"),
@@ -43,7 +51,15 @@ COLUMNS = (
 class ProgressDisplay:
     """Shows a run's steps from metrics.jsonl, and the trainer's current phase from its status."""
 
-    def __init__(self, config: RunConfig, folder: RunDir) -> None:
+    def __init__(self, config: RunConfig, folder: RunDir, redis: str = "") -> None:
+        """Shows nothing yet.
+
+        Args:
+            redis: the Redis that the user gave, for the command that resumes the run.
+        """
+        given = ["--redis", shown(redis)] if redis else []
+        self.resume_command = f"{PROGRAM} {shlex.join(['resume', str(folder.path), *given])}"
+        """Resumes the run with the values that it has. A password in the address of Redis is left out."""
         self._config = config
         self._folder = folder
         self._metrics = Lines(folder.metrics)
@@ -59,9 +75,12 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._rows: list[Row] = []
         self._draining = False
+        self._notes: list[str] = []
 
-    def checked(self, train: Problems, held_out: Problems | None, notes: Sequence[str]) -> None:
-        """Prints the data that the run trains on, and the notes of the checks."""
+    def checked(
+        self, train: Problems, held_out: Problems | None, notes: Sequence[str], changed: Sequence[Change] = ()
+    ) -> None:
+        """Prints the data that the run trains on, the notes of the checks, and the keys that a resume changes."""
         config = self._config
         dropped = len(train.dropped) + (len(held_out.dropped) if held_out else 0)
         evaluated = min(len(held_out.problems), config.eval.prompts) if held_out else 0
@@ -70,7 +89,8 @@ class ProgressDisplay:
             + (f", {dropped} dropped" if dropped else "")
         )
         self._console.print(f"{train.columns}", markup=False, soft_wrap=True)
-        for note in notes:
+        changes = [f"changed: {', '.join(map(str, changed))}"] if changed else []
+        for note in (*notes, *changes):
             self._console.print(f"  {note}", markup=False, soft_wrap=True)
         self._console.print(f"run folder {self._folder.path}", soft_wrap=True)
 
@@ -97,6 +117,7 @@ class ProgressDisplay:
         try:
             status = trainer.get("/v1/status").json()
             phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
+            self._show_new_notes(status.get("notes", []))
         except (httpx.HTTPError, ValueError):
             phase = "stopping" if self._rows else "starting"
         self._show_new_rows()
@@ -111,19 +132,28 @@ class ProgressDisplay:
         say()
         if self._draining:
             say(f"stopped after {len(rows)} of {self._config.loop.steps} steps; resume with:")
-            say(f"  {PROGRAM} train {file} --run-dir {self._folder.path} --resume")
+            say(f"  {self.resume_command}")
         if not rows:
             return
         if all(row["reward/mean"] == 0 for row in rows):
-            say(
-                "every reward was 0: the model never gave a right answer, so the run could not learn. Read its answers "
-                f"in {self._folder.rollouts}, then use a stronger model or easier data."
-            )
+            say(self._without_reward(rows))
         self._print_gain(rows)
         say(f"run folder: {self._folder.path}")
         say("next:")
         for command, purpose in self._next(file):
             say(f"  {command:<60}  {purpose}")
+
+    def _without_reward(self, rows: list[Row]) -> str:
+        cut = sum(row.get("length/truncated_fraction") or 0.0 for row in rows) / len(rows)
+        if cut >= CUT_FRACTION:
+            return (
+                f"every reward was 0, and {cut:.0%} of the responses were cut at sampling.max_tokens="
+                f"{self._config.sampling.max_tokens}, before an answer. Raise sampling.max_tokens."
+            )
+        return (
+            "every reward was 0: the model never gave a right answer, so the run could not learn. Read its answers "
+            f"in {self._folder.rollouts}, then use a stronger model or easier data."
+        )
 
     def _next(self, file: Path) -> list[tuple[str, str]]:
         other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"
@@ -151,9 +181,19 @@ class ProgressDisplay:
         rows = self._metrics.refresh()
         if self._live is None:
             for row in rows[len(self._rows) :]:
-                cells = (f"{name} {_cell(row, key, form)}" for name, key, form in COLUMNS if key in row)
+                cells = (
+                    f"{name} {_cell(row, key, form)}"
+                    for name, key, form in COLUMNS
+                    if key in row and (row[key] or name != TRUNCATED)
+                )
                 self._console.print("  ".join(cells), self._time_left(), soft_wrap=True)
         self._rows = rows
+
+    def _show_new_notes(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._notes:
+                self._notes.append(note)
+                self._console.print(f"  {note}", markup=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         recent = [row["time/step_seconds"] for row in self._rows[-5:]]

@@ -50,8 +50,8 @@ class Completion(Contract):
     token_ids: Int32Array
     """T ids, with the end-of-sequence token if the response has one."""
     logps: Float32Array
-    """Log-probs of the sampled tokens, as the engine reports them: T less the length of the prefix. Empty for a
-    response that was not sampled, such as the given answer of a pair."""
+    """Log-probs of the sampled tokens, as the engine reports them: T less the length of the prefix. -inf is a
+    probability of 0. Empty for a response that was not sampled, such as the given answer of a pair."""
     text: str
     finish_reason: FinishReason
     step_ends: tuple[int, ...] = ()
@@ -62,6 +62,11 @@ class Completion(Contract):
         tokens = len(self.token_ids)
         if self.step_ends and [*sorted(self.step_ends)[:-1], tokens] != list(self.step_ends):
             raise ValueError(f"steps that end at {list(self.step_ends)} in a response of {tokens} tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _logps_are_log_probs(self) -> Self:
+        _check_logps(self.logps, "the sampled tokens")
         return self
 
 
@@ -190,8 +195,10 @@ class EvidenceRow(Contract):
         ids, logps, positions = len(self.top_ids), len(self.top_logps), len(self.logps)
         if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
             raise ValueError(f"{ids} likeliest tokens with {logps} log-probs at {positions} positions")
-        if math.isnan(sum(self.top_logps)):
-            raise ValueError("a log-prob of the likeliest tokens is not a number: the model that measured is broken")
+        _check_logps(self.logps, "the response's tokens")
+        _check_logps(self.top_logps, "the likeliest tokens")
+        if not math.isfinite(sum(self.pooled)):
+            raise ValueError("the mean hidden state is not finite: the model that measured is broken")
         return self
 
 
@@ -237,6 +244,13 @@ class GroupFailed(Contract):
     stage: Stage
     error: str
     deliveries: int = Field(ge=0)
+
+
+def _check_logps(logps: Float32Array, tokens: str) -> None:
+    """Refuses NaN and +inf, which alone make a sum that is NaN or +inf."""
+    total = sum(logps)
+    if math.isnan(total) or total == math.inf:
+        raise ValueError(f"a log-prob of {tokens} is not a number below infinity: the model that measured is broken")
 
 
 StageMessage = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

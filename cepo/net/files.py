@@ -93,6 +93,17 @@ def replace_file(path: Path, content: bytes | str, mode: int = 0o666) -> None:
         _sync(target.parent)
 
 
+def overwrite(file: int, path: Path, content: bytes) -> None:
+    """Replaces the content of an open file in place, because its lock belongs to this very file.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    with writing(path):
+        os.ftruncate(file, 0)
+        os.pwrite(file, content, 0)
+
+
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty temporary folder, which becomes `folder` after the block. It is deleted if the block raises.

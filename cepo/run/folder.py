@@ -1,10 +1,14 @@
-"""The run folder: config.toml, problems/, excluded.json, images/, metrics.jsonl, failures.jsonl, status.json,
-checkpoints/, adapters/, rollouts/ and logs/.
+"""The run folder: config.toml, changes.jsonl, problems/, excluded.json, images/, metrics.jsonl, failures.jsonl,
+status.json, checkpoints/, adapters/, rollouts/ and logs/.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +23,26 @@ if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
 Excluded = dict[str, dict[int, str]]
+ID_DIGITS = 8
+"""Of the digest in a derived run id."""
 
 
 class RunDir:
-    """Paths and files of one run; its name is the run's id."""
+    """Paths and files of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.name = self.path.name
+        self.name = run_id(self.path.name)
+        """The run's id in messages, streams and metrics."""
 
     @property
     def config(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def changes(self) -> Path:
+        """The keys that were changed when the run was resumed, one per line, with both values."""
+        return self.path / "changes.jsonl"
 
     @property
     def metrics(self) -> Path:
@@ -72,6 +84,16 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def launcher_lock(self) -> Path:
+        """Locked by the launcher of the run, while it runs."""
+        return self.path / "launcher.lock"
+
+    @property
+    def trainer_lock(self) -> Path:
+        """Locked by the trainer of the run, while it runs."""
+        return self.path / "trainer.lock"
+
+    @property
     def excluded(self) -> Path:
         """Rows of train and eval that the verifier cannot grade, with the reasons, as in {"train": {"4": "..."}}."""
         return self.path / "excluded.json"
@@ -84,9 +106,10 @@ class RunDir:
         """
         exists = self.config.is_file()
         if exists and not resume:
-            raise UserError(f"{self.path} holds a run already; continue it with --resume or give another --run-dir")
+            command = f"cepo resume {shlex.quote(str(self.path))}"
+            raise UserError(f"{self.path} holds a run already; continue it with `{command}`, or give another --run-dir")
         if resume and not exists:
-            raise UserError(f"{self.path} holds no run to resume; leave --resume out or give its --run-dir")
+            raise UserError(f"{self.path} holds no run to resume; give the folder of one")
 
     def create(self, config: RunConfig, *, resume: bool, excluded: Excluded | None = None) -> None:
         """Makes the folder and writes the resolved config; a resumed run keeps its excluded rows.
@@ -102,8 +125,15 @@ class RunDir:
         replace_file(self.config, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
 
     def excluded_rows(self) -> Excluded:
-        """The rows of each set that the run leaves out, with the reasons, as in `{"train": {4: "..."}}`."""
-        excluded = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
+        """The rows of each set that the run leaves out, with the reasons, as in `{"train": {4: "..."}}`.
+
+        Raises:
+            UserError: excluded.json is not JSON.
+        """
+        try:
+            excluded = json.loads(self.excluded.read_text()) if self.excluded.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{self.excluded} is damaged ({error}); restore it from a copy") from error
         return {name: {int(row): reason for row, reason in rows.items()} for name, rows in excluded.items()}
 
     def append(self, row: Row) -> None:
@@ -114,6 +144,11 @@ class RunDir:
         """Adds the failures of a step to failures.jsonl; each row names its step."""
         if rows:
             append_lines(self.failures, lines_of(rows))
+
+    def append_changes(self, rows: Sequence[Row]) -> None:
+        """Adds what a resume changed to changes.jsonl."""
+        if rows:
+            append_lines(self.changes, lines_of(rows))
 
     def write_status(self, status: Row) -> None:
         """Replaces status.json."""
@@ -141,3 +176,19 @@ class RunDir:
 def lines_of(rows: Sequence[Row]) -> bytes:
     """Rows as JSON Lines."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def run_id(folder: str) -> str:
+    """The id of a run from the name of its folder: the name itself, if it has only letters, digits and `._+-`.
+
+    In any other name these letters are kept, and a digest of the whole name is added, so that ids stay unique.
+
+    >>> run_id("gsm8k-1"), run_id("my run")
+    ('gsm8k-1', 'my-run-d33e7609')
+    """
+    if re.fullmatch(r"[A-Za-z0-9._+-]+", folder):
+        return folder
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
+    words = re.findall(r"[A-Za-z0-9._+-]+", plain)
+    digest = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()[:ID_DIGITS]
+    return "-".join([*words, digest])

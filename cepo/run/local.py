@@ -1,32 +1,30 @@
 """The whole system on one machine: an embedded Redis and the four services as processes on loopback, kept alive.
 
 A process that dies is restarted; the trainer continues from its newest checkpoint. A process that exits with 2 found
-invalid user input: the last line of its log is the message, and the run ends. Child processes die with the launcher.
+invalid user input: the last line of its log is the message, and the run ends. The run also ends if a process dies twice
+with the same error before a step is done. While Redis does not answer, the launcher waits: it restarts and judges no
+process. Child processes die with the launcher.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cepo.errors import CepoError, Unreachable, UserError
+from cepo.errors import Unreachable
 from cepo.net.connections import free_ports, shown
-from cepo.net.environment import child_environment
-from cepo.net.files import check_writable, make_folder, open_log, replace_file
-from cepo.net.processes import die_with_parent
+from cepo.net.files import make_folder, replace_file
 from cepo.net.settings import Settings
+from cepo.run.child import Child
 from cepo.run.deployment import REDIS_OPTIONS, SPECS, environment, processes
 from cepo.run.folder import RunDir
+from cepo.run.lines import Lines
+from cepo.run.redis_watch import RedisWatch
 
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
@@ -34,89 +32,8 @@ if TYPE_CHECKING:
 START_SECONDS = 30.0
 STOP_SECONDS = 60.0
 SERVICE_STOP_SECONDS = 5.0
-MAX_RESTARTS = 5
-"""Restarts allowed within RESTART_WINDOW_SECONDS; more means a fault that a restart does not fix."""
-RESTART_WINDOW_SECONDS = 120.0
-
-
-class ServiceDown(CepoError, RuntimeError):
-    """A process keeps dying; the message holds the last lines of its log."""
-
-
-@dataclass
-class Child:
-    """One supervised process."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    started: list[float] = field(default_factory=list)
-
-    def start(self) -> None:
-        now = time.monotonic()
-        self.started = [at for at in self.started if now - at < RESTART_WINDOW_SECONDS] + [now]
-        with open_log(self.log) as log:
-            self.process = subprocess.Popen(
-                self.command,
-                env=child_environment(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which drains in order
-                preexec_fn=die_with_parent,
-            )
-
-    @property
-    def exited(self) -> bool:
-        return self.process is not None and self.process.poll() is not None
-
-    def check(self) -> int | None:
-        """Restarts the process if it died; returns None while it runs and 0 once it has ended normally.
-
-        Raises:
-            UserError: the process exited with 2: invalid user input.
-            StorageError: the process died, and the run folder cannot be written.
-            ServiceDown: the process keeps dying.
-        """
-        assert self.process is not None
-        code = self.process.poll()
-        if code in (None, 0):
-            return code
-        check_writable(self.log.parent)  # on a full disk no process can log why it died
-        if code == 2:
-            raise UserError(self.last_lines(1).removeprefix(f"cepo {self.name}: "))
-        if len(self.started) > MAX_RESTARTS:
-            raise ServiceDown(
-                f"{self.name} died {len(self.started)} times (exit {code}); {self.log} ends:\n{self.last_lines(8)}"
-            )
-        self._end_session()  # an engine's own children must not outlive it
-        self.start()
-        return None
-
-    def terminate(self) -> None:
-        """Sends SIGTERM if the process runs."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-
-    def stop(self, grace: float) -> None:
-        """Sends SIGTERM, then SIGKILL to the whole session after `grace` seconds."""
-        if self.process is None:
-            return
-        self.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace)
-        self._end_session()
-        self.process.wait()
-
-    def last_lines(self, count: int) -> str:
-        return "\n".join(self.log.read_text(errors="replace").strip().splitlines()[-count:])
-
-    def _end_session(self) -> None:
-        assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+STEADY_SECONDS = 600.0
+"""Without a trainer there are no steps: a process that has run for this long works."""
 
 
 class Stack:
@@ -149,6 +66,9 @@ class Stack:
         scheme = "https" if Settings.from_environment().certificates else "http"
         self.http = {s.name: f"{scheme}://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
         self.children: dict[str, Child] = {}
+        self._watch = RedisWatch(self.redis_url)
+        self._metrics = Lines(run.metrics)
+        self._steps = 0
         self._draining = False
         if not redis_url:
             self.children["redis"] = self._redis()
@@ -177,11 +97,36 @@ class Stack:
         Raises:
             UserError: a process exited with 2: invalid user input.
             ServiceDown: a process keeps dying.
+            Unreachable: Redis has not answered for minutes.
         """
-        if self._draining and self.children["trainer"].exited:
-            return True  # the trainer may have stopped before it could save anything
-        ended = {name for name, child in self.children.items() if child.check() == 0}
-        return "trainer" in ended
+        trainer = self.children.get("trainer")
+        if trainer is not None and trainer.exited and (self._draining or trainer.code == 0):
+            return True  # a trainer that is drained may have stopped before it could save anything
+        if "redis" in self.children:
+            self.children["redis"].check()
+        if not self._watch.answers():
+            return False
+        if self._watch.was_silent:
+            self._restart_after_silence()
+        self._forgive()
+        for child in self.children.values():
+            child.check(last_step=self._draining)
+        return False
+
+    def _restart_after_silence(self) -> None:
+        """Restarts the processes that ended while Redis did not answer, or since; this does not count against them."""
+        for child in self.children.values():
+            if child.exited and child.code != 0:
+                child.restart()
+
+    def _forgive(self) -> None:
+        """Forgets the deaths before a new step, or without a trainer those of a process that has run for long since."""
+        steps, now = len(self._metrics.refresh()), time.monotonic()
+        for name, child in self.children.items():
+            steady = "trainer" not in self.children and child.started and now - child.started[-1] > STEADY_SECONDS
+            if name != "redis" and (steps > self._steps or steady):
+                child.causes.clear()
+        self._steps = max(steps, self._steps)
 
     def drain(self) -> None:
         """Asks the trainer to end after the current step."""
@@ -245,12 +190,12 @@ class Stack:
 
 @contextlib.contextmanager
 def running(stack: Stack) -> Iterator[Stack]:
-    """Starts a stack and always stops it; after an interrupt, the trainer does not finish its step."""
+    """Starts a stack and always stops it; after an interrupt or an error, the trainer does not finish its step."""
     grace = STOP_SECONDS
     try:
         stack.start()
         yield stack
-    except KeyboardInterrupt:
+    except BaseException:
         grace = 0.0
         raise
     finally:

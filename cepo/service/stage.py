@@ -35,6 +35,8 @@ from cepo.service.telemetry import DeliveryTrace, logged
 
 Handler = Callable[[Any], Awaitable[StageMessage]]
 WAIT_SECONDS = 0.5
+GIVEN_UP = "given up"
+"""The beginning of the error of a group whose workers ended before they could say why."""
 log = logging.getLogger(__name__)
 
 
@@ -127,7 +129,7 @@ class StageLoop:
 
     async def _attempt(self, item: Delivery, task: PromptTask, trace: DeliveryTrace) -> StageMessage | None:
         if item.deliveries > self.max_deliveries:
-            return self._failed(item, task, f"given up after {self.max_deliveries} deliveries")
+            return self._failed(item, task, f"{GIVEN_UP} after {self.max_deliveries} deliveries that ended its workers")
         try:
             return await self.handler(item.message)
         except (EngineDown, StorageError):

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.prompts.spans import pieces
 from cepo.run.file import load
 from cepo.run.folder import RunDir
+from cepo.run.lock import IN_USE, FolderInUse, locked
 from cepo.service import chassis
 from cepo.service.bus import Bus, RedisBus
 from cepo.service.image_cache import serve_images
@@ -142,6 +143,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     learner = make_learner(config, folder, renderer, ranks, settings)
     publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
+    status = Status(folder, config.loop.steps)
     beside: AbstractAsyncContextManager[None] = nullcontext()
     if config.engine.teacher == "colocated":
         beside = teaching(config, settings, bus, renderer, store, learner, publisher)
@@ -162,9 +164,10 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
             config.checkpoint.keep,
             config.checkpoint.keep_policies,
             digests(folder)["train"],
+            status.note,
         ),
         trackers=Trackers(config, folder),
-        status=Status(folder, config.loop.steps),
+        status=status,
         pieces=partial(pieces, renderer.tokenizer),
         beside=beside,
     )
@@ -183,7 +186,18 @@ def main(arguments: Sequence[str]) -> None:
         if place is not None and place.rank:
             serve_rank(folder, place, *arguments[1:])
         else:
-            chassis.main("trainer", partial(build, folder))
+            _serve(folder)
+
+
+def _serve(folder: RunDir) -> None:
+    """Runs the service, while no other trainer of the run does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder.trainer_lock))
+        except FolderInUse as error:
+            sys.stderr.write(f"cepo trainer: {error}\n")
+            sys.exit(IN_USE)
+        chassis.main("trainer", partial(build, folder))
 
 
 if __name__ == "__main__":

@@ -7,22 +7,34 @@ the learning rate are functions of the step and are not stored.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from cepo.errors import UserError
+from cepo.errors import PolicyError, UserError
 from cepo.messages.groups import PolicyRef
 from cepo.net.files import replace_folder
+from cepo.service import adapters
+from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pinned, Pipeline
 from services.trainer.publisher import Expected, Publisher
 from services.trainer.teacher import Teacher
 
 FILE = "state.pt"
+Note = Callable[[str], None]
+log = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(PolicyError):
+    """A checkpoint, or an adapter that it names, cannot be read."""
 
 
 class Checkpoints:
@@ -38,6 +50,7 @@ class Checkpoints:
         keep: int,
         keep_policies: int = 0,
         problems_sha256: str = "",
+        note: Note = log.warning,
     ) -> None:
         """Takes the objects whose state is saved.
 
@@ -46,6 +59,7 @@ class Checkpoints:
             keep: the number of checkpoints to keep, the newest ones.
             keep_policies: the number of adapter versions to keep; 0 keeps all.
             problems_sha256: the digest of the problems that the run trains on.
+            note: tells the user what was damaged.
         """
         self._folder = folder
         self._learner = learner
@@ -55,6 +69,7 @@ class Checkpoints:
         self._keep = keep
         self._keep_policies = keep_policies
         self._problems_sha256 = problems_sha256
+        self._note = note
         self._named: set[str] = set()
         """The adapter folders that the kept checkpoints refer to."""
 
@@ -69,7 +84,11 @@ class Checkpoints:
             self._publisher.drop_before(oldest, in_use | self._named)
 
     def save(self, pipeline: Pipeline) -> None:
-        """Writes a checkpoint and deletes the oldest ones above `keep`."""
+        """Writes a checkpoint and deletes the oldest ones above `keep`.
+
+        Raises:
+            UserError: a number of the state is not finite; nothing is written.
+        """
         state = {
             "next_step": pipeline.next_step,
             "policies": [self._proven(pinned.policy) for pinned in pipeline.pinned],
@@ -78,6 +97,8 @@ class Checkpoints:
             "problems_sha256": self._problems_sha256,
             **self._learner.state_dict(),
         }
+        if broken := first_not_finite(state):
+            raise diverged(f"{broken} is not finite after step {pipeline.next_step - 1}", self._folder.parent)
         folder = self._folder / f"step-{pipeline.next_step:06d}"
         with replace_folder(folder) as scratch, (scratch / FILE).open("wb") as file:
             torch.save(state, file)
@@ -86,29 +107,74 @@ class Checkpoints:
         self._named = set().union(*map(_named, self._saved()))
 
     def restore(self) -> Pipeline | None:
-        """Loads the newest checkpoint into the learner, the teacher and the publisher; None if there is none.
+        """Loads the newest whole checkpoint into the learner, the teacher and the publisher; None if there is none.
+
+        Damaged checkpoints that are newer are renamed. Damaged adapters whose weights a checkpoint holds are written
+        again.
 
         Raises:
-            UserError: the checkpoint does not fit the run's adapter or auxiliary model, or the run has other problems.
+            UserError: the checkpoint does not fit the run's adapter or auxiliary model, the run has other problems, or
+                every checkpoint is damaged.
         """
         saved = self._saved()
-        if not saved:
-            return None
-        self._named = set().union(*map(_named, saved))
-        state: dict[str, Any] = torch.load(saved[-1] / FILE, weights_only=True)
+        damage: list[tuple[Path, str]] = []
+        for folder in reversed(saved):
+            try:
+                pipeline = self._loaded(folder)
+            except DamagedCheckpoint as error:
+                damage.append((folder, str(error)))
+                continue
+            for broken, why in damage:
+                aside = broken.with_name(f"damaged-{broken.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                broken.rename(aside)  # it must not count among those to keep
+                self._note(f"{why}; resumed from {folder}, the newest whole checkpoint")
+            self._named = set().union(*map(_named, self._saved()))
+            return pipeline
+        if damage:
+            raise UserError(
+                f"{damage[0][1]}; no older checkpoint is whole. Restore {damage[0][0]} from a copy, or delete "
+                f"{self._folder} to train again from the first step"
+            )
+        return None
+
+    def _loaded(self, folder: Path) -> Pipeline:
+        state = _read(folder)
         if (trained_on := state.get("problems_sha256", self._problems_sha256)) != self._problems_sha256:
             raise UserError(
-                f"{saved[-1]} was trained on problems with sha256 {trained_on}, and problems/train.jsonl of the run "
+                f"{folder} was trained on problems with sha256 {trained_on}, and problems/train.jsonl of the run "
                 f"folder has {self._problems_sha256}; restore that file and its line in problems/SHA256SUMS"
             )
         try:
             self._learner.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             sections = "lora and algorithm sections"
-            raise UserError(f"{saved[-1]} does not fit this run's {sections}; resume with the same ones") from error
+            raise UserError(f"{folder} does not fit this run's {sections}; resume with the same ones") from error
         self._teacher.average = state["average"]
         policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
+        for policy in dict.fromkeys((*policies, *teachers)):
+            if not self._publisher.intact(policy):
+                self._write_again(policy)
         return Pipeline(state["next_step"], tuple(map(Pinned, policies, teachers)))
+
+    def _write_again(self, policy: PolicyRef) -> None:
+        """Writes the files of a damaged adapter from the checkpoint that holds its weights.
+
+        Raises:
+            DamagedCheckpoint: no checkpoint holds them.
+        """
+        adapter = self._publisher.folder(policy)
+        for folder in reversed(self._saved()):
+            with contextlib.suppress(DamagedCheckpoint):
+                state = _read(folder)
+                for weights in filter(None, (state["adapter"], state["average"])):
+                    with self._learner.using_adapter(weights):
+                        files = self._learner.adapter_files()
+                    if adapters.digest(files) == policy.sha256:
+                        self._publisher.write_again(policy, files)
+                        self._note(f"{adapter} was damaged or missing, and was written again from {folder}")
+                        return
+        raise DamagedCheckpoint(f"{adapter} is damaged or missing, and no checkpoint holds its weights")
 
     def _proven(self, policy: PolicyRef) -> dict[str, Any]:
         return {**policy.model_dump(), **vars(self._publisher.expected(policy))}
@@ -122,7 +188,29 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*"))
 
 
+def _read(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint.
+
+    Raises:
+        DamagedCheckpoint: the file is missing, cut short, or does not have its checksums.
+    """
+    file = folder / FILE
+    try:
+        with ZipFile(file) as archive:  # PyTorch does not compare the checksums
+            if damaged := archive.testzip():
+                raise DamagedCheckpoint(f"{file} is damaged: {damaged} does not have its checksum")
+        state: dict[str, Any] = torch.load(file, weights_only=True)
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{file} is missing") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, BadZipFile, UnpicklingError) as error:
+        raise DamagedCheckpoint(f"{file} is cut short or damaged ({str(error).splitlines()[0]})") from error
+    return state
+
+
 def _named(saved: Path) -> set[str]:
-    """The adapter folders that a run needs when it resumes from a checkpoint."""
-    state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
+    """The adapter folders that a run needs when it resumes from a checkpoint; none if the checkpoint is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError):
+        return set()
     return {row["folder"] for key in ("policies", "teachers") for row in state[key]}

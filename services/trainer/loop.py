@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from cepo.algo.base import Metrics, Supply
 from cepo.errors import UserError
-from cepo.messages.groups import PromptTask
+from cepo.messages.groups import BASE_POLICY, PromptTask
 from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
+from cepo.run.lines import Lines
+from cepo.run.resuming import changed_model
 from cepo.service.metrics import LAG_BOUND, PUBLISHED_VERSION
 from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
+from services.trainer.finite import MAX_SKIPPED, diverged
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pipeline
@@ -28,6 +31,7 @@ from services.trainer.report import (
     accuracy,
     failures,
     finished,
+    first_failure,
     group_metrics,
     versions,
     write_rollouts,
@@ -94,8 +98,11 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
         The pipeline, and the accuracy of the base model if the run begins here and evaluates.
     """
     lag = run.config.loop.lag
-    pipeline = (run.checkpoints.restore() or Pipeline.start(lag)).resized(lag)
+    restored = run.checkpoints.restore()
+    pipeline = (restored or Pipeline.start(lag)).resized(lag)
     run.folder.truncate(pipeline.next_step)
+    if restored is not None:
+        pipeline = await _compared(run, pipeline)
     LAG_BOUND.labels(run.folder.name).set(lag)
     before: Metrics = {}
     if pipeline.next_step == 0 and run.config.eval_steps:
@@ -105,6 +112,26 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
     for step in pipeline.steps:
         await _publish_tasks(run, _tasks(run, pipeline, step))
     return pipeline, before
+
+
+async def _compared(run: Run, pipeline: Pipeline) -> Pipeline:
+    """Compares the restored weights with the newest version; publishes them again if the user changed the model.
+
+    Raises:
+        UserError: they differ although the run's model and adapter are the same.
+    """
+    policy = pipeline.newest.policy
+    difference = run.publisher.restored_otherwise(policy)
+    if not difference:
+        return pipeline
+    changed = changed_model(Lines(run.folder.changes).refresh(), pipeline.next_step)
+    if not changed or policy == BASE_POLICY:
+        raise UserError(
+            f"the restored weights give the canary log-prob {difference}: the files of {run.config.model.path} or the "
+            f"lora section have changed since. Restore them; {run.folder.config} has the run's values"
+        )
+    run.status.note(f"{', '.join(changed)} changed the policy, whose version {policy.version} is published again")
+    return pipeline.renewed(await run.publisher.publish(policy.version))
 
 
 def _tasks(run: Run, pipeline: Pipeline, step: int) -> Sequence[PromptTask]:
@@ -129,7 +156,7 @@ async def _collect(run: Run, tasks: Sequence[PromptTask], supply: Supply, row: S
         sent |= {task.group_id for task in more}
         await _publish_tasks(run, more)
         groups += await run.collector.take(more)
-    run.folder.append_failures(failures(groups, tasks[0].step))
+    run.folder.append_failures(failures(groups, tasks[0].step, run.folder))
     row.add({"time/teacher_exposed_seconds": run.collector.exposed_seconds - exposed})
     return groups
 
@@ -141,16 +168,30 @@ def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:
         Metrics of the groups and of the update.
 
     Raises:
-        UserError: every group of the step failed, or the verifier judged no response.
+        UserError: every group of the step failed, the verifier judged no response, or training has diverged.
     """
     metrics: Metrics = group_metrics(groups) | versions(groups)
     if not (done := finished(groups)):
-        raise UserError(f"every group of step {step} failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
+        raise UserError(f"every group of step {step} failed, the first because: {first_failure(groups, run.folder)}")
     chosen = run.config.algorithm.select(done, supply)
     adv_BT, learned = run.learner.learn(pack(chosen), step)
+    if learned["updates/skipped"]:
+        _note_skipped(run, learned, step)
     prompts = [group for group in chosen if group.task.origin is None]
     write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics | learned
+
+
+def _note_skipped(run: Run, learned: Metrics, step: int) -> None:
+    """Tells the user that updates of a step were skipped.
+
+    Raises:
+        UserError: several updates in a row were.
+    """
+    what = f"the gradient of {learned['updates/skipped']:.0f} updates in step {step} was not finite"
+    if run.learner.skipped_in_a_row >= MAX_SKIPPED:
+        raise diverged(f"{what}, and that of {run.learner.skipped_in_a_row} updates in a row", run.folder.path)
+    run.status.note(f"{what}; they were skipped")
 
 
 async def _publish_policy(run: Run, pipeline: Pipeline) -> Pipeline:
@@ -172,9 +213,9 @@ async def _evaluate(run: Run, pipeline: Pipeline, key: str) -> Metrics:
     await _publish_tasks(run, tasks)
     groups = await run.collector.take(tasks)
     ended_step = max(0, pipeline.next_step - 1)  # the step whose row has this accuracy
-    run.folder.append_failures(failures(groups, ended_step))
+    run.folder.append_failures(failures(groups, ended_step, run.folder))
     if not finished(groups):
-        raise UserError(f"every evaluation group failed, the first because: {groups[0].error}")  # type: ignore[union-attr]
+        raise UserError(f"every evaluation group failed, the first because: {first_failure(groups, run.folder)}")
     if failed := len(groups) - len(finished(groups)):
         log.warning("%d of %d evaluation groups failed and are not counted in the accuracy", failed, len(groups))
     return {key: accuracy(groups)}

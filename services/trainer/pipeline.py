@@ -59,6 +59,12 @@ class Pipeline:
         """The pipeline after `next_step` ended with a new policy: one more step is in flight, pinned to it."""
         return Pipeline(self.next_step + 1, (*self.pinned[1:], Pinned(policy, teacher)))
 
+    def renewed(self, policy: PolicyRef) -> Pipeline:
+        """The pipeline with another policy as the newest, which also is its own teacher if the old one was."""
+        *older, newest = self.pinned
+        teacher = policy if newest.teacher == newest.policy else newest.teacher
+        return Pipeline(self.next_step, (*older, Pinned(policy, teacher)))
+
     def resized(self, lag: int) -> Pipeline:
         """The same policies with another lag, for a run that resumes with a changed `loop.lag`.
 

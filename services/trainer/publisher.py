@@ -13,12 +13,13 @@ from pathlib import Path
 import grpc
 from torch import Tensor
 
-from cepo.errors import PolicyError, WireError
+from cepo.errors import PolicyError, UserError, WireError
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.messages.wire import from_proto
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.service import adapters
 from cepo.service.bus import Bus
+from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
 
 CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
@@ -48,11 +49,20 @@ class Publisher:
         self._tokenizer_sha256 = tokenizer_sha256
         self._tolerance = CANARY_TOLERANCE[dtype] * (len(canary_ids) - 1)
         self._expected = {BASE_POLICY: Expected(0, learner.canary(canary_ids, base=True))}
+        if not math.isfinite(base := self._expected[BASE_POLICY].canary_logp):
+            raise UserError(
+                f"model.path: the base model gives the log-prob {base} in the trainer; its weights are damaged, or do "
+                f"not work in model.dtype={dtype}"
+            )
         self._published_at: dict[PolicyRef, float] = {}
         self._reload_seconds: dict[PolicyRef, float] = {}
 
     async def publish(self, version: int) -> PolicyRef:
-        """Publishes the learner's current weights as a version."""
+        """Publishes the learner's current weights as a version.
+
+        Raises:
+            UserError: the weights, or the log-probs under them, are not finite. No task names such a version.
+        """
         policy = await asyncio.to_thread(self._write, version, f"v{version:06d}")
         await self._bus.announce(policy)  # engines load it while the trainer computes its canary
         await asyncio.to_thread(self._expect_canary, policy)
@@ -73,6 +83,8 @@ class Publisher:
         return await asyncio.to_thread(written)
 
     def _write(self, version: int, folder: str) -> PolicyRef:
+        if broken := first_not_finite(self._learner.adapter()):
+            raise diverged(f"the adapter of version {version} is not finite ({broken})", self._folder.parent)
         files = self._learner.adapter_files()
         policy = PolicyRef(version=version, sha256=adapters.digest(files))
         adapters.write(self._folder / folder, files)
@@ -83,6 +95,9 @@ class Publisher:
     def _expect_canary(self, policy: PolicyRef) -> None:
         """Stores the canary's log-prob under the learner's weights; until then no proof of the policy is accepted."""
         canary_logp = self._learner.canary(self._canary_ids)
+        if not math.isfinite(canary_logp):
+            shutil.rmtree(self.folder(policy))
+            raise diverged(f"under version {policy.version} log-probs are {canary_logp}", self._folder.parent)
         self._expected[policy] = replace(self._expected[policy], canary_logp=canary_logp)
 
     def drop_before(self, version: int, needed: Set[str]) -> None:
@@ -129,6 +144,24 @@ class Publisher:
     def recall(self, policy: PolicyRef, expected: Expected) -> None:
         """Adds a version that an earlier process of this run published."""
         self._expected[policy] = expected
+
+    def intact(self, policy: PolicyRef) -> bool:
+        """Whether the files of a version are whole: those of its digest."""
+        if policy == BASE_POLICY:
+            return True
+        try:
+            return adapters.digest(adapters.read(self.folder(policy))) == policy.sha256
+        except OSError:
+            return False
+
+    def write_again(self, policy: PolicyRef, files: Mapping[str, bytes]) -> None:
+        """Replaces the damaged or missing files of a version."""
+        adapters.write(self.folder(policy), files)
+
+    def restored_otherwise(self, policy: PolicyRef) -> str:
+        """How the canary under the learner's weights differs from the one of a recalled version; empty if it agrees."""
+        now, then = self._learner.canary(self._canary_ids), self._expected[policy].canary_logp
+        return "" if abs(now - then) <= self._tolerance else f"{now:.4f}, and {then:.4f} when {policy.name} was saved"
 
     def expected(self, policy: PolicyRef) -> Expected:
         """What an engine must report for a published policy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
@@ -19,13 +19,16 @@ from cepo.messages.groups import (
     FinishReason,
     GroupFailed,
     Outcome,
+    Stage,
     Verdict,
 )
 from cepo.net.files import replace_file
+from cepo.run.causes import root_cause
 from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
 from cepo.run.lines import Row
 from cepo.service.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
+from cepo.service.stage import GIVEN_UP
 
 REASONS = (
     EvidenceReason.ASKED,
@@ -36,6 +39,8 @@ REASONS = (
     EvidenceReason.TOO_FEW,
 )
 """The reasons that an r- can have, in the order of their metrics."""
+SERVICES = {Stage.ROLLOUT: "rollout", Stage.VERIFY: "verifier", Stage.TEACH: "teacher"}
+"""The service of each stage."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
 Pieces = Callable[[Sequence[int]], list[str]]
 """Splits a response into the text of its tokens. Example: [417, 9, 88] -> ["23", "+", "45"]."""
@@ -139,13 +144,36 @@ def versions(groups: Groups) -> dict[str, float]:
     return {f"version/{engine}": float(min(numbers)) for engine, numbers in proven.items()}
 
 
-def failures(groups: Groups, step: int) -> list[Row]:
+def first_failure(groups: Groups, run: RunDir) -> str:
+    """The reason why the first group that failed did."""
+    return next(_reasons([group for group in groups if isinstance(group, GroupFailed)][:1], run))
+
+
+def _reasons(groups: Sequence[GroupFailed], run: RunDir) -> Iterator[str]:
+    """The reason of each group, with the log of the service on this machine that gave it up.
+
+    A group whose workers died has no error of its own: the service's log names what ended them.
+    """
+    causes: dict[Stage, str] = {}
+    for group in groups:
+        log = run.logs / f"{SERVICES[group.stage]}.log"
+        if not log.is_file():
+            yield group.error
+            continue
+        if group.error.startswith(GIVEN_UP) and group.stage not in causes:
+            causes[group.stage] = root_cause(log)
+        cause = causes.get(group.stage, "") if group.error.startswith(GIVEN_UP) else ""
+        yield f"{group.error}{f', the last by {cause}' if cause else ''}; see {log}"
+
+
+def failures(groups: Groups, step: int, run: RunDir) -> list[Row]:
     """Rows for failures.jsonl: the groups that failed, and the samples that the verifier could not judge."""
     rows: list[Row] = []
+    reasons = _reasons([group for group in groups if isinstance(group, GroupFailed)], run)
     for group in groups:
         about = {"step": step, "group": group.task.group_id, "policy_version": group.task.policy.version}
         if isinstance(group, GroupFailed):
-            what = {"stage": group.stage.name.lower(), "error": group.error, "deliveries": group.deliveries}
+            what = {"stage": group.stage.name.lower(), "error": next(reasons), "deliveries": group.deliveries}
             rows.append({**about, "sample": None, **what})
             continue
         for sample, verdict in enumerate(group.scored.verdicts):

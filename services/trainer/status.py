@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from cepo.run.folder import RunDir
 from cepo.service.bus import Bus, ready, stream_of
 
 BEAT_SECONDS = 1.0
+MAX_NOTES = 20
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Status:
     policy: PolicyRef = BASE_POLICY
     row: Metrics = field(default_factory=dict)
     """The metrics of the last finished step."""
+    notes: list[str] = field(default_factory=list)
+    """What the user of the run should know, such as a checkpoint that is damaged."""
     queues: dict[str, int] = field(default_factory=dict)
     """The number of items on each stream, including those that a worker holds."""
     _peaks: dict[str, int] = field(default_factory=dict)
@@ -37,6 +42,12 @@ class Status:
     def enter(self, phase: str) -> None:
         """Begins a phase and writes the status."""
         self.phase, self._since = phase, time.time()
+        self.write()
+
+    def note(self, text: str) -> None:
+        """Adds a note, logs it and writes the status."""
+        log.warning("%s", text)
+        self.notes = [*self.notes, text][-MAX_NOTES:]
         self.write()
 
     def write(self) -> None:
@@ -53,6 +64,7 @@ class Status:
             "steps": self.steps,
             "policy_version": self.policy.version,
             "queues": self.queues,
+            "notes": self.notes,
             "metrics": self.row,
             "time": time.time(),
         }

@@ -9,7 +9,7 @@ import pytest
 
 from cepo.errors import WireError
 from cepo.messages.arrays import Float32Array, Int32Array
-from cepo.messages.groups import EvidenceRow
+from cepo.messages.groups import Completion, EvidenceRow
 from cepo.messages.wire import from_bytes, from_proto, to_bytes, to_proto
 from tests.helpers.factories import make_completion, make_row, make_task, make_top
 
@@ -38,13 +38,28 @@ def test_a_distribution_cut_within_a_number_is_a_wire_error() -> None:
         from_proto(EvidenceRow, message)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_response_with_a_log_prob_that_is_none_is_a_wire_error(broken: float) -> None:
+    possible = make_completion().model_copy(update={"logps": Float32Array.of([-1.0, -math.inf, -2.0])})
+    assert from_bytes(Completion, to_bytes(possible)) == possible
+    for logps in ([-1.0, broken, -2.0], [-math.inf, broken, -2.0]):
+        completion = possible.model_copy(update={"logps": Float32Array.of(logps)})
+        with pytest.raises(WireError, match="a log-prob of the sampled tokens is not a number below infinity"):
+            from_bytes(Completion, to_bytes(completion))
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
         (
             measured(**make_top([[1, 2]] * 3, [[-1.0, float("nan")]] * 3)),
-            "a log-prob of the likeliest tokens is not a number",
+            "a log-prob of the likeliest tokens is not a number below infinity: the model that measured is broken",
         ),
+        (
+            measured(logps=Float32Array.of([-1.0, math.nan, -2.0])),
+            "a log-prob of the response's tokens is not a number below infinity: the model that measured is broken",
+        ),
+        (measured(pooled=Float32Array.of([0.5, math.nan])), "the mean hidden state is not finite: the model that"),
         (measured(**make_top([[1, 2]] * 2, [[-1.0, -2.0]] * 2)), "4 likeliest tokens with 4 log-probs at 3 positions"),
         (measured(top_ids=make_top([[1]] * 3, [[-1.0]] * 3)["top_ids"]), "3 likeliest tokens with 0 log-probs"),
         (

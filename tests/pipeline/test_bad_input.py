@@ -108,4 +108,4 @@ def test_a_run_folder_in_use_and_one_that_holds_no_run(capsys: pytest.CaptureFix
     assert "holds no run to resume" in refused(capsys, run_dir, "--resume")
     run_dir.mkdir()
     (run_dir / "config.toml").write_text("")
-    assert "holds a run already; continue it with --resume" in refused(capsys, run_dir)
+    assert f"holds a run already; continue it with `cepo resume {run_dir}`" in refused(capsys, run_dir)

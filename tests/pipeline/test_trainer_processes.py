@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cepo.run.child import Child
 from cepo.run.file import load
 from cepo.run.folder import RunDir
-from cepo.run.local import Child, Stack, running
+from cepo.run.local import Stack, running
 from tests.helpers.factories import make_config
 from tests.helpers.runs import begin_run
 from tests.pipeline.support import kill

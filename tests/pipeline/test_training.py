@@ -170,7 +170,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
 def test_stopped_resumed_and_with_every_process_killed_it_ends_with_the_same_adapter(
     undisturbed: tuple[Path, str], disturbed: Disturbed
 ) -> None:
-    assert "--resume" in disturbed.stopped
+    assert f"cepo resume {disturbed.run_dir}" in disturbed.stopped
     assert 1 <= disturbed.done < STEPS
     metrics = rows(disturbed.run_dir)
     assert [row["step"] for row in metrics] == list(range(STEPS))

@@ -9,6 +9,7 @@ Shapes: B sequences, T response tokens (padded).
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,6 +71,8 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
         self.context = LearnerContext(self.base, config, patches, ranks)
         self.auxiliary = config.algorithm.auxiliary_model(self.context)
+        self.skipped_in_a_row = 0
+        """Updates without an optimizer step, because their gradient was not finite, since the last one with a step."""
 
     @property
     def bound_modules(self) -> int:
@@ -184,30 +187,34 @@ class Learner:
         old_seconds = time.perf_counter() - started
         update = PolicyUpdate(algorithm, batch, adv_BT, has_gradient_B, logp_old_BT)
         for rows in minibatches:
-            update.grad_norms.append(self._train_minibatch(update, rows))
+            self._train_minibatch(update, rows)
         return {**update.metrics(self.ranks, step), "learning_rate": rate, "time/old_seconds": old_seconds}
 
-    def _train_minibatch(self, update: PolicyUpdate, rows: list[int]) -> float:
-        """Takes one optimizer step on rows of the batch.
+    def _train_minibatch(self, update: PolicyUpdate, rows: list[int]) -> None:
+        """Takes one optimizer step on rows of the batch, and records the norm of the gradient before clipping.
 
         Sequences whose advantage is zero everywhere have no gradient: they count in the loss's denominators and skip
-        the model. If all do, nothing changes, the weight decay included.
-
-        Returns:
-            The norm of the gradient before clipping; 0 if no row has one.
+        the model. If all do, nothing changes, the weight decay included, and the norm is 0. A gradient that is not
+        finite takes no step either: one NaN would make every weight NaN.
         """
         minibatch = update.batch.rows(rows)
         self.optimizer.zero_grad(set_to_none=True)
         trained = [row for row in rows if update.has_gradient_B[row]]
         if not trained:
-            return 0.0
+            update.grad_norms.append(0.0)
+            return
         for micro_rows in self.context.microbatches(update.batch, trained, whole_groups=update.algorithm.whole_groups):
             micro = update.batch.rows(micro_rows).to(self.parameters[0].device)
             update.backward(micro_rows, micro, self._student(micro), minibatch)
         self.context.all_reduce_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm))
+        if not math.isfinite(norm):
+            update.skipped += 1
+            self.skipped_in_a_row += 1
+            return
         self.optimizer.step()
-        return float(norm)
+        update.grad_norms.append(norm)
+        self.skipped_in_a_row = 0
 
     def _student(self, batch: TrainBatch) -> ResponseStates:
         return self.context.states(batch, self._config.sampling.temperature)

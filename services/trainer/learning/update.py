@@ -86,7 +86,9 @@ class PolicyUpdate:
     """None while the policy still is the one at the start of the step: its log-probs then are the student's own."""
     totals: UpdateTotals = field(default_factory=UpdateTotals)
     grad_norms: list[float] = field(default_factory=list)
-    """The gradient norm of every mini-batch, before clipping."""
+    """The gradient norm of every mini-batch with a finite one, before clipping."""
+    skipped: int = 0
+    """Mini-batches whose gradient was not finite; they took no optimizer step."""
 
     def __post_init__(self) -> None:
         self.tokens = TokenRecord(self.batch)
@@ -119,8 +121,9 @@ class PolicyUpdate:
         tokens = self.tokens
         ranks.all_reduce_sum([tokens.logp_BT, tokens.logp_old_BT, tokens.sampled_BT])
         return {
-            **totals.metrics(len(self.grad_norms)),
-            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
+            **totals.metrics(len(self.grad_norms) + self.skipped),
+            "grad_norm": sum(self.grad_norms) / max(1, len(self.grad_norms)),
+            "updates/skipped": float(self.skipped),
             **engine_metrics(tokens.logp_old_BT, self.batch.rollout_logp_BT, tokens.sampled_BT),
             **self.algorithm.diagnostics(self.batch, self.adv_BT, tokens.logp_BT, step),
         }

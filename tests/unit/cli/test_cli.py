@@ -26,7 +26,8 @@ from cepo.run.deployment import SPECS
 from tests.helpers.factories import RUNS
 
 OPTIONS = {
-    "train": "--run-dir --set --resume --redis",
+    "train": "--run-dir --set --resume --allow-change --redis",
+    "resume": "--set --allow-change --redis",
     "sweep": "--run-dir --set --redis",
     "check": "--set --run-dir --redis --all --html --json",
     "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",

@@ -11,10 +11,13 @@ import psutil
 import pytest
 
 from cepo.errors import UserError
+from cepo.run.child import MAX_RESTARTS, Child, ServiceDown
 from cepo.run.folder import RunDir
-from cepo.run.local import MAX_RESTARTS, Child, ServiceDown, Stack
+from cepo.run.local import Stack, running
+from cepo.run.redis_watch import RedisWatch
 from tests.helpers.factories import make_config
 from tests.helpers.processes import ends
+from tests.helpers.runs import make_run
 
 
 def child(tmp_path: Path, code: str) -> Child:
@@ -113,3 +116,124 @@ def test_on_policy_the_trainer_has_every_core_and_the_others_half(tmp_path: Path
         threads = {name: c.environment["OMP_NUM_THREADS"] for name, c in children.items() if name != "redis"}
         assert threads.pop("trainer") == wanted
         assert set(threads.values()) == {half}
+
+
+FAILS = (
+    "import sys; print('ValueError: this model is not supported'); print('RuntimeError: See root cause above'); "
+    "sys.exit(1)"
+)
+
+
+def test_a_process_that_dies_twice_in_the_same_way_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    process = child(tmp_path, FAILS)
+    process.start()
+    assert ended(process).check() is None
+    with pytest.raises(ServiceDown) as error:
+        ended(process).check()
+    assert str(error.value) == (
+        f"worker died twice in the same way (exit 1): ValueError: this model is not supported; see {process.log}"
+    )
+
+
+def test_a_process_that_fails_while_the_run_is_drained_ends_it_at_once(tmp_path: Path) -> None:
+    process = child(tmp_path, FAILS)
+    process.start()
+    with pytest.raises(
+        ServiceDown, match=r"worker died .exit 1., so the step cannot be finished: ValueError: this model"
+    ):
+        ended(process).check(last_step=True)
+
+
+def test_deaths_by_other_errors_and_kills_are_not_the_same_way(tmp_path: Path) -> None:
+    code = (
+        f"import os, pathlib, sys; p = pathlib.Path({str(tmp_path / 'lives')!r}); n = len(p.read_text()) if p.exists() "
+        "else 0; p.write_text('x' * (n + 1)); n < 2 and (print(f'ValueError: {chr(65 + n)}'), sys.exit(1)); "
+        "n < 4 and (print('ValueError: A', flush=True), os.kill(os.getpid(), 9))"
+    )
+    process = child(tmp_path, code)
+    process.start()
+    for _ in range(4):
+        assert ended(process).check() is None
+    assert ended(process).check() == 0
+    assert process.causes == ["ValueError: A", "ValueError: B"]
+
+
+def stack_of(folder: Path, **codes: str) -> Stack:
+    """A stack whose services run these programs."""
+    run = make_run(folder)
+    stack = Stack(make_config(), run, redis_url="redis://127.0.0.1:1/0", services=())
+    stack.children = {
+        name: Child(name, [sys.executable, "-c", code], {}, run.logs / f"{name}.log") for name, code in codes.items()
+    }
+    stack._watch = Answering()
+    return stack
+
+
+class Answering(RedisWatch):
+    """Says what the test says about Redis."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.silent = self.just_back = False
+
+    @property
+    def was_silent(self) -> bool:
+        return self.just_back
+
+    def answers(self) -> bool:
+        return not self.silent
+
+
+def test_a_step_between_two_deaths_forgives_the_first(tmp_path: Path) -> None:
+    stack = stack_of(tmp_path, rollout=FAILS, trainer="import time; time.sleep(600)")
+    rollout = stack.children["rollout"]
+    for each in stack.children.values():
+        each.start()
+    try:
+        ended(rollout)
+        assert stack.check() is False
+        stack.run.append({"step": 0})
+        ended(rollout)
+        assert stack.check() is False
+        ended(rollout)
+        with pytest.raises(ServiceDown, match="died twice in the same way"):
+            stack.check()
+    finally:
+        stack.stop(0.0)
+
+
+def test_a_drained_run_whose_service_fails_ends_within_seconds_though_its_trainer_waits(tmp_path: Path) -> None:
+    waits = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    stack = stack_of(tmp_path, rollout=f"import time; time.sleep(0.5)\n{FAILS}", trainer=waits)
+    stack.start = lambda: [each.start() for each in stack.children.values()]  # type: ignore[method-assign,assignment]
+    begin = time.monotonic()
+
+    def drained() -> None:
+        with running(stack):
+            stack.drain()
+            while not stack.check():
+                time.sleep(0.02)
+
+    with pytest.raises(ServiceDown, match="so the step cannot be finished"):
+        drained()
+    assert time.monotonic() - begin < 10
+
+
+def test_while_redis_is_silent_nothing_is_judged_and_afterwards_all_are_restarted(tmp_path: Path) -> None:
+    unreachable = "import sys; print('cepo verifier: Redis at 127.0.0.1:1 does not answer'); sys.exit(2)"
+    stack = stack_of(tmp_path, verifier=unreachable, trainer="import time; time.sleep(600)")
+    verifier, watch = stack.children["verifier"], stack._watch
+    assert isinstance(watch, Answering)
+    for each in stack.children.values():
+        each.start()
+    try:
+        watch.silent = True
+        ended(verifier)
+        assert stack.check() is False
+        assert len(verifier.started) == 1
+        watch.silent, watch.just_back = False, True
+        verifier.command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        assert stack.check() is False
+        assert (len(verifier.started), verifier.code, verifier.causes) == (2, None, [])
+    finally:
+        stack.stop(0.0)

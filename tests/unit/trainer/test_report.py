@@ -21,14 +21,17 @@ from cepo.messages.groups import (
     FinishReason,
     GroupFailed,
     Outcome,
+    Stage,
 )
 from cepo.run.folder import RunDir
+from cepo.service.stage import GIVEN_UP
 from services.trainer.learning.batch import pack
 from services.trainer.report import (
     Trackers,
     accuracy,
     failures,
     finished,
+    first_failure,
     group_metrics,
     hint_metrics,
     judged,
@@ -154,13 +157,36 @@ def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Pat
         assert sample["outcome"] == ("wrong", "correct")[i % 2]
 
 
-def test_what_was_given_up_is_named_with_its_reason() -> None:
+def test_what_was_given_up_is_named_with_its_reason(tmp_path: Path) -> None:
     timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
     judged_but_one = EvidencedGroup(scored=make_scored(verdicts=[make_verdict(1.0), timeout]))
-    group, sample = failures([make_failed(make_task(index=3)), judged_but_one, make_evidenced([1.0, 0.0])], step=4)
+    group, sample = failures(
+        [make_failed(make_task(index=3)), judged_but_one, make_evidenced([1.0, 0.0])], 4, RunDir(tmp_path)
+    )
     assert (group["step"], group["stage"], group["error"], group["sample"]) == (4, "verify", "it broke", None)
     assert group["group"] == make_task(index=3).group_id
     assert (sample["sample"], sample["error"]) == (1, "timeout: comparing took longer")
+
+
+def test_a_group_whose_workers_ended_is_told_with_what_ended_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.logs / "rollout.log").write_text(
+        "(EngineCore pid=7) IndexError: index out of range in self\n"
+        "cepo.errors.EngineDown: vLLM's engine process has stopped\n"
+    )
+    given_up = GroupFailed(
+        task=make_task(),
+        stage=Stage.ROLLOUT,
+        error=f"{GIVEN_UP} after 5 deliveries that ended its workers",
+        deliveries=6,
+    )
+    told = f"{given_up.error}, the last by IndexError: index out of range in self; see {run.logs / 'rollout.log'}"
+    assert first_failure([make_evidenced(), given_up], run) == told
+    row, _ = failures([given_up, make_failed()], 0, run)
+    assert row["error"] == told
+    assert first_failure([make_failed()], run) == "it broke"  # a verifier on another machine: no log here
+    (run.logs / "verifier.log").touch()
+    assert first_failure([make_failed()], run) == f"it broke; see {run.logs / 'verifier.log'}"
 
 
 def test_the_oldest_version_of_each_engine_is_told() -> None:
@@ -215,7 +241,9 @@ def test_a_run_folder_is_neither_overwritten_nor_resumed_by_accident(tmp_path: P
         run.create(make_config(), resume=True)
     assert not run.path.exists()
     run.create(make_config(), resume=False)
-    with pytest.raises(UserError, match="holds a run already; continue it with --resume"):
+    with pytest.raises(
+        UserError, match=f"holds a run already; continue it with `cepo resume {run.path}`, or give another"
+    ):
         run.create(make_config("loop.seed=1"), resume=False)
     assert "seed = 0" in run.config.read_text()
     run.create(make_config("loop.seed=1"), resume=True)
