@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import join, quote
 from typing import TYPE_CHECKING, Self
 
 import httpx
@@ -58,7 +58,7 @@ class ProgressDisplay:
             redis: the Redis that the user gave, for the command that resumes the run.
         """
         given = ["--redis", shown(redis)] if redis else []
-        self.resume_command = f"{PROGRAM} {shlex.join(['resume', str(folder.path), *given])}"
+        self.resume_command = f"{PROGRAM} {join(['resume', str(folder.path), *given])}"
         """Resumes the run with the values that it has. A password in the address of Redis is left out."""
         self._config = config
         self._folder = folder
@@ -158,12 +158,19 @@ class ProgressDisplay:
     def _next(self, file: Path) -> list[tuple[str, str]]:
         other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"
         samples = sorted(self._folder.rollouts.glob("*.jsonl"))
-        suggestions = [(f"{PROGRAM} export {self._folder.path} adapter", "the trained adapter, for PEFT or vLLM")]
+        suggestions = [
+            (f"{PROGRAM} export {quote(str(self._folder.path))} adapter", "the trained adapter, for PEFT or vLLM")
+        ]
         if samples:
-            suggestions.append((f"head -n 1 {samples[-1]}", "one group with the evidence and advantage of every token"))
+            suggestions.append(
+                (f"head -n 1 {quote(str(samples[-1]))}", "one group with the evidence and advantage of every token")
+            )
         if not (self._config.algorithm.offline or self._config.algorithm.scores_steps):  # GRPO and RLSD need other data
             suggestions.append(
-                (f"{PROGRAM} train {file} --set algorithm.name={other}", f"the same with {other.upper()}, to compare")
+                (
+                    f"{PROGRAM} train {quote(str(file))} --set algorithm.name={other}",
+                    f"the same with {other.upper()}, to compare",
+                )
             )
         return suggestions
 

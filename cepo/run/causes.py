@@ -7,7 +7,7 @@ failure of another process. The JSON lines of a service report errors that it su
     (EngineCore pid=7) ERROR 11-30 10:00:00 [core.py:900] ValueError: GPT2LMHeadModel does not support LoRA yet.
     RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
 
-    -> "ValueError: GPT2LMHeadModel does not support LoRA yet."
+    -> "ValueError: GPT2LMHeadModel does not support LoRA yet"
 """
 
 from __future__ import annotations
@@ -53,4 +53,4 @@ def same_way(cause: str) -> str:
 
 def _exception(line: str) -> str:
     rest = _PREFIX.sub("", line, count=1)
-    return rest.strip() if _EXCEPTION.match(rest) else ""
+    return rest.strip().rstrip(".") if _EXCEPTION.match(rest) else ""
