@@ -28,7 +28,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "data": {
         "problems": "train eval question answer images solution rejected split eval_split where eval_where limit "
         "system instruction on_bad_row",
-        "fixed": "answer_kind hint placement",
+        "fixed": "answer_kind hint placement template",
     },
     "algorithm": {"fixed": "*"},
     "lora": {"fixed": "rank alpha targets"},
@@ -65,14 +65,14 @@ class Change:
 
 
 def class_of(key: str) -> Class:
-    """The class of a key such as `optim.lr` or `algorithm.teacher.source`.
+    """The class of a key such as `optim.lr` or `data.template.enable_thinking`, which has that of `data.template`.
 
     Raises:
         KeyError: the key is not classified.
     """
     section, _, name = key.partition(".") if "." in key else ("", "", key)
     for kind, names in KEYS[section].items():
-        if names == "*" or name in names.split():
+        if names == "*" or name.partition(".")[0] in names.split():
             return kind
     raise KeyError(key)
 

@@ -166,7 +166,7 @@ def test_a_run_folder_on_a_read_only_disk_is_one_line(tmp_path: Path, capsys: py
 
 
 def test_the_launcher_names_the_full_disk_of_a_process_that_could_not_log_it(tmp_path: Path) -> None:
-    from cepo.run.local import Child
+    from cepo.run.child import Child
 
     with small_disk(tmp_path / "disk") as disk:
         ballast = fill(disk)

@@ -203,9 +203,15 @@ def test_a_step_between_two_deaths_forgives_the_first(tmp_path: Path) -> None:
 
 
 def test_a_drained_run_whose_service_fails_ends_within_seconds_though_its_trainer_waits(tmp_path: Path) -> None:
-    waits = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    waits = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    )
     stack = stack_of(tmp_path, rollout=f"import time; time.sleep(0.5)\n{FAILS}", trainer=waits)
-    stack.start = lambda: [each.start() for each in stack.children.values()]  # type: ignore[method-assign,assignment]
+    for each in stack.children.values():
+        each.start()
+    stack.start = lambda: None  # type: ignore[method-assign]
+    while not stack.children["trainer"].last_lines(1):
+        time.sleep(0.02)
     begin = time.monotonic()
 
     def drained() -> None:
