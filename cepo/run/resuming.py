@@ -33,9 +33,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "algorithm": {"fixed": "*"},
     "lora": {"fixed": "rank alpha targets"},
     "sampling": {"fixed": "prompts samples temperature top_p top_k max_tokens"},
-    "reward": {
-        "fixed": "accuracy format overlong_buffer overlong_factor length repetition repetition_ngram functions scorer"
-    },
+    "reward": {"fixed": "*"},
     "optim": {
         "fixed": "lr schedule warmup_steps weight_decay max_grad_norm minibatches",
         "free": "tokens_per_microbatch gradient_checkpointing",
@@ -48,7 +46,7 @@ KEYS: dict[str, dict[Class, str]] = {
         "free": "device gpu_memory_utilization max_num_seqs max_lora_rank teacher tensor_parallel trainer_processes"
     },
 }
-"""The keys of each section by class; `*` stands for the keys of every method."""
+"""The keys of each section by class; `*` stands for every key, also those of other methods."""
 
 
 @dataclass(frozen=True)

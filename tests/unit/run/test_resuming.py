@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,14 @@ def with_changes(config: RunConfig, keys: set[str]) -> RunConfig:
     return result
 
 
+def fixed(key: str) -> bool:
+    with suppress(KeyError):  # the first test names a key without a class
+        return class_of(key) == "fixed"
+    return False
+
+
 ALL = [key for key, _ in leaves(BASE.model_dump(mode="json")) if key != "algorithm.name"]
-FIXED = [key for key in ALL if class_of(key) == "fixed"]
+FIXED = [key for key in ALL if fixed(key)]
 
 
 def test_every_key_of_a_run_is_classified_once_and_every_classified_key_exists() -> None:
@@ -94,7 +101,8 @@ def test_every_key_of_a_run_is_classified_once_and_every_classified_key_exists()
         for name in names.split()
         if name != "*"
     ]
-    assert sorted(listed) == sorted(keys)
+    open_sections = tuple(f"{section}." for section, classes in KEYS.items() if "*" in classes.values())
+    assert sorted(listed) == sorted(key for key in keys if not key.startswith(open_sections))
 
 
 def test_the_keys_of_every_method_are_fixed() -> None:
