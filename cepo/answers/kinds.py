@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import reference_of, shown
-from cepo.answers.notation import as_number, is_words, normalise
+from cepo.answers.notation import as_number, is_words, normalise, respelt
 from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 
@@ -52,6 +52,19 @@ _FLAGS = {
     "percent=fraction": "percent_fraction", "case": "case", "articles": "articles",
 }  # fmt: skip
 """The field of `Kind` that an option without a number sets."""
+ARTICLES = ("the", "a", "an")
+_TRUTH = re.compile(
+    r"\W*(?:(?:it|that|this|the (?:statement|claim|answer|assertion)) is )?(yes|no|true|false)"
+    r"(?=[.,;:!)]|$| because\b| since\b)(.*)",
+    re.DOTALL,
+)
+_OTHER_TRUTH = re.compile(
+    r"(?:(not|never|n't) (?:\w+ )?)?\b(yes|no|true|false)(?=\s*(?:[.,;:!?)]|$|otherwise\b|if\b|when\b))"
+)
+_HYPHEN = re.compile(
+    r"(?<=[^\W\d_])[-/](?=[^\W\d_]{3})|(?<=[^\W\d_]{3})[-/](?=[^\W\d_])|(?<=[^\W\d_]{2}) - (?=[^\W\d_]{2})"
+)
+_PARTS = re.compile(r"\w+(?:[.,](?=\d)\w+)*|[-+#/<>=%&*@^|~]")
 _TOLERANCE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?(?:e-?\d{1,2})?)(%?)")
 
 
@@ -84,6 +97,10 @@ class Kind:
     def margin(self, reference: Fraction) -> Fraction:
         """The largest difference that counts as equal."""
         return self.tolerance * abs(reference) if self.relative else self.tolerance
+
+
+ANY = Kind()
+"""A kind without options."""
 
 
 def parse_kind(text: str) -> Kind:
@@ -170,20 +187,38 @@ def check_reference(text: str, kind: str = "") -> str:
 
 
 def truth(answer: str) -> bool | None:
-    """The truth value of a yes-or-no answer, which a reason may follow; None if it has none."""
-    first = re.match(r"\W*([^\W\d_]+)(?=[.,;:!]|$)", normalise(answer).casefold())
-    return TRUTHS.get(first[1]) if first else None
+    """The truth value of a yes-or-no answer, which a reason may follow; None if it has none or both.
+
+    Example:
+        truth("Yes, since no prime divides it")  # True
+        truth("Yes, no")  # None
+    """
+    first = _TRUTH.match(respelt(answer).casefold())
+    if not first:
+        return None
+    value = TRUTHS[first[1]]
+    others = {TRUTHS[other[2]] is not bool(other[1]) for other in _OTHER_TRUTH.finditer(first[2])}
+    return value if others <= {value} else None
 
 
-def words(answer: str) -> str:
-    """The words of a text in lower case, as texts are compared."""
-    return " ".join(re.findall(r"\w+", normalise(answer).casefold()))
+def words(answer: str, kind: Kind = ANY) -> str:
+    """The words and signs of a text as texts are compared: without punctuation, a leading article and capital letters.
+
+    Example:
+        words("The left-handed C++ user.")  # "left handed c + + user"
+    """
+    text = respelt(answer).strip("*")
+    text = _HYPHEN.sub(" ", text if kind.case else text.casefold())
+    parts = _PARTS.findall(text)
+    if not kind.articles and len(parts) > 1 and parts[0].casefold() in ARTICLES and len(parts[1]) > 1:
+        parts = parts[1:]
+    return " ".join(parts)
 
 
 def _inferred(reference: str) -> str:
     if looks_like_choice(reference):
         return "choice"
-    if normalise(reference).casefold() in TRUTHS:
+    if truth(reference) is not None:
         return "yesno"
     if is_words(normalise(reference)):
         return "text"

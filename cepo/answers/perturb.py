@@ -92,7 +92,7 @@ def _distinct(made: Iterator[AnswerVariant], seen: set[str], kind: Kind, *, exac
 
 
 def _key(text: str, kind: Kind) -> str:
-    return words(text) if kind.name == "text" else normalise(text)
+    return words(text, kind) if kind.name == "text" else normalise(text)
 
 
 def _of_choice(reference: str, _: Kind) -> Iterator[AnswerVariant]:

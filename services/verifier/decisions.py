@@ -76,8 +76,8 @@ def _number(kind: Kind, answer: str, reference: str) -> bool | None:
     return None if close and not (given.unit or wanted.unit) else False
 
 
-def _text(_: Kind, answer: str, reference: str) -> bool:
-    one, other = words(answer), words(reference)
+def _text(kind: Kind, answer: str, reference: str) -> bool:
+    one, other = words(answer, kind), words(reference, kind)
     return one == other if other else normalise(answer) == normalise(reference)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cepo.answers.choices import chosen, labelled_option, options
-from cepo.answers.extract import count_boxes, extract, is_marked
-from cepo.answers.kinds import WORDINGS, Kind, Reference
-from cepo.answers.notation import MAX_ANSWER_CHARACTERS, as_number, normalise, plain
+from cepo.answers.choices import chosen, chosen_option, labelled_option
+from cepo.answers.extract import boxed, extract, is_marked, is_unfinished
+from cepo.answers.kinds import Kind, Reference
+from cepo.answers.notation import as_number, normalise, plain
 from cepo.answers.quantities import quantity
 from cepo.answers.statements import stated
+from cepo.answers.structure import bracketed, elements
 from cepo.messages.groups import Outcome, Verdict
 from services.verifier.decisions import decide
 from services.verifier.grader import Comparison, Finding
 
-TAIL_CHARACTERS = 2000
-"""How many characters at the end of an unmarked response are searched for an answer."""
 _SHOWN_CHARACTERS = 40
 
 
@@ -41,21 +40,17 @@ class Question:
     reference: str
     kind: Kind
     marked: bool = True
-    """Whether the response marks its answer; if not, the answer was found in its words or is looked for in its tail."""
-    tail: str = ""
-    """The end of a response with no mark or with several boxes, where the algebra looks for the answer or answers;
-    nothing is extracted yet."""
+    """Whether the response marks its answer; if not, the response states it in words."""
     meant: str = ""
     """The letter of the option whose text the answer is."""
 
     def comparison(self) -> Comparison:
         """The two sides as the algebra takes them."""
-        reference = self.reference if self.tail else plain(self.reference)
-        return Comparison(self.tail or plain(self.extracted), reference, self.kind, bool(self.tail))
+        return Comparison(plain(self.extracted), plain(self.reference), self.kind)
 
     def decide(self) -> bool | None:
         """Whether the answers are equal; None if only algebra can tell."""
-        return None if self.tail else decide(self.kind, self.meant or self.extracted, self.reference)
+        return decide(self.kind, self.meant or self.extracted, self.reference)
 
     def verdict(self, outcome: Outcome, reason: str) -> Verdict:
         """The verdict with this outcome."""
@@ -80,12 +75,7 @@ class Question:
 
     def found(self, finding: Finding) -> Verdict:
         """The verdict that follows from the algebra's finding."""
-        if not self.tail:
-            return self.judged(finding.equal)
-        if not finding.extracted:
-            return self.verdict(Outcome.UNPARSED, "no mark, and nothing in it reads as an answer")
-        extracted = finding.extracted.encode("utf-8", "replace").decode("utf-8")[:MAX_ANSWER_CHARACTERS]
-        return replace(self, extracted=extracted, tail="").judged(finding.equal)
+        return self.judged(finding.equal)
 
     def _normalised(self) -> str:
         if self.kind.name == "choice" and (letters := chosen(self.extracted, labelled_option(self.reference))):
@@ -103,18 +93,24 @@ def question(item: Item, reference: Reference) -> Question | Verdict:
     """
     kind, extracted = reference.kind, extract(item.response)
     marked = extracted is not None
-    unmarked = not marked and kind.anywhere and not is_marked(item.response)
-    if unmarked and kind.name in WORDINGS:
-        extracted = stated(item.response, kind.name)
-    tail = item.response[-TAIL_CHARACTERS:].encode("utf-8", "replace").decode("utf-8")
-    if kind.anywhere and kind.name not in WORDINGS:
-        several = marked and max(count_boxes(tail), count_boxes(reference.text)) > 1
-        if several or (unmarked and tail.strip() and not item.cut):
-            return Question("", reference.text, kind, marked, tail)
-    if extracted is not None:
-        letters = chosen(extracted, options(item.question)) if kind.name == "choice" and item.question else ()
-        return Question(extracted, reference.answer, kind, marked, meant=",".join(sorted(letters)))
-    return _unanswered(item)
+    if kind.anywhere and not item.cut:
+        if extracted is None and not is_unfinished(item.response):
+            extracted = stated(item.response, kind.name)
+        elif extracted is not None:
+            extracted = _of_all_boxes(item.response, reference) or extracted
+    if extracted is None:
+        return _unanswered(item)
+    meant = chosen_option(extracted, item.question, reference.answer, kind.name) if item.question else ""
+    asked = Question(extracted, reference.answer, kind, marked, meant or "")
+    return asked.judged(equal=False) if meant is None else asked
+
+
+def _of_all_boxes(response: str, reference: Reference) -> str:
+    """The answers in all boxes of a response, if the reference lists as many; empty otherwise."""
+    group = bracketed(reference.answer)
+    wanted = len(group.items if group and group.is_set else elements(reference.answer))
+    contents = boxed(response) if wanted > 1 else []
+    return ", ".join(contents) if len(contents) == wanted and all(len(elements(one)) == 1 for one in contents) else ""
 
 
 def _unanswered(item: Item) -> Verdict:

@@ -23,7 +23,7 @@ from cepo.errors import UserError
         ("\\boxed{ 7\n}", "7"),
         ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
         ("\\boxed{\\text{Evelyn}} is it", "\\text{Evelyn}"),
-        ("\\boxed{5} #### 6", "5"),
+        ("\\boxed{5} #### 6", "6"),
         ("3 + 4 = 7\n#### 72", "72"),
         ("#### 1\n#### $1,234", "$1,234"),
         ("#### -5.50 \nend", "-5.50"),
@@ -31,7 +31,9 @@ from cepo.errors import UserError
         ("<answer> 5 </answer>", "5"),
         ("<answer>4</answer> no <ANSWER>5</ANSWER>", "5"),
         ("<answer>\\boxed{5}</answer>", "5"),
-        ("<answer>5</answer>\n#### 6", "5"),
+        ("<answer>5</answer>\n#### 6", "6"),
+        ("\\boxed{5} \\boxed{}", "5"),
+        ("my answer: 5", "5"),
         ("Answer: 4\nAnswer: $5$", "$5$"),
         ("**Final Answer:** 5", "5"),
         ("#### 4\nAnswer: 5", "5"),
@@ -44,8 +46,8 @@ def test_the_last_answer_is_found(text: str, answer: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "the answer is 5", "\\boxed{}", "\\boxed{ }", "\\boxed{$$}", "\\boxed{5", "\\boxed{5} and \\boxed{7",
-     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}", "\\boxed{5} \\boxed{}",
-     "<answer>5", "<answer></answer>", "<answer>4</answer><answer>5", "Answer:", "my answer: 5"],
+     "\\boxed", "#### Step 3: add", "####", "\\boxed{\x00\x07}", "\\boxed{\\text{}}",
+     "<answer>5", "<answer></answer>", "<answer>4</answer><answer>5", "Answer:"],
 )  # fmt: skip
 def test_no_answer_is_none(text: str) -> None:
     assert extract(text) is None

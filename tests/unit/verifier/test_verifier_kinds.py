@@ -85,7 +85,7 @@ async def test_the_text_of_an_option_counts_as_its_letter(pool: GraderPool) -> N
     ("response", "reference", "kind", "extracted"),
     [
         ("So the final answer is $\\frac{3}{4}$.", "0.75", "anywhere", "\\frac{3}{4}"),
-        ("\\boxed{1} and \\boxed{2}", "\\{1,2\\}", "math anywhere", "1,2"),
+        ("One is \\boxed{1}. The other is \\boxed{2}.", "\\{1,2\\}", "math anywhere", "1, 2"),
         ("Therefore the answer is (B).", "B", "anywhere", "B"),
         ("I think no.", "no", "yesno anywhere", "no"),
     ],
