@@ -1,0 +1,197 @@
+"""Intervals and their unions, from interval notation, inequalities and absolute values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+from cepo.answers.notation import as_number, normalise
+from services.verifier.shapes.names import is_constant, is_name
+from services.verifier.shapes.splitting import cut, elements, enclosed
+from services.verifier.shapes.types import EVERYTHING, Piece, Pieces
+
+INFINITY = "\\infty"
+_UNBOUNDED = re.compile(r"[-+]?\s*(?:\\infty|infinity|inf)", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"(?:\||\\l?vert(?![A-Za-z]))(.+)(?:\||\\r?vert(?![A-Za-z]))", re.DOTALL)
+_SHIFTED = re.compile(r"(.+?)\s*([-+])\s*([^-+]+)")
+_REAL = re.compile(
+    r"\\mathbb\s*\{?R\}?|\\R|\u211d|(?:\\text\s*\{)?\s*(?:the set of )?all (?:real numbers|reals?)(?: numbers)?\s*\}?"
+)
+FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+
+
+def bracketed(opening: str, content: str, closing: str) -> Pieces | None:
+    """The interval that two bounds in brackets describe."""
+    bounds, _ = elements(content, bracketed=True)
+    if len(bounds) != 2 or opening not in ("(", "[") or closing not in (")", "]"):
+        return None
+    low, high = map(_bound, bounds)
+    return Pieces((Piece(low, high, opening == "[", closing == "]"),)) if low and high else None
+
+
+def union(text: str) -> Pieces | None:
+    r"""A union of intervals and sets of points, or of everything but some points; None for other set operations."""
+    parts, _ = cut(text, r"\\cup(?![A-Za-z])|\\bigcup(?![A-Za-z])|(?<=[)\]])\s*U\s*(?=[(\[])")
+    if len(parts) == 1:
+        return _without(text)
+    pieces: list[Piece] = []
+    for part in parts:
+        read = of_set(part)
+        if read is None:
+            return None
+        pieces += read.pieces
+    return Pieces(tuple(pieces))
+
+
+def is_everything(text: str) -> bool:
+    """Whether a text names all real numbers."""
+    return _REAL.fullmatch(text) is not None
+
+
+def of_set(text: str) -> Pieces | None:
+    """A set of numbers in interval or set notation."""
+    if is_everything(text):
+        return EVERYTHING
+    brackets = enclosed(text)
+    if brackets is None:
+        return union(text) if "\\cup" in text or "\\setminus" in text else None
+    opening, content, closing = brackets
+    if opening == "\\{":
+        points, _ = elements(content, bracketed=True)
+        return Pieces(tuple(Piece(point, point, True, True) for point in points)) if content else None
+    return bracketed(opening, content, closing)
+
+
+def _without(text: str) -> Pieces | None:
+    r"""`(1,5) \setminus \{3\}` as the intervals that remain, if all bounds are plain numbers."""
+    parts, _ = cut(text, r"\\setminus(?![A-Za-z])|\\backslash(?![A-Za-z])|\\smallsetminus(?![A-Za-z])|(?<=R\})\s*-")
+    if len(parts) != 2:
+        return None
+    whole, removed = of_set(parts[0]), of_set(parts[1])
+    if whole is None or removed is None or any(piece.low != piece.high for piece in removed.pieces):
+        return None
+    return without(whole, [piece.low for piece in removed.pieces])
+
+
+def without(whole: Pieces, points: Sequence[str]) -> Pieces | None:
+    """A union of intervals less some points; None if a bound or a point is no plain number."""
+    values = {point: number for point in points if (number := _number(point)) is not None}
+    if len(values) < len(points):
+        return None
+    pieces: list[Piece] = []
+    for piece in whole.pieces:
+        low, high = _edge(piece.low), _edge(piece.high)
+        if low is None or high is None:
+            return None
+        inner = sorted((value, point) for point, value in values.items() if low <= value <= high)
+        marks = [piece.low, *(point for _, point in inner), piece.high]
+        for place, (left, right) in enumerate(pairwise(marks)):
+            first, last = place == 0, place == len(marks) - 2
+            pieces.append(Piece(left, right, first and piece.low_closed, last and piece.high_closed))
+    return Pieces(tuple(piece for piece in pieces if piece.low != piece.high or piece.low_closed), whole.variable)
+
+
+def inequality(sides: Sequence[str], operators: Sequence[str]) -> Pieces | None:
+    """The interval that `x < 3`, `2 \\le x < 5` or `|x - 1| < 4` describes; None if it bounds no single unknown."""
+    if len(sides) == 2:
+        return _one_bound(*sides, operators[0]) or _one_bound(sides[1], sides[0], FLIPPED.get(operators[0], ""))
+    if len(sides) != 3 or not _bounded(sides[1]):
+        return None
+    if all(operator in (">", "\\ge") for operator in operators):
+        sides, operators = sides[::-1], [FLIPPED[operator] for operator in operators[::-1]]
+    if not all(operator in ("<", "\\le") for operator in operators):
+        return None
+    low, high = _bound(sides[0]), _bound(sides[2])
+    if not (low and high and is_constant(low) and is_constant(high)):
+        return None
+    return Pieces((Piece(low, high, operators[0] == "\\le", operators[1] == "\\le"),), sides[1])
+
+
+def _one_bound(unknown: str, bound: str, operator: str) -> Pieces | None:
+    limit, closed = _bound(bound), operator in ("\\le", "\\ge")
+    if operator not in FLIPPED or not limit or not is_constant(limit):
+        return None
+    if absolute := _ABSOLUTE.fullmatch(unknown):
+        return _absolute(absolute[1].strip(), limit, operator)
+    if not _bounded(unknown):
+        return None
+    if operator in ("<", "\\le"):
+        return Pieces((Piece(f"-{INFINITY}", limit, False, closed),), unknown)
+    return Pieces((Piece(limit, INFINITY, closed, False),), unknown)
+
+
+def _absolute(inner: str, limit: str, operator: str) -> Pieces | None:
+    centre, name = Fraction(0), inner
+    if not _bounded(inner):
+        shifted = _SHIFTED.fullmatch(inner)
+        number = _number(shifted[3]) if shifted else None
+        if shifted is None or number is None or not _bounded(shifted[1]):
+            return None
+        centre, name = (number if shifted[2] == "-" else -number), shifted[1]
+    radius, closed = _number(limit), operator in ("\\le", "\\ge")
+    if radius is not None:
+        low, high = str(centre - radius), str(centre + radius)
+    elif centre == 0:
+        low, high = f"-{limit}" if re.fullmatch(r"[\w\\{}]+", limit) else f"-({limit})", limit
+    else:
+        return None
+    if operator in ("<", "\\le"):
+        return Pieces((Piece(low, high, closed, closed),), name)
+    return Pieces((Piece(f"-{INFINITY}", low, False, closed), Piece(high, INFINITY, closed, False)), name)
+
+
+def intersection(shapes: Sequence[Pieces]) -> Pieces | None:
+    """The numbers in all of several intervals; None if they have none in common or bounds are no plain numbers."""
+    pieces = [piece for shape in shapes for piece in shape.pieces]
+    lows = [(_edge(piece.low), not piece.low_closed, piece.low) for piece in pieces]
+    highs = [(_edge(piece.high), piece.high_closed, piece.high) for piece in pieces]
+    if any(len(shape.pieces) > 1 for shape in shapes) or any(edge is None for edge, _, _ in lows + highs):
+        return None
+    low, high = max(lows), min(highs)  # type: ignore[type-var]  # no edge is None here
+    if low[0] >= high[0]:  # type: ignore[operator]
+        return None
+    return Pieces((Piece(low[2], high[2], not low[1], high[1]),), shapes[0].variable)
+
+
+def merged(shape: Pieces) -> tuple[tuple[Fraction | float, bool, Fraction | float, bool], ...] | None:
+    """The intervals in order, joined where they touch; None if a bound is no plain number."""
+    edges = []
+    for piece in shape.pieces:
+        low, high = _edge(piece.low), _edge(piece.high)
+        if low is None or high is None:
+            return None
+        if low < high or (low == high and piece.low_closed and piece.high_closed):
+            edges.append((low, not piece.low_closed, high, piece.high_closed))
+    joined: list[tuple[Fraction | float, bool, Fraction | float, bool]] = []
+    for low, low_open, high, high_closed in sorted(edges):
+        if joined and (low < joined[-1][2] or (low == joined[-1][2] and (joined[-1][3] or not low_open))):
+            before = joined[-1]
+            end = max((before[2], before[3]), (high, high_closed))
+            joined[-1] = (before[0], before[1], *end)
+        else:
+            joined.append((low, low_open, high, high_closed))
+    return tuple(joined)
+
+
+def _bound(text: str) -> str:
+    text = text.strip()
+    if _UNBOUNDED.fullmatch(text):
+        return f"-{INFINITY}" if text.startswith("-") else INFINITY
+    return text
+
+
+def _bounded(text: str) -> bool:
+    """Whether a side of an inequality is an unknown."""
+    return is_name(text) and not is_constant(text)
+
+
+def _number(text: str) -> Fraction | None:
+    return as_number(normalise(text))
+
+
+def _edge(text: str) -> Fraction | float | None:
+    if text in (INFINITY, f"-{INFINITY}"):
+        return float(text.replace(INFINITY, "inf"))
+    return _number(text)
