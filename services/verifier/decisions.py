@@ -10,6 +10,7 @@ from cepo.answers.choices import chosen, labelled_option
 from cepo.answers.kinds import DIGITS, Kind, truth, words
 from cepo.answers.notation import as_number, is_words, normalise
 from cepo.answers.quantities import quantity, units_conflict
+from services.verifier.forms import same_form
 
 MIN_DIFFERENCE = Fraction(1, 100_000)
 """Plain numbers that differ by more are different. math-verify compares six decimals, so it decides closer ones."""
@@ -21,7 +22,9 @@ _IN_BASE = re.compile(r"(-?[\dA-Fa-f]+)_\{?(\d+)\}?")
 
 def decide(kind: Kind, answer: str, reference: str) -> bool | None:
     """Whether two answers are equal; None if only algebra can tell."""
-    return _RULES.get(kind.name, _form)(kind, answer, reference)
+    if rule := _WORDED.get(kind.name):
+        return rule(kind, answer, reference)
+    return same_form(answer, reference, kind, decide_element)
 
 
 def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
@@ -31,10 +34,6 @@ def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
     """
     rule = _number if quantity(reference) else _math
     return rule(kind, answer, reference)
-
-
-def _form(_: Kind, answer: str, reference: str) -> bool | None:
-    return True if normalise(answer) == normalise(reference) else None
 
 
 def _math(kind: Kind, answer: str, reference: str) -> bool | None:
@@ -90,9 +89,7 @@ def _choice(_: Kind, answer: str, reference: str) -> bool:
     return chosen(answer, listed) == chosen(reference, {})
 
 
-_RULES: dict[str, Callable[[Kind, str, str], bool | None]] = {
-    "math": _math,
-    "number": _number,
+_WORDED: dict[str, Callable[[Kind, str, str], bool | None]] = {
     "text": _text,
     "yesno": _yesno,
     "choice": _choice,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from cepo.answers.kinds import Kind
+from services.verifier.shapes.comparing import Comparer, Same
+
 _AND = re.compile(r",?\s*(?:\\(?:text|mathrm)\s*\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*|;")
 _QUAD = re.compile(r"\\q?quad(?![a-zA-Z])")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\s*")
@@ -15,6 +18,18 @@ _MATRIX = re.compile(
 _ANGLES = {"\\langle": "(", "\\rangle": ")"}
 _BRACES = (("\\{", "\\}"), ("\\lbrace", "\\rbrace"))
 _RELATION = re.compile(r"=|<|>|\\(?:leq?|geq?|neq?|lt|gt|equiv|approx)(?![a-zA-Z])|[\u2264\u2265\u2260]")
+
+
+def same_form(answer: str, reference: str, kind: Kind, same: Same) -> bool | None:
+    """Whether two answers are equal by their structure; None if only algebra can tell.
+
+    Example:
+        same_form("x = 5, y = 3", "y = 3, x = 5", Kind("math"), decide_element)  # True
+
+    Args:
+        same: compares two elements, values without structure.
+    """
+    return Comparer(kind, same).texts(answer, reference)
 
 
 def as_form(kind: str, answer: str) -> str:

@@ -22,7 +22,7 @@ from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 from services.verifier import functions
 from services.verifier.decisions import decide_element
-from services.verifier.forms import as_form, fits_form
+from services.verifier.forms import as_form, fits_form, same_form
 from services.verifier.functions import Call, one_line
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its timeouts are off
@@ -69,10 +69,7 @@ def compare(asked: Comparison) -> Finding:
         Exception: math-verify or SymPy raised it.
     """
     if not asked.raw:
-        if not fits_form(asked.kind.name, asked.answer):
-            return Finding()
-        answer, reference = (as_form(asked.kind.name, text) for text in (asked.answer, asked.reference))
-        return Finding(equal_elements(answer, reference, asked.kind))
+        return Finding(bool(same_form(asked.answer, asked.reference, asked.kind, equal_elements)))
     parts = _parsed(asked.answer)
     extracted = str(parts[-1]) if parts else ""
     if not parts or not fits_form(asked.kind.name, extracted):

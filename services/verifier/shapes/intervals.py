@@ -96,7 +96,9 @@ def without(whole: Pieces, points: Sequence[str]) -> Pieces | None:
 def inequality(sides: Sequence[str], operators: Sequence[str]) -> Pieces | None:
     """The interval that `x < 3`, `2 \\le x < 5` or `|x - 1| < 4` describes; None if it bounds no single unknown."""
     if len(sides) == 2:
-        return _one_bound(*sides, operators[0]) or _one_bound(sides[1], sides[0], FLIPPED.get(operators[0], ""))
+        return _one_bound(sides[0], sides[1], operators[0]) or _one_bound(
+            sides[1], sides[0], FLIPPED.get(operators[0], "")
+        )
     if len(sides) != 3 or not _bounded(sides[1]):
         return None
     if all(operator in (">", "\\ge") for operator in operators):
@@ -145,12 +147,12 @@ def _absolute(inner: str, limit: str, operator: str) -> Pieces | None:
 def intersection(shapes: Sequence[Pieces]) -> Pieces | None:
     """The numbers in all of several intervals; None if they have none in common or bounds are no plain numbers."""
     pieces = [piece for shape in shapes for piece in shape.pieces]
-    lows = [(_edge(piece.low), not piece.low_closed, piece.low) for piece in pieces]
-    highs = [(_edge(piece.high), piece.high_closed, piece.high) for piece in pieces]
-    if any(len(shape.pieces) > 1 for shape in shapes) or any(edge is None for edge, _, _ in lows + highs):
+    lows = [(edge, not piece.low_closed, piece.low) for piece in pieces if (edge := _edge(piece.low)) is not None]
+    highs = [(edge, piece.high_closed, piece.high) for piece in pieces if (edge := _edge(piece.high)) is not None]
+    if len(pieces) > len(shapes) or min(len(lows), len(highs)) < len(pieces):
         return None
-    low, high = max(lows), min(highs)  # type: ignore[type-var]  # no edge is None here
-    if low[0] >= high[0]:  # type: ignore[operator]
+    low, high = max(lows), min(highs)
+    if low[0] >= high[0]:
         return None
     return Pieces((Piece(low[2], high[2], not low[1], high[1]),), shapes[0].variable)
 

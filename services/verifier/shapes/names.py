@@ -11,7 +11,9 @@ _CONSTANT_COMMAND = re.compile(
     r"\\(?:pi|infty|emptyset|varnothing|mathbb|sqrt|frac|d?t?frac|cdot|times|div|pm|mp|ln|log|sin|cos|tan|cot|sec|csc"
     r"|arcsin|arccos|arctan|exp|circ|degree|binom|sum|prod|int|lim|infin|left|right|pmod|mod|bmod|%)(?![A-Za-z])"
 )
-_DERIVATIVE = re.compile(r"\\[dt]?frac\s*\{\s*(?:d|\\partial)\s*\^?\d?\s*\w*\s*\}\s*\{\s*(?:d|\\partial)\s*\w+\s*\^?\d?\s*\}")
+_DERIVATIVE = re.compile(
+    r"\\[dt]?frac\s*\{\s*(?:d|\\partial)\s*\^?\d?\s*\w*\s*\}\s*\{\s*(?:d|\\partial)\s*\w+\s*\^?\d?\s*\}"
+)
 _MADE_OF = re.compile(r"\\[A-Za-z]+|[\s{}()\[\]|+\-*/:,!\u2220\u25b3]")
 _LETTER = re.compile(r"[^\W\d_]")
 _CONSTANTS = frozenset("ei")
@@ -27,7 +29,9 @@ def letters(text: str) -> set[str]:
 
 def is_constant(text: str) -> bool:
     """Whether a text has no unknown in it: `2\\sqrt{3}`, `\\frac{\\pi}{2}`, `-\\infty`."""
-    greek = re.search(r"\\(?!pi(?![a-z]))(?:[a-z]?(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|phi|omega|epsilon|psi|chi))", text)
+    greek = re.search(
+        r"\\(?!pi(?![a-z]))(?:[a-z]?(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|phi|omega|epsilon|psi|chi))", text
+    )
     return not greek and not letters(text)
 
 
@@ -39,8 +43,11 @@ def is_name(text: str) -> bool:
     words = _WORDED.sub(lambda worded: f" {worded[1]} ", bare)
     if re.search(r"\\(?:pi|infty|emptyset|varnothing|mathbb|sqrt|begin|%|circ)(?![A-Za-z])", words):
         return False
-    rest = re.sub(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|phi|varphi|omega|epsilon|psi|chi|sigma|tau|ell)(?![A-Za-z])",
-                  "x", words)
+    rest = re.sub(
+        r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|phi|varphi|omega|epsilon|psi|chi|sigma|tau|ell)(?![A-Za-z])",
+        "x",
+        words,
+    )
     rest = _MADE_OF.sub("", rest)
     return bool(rest) and all(character.isalpha() for character in rest) and not set(rest) <= _CONSTANTS
 

@@ -12,6 +12,7 @@ from services.verifier.shapes.splitting import cut, elements, enclosed, tidy
 from services.verifier.shapes.types import (
     DOTS,
     EMPTY,
+    EVERYTHING,
     Assignment,
     Equation,
     Grid,
@@ -25,9 +26,9 @@ from services.verifier.shapes.types import (
 MAX_DEPTH = 8
 """Brackets within brackets; deeper ones are left as text."""
 _STRUCTURE = re.compile(
-    r"[,;:=<>()\[\]|\u2260-\u22ff\u2190-\u21ff\uff0c\u3001\uff08\uff1d\uff1a\u00b1\u27e8\u211d]|\.\.\.|\\[{]|\\l?brace"
+    r"[,;:=<>()\[\]|\u2200-\u22ff\u2190-\u21ff\uff0c\u3001\uff08\uff1d\uff1a\u00b1\u27e8\u211d]|\.\.\.|\\[{]|\\l?brace"
     r"|\\(?:l?vert|langle|lbrack|begin|l?dots|cdots|pm|cup|cap|infty|infin|emptyset|varnothing|mathbb|setminus|R|in|ni|notin|leq?|geq?"
-    r"|neq?|lt|gt|leqslant|geqslant|approx|equiv|p?b?mod|to|rightarrow|implies|mid|subset|sim|not|colon|land|lor)(?![a-z])"
+    r"|neq?|lt|gt|leqslant|geqslant|approx|equiv|p?b?mod|to|(?:[lL]eft)?[rR]ightarrow|implies|iff|mapsto|mid|subseteq|subset|sim|cong|propto|ll|gg|not|colon)(?![A-Za-z])"
     r"|(?<![A-Za-z])(?:and|or|to|mod|all)(?![A-Za-z])|\{.*,.*\}"
 )
 _CONDITION = re.compile(
@@ -35,8 +36,8 @@ _CONDITION = re.compile(
     r"|than|least|most|possibly|perhaps|with|without|because|since|so|therefore)\b"
 )
 _NOTE = re.compile(
-    r"\\text\{\s*\((?:a )?(?:double|triple|repeated|simple)(?: root)?\)\s*\}|\\text\{\s*\((?:with )?multiplicity (?:two|three|\d)\)\s*\}"
-    r"|\(\s*(?:double|triple|repeated|simple)(?: root)?\s*\)"
+    r"(?:\\text\{\s*)?\(\s*(?:(?:a )?(?:double|triple|repeated|simple)(?: root)?"
+    r"|(?:with )?multiplicity (?:two|three|\d))\s*\)(?:\s*\})?"
 )
 _GRID = re.compile(
     r"\\begin\s*\{(?P<name>(?:[bBpvV]|small)?matrix\*?|array)\}(?:\s*\{[lcr| ]*\}|\s*\[[lcr]\])?(?P<body>.*)"
@@ -63,11 +64,16 @@ def read(text: str) -> Shape:
     if not _STRUCTURE.search(text):
         return Leaf(text)
     tidied = tidy(text)
-    shape = _Reader().read(tidied)
+    shape = _ShapeReader().read(tidied)
     return Leaf(text) if shape == Leaf(tidied) else shape
 
 
-class _Reader:
+def read_list(text: str) -> Shape:
+    """The structure of an answer in which every comma separates elements: `5,120` is two."""
+    return _ShapeReader().read(f"({tidy(text)})")
+
+
+class _ShapeReader:
     """Reads nested structures down to MAX_DEPTH."""
 
     def __init__(self) -> None:
@@ -86,12 +92,13 @@ class _Reader:
         if _EMPTY.fullmatch(text):
             return EMPTY
         if intervals.is_everything(text):
-            return intervals.EVERYTHING
+            return EVERYTHING
         if _CLOCK.fullmatch(text) or _CONDITION.search(re.sub(r"\\[A-Za-z]+", " ", text)):
             return Leaf(text)
         readers = (
-            self._grid, self._congruence, self._several, self._relation, self._union, self._ratio, self._group, self._signs
-        )  # fmt: skip
+            *(self._grid, self._congruence, self._several, self._relation),
+            *(self._union, self._ratio, self._group, self._signs),
+        )
         for reader in readers:
             if (shape := reader(text)) is not None:
                 return shape
@@ -131,7 +138,9 @@ class _Reader:
             return None
         if all(not isinstance(item, Equation | Pieces | Assignment) or item == first for item in items[1:]):
             return self._listed("list", [first.values[0], *items[1:]])  # `x = 1, 2`
-        named = [(item.names[0], item.values[0]) for item in items if isinstance(item, Equation) and len(item.names) == 1]
+        named = [
+            (item.names[0], item.values[0]) for item in items if isinstance(item, Equation) and len(item.names) == 1
+        ]
         if len(named) < len(items) or any(len(item.sides) != 2 for item in items if isinstance(item, Equation)):
             return None
         if all(same_name(name, first.names[0]) for name, _ in named):
@@ -162,7 +171,7 @@ class _Reader:
 
     def _ratio(self, text: str) -> Shape | None:
         parts, separators = cut(text, r":|(?<=[\d}])\s*\\text\{ *to *\}\s*(?=\d)|(?<=\d)\s+to\s+(?=\d)")
-        if not separators or not all(parts) or is_wordy(text.replace(" to ", " ")) and "\\text" not in text:
+        if not separators or not all(parts) or (is_wordy(text.replace(" to ", " ")) and "\\text" not in text):
             return None
         return Ratio(tuple(self.read(part) for part in parts))
 

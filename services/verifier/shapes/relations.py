@@ -8,16 +8,34 @@ from collections.abc import Callable
 from services.verifier.shapes import intervals
 from services.verifier.shapes.names import is_name
 from services.verifier.shapes.splitting import cut, elements, enclosed
-from services.verifier.shapes.types import Assignment, Congruence, Equation, Group, Leaf, Pieces, Relation, Shape
+from services.verifier.shapes.types import (
+    EVERYTHING,
+    Assignment,
+    Congruence,
+    Equation,
+    Group,
+    Leaf,
+    Pieces,
+    Relation,
+    Shape,
+)
 
 Reader = Callable[[str], Shape]
 _SIGNS = {
-    "<=": "\\le", ">=": "\\ge", "!=": "\\ne", "\u2264": "\\le", "\u2265": "\\ge", "\u2260": "\\ne", "\u2248": "\\approx",
-    "\u2208": "\\in", "\u2209": "\\notin", "\u2192": "\\to", "\u21d2": "\\Rightarrow", "\u2261": "\\equiv", "==": "=",
-    "\\leq": "\\le", "\\leqslant": "\\le", "\\geq": "\\ge", "\\geqslant": "\\ge", "\\neq": "\\ne", "\\lt": "<",
-    "\\gt": ">", "\\not=": "\\ne", "\\rightarrow": "\\to", "\\implies": "\\Rightarrow", "\\coloneqq": "=", ":=": "=",
-    "&=": "=", "<>": "\\ne", "=>": "\\Rightarrow", "->": "\\to", "\\thickapprox": "\\approx",
-}  # fmt: skip
+    "=": "== := &= \\coloneqq",
+    "<": "\\lt",
+    ">": "\\gt",
+    "\\le": "<= \\leq \\leqslant \u2264",
+    "\\ge": ">= \\geq \\geqslant \u2265",
+    "\\ne": "!= <> \\neq \\not= \u2260",
+    "\\approx": "\\thickapprox \u2248",
+    "\\in": "\u2208",
+    "\\notin": "\\not\\in \u2209",
+    "\\to": "-> \\rightarrow \u2192",
+    "\\Rightarrow": "=> \\implies \u21d2",
+    "\\equiv": "\u2261",
+}
+_CANONICAL = {spelling: sign for sign, others in _SIGNS.items() for spelling in (sign, *others.split())}
 _OPERATOR = (
     r"\\not\s*=|\\not\s*\\in(?![A-Za-z])|&=|:=|==|<=|>=|!=|<>|=>|->|[=<>\u2264\u2265\u2260\u2248\u2208\u2209\u2192\u21d2\u2261]"
     r"|\\(?:leq?|leqslant|geq?|geqslant|neq?|lt|gt|in|notin|ni|approx|thickapprox|equiv|to|rightarrow|Rightarrow|implies"
@@ -35,7 +53,7 @@ def relation(text: str, read: Reader) -> Shape | None:
     sides, signs = cut(text, _OPERATOR)
     if not signs:
         return None
-    operators = [_SIGNS.get(re.sub(r"\s", "", sign), sign) for sign in signs]
+    operators = [_CANONICAL.get(re.sub(r"\s", "", sign), sign) for sign in signs]
     if all(operator == "=" for operator in operators):
         return _equation(text, sides, read)
     if operators == ["\\in"] and (is_name(sides[0]) or not sides[0]):
@@ -46,7 +64,7 @@ def relation(text: str, read: Reader) -> Shape | None:
             return interval
     if operators == ["\\ne"] and is_name(sides[0]):
         points, _ = elements(sides[1], bracketed=True)
-        rest = intervals.without(intervals.EVERYTHING, points)
+        rest = intervals.without(EVERYTHING, points)
         if rest is not None:
             return Pieces(rest.pieces, sides[0])
     return Relation(text, tuple(operators), tuple(sides))
@@ -56,7 +74,7 @@ def _equation(text: str, sides: list[str], read: Reader) -> Shape:
     shown = [side for side in sides if side]
     if len(shown) == 1:
         return read(shown[0]) if not sides[0] else Leaf(text)  # `= 73` states 73
-    if len(shown) == 2 and (pairs := _named_tuple(*shown, read)):
+    if len(shown) == 2 and (pairs := _named_tuple(shown[0], shown[1], read)):
         return pairs
     names = tuple(side for side in shown if is_name(side))
     values = tuple(read(side) for side in shown if not is_name(side)) or (read(shown[-1]),)

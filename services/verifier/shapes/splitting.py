@@ -41,8 +41,9 @@ _TIDIED = tuple(
 _WORDED = re.compile(r"\\(?:text(?:rm|bf|it|sf|normal)?|mathrm|mbox)\s*\{([^{}]*)\}")
 _CONNECTIVE = re.compile(r"\s*(?:,|;)\s*(?:and|or)\b\s*|\s*[,;]\s*|\s*\b(and|or)\b\s*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_SEPARATOR = r",\s*(?:\band\b|\bor\b|\\(?:land|lor|wedge|vee)(?![A-Za-z]))?|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
-_SEPARATOR += r"|\\(?:land|lor)(?![A-Za-z])"
+_SEPARATOR = r",\s*(?:(?:and|or)(?![A-Za-z]))?|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+_LOGICAL = r"|\\(?:land|lor|wedge|vee)(?![A-Za-z])"
+_COMPARED = re.compile(r"[=<>\u2264\u2265]|\\(?:leq?|geq?|lt|gt|in)(?![A-Za-z])")
 _GROUPED = r",(?!(?<=\d,)\d{3}(?!\d))" + _SEPARATOR.removeprefix(",")
 
 
@@ -102,7 +103,7 @@ def elements(text: str, *, bracketed: bool) -> tuple[list[str], list[str]]:
         bracketed: whether brackets stood around the text: then `5,120` is two elements, as no blank follows a comma.
     """
     grouped = _THOUSANDS.search(text) is not None and (not bracketed or ", " in text)
-    return cut(text, _GROUPED if grouped else _SEPARATOR)
+    return cut(text, (_GROUPED if grouped else _SEPARATOR) + (_LOGICAL if _COMPARED.search(text) else ""))
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:

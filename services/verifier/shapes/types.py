@@ -14,7 +14,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Group:
-    """Elements: `1, 2` (list), `\\{1, 2\\}` (set), `(1, 2)` (round), `[1, 2]` (square), `\\langle 1, 2 \\rangle` (angle)."""
+    """Elements in a style: `1, 2` is a list, `\\{1, 2\\}` a set, and brackets are round, square or angle.
+
+    `1 \\pm \\sqrt{2}` has two elements of style signs, and `A \\cup B` the elements A and B of style `\\cup`.
+    """
 
     style: str
     items: tuple[Shape, ...]
