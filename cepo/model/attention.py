@@ -11,10 +11,12 @@ Legend: N tokens of the tree, H heads, D head size, R rows (queries) and C colum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -211,11 +213,18 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attention_function)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
+_own: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""The attention implementation that each model had before it was switched to trees."""
+_padded: WeakSet[Any] = WeakSet()
+"""The models that stay on padded rows, because their results over a tree are wrong."""
+
+
 def takes_trees(model: Any) -> bool:
     """Switches a transformers causal LM to attention over trees, and returns whether the model supports it.
 
-    It does if it passes its arguments on to an exchangeable attention function (`_supports_attention_backend`) and
+    It may if it passes its arguments on to an exchangeable attention function (`_supports_attention_backend`) and
     every layer is plain full attention: no sliding window, no capped or biased scores, keys and values of one size.
+    `cepo.model.probe` compares the results, and calls `keep_padded` for a model whose results over a tree are wrong.
     """
     config = model.config.get_text_config()
     if config._attn_implementation == NAME:
@@ -224,7 +233,29 @@ def takes_trees(model: Any) -> bool:
     layers = set(options.get("layer_types") or ["full_attention"])
     windowed = options.get("sliding_window") if options.get("use_sliding_window", True) else None
     plain = layers == {"full_attention"} and not windowed and not options.get("attn_logit_softcapping")
-    if not (plain and model._supports_attention_backend and options.get("v_head_dim") is None):
+    supported = plain and model._supports_attention_backend and options.get("v_head_dim") is None
+    if not supported or model in _padded:
         return False
+    _own[model] = config._attn_implementation
     model.set_attn_implementation(NAME)
     return True
+
+
+def keep_padded(model: Any) -> None:
+    """Returns a model to its own attention for good: `takes_trees` is False from now on."""
+    _padded.add(model)
+    if model in _own:
+        model.set_attn_implementation(_own.pop(model))
+
+
+@contextmanager
+def own_attention(model: Any) -> Iterator[None]:
+    """Gives a model back its own attention implementation within the context."""
+    switched = model in _own
+    if switched:
+        model.set_attn_implementation(_own[model])
+    try:
+        yield
+    finally:
+        if switched:
+            model.set_attn_implementation(NAME)

@@ -26,13 +26,12 @@ from cepo.errors import UserError
 from cepo.model import attention
 from cepo.model.head import target_logps
 from cepo.model.linear import FastLinear
-from cepo.model.tree import token_tree
+from cepo.model.rope import choose_factors
+from cepo.model.tree import padded_passes, passes, token_tree
 from cepo.model.vision import Features, keyed, language_inputs
 
 CHUNK_BYTES = 64 * 2**20
 """Float32 logits that a rule gets at once."""
-AFTER_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Configuration keys of models that change the logits after the head, which this module would not do."""
 
 Rule = Callable[..., Tensor]
 """rule(logits_NV, target_N, *inputs_N) -> [N, ...]: a function of each token's distribution."""
@@ -152,10 +151,11 @@ def _tree_states(
         language, inputs = model.base_model.language_model, language_inputs(model, tree, images)
     else:
         tree = token_tree(rows).padded()
-        language = model.base_model
+        language = body(model)
         inputs = {"input_ids": tree.ids_N[None].to(device), "position_ids": tree.depth_N[None].to(device)}
     plan = attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1])
-    mask = torch.empty(1, 1, 1, 1, device=device)  # transformers leaves a mask of four dimensions unchanged
+    # transformers leaves a mask of four dimensions unchanged; a layer that adds it ends in NaN, which the probe sees
+    mask = torch.full((1, 1, 1, 1), torch.nan, device=device)
     with FastLinear():
         hidden_SD = language(**inputs, attention_mask=mask, use_cache=False, tree=plan).last_hidden_state[0]
     at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
@@ -168,8 +168,25 @@ def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int],
     ids_BS = pad_sequence(tensors, batch_first=True)
     mask_BS = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
     with FastLinear():
-        hidden_BSD = model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
+        hidden_BSD = body(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     return torch.cat([hidden_BSD[i, start - 1 : len(rows[i])] for i, start in enumerate(starts)])
+
+
+def body(model: Any) -> Any:
+    """The module that maps token ids to hidden states: `base_model`, without the head that some families keep in it."""
+    base = model.base_model
+    for name in ("language_model", "model"):  # Llama 4: the base of its class is the class itself
+        if base.get_output_embeddings() is not None and hasattr(base, name):
+            base = getattr(base, name)
+    return base
+
+
+def cut_passes(model: Any, rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Cuts rows into forward passes of at most `budget` tokens, as indices of rows.
+
+    A pass counts its distinct tokens if the model takes trees, and its rows times the longest otherwise.
+    """
+    return passes(rows, budget) if attention.takes_trees(model) else padded_passes(rows, budget)
 
 
 def response_logps(
@@ -187,7 +204,7 @@ def checkpoint_layers(model: Any) -> None:
     """Switches on gradient checkpointing: the backward pass recomputes each layer from its input.
 
     transformers checkpoints layers in training mode only, so the layers are put in it, but not the modules inside them,
-    which keeps dropout off.
+    which keeps dropout off. The layers of some families (OPT, XGLM) apply dropout themselves; their rates become 0.
 
     Raises:
         UserError: the model does not support gradient checkpointing.
@@ -199,6 +216,8 @@ def checkpoint_layers(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
+            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+                setattr(module, name, 0.0)
 
 
 def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
@@ -208,30 +227,30 @@ def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers auto class for a configuration: with a vision part if the configuration has one."""
+    """The transformers auto class for a configuration: with a vision part if the family has such a class."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    sees = hasattr(config, "vision_config") and type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
-def load_causal_lm(path: str, dtype: str, device: str) -> Any:
-    """Loads a frozen base model in evaluation mode.
+def load_causal_lm(path: str, dtype: str, device: str, max_length: int = 0) -> Any:
+    """Loads a frozen base model in evaluation mode. `cepo.model.probe.prove` then compares its forward pass with ours.
 
     Args:
         path: a Hugging Face name or a folder.
         dtype: name of a torch dtype, such as "bfloat16".
+        max_length: the longest sequence of the run, which selects the factors of LongRoPE; 0 leaves them as they are.
 
     Raises:
-        UserError: the model cannot be loaded, or it scales or caps the logits of its head.
+        UserError: the model cannot be loaded.
     """
     from transformers import AutoConfig
 
     try:
-        model = auto_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=getattr(torch, dtype))
+        config = AutoConfig.from_pretrained(path)
+        choose_factors(config, max_length)
+        model = auto_class(config).from_pretrained(path, config=config, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
         raise UserError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    options = model.config.get_text_config().to_dict()
-    if changed := [key for key in AFTER_HEAD if options.get(key) not in (None, 1.0)]:
-        value = options[changed[0]]
-        raise UserError(f"model {path!r} scales or caps its logits ({changed[0]}={value}); choose another model")
     return model.to(device).eval().requires_grad_(False)

@@ -135,9 +135,34 @@ def passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
         lowest, first = min(choices)
         cost.append(lowest)
         last.append(first)
+    return _cuts(order, last)
+
+
+def padded_passes(rows: Sequence[Row], budget: int) -> list[list[int]]:
+    """Cuts rows into padded passes: their number of rows times the length of the longest is at most `budget`.
+
+    The rows are cut by the same dynamic program as in `passes`, in the order of their lengths. A row longer than the
+    budget is a pass of its own.
+
+    Example: with a budget of 8, rows of 2, 4, 2 and 4 tokens give `[[0, 2], [1, 3]]`, passes of 4 and 8 tokens.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    cost, last = [0], [0]
+    for end, i in enumerate(order, start=1):
+        width = len(rows[i])
+        most = max(1, budget // max(1, width))
+        starts = range(max(0, end - most), end)
+        lowest, first = min((cost[start] + (end - start) * width + PASS_TOKENS, start) for start in starts)
+        cost.append(lowest)
+        last.append(first)
+    return _cuts(order, last)
+
+
+def _cuts(order: Sequence[int], last: Sequence[int]) -> list[list[int]]:
+    """The passes in order: the one that ends before `order[end]` begins at `order[last[end]]`."""
     cuts, end = [], len(order)
     while end:
-        cuts.append(order[last[end] : end])
+        cuts.append(list(order[last[end] : end]))
         end = last[end]
     return cuts[::-1]
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from cepo.errors import PolicyError
 from cepo.messages.groups import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
-from cepo.model.forward import ResponseStates, canary_logp, load_causal_lm, response_states
+from cepo.model.forward import ResponseStates, canary_logp, cut_passes, load_causal_lm, response_states
 from cepo.model.lora import make_lean
+from cepo.model.probe import prove
 from cepo.model.shared import SharedModel
-from cepo.model.tree import passes
 from cepo.net.settings import Settings
 from cepo.prompts.pixels import Patches
 from cepo.prompts.renderer import Renderer
@@ -39,7 +39,8 @@ from cepo.teaching.handler import Likeliest, Logps, Pair, Scored
 
 T = TypeVar("T")
 TOKENS_PER_PASS = 32768
-"""Most distinct tokens of one forward pass; a prefix shared by several sequences counts once."""
+"""Most tokens of one forward pass. A prefix shared by several sequences counts once if the model takes trees; otherwise
+the pass is padded, and its padding counts."""
 TOKENS_TOGETHER = {"cpu": 4096, "cuda": TOKENS_PER_PASS}
 """Most tokens of groups that share a pass. On a CPU more tokens gain nothing (benchmarks/NOTES.md)."""
 
@@ -55,7 +56,7 @@ class TransformersScorer:
         read_image: ReadImage = no_images,
         base: SharedModel | None = None,
     ) -> None:
-        """Loads the base model, unless a learner shares its own.
+        """Loads the base model and proves it, unless a learner shares its own.
 
         Args:
             settings: `max_loras` adapters stay resident; at most `concurrency` groups share a pass.
@@ -63,6 +64,9 @@ class TransformersScorer:
             adapters: the adapters' files.
             read_image: returns the bytes of an image.
             base: the learner's model, for a teacher inside the trainer.
+
+        Raises:
+            UserError: the model cannot be loaded, or this project's forward pass is wrong for its family.
         """
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -70,7 +74,7 @@ class TransformersScorer:
         self._adapters = adapters
         self._read_image = read_image
         self._keep = settings.max_loras
-        self._base = base or SharedModel(load_causal_lm(settings.model, settings.dtype, settings.device))
+        self._base = base or SharedModel(_proven(settings))
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -192,7 +196,8 @@ class TransformersScorer:
         pairs = [pair for request in batch for pair in request.pairs]
         values: list[Any] = [None] * len(pairs)
         seconds = 0.0
-        for rows in passes([pair.context_ids + pair.response_ids for pair in pairs], TOKENS_PER_PASS):
+        sequences = [pair.context_ids + pair.response_ids for pair in pairs]
+        for rows in cut_passes(self._base.model, sequences, TOKENS_PER_PASS):
             with self._base.exclusive():
                 begun = time.perf_counter()
                 states = self._states([pairs[i] for i in rows], data, temperature, policy)
@@ -223,6 +228,13 @@ class TransformersScorer:
         self._activate(BASE_POLICY)
         base = response_states(self._base.model, contexts, responses, temperature, images)
         return nearer(states, base, share_B)
+
+
+def _proven(settings: Settings) -> Any:
+    """Loads the base model, and proves that this project's forward pass is right for it."""
+    model = load_causal_lm(settings.model, settings.dtype, settings.device, settings.max_model_len)
+    prove(model, settings.model)
+    return model
 
 
 def _logps(states: ResponseStates, rows: Sequence[int]) -> list[Logps]:

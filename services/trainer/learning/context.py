@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cepo.algo.batch import TrainBatch
 from cepo.messages.groups import ImageRef
+from cepo.model.attention import takes_trees
 from cepo.model.forward import ResponseStates, response_states
 from cepo.model.shared import SharedModel
 from cepo.prompts.pixels import Patches
@@ -103,7 +104,8 @@ class LearnerContext:
         """
         tokens = self._config.optim.tokens_per_microbatch
         own_rows = share(batch, rows, self._ranks.rank, self._ranks.size)
-        own = list(microbatches(batch, own_rows, tokens, whole_groups=whole_groups))
+        padded = not takes_trees(self._model)
+        own = list(microbatches(batch, own_rows, tokens, whole_groups=whole_groups, padded=padded))
         most = self._ranks.all_reduce_max(len(own))
         yield from own
         for _ in range(passes * (most - len(own))):

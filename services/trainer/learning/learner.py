@@ -28,6 +28,7 @@ from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
 from cepo.model.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
 from cepo.model.lora import make_lean
+from cepo.model.probe import prove
 from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
@@ -52,13 +53,14 @@ class Learner:
 
         Raises:
             UserError: the model cannot be loaded, has no module of `lora.targets`, has one of them in its vision part,
-                or has too large a vocabulary for the evidence that the algorithm asks for.
+                has too large a vocabulary for the evidence that the algorithm asks for, or is of a family for which
+                this project's forward pass is wrong.
         """
         torch.manual_seed(config.loop.seed)
         torch.use_deterministic_algorithms(config.loop.deterministic)
         self._config = config
         self.ranks = ranks
-        base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
+        base = load_causal_lm(config.model.path, config.model.dtype, "cpu", config.model.max_length)
         check_support(config.algorithm.asks, base.get_output_embeddings().weight.shape[0])
         self.peft = _with_adapter(base, config)
         self._model: Any = self.peft.get_base_model()
@@ -67,6 +69,7 @@ class Learner:
             checkpoint_layers(self._model)
         ranks.shard(self._model, config.engine.device)
         self.parameters = [p for p in self.peft.parameters() if p.requires_grad]
+        prove(self._model, config.model.path, self.parameters)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
         self.context = LearnerContext(self.base, config, patches, ranks)

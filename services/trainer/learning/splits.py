@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cepo.algo.batch import TrainBatch
-from cepo.model.tree import passes
+from cepo.model.tree import padded_passes, passes
 
 
 def minibatches(batch: TrainBatch, count: int) -> list[list[int]]:
@@ -51,14 +51,15 @@ def share(batch: TrainBatch, rows: Sequence[int], rank: int, size: int) -> list[
 
 
 def microbatches(
-    batch: TrainBatch, rows: Sequence[int], tokens: int, *, whole_groups: bool = False
+    batch: TrainBatch, rows: Sequence[int], tokens: int, *, whole_groups: bool = False, padded: bool = False
 ) -> Iterator[list[int]]:
-    """The rows of each micro-batch, each with at most `tokens` distinct tokens, but at least one row.
+    """The rows of each micro-batch, each with at most `tokens` tokens, but at least one row.
 
     A prefix that rows share counts once; rows are grouped so that they share as much as possible.
 
     Args:
         whole_groups: no group is split, so a micro-batch has at least one group; shared prefixes count every time.
+        padded: the model pads its rows: a micro-batch counts its rows times the longest one.
     """
     images = batch.images or [()] * batch.size
     # Rows with different images share nothing: a negative id before the prompt stands for each set of images.
@@ -67,13 +68,15 @@ def microbatches(
         row: [*image_ids.get(images[row], ()), *batch.prompt_ids[row], *batch.response_ids[row]] for row in rows
     }
     if not whole_groups:
-        for indices in passes(list(sequences.values()), tokens):
+        cut = padded_passes if padded else passes
+        for indices in cut(list(sequences.values()), tokens):
             yield [rows[i] for i in indices]
         return
     micro: list[int] = []
     for group in batch.group_B[list(rows)].unique().tolist():
         members = [row for row in rows if batch.group_B[row] == group]
-        if micro and sum(len(sequences[row]) for row in micro + members) > tokens:
+        lengths = [len(sequences[row]) for row in micro + members]
+        if micro and (len(lengths) * max(lengths) if padded else sum(lengths)) > tokens:
             yield micro
             micro = []
         micro += members
