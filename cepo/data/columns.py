@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cepo.data.rows import column, has_column
@@ -18,6 +19,7 @@ class Columns:
     """The columns of questions, answers and images, as nested paths such as `reward_model.ground_truth`."""
 
     question: str
+    """Empty for pairs whose responses begin with the question's turns."""
     answer: str
     convention: str = ""
     """The library that uses these names; empty if the run file gives them."""
@@ -29,6 +31,8 @@ class Columns:
     def __str__(self) -> str:
         whose = f" ({self.convention} names)" if self.convention else ""
         images = f", images in {self.images}" if self.images else ""
+        if not self.question:
+            return f"column {self.answer} ({self.kinds[1]}), which begins with the question{whose}{images}"
         return f"columns {self.question} ({self.kinds[0]}) and {self.answer} ({self.kinds[1]}){whose}{images}"
 
 
@@ -36,16 +40,24 @@ CONVENTIONS = (
     Columns("question", "answer", "CEPO's"),
     Columns("problem", "answer", "EasyR1's"),
     Columns("prompt", "reward_model.ground_truth", "verl's"),
+    Columns("prompt", "answer", "TRL's"),
     Columns("prompt", "solution", "TRL's"),
     Columns("problem", "solution", "TRL's"),
+    Columns("messages", "answer", "OpenAI's"),
 )
 """Tried in this order for columns that the run file does not name."""
 IMAGE_COLUMNS = ("images", "image")
 """Tried in this order if the run file names no column of images."""
 
 
-def recognised(rows: Sequence[tuple[int, Any]], data: DataConfig, source: str) -> Columns:
+def recognised(
+    rows: Sequence[tuple[int, Any]], data: DataConfig, source: str, *, shared_by: str | None = None
+) -> Columns:
     """The columns that the run file names, and the conventional names for the others; each is in at least one row.
+
+    Args:
+        shared_by: the column of the rejected response of pairs, which may hold the question's turns, as the chosen one
+            does.
 
     Raises:
         UserError: no row has such a column; names the existing columns and the key to set.
@@ -58,8 +70,11 @@ def recognised(rows: Sequence[tuple[int, Any]], data: DataConfig, source: str) -
             for known in CONVENTIONS
             if (data.question or has_column(first, known.question)) and (data.answer or has_column(first, known.answer))
         )
-        known = next(fitting, CONVENTIONS[0])
+        asking = (known for known in CONVENTIONS if known.answer == "answer" and has_column(first, known.question))
+        known = next(chain(fitting, asking), CONVENTIONS[0])
         columns = Columns(data.question or known.question, data.answer or known.answer, known.convention)
+        if shared_by and not has_column(first, columns.question) and _both_turns(first, (columns.answer, shared_by)):
+            columns = Columns("", columns.answer, "TRL's")
     names = set().union(*(row for _, row in rows if isinstance(row, dict)))
     images = data.images or next((name for name in IMAGE_COLUMNS if name in names), "")
     wanted = {
@@ -76,6 +91,10 @@ def recognised(rows: Sequence[tuple[int, Any]], data: DataConfig, source: str) -
                 raise UserError(f"{source}, row {number}: {error}; name the right one in {key}") from error
     kinds = [_kind(column(first, p)) if has_column(first, p) else "missing" for p in (columns.question, columns.answer)]
     return replace(columns, kinds=(kinds[0], kinds[1]), images=images)
+
+
+def _both_turns(row: Any, paths: Sequence[str]) -> bool:
+    return all(has_column(row, path) and isinstance(column(row, path), list) for path in paths)
 
 
 def _kind(value: Any) -> str:

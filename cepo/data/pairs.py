@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cepo.data.columns import Columns
 from cepo.data.rows import Row, column
+from cepo.data.turns import messages_of, require_unicode
 from cepo.errors import UserError
 from cepo.prompts.renderer import Renderer
 
@@ -25,7 +26,9 @@ def responses(row: Row, columns: Columns, prompt_tokens: int, config: RunConfig,
     Raises:
         UserError: a response is missing or too long, or the two are equal; names the column or key.
     """
-    chosen, rejected = (_response(column(row, path), path) for path in (columns.answer, config.data.rejected))
+    question = _turns(question_of(row, columns, config), columns)
+    paths = (columns.answer, config.data.rejected)
+    chosen, rejected = (_response(column(row, path), path, question) for path in paths)
     if chosen == rejected:
         raise UserError("the chosen and the rejected response are the same")
     longest = max(len(renderer.response_ids(text)) for text in (chosen, rejected))
@@ -39,10 +42,40 @@ def responses(row: Row, columns: Columns, prompt_tokens: int, config: RunConfig,
     return chosen, rejected
 
 
-def _response(value: Any, path: str) -> str:
+def question_of(row: Row, columns: Columns, config: RunConfig) -> Any:
+    """The question of a pair: its column, or the turns with which both responses begin.
+
+    Example: chosen `[user, assistant A]` and rejected `[user, assistant B]` share `[user]`.
+
+    Raises:
+        UserError: there is no such column, or the responses share no turns before their last.
+    """
+    if columns.question:
+        return column(row, columns.question)
+    chosen, rejected = (column(row, path) for path in (columns.answer, config.data.rejected))
+    if not (isinstance(chosen, list) and isinstance(rejected, list) and chosen[:-1] == rejected[:-1] and chosen[:-1]):
+        raise UserError(
+            f"columns {columns.answer!r} and {config.data.rejected!r} do not share the turns before their last; "
+            "name the column of the question in data.question"
+        )
+    return chosen[:-1]
+
+
+def _turns(question: Any, columns: Columns) -> list[tuple[str, str]]:
+    messages = messages_of(question, columns.question or columns.answer, images=bool(columns.images))
+    return [(message.role, message.content) for message in messages]
+
+
+def _response(value: Any, path: str, question: list[tuple[str, str]]) -> str:
     """The text of a response, which may be given as the last turn of chat messages."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
+        *lead, last = value
+        if last.get("role", "assistant") != "assistant" or last.get("tool_calls"):
+            raise UserError(f"column {path!r} does not end with an assistant's text")
+        given = [(turn.get("role"), turn.get("content")) for turn in lead if isinstance(turn, dict)]
+        if given and given != question:
+            raise UserError(f"column {path!r} holds turns before its last that are not those of the question")
+        value = last.get("content")
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"column {path!r} holds {value!r}, which is not a response")
-    return value
+    return require_unicode(value, f"column {path!r}")

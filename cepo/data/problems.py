@@ -5,6 +5,7 @@ Every row is checked before anything is sampled: its columns, its answer, its le
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cepo.answers.kinds import check_reference
+from cepo.answers.perturb import perturbed
 from cepo.data.columns import CONVENTIONS, Columns, recognised
-from cepo.data.pairs import CHOSEN, responses
+from cepo.data.pairs import CHOSEN, question_of, responses
 from cepo.data.rows import Row, column, folder_of, has_column, passes, read_rows
+from cepo.data.turns import messages_of, require_unicode, with_tools
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
 from cepo.messages.hints import MARK, with_instruction, with_marks
@@ -97,7 +100,11 @@ def load_problems(
     source = f"{key}={name}"
     rows = _chosen(read_rows(name, split, key), config, source, held_out=held_out)
     pairs = config.algorithm.offline and not held_out
-    columns = recognised(rows, data.model_copy(update={"answer": data.answer or CHOSEN}) if pairs else data, source)
+    if pairs:
+        named = data.model_copy(update={"answer": data.answer or CHOSEN})
+        columns = recognised(rows, named, source, shared_by=data.rejected)
+    else:
+        columns = recognised(rows, data, source)
     reader = _Reader(config, renderer, columns, folder_of(name), store)
     problems, dropped = [], []
     for number, row in rows:
@@ -185,9 +192,12 @@ class _Reader:
         config, path = self.config, self.columns.answer
         answer = column(row, path)
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            inner = f", name one of its columns in data.answer: {', '.join(answer)}" if isinstance(answer, dict) else ""
+            raise UserError(f"column {path!r} holds {answer!r}, which is not an answer{inner}")
+        if isinstance(answer, float) and not math.isfinite(answer):
             raise UserError(f"column {path!r} holds {answer!r}, which is not an answer")
-        reference = check_reference(str(answer), config.data.answer_kind)
-        messages = _messages(column(row, self.columns.question), self.columns.question, config.data)
+        reference = require_unicode(check_reference(str(answer), config.data.answer_kind), f"column {path!r}")
+        messages = _messages(row, column(row, self.columns.question), self.columns, config.data)
         images, messages = self._images(row, messages)
         solution = self._solution(row)
         shown = (config.algorithm.shows_solution and solution) or reference
@@ -199,7 +209,24 @@ class _Reader:
                 f"prompt, hint, sampling.max_tokens={config.sampling.max_tokens} and the end token make {length} "
                 f"tokens, above model.max_length={config.model.max_length}"
             )
+        self._require_contrast(path, reference)
         return Problem(messages, reference, number, tokens, images, solution)
+
+    def _require_contrast(self, path: str, reference: str) -> None:
+        """Checks that hints with the reference and with another answer have different token ids.
+
+        The renderer has made sure that the template keeps the hint; here the tokenizer keeps the answer.
+        """
+        other = perturbed(reference)
+        right, wrong = (
+            self.renderer.control.as_text(self.config.data.hint.replace("{answer}", answer))
+            for answer in (reference, other)
+        )
+        if right == wrong:
+            raise UserError(
+                f"column {path!r} holds {reference!r}, which has the same tokens as {other!r}, so r+ and r- are the "
+                "same; use a model whose tokenizer knows these characters"
+            )
 
     def pair(self, number: int, row: Row) -> Problem:
         """Checks a row of a pair and makes its problem: the question with the chosen and the rejected response.
@@ -209,8 +236,7 @@ class _Reader:
         """
         if not isinstance(row, dict):
             raise UserError(f"it is {row!r}, not an object with columns")
-        question = self.columns.question
-        messages = _messages(column(row, question), question, self.config.data)
+        messages = _messages(row, question_of(row, self.columns, self.config), self.columns, self.config.data)
         images, messages = self._images(row, messages)
         tokens = len(self.renderer.prompt_ids(messages, images))
         chosen, rejected = responses(row, self.columns, tokens, self.config, self.renderer)
@@ -249,42 +275,14 @@ class _Reader:
         solution = column(row, path)
         if not isinstance(solution, str) or (self.config.algorithm.shows_solution and not solution.strip()):
             raise UserError(f"column {path!r} holds {solution!r}, which is not a solution")
-        return solution
+        return require_unicode(solution, f"column {path!r}")
 
 
-def _messages(question: Any, path: str, data: DataConfig) -> tuple[Message, ...]:
-    if isinstance(question, str):
-        turns = [Message(role="user", content=question)]
-    elif (
-        isinstance(question, list)
-        and question
-        and all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in question)
-    ):
-        turns = [Message(role=str(turn["role"]), content=_content(turn, path)) for turn in question]
-    else:
-        raise UserError(f"column {path!r} holds neither a text nor chat messages")
-    if not turns[-1].content.strip() or turns[-1].role != "user":
-        raise UserError(f"column {path!r} does not end with a user's question")
-    turns[-1] = Message(role="user", content=with_instruction(turns[-1].content, data.instruction))
+def _messages(row: Row, question: Any, columns: Columns, data: DataConfig) -> tuple[Message, ...]:
+    """The conversation of a row, with the run's instruction after the last question and its system message."""
+    turns = list(messages_of(question, columns.question or columns.answer, images=bool(columns.images)))
+    at = max(at for at, turn in enumerate(turns) if turn.role == "user")
+    turns[at] = turns[at].model_copy(update={"content": with_instruction(turns[at].content, data.instruction)})
     if data.system:
         turns.insert(0, Message(role="system", content=data.system))
-    return tuple(turns)
-
-
-def _content(turn: Row, path: str) -> str:
-    """The text of a turn; parts, as chat templates have them, are joined with a mark for each image."""
-    content = turn["content"]
-    if not isinstance(content, list):
-        return str(content)
-    texts = []
-    for part in content:
-        match part:
-            case {"type": "text", "text": str() as text}:
-                texts.append(text)
-            case {"type": "image"} if turn["role"] == "system":
-                raise UserError(f"column {path!r} has an image in its system message; put it in a user's turn")
-            case {"type": "image"}:
-                texts.append(MARK)
-            case _:
-                raise UserError(f"column {path!r} holds a part that is neither a text nor an image: {str(part)[:80]}")
-    return "".join(texts)
+    return with_tools(tuple(turns), row)

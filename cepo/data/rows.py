@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +57,34 @@ def folder_of(name: str) -> Path | None:
 def column(row: Row, path: str) -> Any:
     """A value by nested path, such as `reward_model.ground_truth` or `prompt.0.content`.
 
+    A name may itself have dots: in `{"a.b": {"c": 1}}` the path `a.b.c` is 1.
+
     Raises:
         UserError: there is no such column; names the existing columns.
     """
-    value: Any = row
-    for part in path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise UserError(f"no column {path!r}; the columns are {', '.join(_paths(row))}")
-    return value
+    values = list(_at(row, path))
+    if not values:
+        raise UserError(f"no column {path!r}; the columns are {', '.join(_paths(row))}")
+    return values[0]
+
+
+def _at(value: Any, path: str) -> Iterator[Any]:
+    """The values that a path can mean; names with more dots come first."""
+    if isinstance(value, dict):
+        if path in value:
+            yield value[path]
+        for at in reversed([at for at, character in enumerate(path) if character == "."]):
+            if path[:at] in value:
+                yield from _at(value[path[:at]], path[at + 1 :])
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        name, _, rest = path.partition(".")
+        if name.isdecimal() and int(name) < len(value):
+            yield from _at(value[int(name)], rest) if rest else (value[int(name)],)
 
 
 def has_column(row: Any, path: str) -> bool:
     """Whether a row is an object that has the column."""
-    try:
-        column(row, path)
-    except UserError:
-        return False
-    return isinstance(row, dict)
+    return isinstance(row, dict) and any(True for _ in _at(row, path))
 
 
 def passes(row: Row, condition: str) -> bool:

@@ -163,16 +163,16 @@ class Renderer:
     @cached_property
     def _configured_ends(self) -> tuple[int, ...]:
         """The end-of-sequence ids of the tokenizer and of generation_config.json, or config.json without that file."""
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig, PretrainedConfig
 
-        ids = [self.tokenizer.eos_token_id]
-        for source in (GenerationConfig, AutoConfig):
+        try:
+            configured = GenerationConfig.from_pretrained(self._model).eos_token_id
+        except (OSError, ValueError):
             try:
-                configured = getattr(source.from_pretrained(self._model), "eos_token_id", None)
-            except (OSError, ValueError):
-                continue
-            ids += configured if isinstance(configured, list) else [configured]
-            break
+                configured = PretrainedConfig.get_config_dict(self._model)[0].get("eos_token_id")
+            except (OSError, ValueError):  # a folder with a tokenizer alone
+                configured = None
+        ids = [self.tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property

@@ -71,6 +71,7 @@ def saved(folder: Path, template: Any, special: tuple[str, ...] = (), added: tup
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in added])
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
     return str(folder)
 
 

@@ -203,7 +203,9 @@ def test_an_image_in_a_system_message_is_refused_and_the_word_is_text(
     (tmp_path / "a.png").write_bytes(picture())
     user = {"role": "user", "content": QUESTION}
     system = {"role": "system", "content": [{"type": "image"}]}
-    with pytest.raises(UserError, match="row 0: column 'question' has an image in its system message; put it in a us"):
+    with pytest.raises(
+        UserError, match="row 0: column 'question', turn 0, has an image in its system message; put it in a us"
+    ):
         loaded(vision_renderer, as_lines(tmp_path, rows_of("a.png", question=[system, user])))
     written = {"role": "system", "content": "Every <image> is a figure."}
     (problem,) = loaded(vision_renderer, as_lines(tmp_path, rows_of("a.png", question=[written, user]))).problems

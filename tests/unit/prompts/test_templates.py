@@ -141,6 +141,7 @@ def test_stop_ids_include_those_of_generation_config(tmp_path: Path) -> None:
 
 def test_a_model_without_any_end_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, "{{- messages[-1].content }}")
+    (tmp_path / "config.json").unlink()
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "eos_token"}))
