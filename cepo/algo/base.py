@@ -121,6 +121,11 @@ class Algorithm(BaseModel):
         """Whether the loss compares the sequences of a group, so that a micro-batch must not split a group."""
         return self.offline
 
+    @property
+    def sampled_logps_in(self) -> str:
+        """The option that compares the rollout engine's log-probs with a model's; empty if none does."""
+        return ""
+
     def for_lagging_rollouts(self) -> Self:
         """The method for an off-policy run (`loop.lag` above 0): sets the corrections that the user left unset."""
         return self

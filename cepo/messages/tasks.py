@@ -93,7 +93,8 @@ class Ask(Contract):
 class Sampling(Contract):
     """Sampling parameters. All log-probs of a task are of logits divided by this temperature."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01)
+    """At least 0.01, the lowest temperature at which vLLM samples."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     max_tokens: int = Field(ge=1)

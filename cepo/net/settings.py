@@ -77,6 +77,9 @@ class Settings(BaseModel):
     max_loras: int = Field(default=2, ge=1)
     """Largest number of loaded adapters; at least lag + 2."""
     gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)
+    raw_logprobs: bool = False
+    """Whether the rollout engine returns log-probs of the model's whole distribution, before temperature, top_p, top_k
+    and penalties. Otherwise they are of the distribution that it samples from."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that the rollout engine splits the model over."""
     vllm_cpu_patches: bool = True

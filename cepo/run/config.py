@@ -98,7 +98,28 @@ class RunConfig(Section):
                 f"optim.minibatches={self.optim.minibatches} equal parts"
             )
         self._feedback_exists()
+        self._log_probs_compare()
         return self
+
+    def _log_probs_compare(self) -> None:
+        """Refuses to compare log-probs of a part of a distribution with those of the whole.
+
+        vLLM returns log-probs before the temperature and the cut, or after both. With a cut and another temperature
+        than 1 it therefore has none that the trainer's can be compared with: importance weights would be the kept
+        probability mass, always below 1.
+        """
+        sampling, key = self.sampling, self.algorithm.sampled_logps_in
+        if sampling.cut and sampling.temperature != 1 and key:
+            raise ValueError(
+                f"sampling.{sampling.cut} with sampling.temperature={sampling.temperature:g} gives log-probs of the "
+                f"kept tokens alone, and algorithm.{key} compares them with the whole distribution; set "
+                "sampling.temperature=1, or sampling.top_p=1 and sampling.top_k=0"
+            )
+
+    @property
+    def raw_logprobs(self) -> bool:
+        """Whether the rollout engine returns log-probs before it applies top_p and top_k, at temperature 1."""
+        return bool(self.sampling.cut) and self.sampling.temperature == 1
 
     def _feedback_exists(self) -> None:
         """Refuses a method whose contexts show what this run can never have."""

@@ -61,6 +61,7 @@ class Spec:
                 "max_loras": config.max_loras,
                 "gpu_memory_utilization": config.engine.gpu_memory_utilization,
                 "tensor_parallel": config.engine.tensor_parallel,
+                "raw_logprobs": config.raw_logprobs,
             }
         )
 

@@ -131,14 +131,23 @@ class SamplingConfig(Section):
     """Prompts per step; each makes one group. A multiple of `optim.minibatches`."""
     samples: int = Field(default=8, ge=2)
     """Group size G: responses sampled per prompt."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01)
     """Sampling temperature. Log-probs of the trainer and the teacher are at the same temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: share of the probability mass that is kept. 1: off."""
+    """Nucleus sampling: share of the probability mass that is kept. 1: off. At `temperature = 1` the rollout
+    engine's log-probs are of the whole distribution all the same; at another temperature they are of the kept tokens,
+    and a method that compares them with the trainer's is refused."""
     top_k: int = Field(default=0, ge=0)
-    """Number of most likely tokens that are kept. 0: off."""
+    """Number of most likely tokens that are kept. 0: off. For log-probs see `top_p`."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest response in tokens; below `model.max_length`."""
+
+    @property
+    def cut(self) -> str:
+        """The key that samples from a part of the distribution, such as "top_p=0.95"; empty if none does."""
+        if self.top_p < 1:
+            return f"top_p={self.top_p:g}"
+        return f"top_k={self.top_k}" if self.top_k else ""
 
 
 class OptimConfig(Section):
@@ -190,7 +199,7 @@ class EvalConfig(Section):
     """Largest number of held-out problems to evaluate on, the first of the data set."""
     samples: int = Field(default=1, ge=1)
     """Responses sampled per held-out problem; the accuracy is their mean."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01)
     """Sampling temperature of evaluations."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling in evaluations. 1: off."""

@@ -197,7 +197,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= settings.max_lora_rank),
         "lora_target_modules": settings.lora_targets.split(","),
         "limit_mm_per_prompt": {"image": MAX_IMAGES},
-        "logprobs_mode": "processed_logprobs",
+        "logprobs_mode": "raw_logprobs" if settings.raw_logprobs else "processed_logprobs",
         "worker_extension_cls": "services.rollout.vllm_patches.probe.AdapterProbe",
         "disable_log_stats": True,
         "allowed_media_domains": [NOWHERE],

@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[Preflight], Findings]] = {
     "reward": data_checks.reward,
     "repeats": data_checks.repeats,
     "context": data_checks.context,
+    "sampling": data_checks.sampling,
     "memory": machine_checks.memory,
 }
 

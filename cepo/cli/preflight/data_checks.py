@@ -108,6 +108,20 @@ def context(run: Preflight) -> Findings:
     yield "ok", f"longest prompt with hint {longest.tokens} + response {response} + 1 = {used} of {limit} tokens"
 
 
+def sampling(run: Preflight) -> Findings:
+    """Responses can end, and their log-probs are of the distribution that the trainer computes."""
+    chosen, tokenizer = run.config.sampling, run.renderer.tokenizer
+    ends = ", ".join(tokenizer.convert_ids_to_tokens(sorted(run.renderer.stop_ids)))
+    cut = f", {chosen.cut}" if chosen.cut else ""
+    yield "ok", f"temperature {chosen.temperature:g}{cut}; a response ends with {ends}"
+    if chosen.cut and not run.config.raw_logprobs and not run.config.algorithm.offline:
+        yield (
+            "note",
+            f"sampling.{chosen.cut} at temperature {chosen.temperature:g}: the engine's log-probs are of the kept "
+            "tokens alone, so rollout/logp_gap includes the mass that was cut off; no loss reads them",
+        )
+
+
 def _dropped(source: str, reasons: Sequence[str]) -> Findings:
     if reasons:
         yield "note", f"dropped from {source}: {len(reasons)}"

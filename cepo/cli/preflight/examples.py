@@ -36,10 +36,13 @@ class ExamplePrompt:
 
     @property
     def parts(self) -> tuple[str, str, str]:
-        """The text before the hint, the hint, and the text after it."""
+        """The text before the hint, the hint, and the text after it; all is before it if the text has no such hint.
+
+        The renderer refuses a template that drops a hint, so only its spelling can differ, as of trimmed blanks.
+        """
         text = self.text.rstrip("\n")
-        at = text.rfind(self.hint) if self.hint else len(text)
-        return text[:at], self.hint, text[at + len(self.hint) :]
+        before, hint, after = text.rpartition(self.hint.strip()) if self.hint.strip() else ("", "", text)
+        return (before, hint, after) if hint else (text, "", "")
 
 
 def example_prompts(run: Preflight) -> list[ExamplePrompt]:
