@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
+from cepo.messages.vocabulary import DEAD_BAND
 from cepo.prompts.images import MAX_IMAGES
 
 MAX_RESPONSES = 64
@@ -117,6 +118,12 @@ class CreditRequest(_Sent):
     )
     template: str = Field(default=HINT, max_length=10_000, description="the line of the prompt that holds the hint")
     temperature: float = Field(default=1.0, ge=0.01, le=100, description="logits are divided by it in every context")
+    dead_band: float = Field(
+        default=DEAD_BAND,
+        ge=0,
+        le=100,
+        description="nats; the fractions and the sharpness of a response count only deltas beyond it",
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -201,13 +208,13 @@ class ResponseCredit(_Returned):
     )
     grade: Grade | None = Field(description="null: nothing had to be graded")
     negative: Negative
-    delta_pos_fraction: float
-    delta_neg_fraction: float
+    delta_pos_fraction: float = Field(description="share of tokens with delta above dead_band")
+    delta_neg_fraction: float = Field(description="share of tokens with delta below -dead_band")
     clip_rate: float
     sharpness: float | None = Field(
         description="Proposition 1: share of tokens at which the contrast with r- is sharper than with the plain "
-        "prompt (log-prob under r- below plain if the advantage is positive, above if negative); null: no r-, or an "
-        "advantage of 0"
+        "prompt (log-prob under r- below plain by more than dead_band if the advantage is positive, above if "
+        "negative); null: no r-, or an advantage of 0"
     )
 
 
@@ -219,6 +226,7 @@ class CreditReply(_Returned):
     positive: str
     template: str
     temperature: float
+    dead_band: float
     policy: PolicyRef = Field(description="sha256 of the adapter; version 0 is the base model without an adapter")
     tokenizer_sha256: str
     engine: str

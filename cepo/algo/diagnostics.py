@@ -11,14 +11,13 @@ from cepo.algo.base import Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.core import Credit, masked_mean
 from cepo.algo.losses import importance_ratio
+from cepo.messages.vocabulary import DEAD_BAND
 
 DELTA_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Edges of the bins of delta's histogram, in nats. A delta on an edge is in the bin above it."""
 DELTA_QUANTILES = (5, 25, 50, 75, 95)
 """The percentiles of delta."""
 RATIO_QUANTILES = (1, 50, 99)
-DEAD_BAND = 0.01
-"""Nats. Most deltas are rounding; the fractions below count a delta as positive or negative only beyond this band."""
 
 
 def credit_metrics(

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 CORRECT_FROM = 0.5
 """The accuracy from which a response is correct; a reward for its format alone does not make it so."""
+DEAD_BAND = 0.01
+"""Nats. Metrics count a delta as positive or negative only beyond this band; most smaller deltas are rounding."""
 
 
 class Contract(BaseModel):

@@ -214,7 +214,7 @@ def _reply(
     proof: PolicyProof,
     logps: Mapping[Pair, Logps],
 ) -> CreditReply:
-    request, rule = variant.request, rule_of(variant.request.method)
+    request, rule = variant.request, rule_of(variant.request.method, variant.request.dead_band)
     return CreditReply(
         responses=[
             weighed(
@@ -232,6 +232,7 @@ def _reply(
         positive=request.positive,
         template=request.template,
         temperature=request.temperature,
+        dead_band=request.dead_band,
         policy=request.policy,
         tokenizer_sha256=proof.tokenizer_sha256,
         engine=proof.engine,

@@ -22,7 +22,7 @@ from cepo.algo.methods.evidence import EvidenceRatio
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
 from cepo.messages.groups import Ask, ContextName, ScoredGroup
-from cepo.messages.vocabulary import CORRECT_FROM
+from cepo.messages.vocabulary import CORRECT_FROM, DEAD_BAND
 from cepo.prompts.spans import Span
 from cepo.teaching.contexts import Hint
 from cepo.teaching.handler import Logps
@@ -36,9 +36,11 @@ class Rule:
     denominator: ContextName
     lam: float
     eps_w: float
+    dead_band: float = DEAD_BAND
+    """Nats; deltas within it count as 0 in the shares of a response."""
 
 
-def rule_of(method: Method) -> Rule:
+def rule_of(method: Method, dead_band: float = DEAD_BAND) -> Rule:
     """The rule of a training method, with the method's own defaults for the options that the request leaves out.
 
     A method that divides no evidence, such as GRPO, contrasts the plain prompt with itself: delta is 0. Its `eps_w` is
@@ -49,8 +51,8 @@ def rule_of(method: Method) -> Rule:
     algorithm = training.model_validate({key: options[key] for key in options.keys() & training.model_fields.keys()})
     if isinstance(algorithm, EvidenceRatio):
         numerator, denominator = (ask.context for ask in algorithm.contrast)
-        return Rule(numerator, denominator, algorithm.lam, algorithm.eps_w)
-    return Rule(ContextName.PLAIN, ContextName.PLAIN, 0.0, options.get("eps_w", Cepo().eps_w))
+        return Rule(numerator, denominator, algorithm.lam, algorithm.eps_w, dead_band)
+    return Rule(ContextName.PLAIN, ContextName.PLAIN, 0.0, options.get("eps_w", Cepo().eps_w), dead_band)
 
 
 def rejected_ask(method: Method) -> Ask:
@@ -154,10 +156,10 @@ def weighed(
         advantage_from=standing.source,
         grade=standing.grade,
         negative=_negative(negative),
-        delta_pos_fraction=_share([token.delta > 0 for token in tokens]),
-        delta_neg_fraction=_share([token.delta < 0 for token in tokens]),
+        delta_pos_fraction=_share([token.delta > rule.dead_band for token in tokens]),
+        delta_neg_fraction=_share([token.delta < -rule.dead_band for token in tokens]),
         clip_rate=_share([token.clipped for token in tokens]),
-        sharpness=_sharpness(standing.advantage, logps, negative),
+        sharpness=_sharpness(standing.advantage, logps, negative, rule.dead_band),
     )
 
 
@@ -177,14 +179,17 @@ def _negative(hint: Hint | None) -> Negative:
     return Negative(context=hint.context.name.lower(), answer=hint.answer, source=hint.source, reason=reason)
 
 
-def _sharpness(advantage: float, logps: Mapping[ContextName, Logps], negative: Hint | None) -> float | None:
+def _sharpness(
+    advantage: float, logps: Mapping[ContextName, Logps], negative: Hint | None, dead_band: float
+) -> float | None:
     """Proposition 1: the share of tokens whose weight with r- exceeds the weight with the plain prompt."""
     has_rejected = negative is not None and negative.context is ContextName.REJECTED
     plain = logps[ContextName.PLAIN]
     if not has_rejected or advantage == 0 or not plain:
         return None
+    sign = math.copysign(1.0, advantage)
     pairs = zip(logps[ContextName.REJECTED], plain, strict=True)
-    return _share([(rejected < base) if advantage > 0 else (rejected > base) for rejected, base in pairs])
+    return _share([sign * (base - rejected) > dead_band for rejected, base in pairs])
 
 
 def _share(flags: Sequence[bool]) -> float:

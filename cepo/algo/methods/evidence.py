@@ -21,11 +21,12 @@ from torch import Tensor
 from cepo.algo.base import Advantages, Metrics
 from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.algo.core import Credit, credit
-from cepo.algo.diagnostics import DEAD_BAND, credit_metrics
+from cepo.algo.diagnostics import credit_metrics
 from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.algo.schedules import constant, linear_decay, warmup_decay
 from cepo.algo.teacher import TeacherSource
 from cepo.messages.groups import Ask, ContextName, Feedback, Pick
+from cepo.messages.vocabulary import DEAD_BAND
 
 Positive = Literal["answer", "solution", "peer_answer", "peer_full", "peer_prefix", "peer_suffix"]
 CUT = ("peer_prefix", "peer_suffix")

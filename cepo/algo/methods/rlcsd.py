@@ -11,12 +11,13 @@ from torch import Tensor
 from cepo.algo.base import Advantages
 from cepo.algo.batch import TrainBatch
 from cepo.algo.core import Credit, masked_mean
-from cepo.algo.diagnostics import DEAD_BAND, credit_metrics, delta_metrics
+from cepo.algo.diagnostics import credit_metrics, delta_metrics
 from cepo.algo.losses import Aggregation
 from cepo.algo.methods.evidence import mixture_of
 from cepo.algo.methods.policy_gradient import PolicyGradient
 from cepo.algo.teacher import TeacherSource
 from cepo.messages.groups import Ask, ContextName, Feedback, Pick
+from cepo.messages.vocabulary import DEAD_BAND
 
 
 class Rlcsd(PolicyGradient):

@@ -3,8 +3,8 @@
 const CARDS = [
   { title: "Reward", lines: [{ key: "reward/mean", label: "mean" }], zero: true },
   { title: "Accuracy", share: true, lines: [{ key: "accuracy/train", label: "train" }, { key: "accuracy/eval", label: "held out" }] },
-  { title: "Tokens with δ > 0", share: true, lines: [{ key: "credit/delta_pos_fraction_correct", label: "correct" }, { key: "credit/delta_pos_fraction_wrong", label: "wrong" }] },
-  { title: "Tokens with δ < 0", share: true, lines: [{ key: "credit/delta_neg_fraction_correct", label: "correct" }, { key: "credit/delta_neg_fraction_wrong", label: "wrong" }] },
+  { title: "Tokens with δ > 0.01 nats", share: true, lines: [{ key: "credit/delta_pos_fraction_correct", label: "correct" }, { key: "credit/delta_pos_fraction_wrong", label: "wrong" }] },
+  { title: "Tokens with δ < -0.01 nats", share: true, lines: [{ key: "credit/delta_neg_fraction_correct", label: "correct" }, { key: "credit/delta_neg_fraction_wrong", label: "wrong" }] },
   { title: "Mean δ", lines: [{ key: "credit/delta_mean_correct", label: "correct" }, { key: "credit/delta_mean_wrong", label: "wrong" }], zero: true },
   { title: "Quantiles of δ", lines: [{ key: "credit/delta_p05", label: "5 %" }, { key: "credit/delta_p50", label: "50 %" }, { key: "credit/delta_p95", label: "95 %" }], zero: true },
   { title: "λ, share of the evidence", lines: [{ key: "credit/lambda", label: "λ" }], zero: true },

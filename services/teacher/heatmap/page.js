@@ -93,7 +93,7 @@ function drawPanel(panel, at) {
   responseOf(panel).tokens.forEach((token, t) => tokens.append(...drawToken(token.text, t, (made) => point(at, t, made))));
   if (!tokens.children.length) tokens.append(element("p", { className: "empty" }, "This response has no tokens."));
   return element("article", { className: "panel" }, element("header", {}, select, element("dl", { className: "figures" },
-    figure("clip rate", "Share of tokens whose weight is outside 1 ± ε"), figure("δ > 0", "Share of tokens that the evidence favours"), figure("δ < 0", "Share of tokens that the evidence disfavours"))), tokens);
+    figure("clip rate", "Share of tokens whose weight is outside 1 ± ε"), figure("δ > 0", "Share of tokens that the evidence favours, beyond the dead band"), figure("δ < 0", "Share of tokens that the evidence disfavours, beyond the dead band"))), tokens);
 }
 
 function recolour() {
@@ -108,7 +108,8 @@ function recolour() {
     });
     const share = (test) => percent(credits.filter(test).length / Math.max(1, credits.length));
     const figures = article.querySelectorAll("dd");
-    [(c) => c.clipped, (c) => c.delta > 0, (c) => c.delta < 0].forEach((test, i) => { figures[i].textContent = share(test); });
+    const band = state.reply.dead_band;
+    [(c) => c.clipped, (c) => c.delta > band, (c) => c.delta < -band].forEach((test, i) => { figures[i].textContent = share(test); });
   });
 }
 

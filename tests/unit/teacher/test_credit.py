@@ -46,11 +46,9 @@ async def test_the_parts_of_a_token_fit_together() -> None:
             assert token.advantage == pytest.approx(response.advantage * (0.75 + 0.25 * token.weight_clipped))
         count = len(response.tokens)
         assert response.clip_rate == sum(token.clipped for token in response.tokens) / count
-        assert response.delta_pos_fraction == sum(token.delta > 0 for token in response.tokens) / count
+        assert response.delta_pos_fraction == sum(token.delta > 0.01 for token in response.tokens) / count
         sharper = [
-            (token.logp_negative < token.logp_plain)
-            if response.advantage > 0
-            else (token.logp_negative > token.logp_plain)
+            math.copysign(1.0, response.advantage) * (token.logp_plain - token.logp_negative) > 0.01
             for token in response.tokens
         ]
         assert response.sharpness == sum(sharper) / count
