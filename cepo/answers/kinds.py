@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import reference_of, shown
-from cepo.answers.notation import as_number, is_words, normalise, respelt
+from cepo.answers.notation import is_words, normalise, respelt
 from cepo.answers.quantities import quantity
+from cepo.answers.reading.numerals import as_number
 from cepo.errors import UserError
 
 KINDS = {

@@ -7,34 +7,39 @@ with equal normalised texts are equal; the reverse does not hold.
 from __future__ import annotations
 
 import re
-import unicodedata
-from fractions import Fraction
+from functools import lru_cache
+
+from cepo.answers.reading.characters import to_ascii
+from cepo.answers.reading.decoration import undecorated
+from cepo.answers.reading.numerals import as_number as as_number
 
 MAX_ANSWER_CHARACTERS = 1000
 """A longer text is no answer: no reference is as long, and parsers could hang on it."""
 MIN_WORD = 4
 """Consecutive letters that make a word; fewer may be a product of variables, whose order does not matter."""
-
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_SPELLINGS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:left|right)(?![a-zA-Z])", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|it)|boldsymbol|bm|underline|mbox)\s*\{([^{}]*)\}", r"\1"),
-        (r"\\(?:display|text)style(?![a-zA-Z])", ""),
-        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
-        (r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\!", ""),
-        (r"(?<!\\)\\[,;: ]|~", " "),
-        (r"\\([%$])", r"\1"),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree|\u00b0", ""),
-    )
+_DELIMITERS = (
+    ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'), ("``", "''"), ("**", "**"),
+)  # fmt: skip
+_INLINE = re.compile(r"(?<![\\\w$])\$(?=[^$\s])([^$]*[^$\s\\])\$(?![\d$])|\\\((.*?)\\\)")
+_THOUSANDS = re.compile(r"\{,\}|(?<=\d)(?:\\,|, *\\!|\\!, *)(?=\d{3}(?!\d))")
+_INTRODUCTION = (
+    r"(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +|right +|exact +)?(?:answer|result|value)"
+    r"(?: +(?:is|=)(?![a-zA-Z])|(?: +is)? *:)"
 )
-_CURRENCY = re.compile(r"^([-+]?)\s*[$\u20ac\u00a3\u00a5]\s*(?=[-+]?[\d.])")
+_NEAR = r"about|approximately|approx\.?|exactly|roughly|around|circa|ca\.|\\approx|\\sim|~|="
+_LEADING = re.compile(
+    rf"(?:{_INTRODUCTION}) *:? *|\\text *\{{ *(?:{_INTRODUCTION}|(?:{_NEAR})) *:? *\}} *|(?:{_NEAR}) *(?=[-+\d\\$(.])",
+    re.IGNORECASE,
+)
+_LEADING_IN_TEXT = re.compile(rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])) *", re.IGNORECASE)
+_TRAILING = re.compile(
+    r" *(?:\\text *\{ *\(?(?:approx\.?|approximately|exactly)\)? *\}|\((?:approx\.?|approximately|exactly)\))$",
+    re.IGNORECASE,
+)
+_TEXT = re.compile(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}")
+_CURRENCY = re.compile(r"^([-+]?)\s*[$\u20ac\u00a3\u00a5\u20b9]\s*(?=[-+]?[\d.])")
 _LOOSE_SPACE = re.compile(r"(?<![^\W_]) +| +(?![^\W_])")
-_DECIMAL = re.compile(r"([-+]?) *(\d{1,3}(?:,\d{3})+|\d*)(\.\d*)?")
-_RATIO = re.compile(r"([-+]?) *(?:(\d+) */ *(\d+)|\\frac *\{ *([-+]?\d+) *\} *\{ *(\d+) *\}|\\frac *(\d) *(\d))")
+_SINGLE = re.compile(r"([\^_])\{([a-zA-Z0-9])\}")
 _LETTERS = re.compile(r"[^\W\d_]+(?:[ '-]+[^\W\d_]+)*")
 _WORD = re.compile(rf"[^\W\d_]{{{MIN_WORD}}}")
 
@@ -47,45 +52,83 @@ def normalise(answer: str) -> str:
     Example:
         normalise("1,234.50")  # "2469/2"
     """
-    text = respelt(answer)
+    text = _CURRENCY.sub(r"\1", respelt(answer))
+    if text.endswith("\u00b0") and as_number(text[:-1].strip()) is not None:
+        text = text[:-1].strip()
     percent = "%" if text.endswith("%") else ""
     number = as_number(text.removesuffix("%").strip())
     if number is not None:
         return f"{number}{percent}"
+    return loosened(text)
+
+
+def loosened(text: str) -> str:
+    """A text without the blanks that have no meaning, and in lower case if it is words."""
     text = _LOOSE_SPACE.sub("", re.sub(r"\s+", " ", text)).strip()
+    text = _SINGLE.sub(r"\1\2", text)
     return text.casefold() if is_words(text) else text
 
 
 def respelt(answer: str) -> str:
-    """An answer without LaTeX decoration, currency signs and a final full stop; empty if the answer is too long."""
+    """An answer as `plain` writes it, with words as words; empty if the answer is too long."""
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return ""
-    text = plain(answer)
-    for pattern, replacement in _SPELLINGS:
-        text = pattern.sub(replacement, text)
-    return _CURRENCY.sub(r"\1", _undelimited(text).removesuffix(".").strip())
+    return _stopped(_TEXT.sub(r"\1", plain(answer)))
 
 
+@lru_cache(maxsize=4096)
 def plain(answer: str) -> str:
-    """An answer without math delimiters and invisible characters, with ASCII digits and minus signs."""
-    return _undelimited("".join(map(_plain_character, answer)))
+    r"""An answer in ASCII and one LaTeX, without delimiters, decoration, hedges and a final full stop.
 
+    Words inside mathematics stay in `\text{...}`.
 
-def as_number(text: str) -> Fraction | None:
-    """The value of a plain number, `1,234.50`, `-3/4` or `\\frac{3}{4}`; None for anything else."""
-    if found := _DECIMAL.fullmatch(text):
-        sign, whole, decimals = found[1], found[2].replace(",", ""), (found[3] or "").removeprefix(".")
-        return Fraction(f"{sign}{whole or 0}.{decimals or 0}") if whole or decimals else None
-    if found := _RATIO.fullmatch(text):
-        above, below = (int(part) for part in found.groups()[1:] if part is not None)
-        value = Fraction(above, below) if below else None
-        return -value if value is not None and found[1] == "-" else value
-    return None
+    Example:
+        plain("$\\mathbf{\\text{about }}\\dfrac{1}{2}\\,\\mathrm{cm}$")  # "\\frac{1}{2} \\text{cm}"
+    """
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return answer
+    text = _undelimited(to_ascii(answer))
+    text = undecorated(_THOUSANDS.sub(",", text))
+    text = _undelimited(_INLINE.sub(_inline, text))
+    return _stopped(_unhedged(_ungrouped(text)))
 
 
 def is_words(text: str) -> bool:
     """Whether an answer is words and not mathematics."""
     return _LETTERS.fullmatch(text) is not None and _WORD.search(text) is not None
+
+
+def _stopped(text: str) -> str:
+    """A text without its final full stop; dots of `0.333...` stay."""
+    return text.strip() if text.endswith("..") else text.removesuffix(".").strip()
+
+
+def _inline(formula: re.Match[str]) -> str:
+    return str(formula[1] or formula[2] or "")
+
+
+def _unhedged(text: str) -> str:
+    """A text without the words that only introduce an answer: `The answer is`, `about`, a leading `=`."""
+    for _ in range(2):
+        if (found := _LEADING.match(text)) and found.end() < len(text):
+            text = text[found.end() :]
+        elif found := _LEADING_IN_TEXT.match(text):
+            text = f"\\text{{{text[found.end() :]}"
+    return _TRAILING.sub("", text) if text.endswith((")", "}")) else text
+
+
+def _ungrouped(text: str) -> str:
+    """A text without braces around all of it."""
+    while text.startswith("{") and text.endswith("}"):
+        depth = 0
+        for position, character in enumerate(text):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if depth == 0 and position < len(text) - 1:
+                return text
+        text = text[1:-1].strip()
+        if "," in text:
+            return f"{{{text}}}"  # a set without backslashes
+    return text
 
 
 def _undelimited(text: str) -> str:
@@ -95,16 +138,3 @@ def _undelimited(text: str) -> str:
         if len(inner) == len(text) - len(opening) - len(closing) and opening not in inner:
             return _undelimited(inner)
     return text
-
-
-def _plain_character(character: str) -> str:
-    """Decimal digits and minus signs as ASCII, white space as a blank, and an empty string for invisible characters."""
-    if character.isascii() and character.isprintable():
-        return character
-    if (digit := unicodedata.decimal(character, None)) is not None:
-        return str(digit)
-    if character.isspace():
-        return " "
-    if character in "\u2212\u2013":
-        return "-"
-    return "" if unicodedata.category(character).startswith("C") else character

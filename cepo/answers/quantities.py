@@ -1,44 +1,63 @@
-"""Reads numbers as answers write them: with signs, separators, fractions, powers of ten, percentages and units."""
+r"""Reads one answer into one typed value, wholly or not at all: a number, expression, time, or words; with units."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-from cepo.answers.notation import as_number, respelt
+from cepo.answers.notation import loosened, plain, respelt
+from cepo.answers.reading.expressions import expression
+from cepo.answers.reading.lists import words
+from cepo.answers.reading.nodes import Expression
+from cepo.answers.reading.numerals import SCALES, Numeral, numeral, ordinal, words_number
+from cepo.answers.reading.relations import relation
+from cepo.answers.reading.times import Clock, Date, moment
+from cepo.answers.reading.tokens import CONSTANTS, FUNCTIONS, GREEK
+from cepo.answers.reading.units import CURRENCIES, Unit, conflict, unit_of
 
-MAX_EXPONENT = 300
-"""Numbers with a larger power of ten are left to the algebra, which may run out of time."""
-_UNITS = {
-    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram",
-    "kg": "kilogram", "lb": "pound", "oz": "ounce", "ml": "milliliter millilitre", "l": "liter litre",
-    "s": "second sec", "min": "minute", "h": "hour hr", "day": "", "week": "", "month": "", "year": "",
-    "cent": "", "dollar": "usd",
-    "euro": "eur", "km/h": "kmh kph", "m/s": "", "mph": "", "j": "joule", "w": "watt", "v": "volt", "n": "newton",
-    "hz": "hertz",
-}  # fmt: skip
-_CANONICAL = {spelling: unit for unit, others in _UNITS.items() for spelling in (unit, *others.split())}
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NO_UNITS = frozenset({"pi", "sin", "cos", "tan", "log", "exp", "inf", "infinity", "mod", "and", "not"})
-_NUMBER = re.compile(r"[-+]? *(?:\d[\d,]*\.?\d*|\.\d+)")
-_POWER = re.compile(
-    r" *(?:[eE]([-+]?\d{1,4})|(?:\\times|\\cdot|\*|x|\u00d7) *10 *(?:\^|\*\*) *\{? *([-+]?\d{1,4}) *\}?)"
+_BASE = re.compile(
+    r"(-?[\dA-Fa-f]+) *(?:_ *(?:\{ *(?:\\text *\{ *base *\} *|base *)?(\d+) *\}|(\d+))"
+    r"|(?:\\text *\{)? *\(? *base *(\d+) *\)? *\}?)"
 )
-_MIXED = re.compile(r"([-+]?) *(\d+) *(?:\\frac *\{ *(\d+) *\} *\{ *(\d+) *\}| +(\d+) */ *(\d+))")
-_RATIO = re.compile(r"[-+]? *(?:\d+ */ *\d+|\\frac *\{ *[-+]?\d+ *\} *\{ *\d+ *\})")
-_UNIT = re.compile(r"([^\W\d_]+(?:[ /.-]+[^\W\d_]+)*) *(?:(?:\^|\*\*) *\{? *([23]) *\}?|([\u00b2\u00b3]))?")
+_CURRENCY = re.compile(rf"([-+]?) *(US\$|[{CURRENCIES}]|Rs\.?|USD|EUR|GBP|INR) *(?=[-+]?[\d.\\])")
+_LABEL = re.compile(r"([A-Za-z][A-Za-z .]{0,30}?)[ :#]+(?=[-+]?\d)")
+_LABELS = frozenset(
+    words(
+        "day no number page case figure team room step year level stage grade chapter problem question "
+        "exercise item row column position place player door box bus route house seat table group class part "
+        "round game week floor line term section lesson option card lane track unit node"
+    )
+)
+"""Nouns that only name what a number counts: `Day 12` is 12."""
+_OPERATOR = re.compile(r"\\(?:i*int|oint|sum|prod|lim|pm|mp|gcd|max|min|det|partial)(?![a-zA-Z])|\\frac *\{ *d *\}")
+_ALGEBRA = re.compile(
+    rf"(?:\\(?:i*int|oint|sum|prod|lim|pm|mp|gcd|max|min|det|partial|frac|sqrt|binom|cdot|times|div|infty|to|limits"
+    rf"|{'|'.join(sorted(FUNCTIONS | GREEK | {'pi'}))})(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z]{{1,2}}(?![a-zA-Z])"
+    r"|_ *\{ *[a-zA-Z] *= *[-\w]+ *\}|[-+*/^_!(){}|\[\], ]|\d+(?:\.\d+)?|\\left|\\right)+"
+)
+"""What math-verify reads wholly: no words, relations, primes or dots."""
+_SIGN_WORD = re.compile(r"(minus|negative|plus|positive) +(?=[\d.\\$])", re.IGNORECASE)
+_NARROW = frozenset("mgsL")
+"""Units of one letter that count without `\\text{}` right behind a number: `5m`, but not `5n`."""
+_SPACED = frozenset("mgsLlhJNWVAKCFT")
+"""Units of one letter that count without `\\text{}` after a number and a blank: `5 N`."""
+_BARE_LETTERS = re.compile(r"[A-Za-z]{2,}")
+_RUNS = ("abcd", "ijk", "klmn", "pqrs", "rst", "uvw", "wxyz")
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit or percent sign."""
+    """A plain number with its unit."""
 
     value: Fraction
     unit: str = ""
-    """The canonical name of a known unit, the word itself of any other, empty without a unit."""
+    """The canonical name of a known unit, the words of any other, empty without a unit."""
     percent: bool = False
+    measure: Unit | None = None
+    decimals: int = -1
+    """How many decimals it is written with; -1 for an exact form."""
 
     @property
     def readings(self) -> tuple[Fraction, ...]:
@@ -46,83 +65,199 @@ class Quantity:
         return (self.value, self.value / 100) if self.percent else (self.value,)
 
 
+@dataclass(frozen=True)
+class Value:
+    """What an answer is read as."""
+
+    spelling: str
+    """The answer in one spelling; equal spellings are equal answers."""
+    quantity: Quantity | None = None
+    node: Expression | None = None
+    """The expression, equation or inequality, without its unit."""
+    unit: Unit | None = None
+    """The unit of the expression."""
+    moment: Clock | Date | None = None
+    base: tuple[str, int] | None = None
+    """The digits of a number with a base, and the base."""
+    label: str = ""
+    """A noun before a number: `case` in `Case 1`."""
+    is_word: bool = False
+    """Whether it is words alone."""
+    operator: str = ""
+    r"""The first operator that only algebra evaluates (`\int`, `\sum`, `\pm`), if all other parts are known to it."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is one value or words, and has no structure that is left to read."""
+        return bool(self.quantity or self.node or self.moment or self.base or self.is_word or self.operator)
+
+    @property
+    def expression(self) -> Expression | None:
+        """The number or expression, without its unit; None if it is neither."""
+        return Expression("number", value=self.quantity.value) if self.quantity else self.node
+
+
 def quantity(answer: str) -> Quantity | None:
     """The quantity that an answer states; None for anything other than a number with an optional unit.
 
     Example:
-        quantity("1.5 thousand km")  # Quantity(Fraction(1500), "km")
+        quantity("1.5 thousand km").value  # Fraction(1500)
     """
-    text = re.sub(r"\s+", " ", respelt(answer)).strip()
-    for reader in (_mixed, _decimal, _ratio):
-        if found := reader(text):
-            value, rest = found
-            return _with_unit(value, rest.strip())
-    return None
+    return read(answer).quantity
 
 
 def units_conflict(one: Quantity, other: Quantity) -> bool:
-    """Whether both units are known and differ. Units are never converted."""
-    known = {re.sub(r"\^[23]$", "", unit) in _UNITS for unit in (one.unit, other.unit)}
-    return known == {True} and one.unit != other.unit
+    """Whether both have a unit and the units contradict each other. Units are never converted."""
+    return one.measure is not None and other.measure is not None and conflict(one.measure, other.measure)
 
 
-def _mixed(text: str) -> tuple[Fraction, str] | None:
-    found = _MIXED.match(text)
-    if not found:
+@lru_cache(maxsize=8192)
+def read(answer: str, decimal_comma: bool = False) -> Value:
+    r"""The value that an answer states.
+
+    Example:
+        read("2\\sqrt{5}\\text{ cm}").unit.name  # "cm"
+
+    Args:
+        decimal_comma: whether `1,5` is one and a half.
+    """
+    text = plain(answer)
+    if decimal_comma:
+        text = re.sub(r"(?<=\d),(?=\d)", "\0", text.replace(".", "")).replace("\0", ".")
+    flat = re.sub(r"\s+", " ", respelt(text)).strip()
+    spelling = loosened(respelt(text)) if not decimal_comma else loosened(flat)
+    if when := moment(flat.replace("~", " ")):
+        return Value(spelling, moment=when)
+    if based := _BASE.fullmatch(text):
+        return Value(spelling, base=(based[1].upper(), int(based[2] or based[3] or based[4])))
+    if _is_word(flat):
+        value = words_number(flat)
+        return Value(spelling, Quantity(value)) if value is not None else Value(spelling, is_word=True)
+    label, flat = _labelled(flat)
+    if counted := _counted(flat):
+        return Value(spelling, counted, unit=counted.measure, label=label)
+    node, unit = _measured(text)
+    node = node or relation(text)
+    return Value(spelling, node=node, unit=unit, operator="" if node else _operator(text))
+
+
+def _operator(text: str) -> str:
+    """The operator of an expression that only algebra evaluates; empty if there is none, or an unknown part."""
+    found = _OPERATOR.search(text)
+    return found[0] if found and _ALGEBRA.fullmatch(text) else ""
+
+
+def _is_word(flat: str) -> bool:
+    """Whether a text is one word or several, and no product of variables such as `xyz`."""
+    letters = flat.replace(" ", "").replace("-", "")
+    if not letters.isalpha() or len(letters) < 2:
+        return False
+    if letters in CONSTANTS:
+        return False
+    if " " in flat and all(len(part) == 1 for part in flat.split(" ")):
+        return False  # x y
+    return not any(set(letters) <= set(run) for run in _RUNS) and (
+        expression(flat) is None or _BARE_LETTERS.fullmatch(flat) is not None
+    )
+
+
+def _labelled(flat: str) -> tuple[str, str]:
+    """Splits `Case 1` into its label and its number; the label is empty for other texts."""
+    if (found := _LABEL.match(flat)) and (label := found[1].casefold().strip(" .")) in _LABELS:
+        return label, flat[found.end() :]
+    return "", flat
+
+
+def _counted(flat: str) -> Quantity | None:
+    """A plain number, with the unit before or after it."""
+    flat = _SIGN_WORD.sub(lambda sign: "-" if sign[1].casefold() in ("minus", "negative") else "", flat, count=1)
+    if (order := ordinal(flat)) is not None:
+        return Quantity(order)
+    money: Unit | None = None
+    if sign := _CURRENCY.match(flat):
+        money = unit_of(sign[2].replace("US$", "$"))
+        flat = sign[1] + flat[sign.end() :]
+    number = numeral(flat)
+    if number is None:
         return None
-    whole, above, below = (int(part) for part in found.groups()[1:] if part is not None)
-    if not 0 < above < below:
-        return None  # 2\frac{3}{2} is a product
-    value = whole + Fraction(above, below)
-    return (-value if found[1] == "-" else value), text[found.end() :]
+    rest = flat[number.end :]
+    value, rest = _scaled(number.value, rest)
+    if money is not None:
+        rest = rest.strip()
+        return (
+            Quantity(value, money.name, False, money, number.decimals) if not rest or unit_of(rest) == money else None
+        )
+    return _with_unit(value, number, rest)
 
 
-def _decimal(text: str) -> tuple[Fraction, str] | None:
-    found = _NUMBER.match(text)
-    value = as_number(found[0].strip()) if found else None
-    if found is None or value is None or _RATIO.match(text):
-        return None
-    rest = text[found.end() :]
-    if power := _POWER.match(rest):
-        exponent = int(power[1] or power[2])
-        if abs(exponent) > MAX_EXPONENT:
-            return None
-        value, rest = value * Fraction(10) ** exponent, rest[power.end() :]
+def _scaled(value: Fraction, rest: str) -> tuple[Fraction, str]:
+    first, _, others = rest.strip().partition(" ")
+    if first.casefold() in SCALES:
+        return _scaled(value * 10 ** SCALES[first.casefold()], others)
     return value, rest
 
 
-def _ratio(text: str) -> tuple[Fraction, str] | None:
-    found = _RATIO.match(text)
-    value = as_number(found[0].strip()) if found else None
-    return (value, text[found.end() :]) if found is not None and value is not None else None
-
-
-def _with_unit(value: Fraction, rest: str) -> Quantity | None:
-    if rest in ("", "%") or rest.casefold() in ("percent", "per cent"):
-        return Quantity(value, percent=bool(rest))
-    first, _, others = rest.partition(" ")
-    if first.casefold() in _SCALES:
-        return _with_unit(value * 10 ** _SCALES[first.casefold()], others.strip())
-    found = _UNIT.fullmatch(rest)
-    if not found:
+def _with_unit(value: Fraction, number: Numeral, rest: str) -> Quantity | None:
+    if not rest.strip():
+        return Quantity(value, decimals=number.decimals)
+    name = rest.strip()
+    if len(name) == 1 and name.isalpha() and name not in (_SPACED if rest.startswith(" ") else _NARROW):
         return None
-    name, power = _unit_name(found[1].casefold())
-    power = found[2] or {"\u00b2": "2", "\u00b3": "3"}.get(found[3] or "", power)
-    if not (name in _UNITS or _is_noun(name)):
+    if measure := unit_of(name):
+        percent = measure.name == "%"
+        unit = "" if percent else " ".join((measure.name, *measure.words)) if measure.known else measure.name
+        return Quantity(value, unit, percent, measure, number.decimals)
+    return _compound(value, rest)
+
+
+def _compound(value: Fraction, rest: str) -> Quantity | None:
+    """A sum of known units of one dimension, the larger first: `2 hours 30 minutes`."""
+    total, names, last = Fraction(0), [], None
+    while True:
+        parts = re.match(r" *([^\d]+?)(?:,? +and +|,? *)(?=\d|$)", rest)
+        measure = unit_of(parts[1]) if parts else None
+        if parts is None or measure is None or measure.factor is None or value < 0:
+            return None
+        if last is not None and (last.dimension != measure.dimension or (last.factor or 0) <= measure.factor):
+            return None
+        total, last = total + value * measure.factor, measure
+        names.append(measure.name)
+        rest = rest[parts.end() :]
+        if not rest:
+            break
+        number = numeral(rest)
+        if number is None:
+            return None
+        value, rest = number.value, rest[number.end :]
+    if len(names) < 2:
         return None
-    return Quantity(value, f"{name}^{power}" if power else name)
+    name = " ".join(names)
+    return Quantity(total, name, False, Unit(name, Fraction(1), last.dimension))
 
 
-def _unit_name(name: str) -> tuple[str, str]:
-    power = ""
-    for word, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
-        if name.startswith(word):
-            name, power = name.removeprefix(word), exponent
-    name = re.sub(r" ?/ ?", "/", name.replace(" per ", "/"))
-    return _CANONICAL.get(name) or _CANONICAL.get(name.removesuffix("s"), name), power
+def _measured(text: str) -> tuple[Expression | None, Unit | None]:
+    """An expression and its unit: that in `\\text{...}` or a sign at its end, or a known unit in plain letters."""
+    if money := _CURRENCY.match(text):
+        node = expression(money[1] + text[money.end() :])
+        return node, unit_of(money[2]) if node else None
+    if "\\text" not in text and (node := expression(text)):
+        if node.op == "degree":
+            return node.parts[0], unit_of("\u00b0")
+        return node, None
+    start = text.find("\\text")
+    if start > 0:
+        head = text[:start].rstrip()
+        if head.endswith("\\mu"):
+            head, start = head[:-3], start - 3 - (len(text[:start]) - len(text[:start].rstrip()))
+        unit = unit_of(text[start:])
+        return (expression(head), unit) if unit else (None, None)
+    return _split_plain(text)
 
 
-def _is_noun(name: str) -> bool:
-    """Whether a word counts things (`5 apples`) and does not multiply (`5 ab`, `5 pi`)."""
-    words = re.split(r"[ /.-]+", name)
-    return len(words[0]) > 2 and not _NO_UNITS.intersection(words)
+def _split_plain(text: str) -> tuple[Expression | None, Unit | None]:
+    for found in re.finditer(r"[ \d)}](?=[a-zA-Z%\u00b0])", text):
+        tail = text[found.end() :]
+        unit = unit_of(tail) if len(tail.strip()) > 1 or tail in "%\u00b0" else None
+        if unit and unit.known and not unit.words and (node := expression(text[: found.end()].strip())):
+            return node, unit
+    return None, None

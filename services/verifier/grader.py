@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 
-from cepo.answers.kinds import Kind
-from cepo.answers.notation import normalise
-from cepo.answers.quantities import quantity
+from cepo.answers.kinds import DIGITS, Kind
+from cepo.answers.notation import plain
+from cepo.answers.quantities import read
 from cepo.errors import UserError
 from services.verifier import functions
-from services.verifier.decisions import decide_element
-from services.verifier.forms import as_form, fits_form, same_form
+from services.verifier.decisions import decide_element, operands, same_number
+from services.verifier.evaluation import equal, number
+from services.verifier.forms import same_form
 from services.verifier.functions import Call, one_line
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its timeouts are off
@@ -32,8 +33,10 @@ RECURSION_LIMIT = 1000
 """Python frames. Deeper nesting is no answer; it raises an error instead of crashing the process."""
 HEADROOM_BYTES = 64 * 2**20
 """A worker must have at least this much memory left once it is warm."""
+_ROUNDING = 12
+"""Decimals that math-verify compares where it has to round."""
 STACK_BYTES = 8 * 2**20
-_TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+_TARGETS = (LatexExtractionConfig(boxed_match_priority=0),)
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,6 @@ class Comparison:
     answer: str
     reference: str
     kind: Kind = Kind("math")  # noqa: RUF009 it is immutable
-    raw: bool = False
-    """Whether `answer` is the end of a response, in which math-verify looks for the answer."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,6 @@ class Finding:
     """The result of a comparison or of a reward function."""
 
     equal: bool = False
-    extracted: str = ""
-    """The answer that math-verify found in a raw response."""
     value: float = 0.0
     """The value of a reward function."""
     error: str = ""
@@ -68,16 +67,7 @@ def compare(asked: Comparison) -> Finding:
     Raises:
         Exception: math-verify or SymPy raised it.
     """
-    if not asked.raw:
-        return Finding(bool(same_form(asked.answer, asked.reference, asked.kind, equal_elements)))
-    parts = _parsed(asked.answer)
-    extracted = str(parts[-1]) if parts else ""
-    if not parts or not fits_form(asked.kind.name, extracted):
-        return Finding(extracted=extracted)
-    wanted = _parsed(asked.reference)
-    if not any(not isinstance(part, str) for part in wanted):
-        wanted = _boxed(as_form(asked.kind.name, asked.reference))
-    return Finding(bool(_texts(parts) & _texts(wanted)) or _verified(parts, wanted, asked.kind), extracted)
+    return Finding(bool(same_form(plain(asked.answer), plain(asked.reference), asked.kind, equal_elements)))
 
 
 def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
@@ -93,17 +83,25 @@ def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
         Exception: math-verify or SymPy raised it.
     """
     decided = decide_element(answer, reference, kind)
-    return _verified(_boxed(answer), _boxed(reference), kind) if decided is None else decided
+    if decided is not None:
+        return decided
+    given, wanted = read(answer, kind.decimal_comma), read(reference, kind.decimal_comma)
+    pair = operands(given, wanted, kind)
+    if pair is None:
+        return _verified(_parsed(plain(answer)), _parsed(plain(reference)), kind)
+    decimals = [value.quantity.decimals if value.quantity else -1 for value in (given, wanted)]
+    if kind.tolerance or kind.digits != DIGITS or max(decimals) >= 0:
+        numbers = [number(node) for node in pair]
+        if numbers[0] is not None and numbers[1] is not None:
+            return same_number(numbers[0], numbers[1], kind, *decimals)
+    return equal(*pair)
 
 
 def _verified(parts: list[Any], wanted: list[Any], kind: Kind) -> bool:
-    value = quantity(str(wanted[0])) if kind.tolerance and parts and wanted else None
-    if value:
-        return _near(parts[0], wanted[0], float(kind.margin(value.value)))
     equal = verify(
         wanted,
         parts,
-        float_rounding=kind.digits,
+        float_rounding=max(kind.digits, _ROUNDING),
         allow_set_relation_comp=kind.name == "interval",
         timeout_seconds=0,
         raise_on_error=True,
@@ -111,28 +109,8 @@ def _verified(parts: list[Any], wanted: list[Any], kind: Kind) -> bool:
     return bool(equal)
 
 
-def _boxed(text: str) -> list[Any]:
-    parts = parse(f"\\boxed{{{text}}}", parsing_timeout=0, raise_on_error=True)
-    if "$" in text and all(isinstance(part, str) for part in parts):
-        return _parsed(text) or parts  # words around a formula
-    return parts
-
-
 def _parsed(text: str) -> list[Any]:
-    return parse(text, _TARGETS, parsing_timeout=0, raise_on_error=True)
-
-
-def _texts(parts: list[Any]) -> set[str]:
-    return {text for part in parts if isinstance(part, str) and (text := normalise(part))}
-
-
-def _near(found: Any, wanted: Any, tolerance: float) -> bool:
-    if isinstance(found, str) or isinstance(wanted, str):
-        return False
-    try:
-        return abs(float(found) - float(wanted)) <= tolerance
-    except TypeError:  # not a number
-        return False
+    return parse(f"\\boxed{{{text}}}", _TARGETS, parsing_timeout=0, raise_on_error=True)
 
 
 def serve(connection: Connection, deadline_seconds: float, memory_bytes: int, names: tuple[str, ...]) -> None:

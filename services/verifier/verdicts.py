@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from cepo.answers.choices import chosen, chosen_option, labelled_option
 from cepo.answers.extract import boxed, extract, is_marked, is_unfinished
 from cepo.answers.kinds import Kind, Reference
-from cepo.answers.notation import as_number, normalise, plain
+from cepo.answers.notation import normalise, plain
 from cepo.answers.quantities import quantity
+from cepo.answers.reading.numerals import as_number
 from cepo.answers.statements import stated
 from cepo.answers.structure import bracketed, elements
 from cepo.messages.groups import Outcome, Verdict

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from cepo.answers.notation import as_number, normalise
+from cepo.answers.notation import normalise
+from cepo.answers.reading.numerals import as_number
 from services.verifier.shapes.types import Assignment, Grid, Group, Leaf, Piece, Pieces, Shape
 
 

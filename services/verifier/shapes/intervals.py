@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 
-from cepo.answers.notation import as_number, normalise
+from cepo.answers.notation import normalise
+from cepo.answers.reading.numerals import as_number
 from services.verifier.shapes.names import is_constant, is_name
 from services.verifier.shapes.splitting import cut, elements, enclosed
 from services.verifier.shapes.types import EVERYTHING, Piece, Pieces

@@ -11,17 +11,19 @@ _LOOK_ALIKES = ("\u0417", "\u01b7", "\U0001d7db", "\u00b3", "\u2462", "\u4e09", 
 _CONTROLS = ("\x00", "\x1b[2J", "\x07", "\x7f", "\u202e", "\u200b", "\ufeff", "\ud800", "\U000e0041", "\r\n\x0b")
 
 
-def _boxed(answers: list[str], reference: str = "7") -> list[Item]:
-    return [Item(f"so \\boxed{{{answer}}}", reference) for answer in answers]
+def _boxed(answers: list[str], reference: str = "7", kind: str = "") -> list[Item]:
+    return [Item(f"so \\boxed{{{answer}}}", reference, kind) for answer in answers]
 
 
 def _bombs() -> list[Item]:
-    """Algebra that never ends or does not fit into memory."""
+    """Algebra that never ends or does not fit into memory, also where unevaluated answers count."""
     towers = [f"{a}^{{9^{{9^{b}}}}}" for a in (2, 9) for b in (7, 8)] + ["9^{9^{9^9}}", "10^{10^{10}}!", "((99!)!)!"]
     sums = [f"\\sum_{{n=1}}^{{10^{i}}} n^{{n}}" for i in (6, 9)] + ["\\prod_{k=1}^{10^9} k"]
     powers = [f"(x+y+z)^{{{i}}}(a+b)^{{{i}}}" for i in (400, 900)] + ["(x+1)^{10^{9}}", "2^{10^{12}}"]
     integrals = [f"\\int_0^1 x^{{x^{{{i}}}}} dx" for i in range(2)] + ["\\int e^{-x^{x^x}}\\sin(x^x) dx"]
-    return _boxed(towers + sums + powers + integrals)
+    bombs = towers + sums + powers + integrals
+    endless = [f"\\sum_{{n=1}}^{{10^{i}}} n^{{n}}" for i in (7, 8)] + ["\\prod_{k=1}^{10^8} k^{k}"]
+    return _boxed(bombs) + _boxed(bombs + endless, kind="unevaluated") + _boxed(bombs, "x+3")
 
 
 def _nested() -> list[Item]:
