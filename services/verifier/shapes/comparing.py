@@ -44,6 +44,10 @@ class Comparer:
         self.kind = kind
         self.same = same
 
+    def with_kind(self, kind: Kind) -> Comparer:
+        """The same comparison for another kind."""
+        return Comparer(kind, self.same)
+
     def texts(self, answer: str, reference: str) -> Verdict3:
         """Whether two answers are equal as their structures say."""
         given, wanted = read(answer), read(reference)

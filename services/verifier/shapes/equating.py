@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,10 @@ def restated(comparer: Comparer, given: Equation, wanted: Shape) -> Verdict3:
     if comparer.kind.name == "equation":
         return False
     values = [value for value in given.values if not _restates(value, wanted)]
-    return every(comparer.equal(value, wanted) for value in values) if values else False
+    if not values:
+        return False
+    steps = comparer.with_kind(replace(comparer.kind, unevaluated=True))  # only the last side has to be evaluated
+    return every([comparer.equal(values[-1], wanted), *(steps.equal(value, wanted) for value in values[:-1])])
 
 
 def _restates(value: Shape, wanted: Shape) -> bool:

@@ -49,8 +49,9 @@ def test_an_answer_that_is_not_found_in_its_own_box_is_not_gradable() -> None:
 
 
 def test_an_answer_that_a_wrong_one_passes_for_is_not_gradable() -> None:
-    assert ungradable(["1=1", "1"], "") == {
-        "1=1": "reference answer '1=1' verifies against '2=1', which is another answer"
+    assert ungradable(["3", "900"], "number tolerance=1") == {
+        answer: f"reference answer '{answer}' verifies against '{other}', which is another answer"
+        for answer, other in (("3", "4"), ("900", "901"))
     }
 
 
