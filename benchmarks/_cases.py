@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepo.answers.kinds import Reference
-from cepo.answers.notation import as_number, normalise
-from cepo.answers.perturb import perturbed
+from cepo.answers.kinds import WORDINGS, Reference
+from cepo.answers.perturb import changes, rewrites
 from cepo.data.columns import recognised
 from cepo.data.rows import column, read_rows
 from cepo.errors import UserError
@@ -106,45 +104,20 @@ def _generated(answer: str, origin: str) -> Iterator[VerdictCase]:
         kind = Reference.of(answer).kind.name
     except UserError:
         return
-    plain = as_number(normalise(answer)) is not None
-    for name, rule in _REWRITES.items():
-        if plain or name not in _NUMBERS_ONLY:
-            yield VerdictCase(_in_box(rule(answer)), answer, True, group=name, origin=origin)
-    for name, form in _MARKS.items():
-        response, anywhere = form.replace("{}", answer), "anywhere" if "$" in form else ""
-        yield VerdictCase(response, answer, True, anywhere, group=name, origin=origin)
-    for name, rule in _CHANGES.items():
-        changed = rule(answer)
-        if normalise(changed) != normalise(answer) and (kind in ("math", "number") or name == "one changed"):
-            yield VerdictCase(_in_box(changed), answer, False, group=name, origin=origin)
-            form = "The answer is ${}$." if kind in ("math", "number") else "The answer is {}."
-            yield VerdictCase(form.replace("{}", changed), answer, False, "anywhere", group=name, origin=origin)
+    stated = "The answer is {}." if kind in WORDINGS else "The answer is ${}$."
+    for name, text in rewrites(answer):
+        yield VerdictCase(_BOX.format(text), answer, True, group=f"rewritten: {name}", origin=origin)
+    for name, form in {**_MARKS, "stated": stated}.items():
+        anywhere = "anywhere" if name == "stated" else ""
+        yield VerdictCase(form.format(answer), answer, True, anywhere, group=f"mark: {name}", origin=origin)
+    for name, text in changes(answer):
+        yield VerdictCase(_BOX.format(text), answer, False, group=f"changed: {name}", origin=origin)
+        yield VerdictCase(stated.format(text), answer, False, "anywhere", group=f"changed: {name}", origin=origin)
 
 
-def _in_box(answer: str) -> str:
-    return f"So the answer is $\\boxed{{{answer}}}$."
-
-
-_NUMBERS_ONLY = ("with a name", "with its name last", "with a unit")
-_REWRITES: dict[str, Callable[[str], str]] = {
-    "as written": lambda answer: answer,
-    "display style": lambda answer: f"\\displaystyle {answer}",
-    "large fractions": lambda answer: re.sub(r"\\[dt]?frac(?![a-zA-Z])", r"\\dfrac", answer),
-    "with a name": lambda answer: f"x = {answer}",
-    "with its name last": lambda answer: f"{answer} = x",
-    "with a unit": lambda answer: f"{answer} \\text{{ cm}}",
-    "in colour": lambda answer: f"\\color{{red}}{{{answer}}}",
-}
+_BOX = "So the answer is $\\boxed{{{}}}$."
 _MARKS = {
-    "Answer: line": "Working.\nAnswer: {}",
-    "Answer: on the next line": "Working.\n\n**Answer:**\n{}",
+    "Answer:": "Working.\nAnswer: {}",
+    "Answer: and the next line": "Working.\n\n**Answer:**\n{}",
     "Answer: and a sentence": "Working.\nAnswer: {}. This is it.",
-    "stated": "The answer is ${}$.",
-}
-_CHANGES: dict[str, Callable[[str], str]] = {
-    "one changed": perturbed,
-    "not equal": lambda answer: f"\\ne {answer}",
-    "17 = it": lambda answer: f"17 = {answer}",
-    "17 or it": lambda answer: f"17 \\text{{ or }} {answer}",
-    "not it": lambda answer: f"\\text{{not }} {answer}",
 }

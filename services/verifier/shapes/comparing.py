@@ -63,6 +63,8 @@ class Comparer:
         """Whether an answer is equal to a reference."""
         if given == wanted:
             return True
+        if isinstance(given, Leaf) and given.is_clause and not isinstance(wanted, Leaf):
+            return False
         if isinstance(wanted, Equation):
             return equating.equation(self, given, wanted)
         if isinstance(given, Equation):

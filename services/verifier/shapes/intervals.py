@@ -159,14 +159,13 @@ def intersection(shapes: Sequence[Pieces]) -> Pieces | None:
 
 
 def merged(shape: Pieces) -> tuple[tuple[Fraction | float, bool, Fraction | float, bool], ...] | None:
-    """The intervals in order, joined where they touch; None if a bound is no plain number."""
+    """The intervals in order, joined where they touch; None if a bound is no plain number or below the other bound."""
     edges = []
     for piece in shape.pieces:
         low, high = _edge(piece.low), _edge(piece.high)
-        if low is None or high is None:
+        if low is None or high is None or low > high or (low == high and not (piece.low_closed and piece.high_closed)):
             return None
-        if low < high or (low == high and piece.low_closed and piece.high_closed):
-            edges.append((low, not piece.low_closed, high, piece.high_closed))
+        edges.append((low, not piece.low_closed, high, piece.high_closed))
     joined: list[tuple[Fraction | float, bool, Fraction | float, bool]] = []
     for low, low_open, high, high_closed in sorted(edges):
         if joined and (low < joined[-1][2] or (low == joined[-1][2] and (joined[-1][3] or not low_open))):

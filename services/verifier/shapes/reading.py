@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from services.verifier.shapes import intervals
@@ -63,9 +64,8 @@ def read(text: str) -> Shape:
     """
     if not _STRUCTURE.search(text):
         return Leaf(text)
-    tidied = tidy(text)
-    shape = _ShapeReader().read(tidied)
-    return Leaf(text) if shape == Leaf(tidied) else shape
+    shape = _ShapeReader().read(tidy(text))
+    return replace(shape, text=text) if isinstance(shape, Leaf) else shape
 
 
 def read_list(text: str) -> Shape:
@@ -93,8 +93,10 @@ class _ShapeReader:
             return EMPTY
         if intervals.is_everything(text):
             return EVERYTHING
-        if _CLOCK.fullmatch(text) or _CONDITION.search(re.sub(r"\\[A-Za-z]+", " ", text)):
+        if _CLOCK.fullmatch(text):
             return Leaf(text)
+        if _CONDITION.search(re.sub(r"\\[A-Za-z]+", " ", text)):
+            return Leaf(text, is_clause=True)
         readers = (
             *(self._grid, self._congruence, self._several, self._relation),
             *(self._union, self._ratio, self._group, self._signs),

@@ -10,6 +10,8 @@ class Leaf:
     """One value without structure, which the element comparison takes as it is written."""
 
     text: str
+    is_clause: bool = False
+    """Whether the text says more than a value, as in `x^2 for x > 0` or `not x = 5`: no part of it is an answer."""
 
 
 @dataclass(frozen=True)

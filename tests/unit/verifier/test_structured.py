@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cepo.answers.kinds import Reference
-from services.verifier.decisions import decide
-from services.verifier.grader import Comparison, compare
+from tests.unit.verifier.equality import equal
 from tests.unit.verifier.structured import RIGHT, WRONG
-
-
-def equal(answer: str, reference: str, kind: str = "") -> bool:
-    """The verdict on an answer: by its structure without algebra, otherwise with it."""
-    wanted = Reference.of(reference, kind)
-    decided = decide(wanted.kind, answer, wanted.answer)
-    return compare(Comparison(answer, wanted.answer, wanted.kind)).equal if decided is None else decided
 
 
 @pytest.mark.parametrize("structure", RIGHT)
