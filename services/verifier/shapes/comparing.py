@@ -123,6 +123,8 @@ class Comparer:
             given = Group("round", tuple(row[0] for row in given.rows))
         if not isinstance(given, Group):
             return False
+        if given.style == "set" and len(given.items) == 1 < len(wanted.items):
+            return self.equal(given.items[0], wanted)
         ordered = self._ordered(given, wanted)
         if ordered is None:
             return False
@@ -142,7 +144,7 @@ class Comparer:
         if wanted.style in loose:
             if given.style in loose:
                 return False
-            return True if wanted.style == "list" else None
+            return True if wanted.style == "list" and (given.style != "square" or len(given.items) > 2) else None
         if given.style == wanted.style or given.style == "list":
             return True if given.style != "list" or wanted.style != "square" or len(wanted.items) != 2 else None
         if {given.style, wanted.style} <= {"round", "angle"} or len(wanted.items) > 2:

@@ -29,7 +29,7 @@ def equation(comparer: Comparer, given: Shape, wanted: Equation) -> Verdict3:
     named = len(wanted.names) == 1 and len(wanted.values) == 1
     if not isinstance(given, Equation):
         return comparer.equal(given, wanted.values[0]) if named and comparer.kind.name != "equation" else False
-    if named and any(same_name(name, wanted.names[0]) for name in given.names):
+    if named and any(same_name(name, wanted.names[0], functions=True) for name in given.names):
         return every(comparer.equal(value, wanted.values[0]) for value in given.values)
     if len(given.sides) != 2 or len(wanted.sides) != 2:
         sides = [[read(side) for side in shape.sides] for shape in (given, wanted)]

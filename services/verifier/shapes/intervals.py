@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from cepo.answers.notation import normalise
 from cepo.answers.reading.numerals import as_number
-from services.verifier.shapes.names import is_constant, is_name
+from services.verifier.shapes.names import is_constant, is_unknown
 from services.verifier.shapes.splitting import cut, elements, enclosed
 from services.verifier.shapes.types import EVERYTHING, Piece, Pieces
 
@@ -146,16 +146,26 @@ def _absolute(inner: str, limit: str, operator: str) -> Pieces | None:
 
 
 def intersection(shapes: Sequence[Pieces]) -> Pieces | None:
-    """The numbers in all of several intervals; None if they have none in common or bounds are no plain numbers."""
-    pieces = [piece for shape in shapes for piece in shape.pieces]
-    lows = [(edge, not piece.low_closed, piece.low) for piece in pieces if (edge := _edge(piece.low)) is not None]
-    highs = [(edge, piece.high_closed, piece.high) for piece in pieces if (edge := _edge(piece.high)) is not None]
-    if len(pieces) > len(shapes) or min(len(lows), len(highs)) < len(pieces):
+    """The numbers in all of several unions, perhaps none; None if a bound is no plain number."""
+    common = shapes[0].pieces
+    for shape in shapes[1:]:
+        overlaps = [_overlap(one, other) for one in common for other in shape.pieces]
+        if None in overlaps:
+            return None
+        common = tuple(piece for overlap in overlaps if overlap for piece in overlap)
+    return Pieces(common, shapes[0].variable)
+
+
+def _overlap(one: Piece, other: Piece) -> tuple[Piece, ...] | None:
+    """What two intervals have in common: one interval or none."""
+    lows = [(edge, not piece.low_closed, piece.low) for piece in (one, other) if (edge := _edge(piece.low)) is not None]
+    highs = [(edge, piece.high_closed, piece.high) for piece in (one, other) if (edge := _edge(piece.high)) is not None]
+    if len(lows) < 2 or len(highs) < 2:
         return None
     low, high = max(lows), min(highs)
-    if low[0] >= high[0]:
-        return None
-    return Pieces((Piece(low[2], high[2], not low[1], high[1]),), shapes[0].variable)
+    if low[0] > high[0] or (low[0] == high[0] and (low[1] or not high[1])):
+        return ()
+    return (Piece(low[2], high[2], not low[1], high[1]),)
 
 
 def merged(shape: Pieces) -> tuple[tuple[Fraction | float, bool, Fraction | float, bool], ...] | None:
@@ -186,7 +196,7 @@ def _bound(text: str) -> str:
 
 def _bounded(text: str) -> bool:
     """Whether a side of an inequality is an unknown."""
-    return is_name(text) and not is_constant(text)
+    return is_unknown(text) and not is_constant(text)
 
 
 def _number(text: str) -> Fraction | None:

@@ -7,10 +7,6 @@ import re
 _WORDED = re.compile(r"\\(?:text(?:rm|bf|it|sf|normal)?|mathrm|mathbf|mathit|mathcal|operatorname|mbox)\s*\{([^{}]*)\}")
 _INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\\?\w+)|\^\s*\{?\s*(?:\(\w\)|\\prime|-1|\*|\\ast)\s*\}?|'+")
 _ARGUMENT = re.compile(r"(?<=[A-Za-z}])\s*\([^()]*\)")
-_CONSTANT_COMMAND = re.compile(
-    r"\\(?:pi|infty|emptyset|varnothing|mathbb|sqrt|frac|d?t?frac|cdot|times|div|pm|mp|ln|log|sin|cos|tan|cot|sec|csc"
-    r"|arcsin|arccos|arctan|exp|circ|degree|binom|sum|prod|int|lim|infin|left|right|pmod|mod|bmod|%)(?![A-Za-z])"
-)
 _DERIVATIVE = re.compile(
     r"\\[dt]?frac\s*\{\s*(?:d|\\partial)\s*\^?\d?\s*\w*\s*\}\s*\{\s*(?:d|\\partial)\s*\w+\s*\^?\d?\s*\}"
 )
@@ -37,6 +33,8 @@ def is_constant(text: str) -> bool:
 
 def is_name(text: str) -> bool:
     """Whether a side has letters and no number outside of its indices and arguments, so that it states no value."""
+    if text.lstrip().startswith(("-", "+")):
+        return False
     bare = _DERIVATIVE.sub(" y ", text.strip())
     for _ in range(2):
         bare = _ARGUMENT.sub("", _INDEX.sub("", bare))
@@ -52,16 +50,25 @@ def is_name(text: str) -> bool:
     return bool(rest) and all(character.isalpha() for character in rest) and not set(rest) <= _CONSTANTS
 
 
+def is_unknown(text: str) -> bool:
+    """Whether a text is one symbol or word without an operation, as `x`, `x_1` or `\\theta`."""
+    return is_name(text) and not re.search(r"[-+*/:|^,]|\\[dt]?frac", text) and len(letters(text)) <= 1
+
+
 def restates(text: str) -> bool:
     """Whether a side is an expression in at least two unknowns, which an equation gives the value of: `2a + b = 12`."""
     return len(letters(text)) > 1
 
 
-def same_name(one: str, other: str) -> bool:
-    """Whether two sides name the same quantity; y and f(x) both name a function."""
+def same_name(one: str, other: str, *, functions: bool = False) -> bool:
+    """Whether two sides name the same quantity.
+
+    Args:
+        functions: whether y, f(x) and g(x) count as the same name.
+    """
     bare = [re.sub(r"\\(?:text|mathrm|mathbf|mathit)\s*\{([^{}]*)\}", r"\1", name) for name in (one, other)]
     bare = [re.sub(r"[\s{}]", "", name) for name in bare]
-    return bare[0] == bare[1] or all(_FUNCTION.fullmatch(name) for name in bare)
+    return bare[0] == bare[1] or (functions and all(_FUNCTION.fullmatch(name) for name in bare))
 
 
 def is_wordy(text: str) -> bool:

@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from functools import lru_cache
 
+from cepo.answers.notation import normalise
+from cepo.answers.reading.numerals import as_number
 from services.verifier.shapes import intervals
 from services.verifier.shapes.names import is_wordy, same_name
 from services.verifier.shapes.relations import congruence, relation
@@ -19,6 +21,7 @@ from services.verifier.shapes.types import (
     Grid,
     Group,
     Leaf,
+    Piece,
     Pieces,
     Ratio,
     Shape,
@@ -41,8 +44,8 @@ _NOTE = re.compile(
     r"|(?:with )?multiplicity (?:two|three|\d))\s*\)(?:\s*\})?"
 )
 _GRID = re.compile(
-    r"\\begin\s*\{(?P<name>(?:[bBpvV]|small)?matrix\*?|array)\}(?:\s*\{[lcr| ]*\}|\s*\[[lcr]\])?(?P<body>.*)"
-    r"\\end\s*\{(?P=name)\}",
+    r"(?P<factor>-?|[-\w\\{}/. ]*?)\\begin\s*\{(?P<name>(?:[bBp]|small)?matrix\*?|array)\}"
+    r"(?:\s*\{[lcr| ]*\}|\s*\[[lcr]\])?(?P<body>.*)\\end\s*\{(?P=name)\}",
     re.DOTALL,
 )
 _ALIGNED = re.compile(r"\\begin\s*\{(aligned|align\*?|gathered|array|cases)\}(.*)\\end\s*\{\1\}", re.DOTALL)
@@ -112,7 +115,8 @@ class _ShapeReader:
         grid = _GRID.fullmatch(inner)
         if grid and (grid["name"] != "array" or "=" not in grid["body"]):
             rows = [row for row in cut(grid["body"], r"\\\\(?:\[[^\]]*\])?")[0] if row and row != "\\hline"]
-            cells = [tuple(self.read(cell) for cell in cut(row, "&")[0]) for row in rows]
+            factor = grid["factor"].strip()
+            cells = [tuple(self.read(_times(factor, cell)) for cell in cut(row, "&")[0]) for row in rows]
             return Grid(tuple(cells)) if len({len(row) for row in cells}) == 1 else None
         if (aligned := _ALIGNED.fullmatch(inner)) and "=" in aligned[2]:
             lines = [line.replace("&", "").strip(" ,;") for line in cut(aligned[2], r"\\\\")[0]]
@@ -134,7 +138,7 @@ class _ShapeReader:
     def _combined(self, items: list[Shape], separators: list[str]) -> Shape | None:
         """What several relations say together: an interval, values by name, or the values of one name."""
         first = items[0]
-        if isinstance(first, Pieces) and first.variable:
+        if any(isinstance(item, Pieces) and item.variable for item in items):
             return _bounds(items, separators)
         if not isinstance(first, Equation) or len(first.sides) != 2 or len(first.names) != 1:
             return None
@@ -212,9 +216,28 @@ class _ShapeReader:
 
 def _bounds(items: list[Shape], separators: list[str]) -> Pieces | None:
     """Several inequalities in one unknown: their union after `or`, otherwise what they have in common, if anything."""
-    shapes = [item for item in items if isinstance(item, Pieces)]
+    items = [item for item in items if item != EVERYTHING]
+    shapes = [shape for item in items if (shape := _bound(item)) is not None]
     if len(shapes) < len(items) or any(not same_name(shape.variable, shapes[0].variable) for shape in shapes):
         return None
-    either = any("or" in separator or "vee" in separator for separator in separators)
-    common = None if either else intervals.intersection(shapes)
-    return common or Pieces(tuple(piece for shape in shapes for piece in shape.pieces), shapes[0].variable)
+    union = Pieces(tuple(piece for shape in shapes for piece in shape.pieces), shapes[0].variable)
+    if any("or" in separator or "vee" in separator for separator in separators):
+        return union
+    common = intervals.intersection(shapes)
+    return common if common is None or common.pieces else union
+
+
+def _bound(item: Shape) -> Pieces | None:
+    """An inequality, or `x = 3` as the point 3."""
+    if isinstance(item, Equation) and len(item.sides) == 2 and len(item.names) == 1:
+        value = item.values[0]
+        return Pieces((Piece(value.text, value.text, True, True),), item.names[0]) if isinstance(value, Leaf) else None
+    return item if isinstance(item, Pieces) and item.variable else None
+
+
+def _times(factor: str, cell: str) -> str:
+    """An element of a matrix with a factor before it."""
+    if not factor:
+        return cell
+    one, other = as_number(normalise(f"{factor}1" if factor == "-" else factor)), as_number(normalise(cell))
+    return f"{factor} ({cell})" if one is None or other is None else str(one * other)

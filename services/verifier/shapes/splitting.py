@@ -64,6 +64,8 @@ def tidy(text: str) -> str:
 def _connected(worded: re.Match[str]) -> str:
     """Text with its connectives outside of it: `\\text{ cows and }` becomes `\\text{ cows} and `."""
     words = worded[1]
+    if re.search(r"[()\[\]]", words) or (words.strip() and not re.search(r"[^\W\d_]", words)):
+        return words  # mathematics in text mode, as in `\\text{[2, 5]}`
     if not _CONNECTIVE.search(words):
         return worded[0]
     parts, last = [], 0

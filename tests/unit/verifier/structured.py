@@ -94,7 +94,7 @@ RIGHT = {
         (r"A=\begin{pmatrix}0.5\\2\end{pmatrix}", r"\begin{pmatrix}\frac12\\2\end{pmatrix}"),
         (r"\langle 1,2\rangle", r"\begin{pmatrix}1\\2\end{pmatrix}"),
         ("(1,2)", r"\begin{pmatrix}1\\2\end{pmatrix}"),
-        ("((1,2),(3,4))", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
+        ("((1,2),(3,4))", r"\begin{Bmatrix}1&2\\3&4\end{Bmatrix}"),
     ],
     "equations": [
         ("5=x", "5"),
