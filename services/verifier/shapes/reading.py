@@ -132,6 +132,8 @@ class _ShapeReader:
             parts.pop()
         if len(parts) == 1 or not all(parts):
             return None
+        if separators[-1] in (",", ";") and not {"and", "or"}.isdisjoint(separators):
+            return Leaf(text, is_clause=True)  # `1, 2 or 3, 4` leaves a choice of lists
         items = [self.read(_NOTE.sub("", part)) for part in parts]
         return self._combined(items, separators) or self._listed("list", items)
 

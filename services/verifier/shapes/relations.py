@@ -97,7 +97,9 @@ def _named_tuple(left: str, right: str, read: Reader) -> Assignment | None:
 def congruence(text: str, read: Reader) -> Congruence | None:
     r"""`x \equiv 2 \pmod 5`, `2 \pmod 5` or `x \equiv 1, 4 (mod 6)`."""
     modulus = _MODULUS.search(text)
-    if modulus is None or text[modulus.end() :].strip() or not text[: modulus.start()].strip():
+    if modulus is None or modulus[0].count("(") != modulus[0].count(")"):
+        return None
+    if text[modulus.end() :].strip() or not text[: modulus.start()].strip():
         return None
     sides, signs = cut(text[: modulus.start()].strip(), r"\\equiv(?![A-Za-z])|\\cong(?![A-Za-z])|\u2261|=")
     if len(sides) > 2:
