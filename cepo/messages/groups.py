@@ -77,11 +77,13 @@ class PolicyProof(Contract):
     bound_modules: int = Field(ge=0)
     """Number of modules that took LoRA weights."""
     canary_logp: float
-    """Sum of the log-probs of a fixed token sequence, at temperature 1."""
+    """Sum of the log-probs of the canary's first tokens, which trainers of an earlier version compare."""
     tokenizer_sha256: str
     engine: str
     first_token_at: float = 0.0
     """Unix time in seconds at which the engine produced the first token with this policy."""
+    canary_logps: Float32Array = Float32Array()
+    """Log-probs of the scored tokens of a fixed sequence, at temperature 1 (`cepo.prompts.canary`)."""
 
 
 class RolloutGroup(Contract):

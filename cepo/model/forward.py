@@ -29,6 +29,7 @@ from cepo.model.linear import FastLinear
 from cepo.model.rope import choose_factors
 from cepo.model.tree import padded_passes, passes, token_tree
 from cepo.model.vision import Features, keyed, language_inputs
+from cepo.prompts.canary import canary_places
 
 CHUNK_BYTES = 64 * 2**20
 """Float32 logits that a rule gets at once."""
@@ -220,10 +221,11 @@ def checkpoint_layers(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def canary_logp(model: Any, canary_ids: Sequence[int]) -> float:
-    """Summed log-prob of the canary tokens after the first, at temperature 1."""
-    with torch.no_grad():
-        return float(response_logps(model, [canary_ids[:1]], [canary_ids[1:]], 1.0).sum())
+@torch.no_grad()
+def canary_logps(model: Any, canary_ids: Sequence[int]) -> tuple[float, ...]:
+    """Log-probs of the canary's scored tokens (`cepo.prompts.canary.canary_places`), at temperature 1."""
+    (logp_T,) = response_logps(model, [canary_ids[:1]], [canary_ids[1:]], 1.0)
+    return tuple(logp_T[[place - 1 for place in canary_places(len(canary_ids))]].tolist())
 
 
 def auto_class(config: Any) -> Any:

@@ -16,13 +16,14 @@ from typing import Any
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
 from cepo.messages.hints import MARK, hint_line, with_hint
+from cepo.prompts.canary import canary_text
 from cepo.prompts.control import ControlTokens
 from cepo.prompts.pixels import Pixels
 from cepo.prompts.steps import split_steps, step_ends
 from cepo.prompts.template import ChatTemplate
 
-_CANARY_TEXT = "To check the weights we add 12 and 34, write the step 12+34=46, and put 46 within \\boxed{46}."
-_CANARY_TOKENS = 16
+CANARY_SPARE = 32
+"""Tokens of the canary's text behind those that are used."""
 
 
 class Renderer:
@@ -210,10 +211,13 @@ class Renderer:
         """
         return Pixels(self._model)
 
-    @cached_property
-    def canary_ids(self) -> tuple[int, ...]:
-        """A fixed token sequence; its log-prob shows which weights an engine uses."""
-        return tuple(self.tokenizer.encode(_CANARY_TEXT, add_special_tokens=False)[:_CANARY_TOKENS])
+    def canary_ids(self, length: int) -> tuple[int, ...]:
+        """The first `length` tokens of a fixed text; their log-probs show which weights an engine uses, and how."""
+        sentences, ids = 1 + length // 8, tuple[int, ...]()
+        while len(ids) < length + CANARY_SPARE:  # the end of a text may merge otherwise than its middle
+            ids = tuple(self.tokenizer.encode(canary_text(sentences), add_special_tokens=False))
+            sentences *= 2
+        return ids[:length]
 
     @cached_property
     def sha256(self) -> str:

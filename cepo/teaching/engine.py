@@ -21,12 +21,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from cepo.errors import PolicyError
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
-from cepo.model.forward import ResponseStates, canary_logp, cut_passes, load_causal_lm, response_states
+from cepo.model.forward import ResponseStates, canary_logps, cut_passes, load_causal_lm, response_states
 from cepo.model.lora import make_lean
 from cepo.model.probe import prove
 from cepo.model.shared import SharedModel
 from cepo.net.settings import Settings
+from cepo.prompts.canary import FIRST_PLACES
 from cepo.prompts.pixels import Patches
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import AdapterCache
@@ -75,6 +77,7 @@ class TransformersScorer:
         self._read_image = read_image
         self._keep = settings.max_loras
         self._base = base or SharedModel(_proven(settings))
+        self._canary_ids = renderer.canary_ids(settings.max_model_len - 1)
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")
@@ -149,10 +152,12 @@ class TransformersScorer:
             bound = 0 if folder is None else self._attach(policy, folder)
             self._activate(policy)
             self._drop_unused(policy)
+            logps = canary_logps(self._base.model, self._canary_ids)
             return PolicyProof(
                 policy=policy,
                 bound_modules=bound,
-                canary_logp=canary_logp(self._base.model, self._renderer.canary_ids),
+                canary_logp=sum(logps[: FIRST_PLACES - 1]),
+                canary_logps=Float32Array.of(logps),
                 tokenizer_sha256=self._renderer.sha256,
                 engine="transformers",
             )

@@ -30,7 +30,11 @@ class ToyEngine:
     def proof(self, policy: PolicyRef) -> PolicyProof:
         """The proof that `load` returns. Override it to prove what a trainer expects of its adapter."""
         return PolicyProof(
-            policy=policy, bound_modules=4, canary_logp=-1.5, tokenizer_sha256=self._tokenizer_sha256, engine="toy"
+            policy=policy,
+            bound_modules=4,
+            canary_logp=-1.5,
+            tokenizer_sha256=self._tokenizer_sha256,
+            engine="toy",
         )
 
     async def load(self, policy: PolicyRef) -> PolicyProof:

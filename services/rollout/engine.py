@@ -22,8 +22,10 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 
 from cepo.errors import EngineDown, PolicyError
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, Sampling
 from cepo.net.settings import Settings
+from cepo.prompts.canary import FIRST_PLACES, canary_places
 from cepo.prompts.images import MAX_IMAGES
 from cepo.prompts.pixels import picture
 from cepo.prompts.renderer import Renderer
@@ -55,6 +57,7 @@ class VllmGenerator:
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
         self.resident: dict[str, LoRARequest] = {}
         """The newest versions by policy name, in the order in which they were loaded."""
+        self._canary_ids = renderer.canary_ids(settings.max_model_len - 1)
         self._keep = settings.max_loras
         self._numbers = itertools.count(1)
         self._on_cpu = settings.device == "cpu"
@@ -128,13 +131,14 @@ class VllmGenerator:
                     f"adapter {policy.name} was loaded, but none of its modules exists in the engine's model; "
                     "compare its target modules with lora.targets"
                 )
-        canary_logp = await self._canary(request)  # samples one token, the first with this policy
+        logps = await self._canary(request)  # samples the first tokens with this policy
         if request is not None:
             self._keep_resident(request)
         return PolicyProof(
             policy=policy,
             bound_modules=bound,
-            canary_logp=canary_logp,
+            canary_logp=sum(logps[: FIRST_PLACES - 1]),
+            canary_logps=Float32Array.of(logps),
             tokenizer_sha256=self._renderer.sha256,
             engine="vllm",
             first_token_at=time.time(),
@@ -154,12 +158,26 @@ class VllmGenerator:
             raise PolicyError(f"adapter {policy.name} was evicted by newer versions; the next delivery reloads it")
         return self.resident[policy.name]
 
-    async def _canary(self, lora: LoRARequest | None) -> float:
+    async def _canary(self, lora: LoRARequest | None) -> tuple[float, ...]:
+        """The log-probs of the canary's scored tokens.
+
+        The first ones are prompt log-probs of one request. Each later one is asked for as a token that may follow its
+        own prompt, because prompt log-probs of a long canary would need the logits of all its tokens at once.
+        """
+        ids = self._canary_ids
+        first, *far = [place for place in canary_places(len(ids)) if place >= FIRST_PLACES - 1] or [len(ids) - 1]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        ids = self._renderer.canary_ids
-        output = await self._run(ids, params, lora)
-        rows = output.prompt_logprobs[1:]
-        return float(sum(row[token].logprob for token, row in zip(ids[1:], rows, strict=True)))
+        start = self._run(ids[: first + 1], params, lora)
+        output, *rest = await asyncio.gather(start, *(self._follows(place, lora) for place in far))
+        rows = zip(ids[1 : first + 1], output.prompt_logprobs[1:], strict=True)
+        return (*(row[token].logprob for token, row in rows), *rest)
+
+    async def _follows(self, place: int, lora: LoRARequest | None) -> float:
+        """The log-prob of one token of the canary after all tokens before it."""
+        token = self._canary_ids[place]
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=1, logprob_token_ids=[token], detokenize=False)
+        output = await self._run(self._canary_ids[:place], params, lora)
+        return float(output.outputs[0].logprobs[0][token].logprob)
 
     async def _run(
         self, prompt_ids: Sequence[int], params: SamplingParams, lora: LoRARequest | None, pictures: Sequence[Any] = ()

@@ -141,7 +141,8 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
     learner = make_learner(config, folder, renderer, ranks, settings)
-    publisher = Publisher(folder.adapters, learner, bus, renderer.canary_ids, renderer.sha256, config.model.dtype)
+    canary_ids = renderer.canary_ids(config.model.max_length - 1)  # the engines sample one token after it
+    publisher = Publisher(folder.adapters, learner, bus, canary_ids, renderer.sha256, config.model.dtype)
     teacher = Teacher(config.algorithm.teacher_source, learner, publisher)
     status = Status(folder, config.loop.steps)
     beside: AbstractAsyncContextManager[None] = nullcontext()

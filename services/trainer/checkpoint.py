@@ -181,7 +181,7 @@ class Checkpoints:
 
     def _recalled(self, row: Mapping[str, Any]) -> PolicyRef:
         policy = PolicyRef(version=row["version"], sha256=row["sha256"])
-        self._publisher.recall(policy, Expected(row["bound_modules"], row["canary_logp"], row["folder"]))
+        self._publisher.recall(policy, Expected(row["bound_modules"], row["canary_logps"], row["folder"]))
         return policy
 
     def _saved(self) -> list[Path]:

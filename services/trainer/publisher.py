@@ -19,11 +19,9 @@ from cepo.messages.wire import from_proto
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.service import adapters
 from cepo.service.bus import Bus
+from services.trainer.canary import canary_fault
 from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
-
-CANARY_TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
-"""The largest difference of the canary's log-prob, per token, that rounding explains, by the engines' data type."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Expected:
     """What an engine must report once it has loaded a policy."""
 
     bound_modules: int
-    canary_logp: float
+    canary_logps: tuple[float, ...]
     folder: str = ""
     """The policy's folder under adapters/; empty for the base."""
 
@@ -47,12 +45,12 @@ class Publisher:
         self._bus = bus
         self._canary_ids = canary_ids
         self._tokenizer_sha256 = tokenizer_sha256
-        self._tolerance = CANARY_TOLERANCE[dtype] * (len(canary_ids) - 1)
+        self._dtype = dtype
         self._expected = {BASE_POLICY: Expected(0, learner.canary(canary_ids, base=True))}
-        if not math.isfinite(base := self._expected[BASE_POLICY].canary_logp):
+        if broken := [logp for logp in self._expected[BASE_POLICY].canary_logps if not math.isfinite(logp)]:
             raise UserError(
-                f"model.path: the base model gives the log-prob {base} in the trainer; its weights are damaged, or do "
-                f"not work in model.dtype={dtype}"
+                f"model.path: the base model gives the log-prob {broken[0]} in the trainer; its weights are damaged, "
+                f"or do not work in model.dtype={dtype}"
             )
         self._published_at: dict[PolicyRef, float] = {}
         self._reload_seconds: dict[PolicyRef, float] = {}
@@ -88,17 +86,17 @@ class Publisher:
         files = self._learner.adapter_files()
         policy = PolicyRef(version=version, sha256=adapters.digest(files))
         adapters.write(self._folder / folder, files)
-        self._expected[policy] = Expected(self._learner.bound_modules, math.nan, folder)
+        self._expected[policy] = Expected(self._learner.bound_modules, (), folder)
         self._published_at[policy] = time.time()
         return policy
 
     def _expect_canary(self, policy: PolicyRef) -> None:
-        """Stores the canary's log-prob under the learner's weights; until then no proof of the policy is accepted."""
-        canary_logp = self._learner.canary(self._canary_ids)
-        if not math.isfinite(canary_logp):
+        """Stores the canary's log-probs under the learner's weights; until then no proof of the policy is accepted."""
+        canary_logps = self._learner.canary(self._canary_ids)
+        if broken := [logp for logp in canary_logps if not math.isfinite(logp)]:
             shutil.rmtree(self.folder(policy))
-            raise diverged(f"under version {policy.version} log-probs are {canary_logp}", self._folder.parent)
-        self._expected[policy] = replace(self._expected[policy], canary_logp=canary_logp)
+            raise diverged(f"under version {policy.version} log-probs are {broken[0]}", self._folder.parent)
+        self._expected[policy] = replace(self._expected[policy], canary_logps=canary_logps)
 
     def drop_before(self, version: int, needed: Set[str]) -> None:
         """Deletes the folders of older versions, except needed ones; deleted versions can no longer be fetched."""
@@ -126,12 +124,8 @@ class Publisher:
             return (
                 f"{proof.engine} bound {proof.bound_modules} of {expected.bound_modules} modules of {proof.policy.name}"
             )
-        gap = abs(proof.canary_logp - expected.canary_logp)
-        if not gap <= self._tolerance:
-            return (
-                f"{proof.engine} gives the canary log-prob {proof.canary_logp:.4f} under {proof.policy.name}, and the "
-                f"trainer {expected.canary_logp:.4f}: the engine does not serve the weights that were trained"
-            )
+        if fault := canary_fault(tuple(proof.canary_logps), expected.canary_logps, self._dtype):
+            return f"{proof.engine} under {proof.policy.name}: {fault}"
         if proof.first_token_at and proof.policy in self._published_at:
             waited = proof.first_token_at - self._published_at[proof.policy]
             self._reload_seconds.setdefault(proof.policy, max(0.0, waited))
@@ -160,8 +154,10 @@ class Publisher:
 
     def restored_otherwise(self, policy: PolicyRef) -> str:
         """How the canary under the learner's weights differs from the one of a recalled version; empty if it agrees."""
-        now, then = self._learner.canary(self._canary_ids), self._expected[policy].canary_logp
-        return "" if abs(now - then) <= self._tolerance else f"{now:.4f}, and {then:.4f} when {policy.name} was saved"
+        now, then = self._learner.canary(self._canary_ids), self._expected[policy].canary_logps
+        if not canary_fault(now, then, self._dtype):
+            return ""
+        return f"{sum(now):.4f}, and {sum(then):.4f} when {policy.name} was saved"
 
     def expected(self, policy: PolicyRef) -> Expected:
         """What an engine must report for a published policy."""

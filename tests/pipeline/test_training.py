@@ -206,7 +206,7 @@ def test_every_adapter_loads_in_stock_peft_and_changes_the_model(undisturbed: tu
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    ids = torch.tensor([Renderer(str(tiny.path())).canary_ids])
+    ids = torch.tensor([Renderer(str(tiny.path())).canary_ids(16)])
     folders = sorted((undisturbed[0] / "adapters").iterdir())
     assert len(folders) == STEPS
     seen = set()

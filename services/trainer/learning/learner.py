@@ -26,7 +26,7 @@ from cepo.algo.batch import TrainBatch
 from cepo.algo.methods.distillation import check_support
 from cepo.algo.schedules import constant, cosine_with_warmup
 from cepo.errors import UserError
-from cepo.model.forward import ResponseStates, canary_logp, checkpoint_layers, load_causal_lm
+from cepo.model.forward import ResponseStates, canary_logps, checkpoint_layers, load_causal_lm
 from cepo.model.lora import make_lean
 from cepo.model.probe import prove
 from cepo.model.shared import SharedModel
@@ -136,10 +136,10 @@ class Learner:
         self.ranks.broadcast_call("load_state_dict", state)  # only now: a state that does not fit raises on rank 0
 
     @collective
-    def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> float:
-        """The log-prob of the canary sequence under the adapter, or under the base without it."""
+    def canary(self, canary_ids: Sequence[int], *, base: bool = False) -> tuple[float, ...]:
+        """The log-probs of the canary's scored tokens under the adapter, or under the base without it."""
         with self.base.lock, self.peft.disable_adapter() if base else nullcontext():
-            return canary_logp(self._model, canary_ids)
+            return canary_logps(self._model, canary_ids)
 
     def adapter_files(self) -> dict[str, bytes]:
         """The adapter's files in PEFT's format, by name; equal weights give equal bytes."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import EvidencedGroup, PolicyProof, PolicyRef, Sampling, ScoredGroup, Stage
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
@@ -58,7 +59,8 @@ class SumGenerator(ToyGenerator):
 
     async def load(self, policy: PolicyRef) -> PolicyProof:
         proof = await self._scorer.load(policy)
-        return proof.model_copy(update={"canary_logp": proof.canary_logp + self._fault.canary_shift})
+        shifted = Float32Array.of([logp + self._fault.canary_shift for logp in proof.canary_logps])
+        return proof.model_copy(update={"canary_logps": shifted})
 
     async def generate(
         self, prompt: RolloutPrompt, samples: int, sampling: Sampling, seed: int, policy: PolicyRef

@@ -241,7 +241,7 @@ async def test_the_proof_counts_the_modules_and_tells_the_weights_apart(
     scorer = make_scorer(tmp_path, published)
     proofs = {policy: await scorer.load(policy) for policy in (BASE_POLICY, *published)}
     assert [proof.bound_modules for proof in proofs.values()] == [0, 8, 8, 8]
-    assert len({round(proof.canary_logp, 3) for proof in proofs.values()}) == 4
+    assert len({round(sum(proof.canary_logps), 3) for proof in proofs.values()}) == 4
     fresh = make_scorer(tmp_path / "fresh", published)
     assert [await fresh.load(policy) for policy in reversed(proofs)] == [*reversed(proofs.values())]
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import PolicyProof, PolicyRef, Stage
 from cepo.prompts.renderer import Renderer
 from cepo.service.stage import Handler, StageLoop
@@ -23,7 +24,7 @@ class ProvenScorer(ToyScorer):
 
     def proof(self, policy: PolicyRef) -> PolicyProof:
         expected = self.run.publisher.expected(policy)
-        update = {"bound_modules": expected.bound_modules, "canary_logp": expected.canary_logp}
+        update = {"bound_modules": expected.bound_modules, "canary_logps": Float32Array.of(expected.canary_logps)}
         return super().proof(policy).model_copy(update=update)
 
 

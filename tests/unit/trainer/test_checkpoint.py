@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cepo.errors import UserError
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import BASE_POLICY, PolicyProof
 from cepo.prompts.renderer import Renderer
 from cepo.testing import MemoryBus
@@ -42,7 +43,7 @@ class Process:
         self.config = make_config(*RUN, *overrides)
         self.learner = Learner(self.config)
         self.publisher = Publisher(
-            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, "float32"
+            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids(16), RENDERER.sha256, "float32"
         )
         self.teacher = Teacher(self.config.algorithm.teacher_source, self.learner, self.publisher)
         self.checkpoints = Checkpoints(
@@ -104,7 +105,8 @@ async def test_policies_in_flight_are_still_proven_after_a_restart(tmp_path: Pat
         PolicyProof(
             policy=policy,
             bound_modules=first.publisher.expected(policy).bound_modules,
-            canary_logp=first.publisher.expected(policy).canary_logp,
+            canary_logp=0.0,
+            canary_logps=Float32Array.of(first.publisher.expected(policy).canary_logps),
             tokenizer_sha256=RENDERER.sha256,
             engine="vllm",
         )

@@ -246,7 +246,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 def test_the_base_is_scored_without_the_adapter() -> None:
     learner, ids = make_learner(), list(range(10, 26))
     assert learner.canary(ids, base=True) == pytest.approx(Learner(make_config()).canary(ids), abs=1e-4)
-    assert abs(learner.canary(ids) - learner.canary(ids, base=True)) > 0.01
+    assert abs(sum(learner.canary(ids)) - sum(learner.canary(ids, base=True))) > 0.01
     assert learner.bound_modules == 28
 
 

@@ -42,7 +42,7 @@ def learner() -> Learner:
 
 
 def make_publisher(folder: Path, learner: Learner, bus: MemoryBus | None = None) -> Publisher:
-    return Publisher(folder, learner, bus or MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, CONFIG.model.dtype)
+    return Publisher(folder, learner, bus or MemoryBus(), RENDERER.canary_ids(16), RENDERER.sha256, CONFIG.model.dtype)
 
 
 def train(learner: Learner, seed: int) -> None:
@@ -54,7 +54,8 @@ def proof_of(learner: Learner, policy: object, **changes: object) -> PolicyProof
     values = {
         "policy": policy,
         "bound_modules": 28,
-        "canary_logp": learner.canary(RENDERER.canary_ids),
+        "canary_logp": 0.0,
+        "canary_logps": learner.canary(RENDERER.canary_ids(16)),
         "tokenizer_sha256": RENDERER.sha256,
         "engine": "vllm",
     }
@@ -124,10 +125,10 @@ async def test_the_right_proof_is_accepted(tmp_path: Path, learner: Learner) -> 
     publisher = make_publisher(tmp_path, learner)
     policy = await publisher.publish(1)
     assert publisher.check(proof_of(learner, policy)) is None
-    near = learner.canary(RENDERER.canary_ids) + 1e-3
-    assert publisher.check(proof_of(learner, policy, canary_logp=near)) is None
-    base = learner.canary(RENDERER.canary_ids, base=True)
-    assert publisher.check(proof_of(learner, BASE_POLICY, bound_modules=0, canary_logp=base)) is None
+    near = [logp + 1e-4 for logp in learner.canary(RENDERER.canary_ids(16))]
+    assert publisher.check(proof_of(learner, policy, canary_logps=near)) is None
+    base = learner.canary(RENDERER.canary_ids(16), base=True)
+    assert publisher.check(proof_of(learner, BASE_POLICY, bound_modules=0, canary_logps=base)) is None
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,9 @@ async def test_the_right_proof_is_accepted(tmp_path: Path, learner: Learner) -> 
     [
         ({"bound_modules": 27}, "vllm bound 27 of 28 modules of v000001"),
         ({"bound_modules": 0}, "vllm bound 0 of 28 modules of v000001"),
-        ({"canary_logp": -1000.0}, "vllm gives the canary log-prob -1000.0000 under v000001"),
-        ({"canary_logp": float("nan")}, "vllm gives the canary log-prob nan under v000001"),
+        ({"canary_logps": [-1000.0] * 15}, ": the log-probs of the canary differ by 9"),
+        ({"canary_logps": [float("nan")] * 15}, ": the log-probs of the canary are not finite"),
+        ({"canary_logps": [-1.0] * 14}, ": the engine scored 14 of 15 canary tokens: its longest "),
         ({"policy": POLICY}, f"vllm used {POLICY.name}, which this run did not publish"),
         ({"tokenizer_sha256": "ef" * 32}, "vllm has another tokenizer or chat template than the trainer"),
     ],
@@ -148,7 +150,7 @@ async def test_a_wrong_proof_is_refused(
     policy = await publisher.publish(1)
     refusal = publisher.check(proof_of(learner, **{"policy": policy} | changes))
     assert refusal is not None
-    assert refusal.startswith(reason)
+    assert refusal.startswith(reason) or (refusal.startswith(f"vllm under {policy.name}: ") and reason in refusal)
 
 
 async def test_the_weights_of_one_step_ago_are_refused(tmp_path: Path) -> None:
@@ -177,10 +179,10 @@ async def test_the_first_token_tells_how_long_a_reload_took(tmp_path: Path, lear
 
 async def test_a_recalled_policy_is_proven_as_it_was_published(tmp_path: Path, learner: Learner) -> None:
     publisher = make_publisher(tmp_path, learner)
-    publisher.recall(POLICY, Expected(28, -3.0))
-    assert publisher.expected(POLICY) == Expected(28, -3.0)
-    assert publisher.check(proof_of(learner, POLICY, canary_logp=-3.0)) is None
-    assert publisher.check(proof_of(learner, POLICY, canary_logp=-4.0)) is not None
+    publisher.recall(POLICY, Expected(28, (-3.0, -2.0)))
+    assert publisher.expected(POLICY) == Expected(28, (-3.0, -2.0))
+    assert publisher.check(proof_of(learner, POLICY, canary_logps=(-3.0, -2.0))) is None
+    assert publisher.check(proof_of(learner, POLICY, canary_logps=(-4.0, -2.0))) is not None
 
 
 async def test_an_adapter_streams_in_pieces_that_match_its_digest(tmp_path: Path, learner: Learner) -> None:

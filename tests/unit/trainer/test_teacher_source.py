@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from cepo.algo.teacher import TeacherSource
+from cepo.messages.arrays import Float32Array
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
 from cepo.net.settings import Settings
 from cepo.prompts.renderer import Renderer
@@ -36,7 +38,7 @@ class Process:
         self.config = make_config("lora.rank=2", *overrides)
         self.learner = Learner(self.config)
         self.publisher = Publisher(
-            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids, RENDERER.sha256, "float32"
+            folder / "adapters", self.learner, MemoryBus(), RENDERER.canary_ids(16), RENDERER.sha256, "float32"
         )
         self.teacher = Teacher(source, self.learner, self.publisher)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.learner, self.publisher, self.teacher, 1, 2)
@@ -101,21 +103,26 @@ async def test_an_average_is_a_policy_that_the_teacher_can_fetch_and_prove(tmp_p
     engine = TransformersScorer(settings, RENDERER, AdapterCache(tmp_path / "cache", fetch, keep=2))
     versions = (policy, teacher, BASE_POLICY)
     assert [process.publisher.check(await engine.load(version)) for version in versions] == [None] * 3
-    pair = Pair(RENDERER.canary_ids[:8], RENDERER.canary_ids[8:])
+    pair = Pair(RENDERER.canary_ids(16)[:8], RENDERER.canary_ids(16)[8:])
     scores = [(await engine.score([pair], 1.0, version)).values[0] for version in versions]
     assert len(set(scores)) == 3
     assert process.publisher.folder(teacher) == tmp_path / "adapters" / "ema-v000002"
     assert process.publisher.folder(policy) == tmp_path / "adapters" / "v000002"
     assert adapters.digest(adapters.read(process.publisher.folder(teacher))) == teacher.sha256
-    right = process.publisher.expected(teacher).canary_logp
+    right = process.publisher.expected(teacher).canary_logps
     assert process.publisher.check(proof_of(teacher, right)) is None
-    assert process.publisher.check(proof_of(teacher, right - 1)) is not None
-    assert process.publisher.expected(policy).canary_logp != right
+    assert process.publisher.check(proof_of(teacher, [logp - 1 for logp in right])) is not None
+    assert process.publisher.expected(policy).canary_logps != right
 
 
-def proof_of(policy: PolicyRef, canary_logp: float) -> PolicyProof:
+def proof_of(policy: PolicyRef, canary_logps: Sequence[float]) -> PolicyProof:
     return PolicyProof(
-        policy=policy, bound_modules=28, canary_logp=canary_logp, tokenizer_sha256=RENDERER.sha256, engine="toy"
+        policy=policy,
+        bound_modules=28,
+        canary_logp=0.0,
+        canary_logps=Float32Array.of(canary_logps),
+        tokenizer_sha256=RENDERER.sha256,
+        engine="toy",
     )
 
 

@@ -141,20 +141,22 @@ class Completion(_message.Message):
     def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PolicyProof(_message.Message):
-    __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at")
+    __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at", "canary_logps")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     BOUND_MODULES_FIELD_NUMBER: _ClassVar[int]
     CANARY_LOGP_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_AT_FIELD_NUMBER: _ClassVar[int]
+    CANARY_LOGPS_FIELD_NUMBER: _ClassVar[int]
     policy: _policy_pb2.PolicyRef
     bound_modules: int
     canary_logp: float
     tokenizer_sha256: str
     engine: str
     first_token_at: float
-    def __init__(self, policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., bound_modules: _Optional[int] = ..., canary_logp: _Optional[float] = ..., tokenizer_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., first_token_at: _Optional[float] = ...) -> None: ...
+    canary_logps: bytes
+    def __init__(self, policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., bound_modules: _Optional[int] = ..., canary_logp: _Optional[float] = ..., tokenizer_sha256: _Optional[str] = ..., engine: _Optional[str] = ..., first_token_at: _Optional[float] = ..., canary_logps: _Optional[bytes] = ...) -> None: ...
 
 class RolloutGroup(_message.Message):
     __slots__ = ("task", "prompt_token_ids", "completions", "proof")
