@@ -46,3 +46,46 @@ def test_each_step_is_printed_once_and_nan_is_shown(tmp_path: Path, capsys: pyte
         progress.poll(trainer)
     said = capsys.readouterr().out.splitlines()
     assert [line.partition("  step time")[0] for line in said] == ["step 1  reward nan"]
+
+
+def summary_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *rows: dict[str, float]) -> str:
+    """What a run with these rows prints while it runs and at its end."""
+    config, folder = runfile.load(RUNS / "tiny_cepo.toml", ["sampling.max_tokens=10"]), RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    with ProgressDisplay(config, folder) as progress:
+        for step, row in enumerate(rows):
+            folder.append({"step": step, "reward/mean": 0.0, "time/step_seconds": 1.0, **row})
+    progress.summary(RUNS / "tiny_cepo.toml")
+    return capsys.readouterr().out
+
+
+def test_a_run_whose_responses_are_all_cut_is_told_to_raise_the_limit_and_not_to_change_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = summary_of(tmp_path, capsys, {"length/truncated_fraction": 1.0}, {"length/truncated_fraction": 0.9})
+    assert (
+        "every reward was 0, and 95% of the responses were cut at sampling.max_tokens=10, before an answer. Raise "
+        "sampling.max_tokens.\n"
+    ) in said
+    assert "stronger model" not in said
+
+
+def test_a_run_without_reward_whose_responses_end_is_told_to_change_model_or_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = summary_of(tmp_path, capsys, {"length/truncated_fraction": 0.25}, {"length/truncated_fraction": 0.0})
+    assert "use a stronger model or easier data" in said
+    first, second = (line for line in said.splitlines() if line.startswith("step "))
+    assert "  cut short 25%  " in first
+    assert "cut short" not in second, "only a step that cut a response says so"
+
+
+def test_the_notes_of_the_trainer_are_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, folder = runfile.load(RUNS / "tiny_cepo.toml"), RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    status = {"phase": "rollout", "step": 0, "notes": ["checkpoints/step-000002/state.pt is [missing]"]}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=status))
+    with ProgressDisplay(config, folder) as progress, httpx.Client(transport=transport, base_url="http://run") as web:
+        progress.poll(web)
+        progress.poll(web)
+    assert capsys.readouterr().out == "  checkpoints/step-000002/state.pt is [missing]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from cepo.errors import UserError
+from cepo.messages.groups import BASE_POLICY
 from cepo.net.settings import Settings
 from cepo.run.folder import RunDir
+from cepo.run.lock import IN_USE, locked
 from cepo.run.resuming import check_changes, record
 from cepo.testing import MemoryBus
-from services.trainer.__main__ import assemble
+from services.trainer.__main__ import assemble, main
 from tests.helpers.runs import begin_run
 from tests.unit.trainer.loops import timeless
 from tests.unit.trainer.test_pairs import ROWS, config_of, taught
@@ -112,12 +115,17 @@ async def test_any_folder_name_makes_a_run(tmp_path: Path, name: str) -> None:
     folder, _ = await half_done(tmp_path, "loop.steps=2", name=name)
     rows = await taught(folder)
     assert len(rows) == 2
-    assert {task.run for task in assemble(folder, MemoryBus(), Settings()).feeder.tasks(0, *[_base()] * 2)} == {
-        folder.name
-    }
+    tasks = assemble(folder, MemoryBus(), Settings()).feeder.tasks(0, BASE_POLICY, BASE_POLICY)
+    assert {task.run for task in tasks} == {folder.name}
 
 
-def _base() -> Any:
-    from cepo.messages.groups import BASE_POLICY
-
-    return BASE_POLICY
+def test_a_second_trainer_of_a_run_is_refused_before_it_touches_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunDir(tmp_path / "run")
+    with locked(folder.trainer_lock), pytest.raises(SystemExit) as ended:
+        main([str(folder.path)])
+    assert ended.value.code == IN_USE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cepo trainer: {folder.path} is in use by process {os.getpid()} on ")
+    assert list(folder.path.iterdir()) == []
