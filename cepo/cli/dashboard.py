@@ -34,7 +34,7 @@ def dashboard(
     from cepo.dashboard.rest import application
     from cepo.net.connections import check_exposure
     from cepo.net.rest import guard
-    from cepo.net.tls import uvicorn_options
+    from cepo.net.serving import web_server
     from cepo.service.chassis import bound
 
     if not 0 <= port <= 65535:
@@ -44,8 +44,6 @@ def dashboard(
     app = application([Watched(RunDir(path)) for path in (run_dir, *(compare or []))])
     guard(app, settings)
     listener = bound(settings.host, port, "HTTP", "give another --port")
-    tls = uvicorn_options(settings)
-    scheme = "https" if tls else "http"
+    scheme = "https" if settings.certificates else "http"
     print(f"dashboard of {run_dir} on {scheme}://{settings.host}:{listener.getsockname()[1]}/", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **tls))
-    server.run(sockets=[listener])
+    web_server(app, settings, uvicorn.Server, log_level="warning", timeout_graceful_shutdown=1).run(sockets=[listener])

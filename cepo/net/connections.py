@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import random
 import socket
 
@@ -13,8 +12,9 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from cepo.errors import Unreachable, UserError
 from cepo.net.auth import Tokens
+from cepo.net.limits import is_loopback
 from cepo.net.settings import Settings
-from cepo.net.tls import client_tls, files, uvicorn_options
+from cepo.net.tls import certificates_of, client_tls, server_tls
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 OWN_PORTS = range(10_000, 32_768)
@@ -32,11 +32,11 @@ def check_exposure(settings: Settings) -> None:
     Raises:
         UserError: the token or the certificates are missing, or cannot be read.
     """
-    uvicorn_options(settings)
+    server_tls(settings)
     tokens = Tokens.of(settings)
     if tokens.needed and not tokens.current():
         raise UserError(f"CEPO_TOKEN_FILE={settings.token_file} holds no token or cannot be read; write one per line")
-    if _is_loopback(settings.host) or settings.exposure == "open":
+    if is_loopback(settings.host) or settings.exposure == "open":
         return
     if not tokens.needed:
         raise UserError(
@@ -66,21 +66,24 @@ def channel(address: str, settings: Settings) -> grpc.aio.Channel:
     """A connection to another service, with mutual TLS if this process has certificates."""
     if not settings.certificates:
         return grpc.aio.insecure_channel(address, options=GRPC_OPTIONS)
-    client_tls(settings)  # names an invalid file, which gRPC does not
-    ca, certificate, key = (path.read_bytes() for path in files(settings.certificates))
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, certificate), options=GRPC_OPTIONS)
+    now = certificates_of(settings.certificates).current()
+    credentials = grpc.ssl_channel_credentials(now.ca, now.key, now.certificate)
+    return grpc.aio.secure_channel(address, credentials, options=GRPC_OPTIONS)
 
 
 def listen(server: grpc.aio.Server, address: str, settings: Settings) -> None:
-    """Adds an address to a gRPC server, with mutual TLS if this process has certificates."""
+    """Adds an address to a gRPC server, with mutual TLS if this process has certificates. They may be rotated."""
     if not settings.certificates:
         server.add_insecure_port(address)
         return
-    uvicorn_options(settings)  # names an invalid file, which gRPC does not
-    ca, certificate, key = (path.read_bytes() for path in files(settings.certificates))
-    credentials = grpc.ssl_server_credentials(
-        [(key, certificate)], ca if settings.mutual_tls else None, require_client_auth=settings.mutual_tls
-    )
+    certificates = certificates_of(settings.certificates)
+
+    def current() -> grpc.ServerCertificateConfiguration:
+        now = certificates.current()
+        ca = now.ca if settings.mutual_tls else None
+        return grpc.ssl_server_certificate_configuration([(now.key, now.certificate)], ca)
+
+    credentials = grpc.dynamic_ssl_server_credentials(current(), current, settings.mutual_tls)
     server.add_secure_port(address, credentials)
 
 
@@ -108,10 +111,3 @@ def shown(url: str) -> str:
     """A URL without user name and password, for logs and messages."""
     before, _, place = url.partition("?")[0].rpartition("@")
     return f"{before.partition('://')[0]}://{place}" if before else place
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

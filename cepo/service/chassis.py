@@ -31,8 +31,8 @@ from cepo.messages.wire import from_proto, to_proto
 from cepo.net.auth import TokenInterceptor, Tokens
 from cepo.net.connections import GRPC_OPTIONS, check_exposure, listen
 from cepo.net.rest import guard
+from cepo.net.serving import web_server
 from cepo.net.settings import Settings
-from cepo.net.tls import uvicorn_options
 from cepo.service.metrics import BUILD, READY
 from cepo.service.stage import StageLoop
 from cepo.service.telemetry import configure_logging
@@ -127,9 +127,8 @@ async def run(service: Service, settings: Settings) -> None:
     listener = bound(settings.host, settings.http_port, "HTTP")
     server, checks = _grpc_server(service, settings)
     await server.start()
-    app, tls = rest(service, settings), uvicorn_options(settings)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": int(GRACE_SECONDS)}
-    web = _Uvicorn(uvicorn.Config(app, **options, **tls))
+    web = web_server(rest(service, settings), settings, _Uvicorn, **options)
     async with asyncio.TaskGroup() as group:
         group.create_task(web.serve(sockets=[listener]))
         serving = group.create_task(_serving(service, checks))

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 from cepo.messages.groups import Outcome, RolloutGroup, ScoredGroup, Verdict
 from cepo.messages.wire import to_proto
@@ -20,6 +20,7 @@ from cepo.service.chassis import Service, run, unary
 from tests.helpers.factories import make_group
 from tests.helpers.processes import unused_port
 
+LARGE_BYTES = 2**25
 UNAVAILABLE, UNAUTHENTICATED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -43,6 +44,11 @@ async def served(**changes: Any) -> AsyncIterator[Settings]:
     async def echo(request: Request) -> int:
         """Returns the length of the body."""
         return len(await request.body())
+
+    @app.get("/large")
+    async def large() -> Response:
+        """Returns more than the buffers of a connection hold."""
+        return Response(bytes(LARGE_BYTES))
 
     async def work(stop: asyncio.Event) -> None:
         service.ready.set()

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from cepo.errors import PolicyError
+from cepo.net.bodies import MAX_BODY_BYTES
 from cepo.net.connections import MAX_MESSAGE_BYTES
-from cepo.net.rest import MAX_ADDRESSES, MAX_BODY_BYTES, RateLimit
+from cepo.net.limits import MAX_ADDRESSES, RateLimit
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.service.adapters import fetch_adapter

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditReply
-from cepo.net.rest import MAX_BODY_BYTES
+from cepo.net.bodies import MAX_BODY_BYTES
 from services.teacher.grading import Grader
 from services.teacher.page import live_page
 from tests.helpers.credit import RIGHT, WRONG, grade, make_body, make_credit, tiny_scorer, toy_grade, web
@@ -126,7 +126,8 @@ async def test_half_a_character_is_no_text(field: str) -> None:
     async with web(make_credit()) as client:
         reply = await client.post("/v1/credit", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 422
-    assert reply.json()["detail"].startswith(f"{field}: ")
+    where = "messages.0.content" if field == "messages" else field
+    assert reply.json()["detail"].startswith(f"{where}: ")
 
 
 async def test_what_is_no_json_or_too_long_is_refused() -> None:
@@ -166,7 +167,7 @@ async def test_the_schema_tells_of_every_answer() -> None:
     async with web(make_credit()) as client:
         schema = (await client.get("/openapi.json")).json()
     answers = schema["paths"]["/v1/credit"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "409", "413", "422", "429", "503"}
+    assert set(answers) == {"200", "400", "403", "408", "409", "413", "415", "422", "429", "503"}
     assert set(answers["200"]["content"]) == {"application/json", "application/x-ndjson", "text/html"}
     names = schema["components"]["schemas"]["Method"]["properties"]["name"]["enum"]
     assert set(names) <= set(ALGORITHMS)
