@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
@@ -93,6 +93,10 @@ class CreditRequest(_Sent):
     """One prompt, its responses and the answers to contrast."""
 
     messages: list[Message] | None = Field(default=None, min_length=1, description="a chat, rendered by its template")
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="arguments of the chat template, such as enable_thinking; left out: those of the run",
+    )
     prompt: Text | None = Field(default=None, min_length=1, description="the templated text of the prompt")
     prompt_token_ids: TokenIds | None = Field(default=None, min_length=1)
     images: list[str] = Field(
@@ -135,7 +139,7 @@ class CreditRequest(_Sent):
     @classmethod
     def _are_unicode(cls, messages: list[Message] | None) -> list[Message] | None:
         for at, message in enumerate(messages or ()):
-            if any("\ud800" <= character <= "\udfff" for character in message.role + message.content):
+            if any("\ud800" <= character <= "\udfff" for character in message.role + message.content + message.extra):
                 raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
         return messages
 

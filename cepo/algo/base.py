@@ -124,7 +124,14 @@ class Algorithm(BaseModel):
     @property
     def sampled_logps_in(self) -> str:
         """The option that compares the rollout engine's log-probs with a model's; empty if none does."""
-        return ""
+        chosen = self.model_dump()
+        if chosen.get("old_logp") == "rollout":
+            return 'old_logp="rollout"'
+        if cap := chosen.get("importance_cap"):
+            return f"importance_cap={cap:g}"
+        if chosen.get("kl_coef") and chosen["kl_in"] == "reward":
+            return 'kl_in="reward"'
+        return f"confident={chosen['confident']:g}" if chosen.get("confident", 1) < 1 else ""
 
     def for_lagging_rollouts(self) -> Self:
         """The method for an off-policy run (`loop.lag` above 0): sets the corrections that the user left unset."""

@@ -21,7 +21,7 @@ from cepo.data.rows import Row, column, folder_of, has_column, passes, read_rows
 from cepo.data.turns import messages_of, require_unicode, with_tools
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
-from cepo.messages.hints import MARK, with_instruction, with_marks
+from cepo.messages.hints import MARK, hint_line, with_instruction, with_marks
 from cepo.prompts.images import ImageSink, cells, checked, read
 from cepo.prompts.renderer import Renderer
 
@@ -219,8 +219,7 @@ class _Reader:
         """
         other = perturbed(reference)
         right, wrong = (
-            self.renderer.control.as_text(self.config.data.hint.replace("{answer}", answer))
-            for answer in (reference, other)
+            self.renderer.control.as_text(hint_line(self.config.data.hint, answer)) for answer in (reference, other)
         )
         if right == wrong:
             raise UserError(

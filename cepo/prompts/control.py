@@ -52,17 +52,18 @@ class ControlTokens:
         """The ids of the control tokens."""
         return frozenset(self._names)
 
-    def hidden(self, value: Any) -> tuple[Any, dict[str, str]]:
+    def hidden(self, value: Any, beside: str = "") -> tuple[Any, dict[str, str]]:
         """The value with a placeholder for each control token in its texts, and what each placeholder stands for.
 
         Args:
             value: JSON; the keys of objects stay as they are.
+            beside: a text that is encoded together with the value, and whose characters are no placeholders.
         """
         texts = list(_texts(value))
         names = list(dict.fromkeys(text[start:end] for text in texts for start, end in self._spans(text)))
         if not names:
             return value, {}
-        used = set().union(*texts)
+        used = set(beside).union(*texts)
         free = (chr(code) for code in _PLACEHOLDERS if chr(code) not in used)
         placeholders = dict(zip(names, free, strict=False))
 

@@ -55,6 +55,11 @@ class ChatTemplate:
         self._require_read()
 
     @property
+    def is_named(self) -> bool:
+        """Whether the arguments choose one of several templates."""
+        return self._name is not None
+
+    @property
     def text(self) -> str:
         """The template in Jinja."""
         return _chosen(self._tokenizer.chat_template, self._model, self._name)

@@ -51,7 +51,7 @@ class VllmGenerator:
     def __init__(
         self, settings: Settings, renderer: Renderer, adapters: AdapterCache, read_image: ReadImage = no_images
     ) -> None:
-        self._renderer = renderer
+        self.renderer = renderer
         self._read_image = read_image
         self._adapters = adapters
         self._proofs: dict[str, asyncio.Task[PolicyProof]] = {}
@@ -94,7 +94,7 @@ class VllmGenerator:
             max_tokens=sampling.max_tokens,
             seed=seed,
             logprobs=0,
-            stop_token_ids=sorted(self._renderer.stop_ids),
+            stop_token_ids=sorted(self.renderer.stop_ids),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -139,7 +139,7 @@ class VllmGenerator:
             bound_modules=bound,
             canary_logp=sum(logps[: FIRST_PLACES - 1]),
             canary_logps=Float32Array.of(logps),
-            tokenizer_sha256=self._renderer.sha256,
+            tokenizer_sha256=self.renderer.sha256,
             engine="vllm",
             first_token_at=time.time(),
         )

@@ -22,7 +22,7 @@ async def application(generator: VllmGenerator, settings: Settings) -> FastAPI:
     app, policies = FastAPI(), Policies(generator.resident)
     add_models(app, policies, settings.model, settings.max_model_len)
     names = [BASE_POLICY.name, NEWEST, settings.model]
-    await add_openai_routes(app, generator.engine, settings.model, names, policies)
+    await add_openai_routes(app, generator.engine, settings.model, names, policies, generator.renderer)
 
     @app.exception_handler(EngineDeadError)
     async def engine_down(request: Request, error: EngineDeadError) -> JSONResponse:

@@ -32,13 +32,18 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
 
     A text or ids are the plain context unchanged. If they end as the chat template ends a user turn, the hint goes
     before that ending, so that a templated prompt gives the same contexts as its messages. Otherwise the hint is the
-    last line.
+    last line. Control tokens that a text writes out are control tokens; in messages and answers they are text.
 
     Raises:
         UserError: the messages have no user turn or the template rejects them, an id is outside the vocabulary, or an
             image has no place in the prompt or is not supported by the model.
     """
     _require_supported(images, renderer)
+    if request.chat_template_kwargs is not None:
+        try:
+            renderer = renderer.with_template(request.chat_template_kwargs)
+        except UserError as error:
+            raise UserError(str(error).replace("data.template", "chat_template_kwargs")) from error
     if request.messages is not None:
         return _of_messages(request, images, renderer)
     if request.prompt is not None:
@@ -52,8 +57,8 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
     head, tail = (text.removesuffix(ending), ending) if text.endswith(ending) else (text, "\n")
 
     def hinted(answer: str) -> tuple[int, ...]:
-        turn = hinted_turn(head, request.template, answer)
-        return _placed(token_ids(turn + tail, renderer), images, renderer)
+        (template, hint), shown = renderer.control.hidden((request.template, answer), beside=text)
+        return _placed(renderer.control.encode(hinted_turn(head, template, hint) + tail, shown), images, renderer)
 
     return Prompt(plain, hinted, (Message(role="user", content=text),), images)
 

@@ -86,10 +86,6 @@ class Distillation(Algorithm):
             raise ValueError(f"apply_to='demo' needs responses to show, and positive={self.positive!r} shows none")
         return self
 
-    @property
-    def sampled_logps_in(self) -> str:
-        return f"importance_cap={self.importance_cap:g}" if self.importance_cap else ""
-
     def for_lagging_rollouts(self) -> Self:
         unset = self.importance_cap is None
         return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unset else self

@@ -178,14 +178,6 @@ class PolicyGradient(Algorithm):
         spread_alone = self.kl_coef == 0 and not self.estimator.startswith("reinforce++")
         return TeachWhen.REWARD_SPREAD if spread_alone else TeachWhen.ALWAYS
 
-    @property
-    def sampled_logps_in(self) -> str:
-        if self.old_logp == "rollout":
-            return 'old_logp="rollout"'
-        if self.importance_cap:
-            return f"importance_cap={self.importance_cap:g}"
-        return 'kl_in="reward"' if self.kl_coef > 0 and self.kl_in == "reward" else ""
-
     def for_lagging_rollouts(self) -> Self:
         unsaid = self.importance_cap is None and self.old_logp == "trainer"
         return self.model_copy(update={"importance_cap": OFF_POLICY_CAP}) if unsaid else self

@@ -21,10 +21,6 @@ class Decisive(PartCredit):
     confident: float = Field(default=CONFIDENT, gt=0, le=1)
     """Tokens that were sampled with a greater probability are masked. 0.9 as in the paper; 1 masks no token."""
 
-    @property
-    def sampled_logps_in(self) -> str:
-        return super().sampled_logps_in or (f"confident={self.confident:g}" if self.confident < 1 else "")
-
     def loss_mask_BT(self, batch: TrainBatch) -> Tensor:
         return super().loss_mask_BT(batch) * decisions(batch.rollout_logp_BT, confident=self.confident)
 
