@@ -126,7 +126,7 @@ def _ungrouped(text: str) -> str:
             if depth == 0 and position < len(text) - 1:
                 return text
         text = text[1:-1].strip()
-        if "," in text:
+        if "," in text and as_number(text.lstrip("$")) is None:
             return f"{{{text}}}"  # a set without backslashes
     return text
 
@@ -135,6 +135,6 @@ def _undelimited(text: str) -> str:
     text = text.strip()
     for opening, closing in _DELIMITERS:
         inner = text.removeprefix(opening).removesuffix(closing)
-        if len(inner) == len(text) - len(opening) - len(closing) and opening not in inner:
+        if len(inner) == len(text) - len(opening) - len(closing) and opening not in inner.replace("\\$", ""):
             return _undelimited(inner)
     return text

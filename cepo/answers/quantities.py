@@ -11,7 +11,7 @@ from cepo.answers.notation import loosened, plain, respelt
 from cepo.answers.reading.expressions import expression
 from cepo.answers.reading.lists import words
 from cepo.answers.reading.nodes import Expression
-from cepo.answers.reading.numerals import SCALES, Numeral, numeral, ordinal, words_number
+from cepo.answers.reading.numerals import SCALES, Numeral, as_number, numeral, ordinal, words_number
 from cepo.answers.reading.relations import relation
 from cepo.answers.reading.times import Clock, Date, moment
 from cepo.answers.reading.tokens import CONSTANTS, FUNCTIONS, GREEK
@@ -38,6 +38,7 @@ _ALGEBRA = re.compile(
     r"|_ *\{ *[a-zA-Z] *= *[-\w]+ *\}|[-+*/^_!(){}|\[\], ]|\d+(?:\.\d+)?|\\left|\\right)+"
 )
 """What math-verify reads wholly: no words, relations, primes or dots."""
+_TWICE = re.compile(r"([A-Za-z -]+?) *\(([-\d., /]+)\)")
 _SIGN_WORD = re.compile(r"(minus|negative|plus|positive) +(?=[\d.\\$])", re.IGNORECASE)
 _NARROW = frozenset("mgsL")
 """Units of one letter that count without `\\text{}` right behind a number: `5m`, but not `5n`."""
@@ -130,9 +131,14 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
         return Value(spelling, moment=when)
     if based := _BASE.fullmatch(text):
         return Value(spelling, base=(based[1].upper(), int(based[2] or based[3] or based[4])))
+    if flat.casefold() in CONSTANTS:
+        return Value(spelling, node=expression(flat.casefold()))
     if _is_word(flat):
         value = words_number(flat)
         return Value(spelling, Quantity(value)) if value is not None else Value(spelling, is_word=True)
+    if twice := _TWICE.fullmatch(flat):
+        value = words_number(twice[1])
+        flat = twice[2] if value is not None and value == as_number(twice[2]) else flat
     label, flat = _labelled(flat)
     if counted := _counted(flat):
         return Value(spelling, counted, unit=counted.measure, label=label)
@@ -151,8 +157,6 @@ def _is_word(flat: str) -> bool:
     """Whether a text is one word or several, and no product of variables such as `xyz`."""
     letters = flat.replace(" ", "").replace("-", "")
     if not letters.isalpha() or len(letters) < 2:
-        return False
-    if letters in CONSTANTS:
         return False
     if " " in flat and all(len(part) == 1 for part in flat.split(" ")):
         return False  # x y

@@ -12,6 +12,7 @@ from cepo.answers.notation import normalise, plain
 from cepo.answers.quantities import Quantity, Value, read, units_conflict
 from cepo.answers.reading.arithmetic import is_unevaluated, rational, symbols
 from cepo.answers.reading.nodes import Expression
+from cepo.answers.reading.phrases import meaning
 from cepo.answers.reading.relations import RELATIONS, difference, is_solved
 from cepo.answers.reading.times import same_moment
 from cepo.answers.reading.units import DEGREE, conflict
@@ -62,7 +63,7 @@ def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
 
 def _spelt(value: Value, kind: Kind) -> str:
     """A spelling without capital letters, if it is words and these do not count."""
-    return value.spelling.casefold() if value.is_word and not kind.case else value.spelling
+    return meaning(value.spelling.casefold()) if value.is_word and not kind.case else value.spelling
 
 
 def operands(given: Value, wanted: Value, kind: Kind) -> tuple[Expression, Expression] | None:
@@ -219,7 +220,7 @@ def _coordinate(name: str, index: int) -> Fraction:
 
 def _text(kind: Kind, answer: str, reference: str) -> bool:
     one, other = words(answer, kind), words(reference, kind)
-    return one == other if other else normalise(answer) == normalise(reference)
+    return meaning(one) == meaning(other) if other else normalise(answer) == normalise(reference)
 
 
 def _yesno(_: Kind, answer: str, reference: str) -> bool:

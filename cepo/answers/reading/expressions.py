@@ -20,6 +20,8 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "|": "|"}
 _ATOMS = frozenset({"number", "symbol", "function", "accent", "command", "(", "[", "{", "|"})
 _APPLIED = frozenset({"f", "g", "h", "O", "P"})
 """Letters that apply to parentheses with a single number or letter: `f(x)` is no product."""
+_AXES = frozenset("ijk")
+"""Unit vectors: `\\hat{i}` is `\\mathbf{i}`."""
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 
 
@@ -195,7 +197,9 @@ class _Parser(Cursor):
         if token.kind == "symbol":
             return self._symbol(token.text)
         if token.kind == "accent":
-            return Expression("symbol", name=f"{token.text}{{{self._raw_group()}}}{self._subscript()}")
+            inner = self._raw_group()
+            name = inner if token.text in ("vec", "hat") and inner in _AXES else f"{token.text}{{{inner}}}"
+            return Expression("symbol", name=name + self._subscript())
         if token.kind == "function":
             return self._function(token.text)
         if token.kind == "command":
