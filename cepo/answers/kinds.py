@@ -15,7 +15,6 @@ from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import reference_of, shown
 from cepo.answers.notation import is_words, normalise, respelt
 from cepo.answers.quantities import quantity
-from cepo.answers.reading.numerals import as_number
 from cepo.errors import UserError
 
 KINDS = {
@@ -221,6 +220,6 @@ def _inferred(reference: str) -> str:
         return "choice"
     if truth(reference) is not None:
         return "yesno"
-    if is_words(normalise(reference)):
-        return "text"
-    return "number" if as_number(normalise(reference)) is not None or quantity(reference) else "math"
+    if quantity(reference):
+        return "number"
+    return "text" if is_words(normalise(reference)) else "math"

@@ -22,6 +22,7 @@ _DELIMITERS = (
 )  # fmt: skip
 _INLINE = re.compile(r"(?<![\\\w$])\$(?=[^$\s])([^$]*[^$\s\\])\$(?![\d$])|\\\((.*?)\\\)")
 _THOUSANDS = re.compile(r"\{,\}|(?<=\d)(?:\\,|, *\\!|\\!, *)(?=\d{3}(?!\d))")
+_COLON = re.compile(r"(?<![a-zA-Z])\{:\}")
 _INTRODUCTION = (
     r"(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +|right +|exact +)?(?:answer|result|value)"
     r"(?: +(?:is|=)(?![a-zA-Z])|(?: +is)? *:)"
@@ -88,7 +89,7 @@ def plain(answer: str) -> str:
     if len(answer) > MAX_ANSWER_CHARACTERS:
         return answer
     text = _undelimited(to_ascii(answer))
-    text = undecorated(_THOUSANDS.sub(",", text))
+    text = undecorated(_THOUSANDS.sub(",", _COLON.sub(":", text)))
     text = _undelimited(_INLINE.sub(_inline, text))
     return _stopped(_unhedged(_ungrouped(text)))
 

@@ -18,8 +18,8 @@ from cepo.answers.reading.tokens import CONSTANTS, FUNCTIONS, GREEK
 from cepo.answers.reading.units import CURRENCIES, Unit, conflict, unit_of
 
 _BASE = re.compile(
-    r"(-?[\dA-Fa-f]+) *(?:_ *(?:\{ *(?:\\text *\{ *base *\} *|base *)?(\d+) *\}|(\d+))"
-    r"|(?:\\text *\{)? *\(? *base *(\d+) *\)? *\}?)"
+    r"\(?(-?[\dA-Fa-f]+)\)? *(?:_ *(?:\{ *(?:\\text *\{)? *(?:base *\}? *)?(\w+) *\}? *\}|(\d+))"
+    r"|(?:\\text *\{)? *\(? *(?:in +)?base *\}? *(\w+) *\)? *\}?)"
 )
 _CURRENCY = re.compile(rf"([-+]?) *(US\$|[{CURRENCIES}]|Rs\.?|USD|EUR|GBP|INR) *(?=[-+]?[\d.\\])")
 _LABEL = re.compile(r"([A-Za-z][A-Za-z .]{0,30}?)[ :#]+(?=[-+]?\d)")
@@ -129,8 +129,8 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
     spelling = loosened(respelt(text)) if not decimal_comma else loosened(flat)
     if when := moment(flat.replace("~", " ")):
         return Value(spelling, moment=when)
-    if based := _BASE.fullmatch(text):
-        return Value(spelling, base=(based[1].upper(), int(based[2] or based[3] or based[4])))
+    if (based := _BASE.fullmatch(text)) and (base := _base(based[2] or based[3] or based[4])):
+        return Value(spelling, base=(based[1].upper(), base))
     if flat.casefold() in CONSTANTS:
         return Value(spelling, node=expression(flat.casefold()))
     if _is_word(flat):
@@ -153,6 +153,12 @@ def _operator(text: str) -> str:
     return found[0] if found and _ALGEBRA.fullmatch(text) else ""
 
 
+def _base(text: str) -> int:
+    """The base of a number, in digits or as a word; 0 for other texts."""
+    value = words_number(text)
+    return int(text) if text.isdigit() else int(value) if value is not None else 0
+
+
 def _is_word(flat: str) -> bool:
     """Whether a text is one word or several, and no product of variables such as `xyz`."""
     letters = flat.replace(" ", "").replace("-", "")
@@ -160,9 +166,10 @@ def _is_word(flat: str) -> bool:
         return False
     if " " in flat and all(len(part) == 1 for part in flat.split(" ")):
         return False  # x y
-    return not any(set(letters) <= set(run) for run in _RUNS) and (
-        expression(flat) is None or _BARE_LETTERS.fullmatch(flat) is not None
-    )
+    if any(set(letters) <= set(run) for run in _RUNS):
+        return False
+    tree = expression(flat)
+    return tree is None or (tree.op in ("*", "symbol") and _BARE_LETTERS.fullmatch(flat) is not None)
 
 
 def _labelled(flat: str) -> tuple[str, str]:

@@ -153,9 +153,14 @@ def same_number(number: Fraction, wanted: Fraction, kind: Kind, decimals: int = 
         return abs(number - wanted) <= kind.margin(wanted)
     if kind.digits != DIGITS:
         return same_decimal(number, wanted, kind)
-    if decimals >= kind.digits and _repeats(wanted):
+    if is_precise(number, decimals, kind) and _repeats(wanted):
         return same_decimal(number, wanted, kind)
-    return wanted_decimals >= kind.digits and _repeats(number) and same_decimal(number, wanted, kind)
+    return is_precise(wanted, wanted_decimals, kind) and _repeats(number) and same_decimal(number, wanted, kind)
+
+
+def is_precise(number: Fraction, decimals: int, kind: Kind) -> bool:
+    """Whether a decimal has the digits of the kind behind the point, and this number of significant ones."""
+    return decimals >= kind.digits and abs(number) * 10**decimals >= 10 ** (kind.digits - 1)
 
 
 def _repeats(number: Fraction) -> bool:

@@ -21,7 +21,7 @@ from cepo.answers.notation import plain
 from cepo.answers.quantities import read
 from cepo.errors import UserError
 from services.verifier import functions
-from services.verifier.decisions import decide_element, operands, same_number
+from services.verifier.decisions import decide_element, is_precise, operands, same_decimal, same_number
 from services.verifier.evaluation import equal, number
 from services.verifier.forms import same_form
 from services.verifier.functions import Call, one_line
@@ -91,9 +91,13 @@ def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
         return _verified(_parsed(plain(answer)), _parsed(plain(reference)), kind)
     decimals = [value.quantity.decimals if value.quantity else -1 for value in (given, wanted)]
     if kind.tolerance or kind.digits != DIGITS or max(decimals) >= 0:
-        numbers = [number(node) for node in pair]
-        if numbers[0] is not None and numbers[1] is not None:
-            return same_number(numbers[0], numbers[1], kind, *decimals)
+        one, other = (number(node) for node in pair)
+        if one is not None and other is not None:
+            if kind.tolerance or kind.digits != DIGITS:
+                return same_number(one, other, kind)
+            precise = is_precise(one, decimals[0], kind) or is_precise(other, decimals[1], kind)
+            if precise and same_decimal(one, other, kind):
+                return True
     return equal(*pair)
 
 

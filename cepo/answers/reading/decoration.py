@@ -45,6 +45,7 @@ _RENAMED = {
     "\\times": "\\times", "\\mid": "\\mid", "\\rightarrow": "\\to", "\\longrightarrow": "\\to", "\\dotsc": "\\ldots",
 }  # fmt: skip
 _DEGREES = re.compile(r" *\^ *(?:\\circ(?![a-zA-Z])|\{ *\\circ *\})")
+_PRIMES = re.compile(r" *\^ *(?:\{ *((?:\\prime *)+)\}|(\\prime)(?![a-zA-Z]))")
 _SIUNITX = re.compile(r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}|\\(?:unit|si|num)\{([^{}]*)\}")
 _LETTER = re.compile(r"[a-zA-Z]")
 TEXT = "\\text{"
@@ -61,6 +62,7 @@ def undecorated(text: str) -> str:
         return text.replace("~", " ") if "~" in text else text
     text = _SIUNITX.sub(lambda unit: f"{unit[1]}\\text{{ {unit[2]}}}" if unit[1] else f"\\text{{{unit[3]}}}", text)
     text = _DEGREES.sub("\u00b0", text)
+    text = _PRIMES.sub(lambda primes: "'" * primes[0].count("prime"), text)
     out: list[str] = []
     closers: list[str] = []
     tokens = _TOKEN.findall(text)

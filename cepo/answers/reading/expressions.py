@@ -91,7 +91,7 @@ class _Parser(Cursor):
         kind = self._next.kind
         if kind == "|":
             return self._bars == 0
-        return kind in _ATOMS and self._next.text not in ("over", "choose", "rfloor", "rceil", "prime")
+        return kind in _ATOMS and self._next.text not in ("over", "choose", "rfloor", "rceil")
 
     def _beside(self, node: Expression) -> Expression:
         """A product without a sign, or a mixed number; a number may not follow a factor."""
@@ -125,13 +125,7 @@ class _Parser(Cursor):
         if node.op == "symbol" and node.name in _APPLIED - {"P"} and self._inverse_follows():
             raise Unreadable  # f^{-1}(x)
         self._take()
-        if self._next.text == "prime":
-            self._take()
-            return _primed(node, 1)
-        exponent = self._exponent()
-        if (count := _primes(exponent)) is not None:
-            return _primed(node, count)
-        return self._postfixed(Expression("^", (node, exponent)))
+        return self._postfixed(Expression("^", (node, self._exponent())))
 
     def _postfixed(self, node: Expression) -> Expression:
         while self._next.kind in ("!", "'", "\u00b0"):
@@ -144,9 +138,6 @@ class _Parser(Cursor):
             negative = self._take().kind == "-"
             node = self._power()
             return Expression("-", (node,)) if negative else node
-        if self._next.kind == "command" and self._next.text == "prime":
-            self._take()
-            return Expression("prime")
         return self._power()  # right-associative
 
     def _argument(self) -> Expression:
@@ -283,14 +274,6 @@ def _is_proper(node: Expression) -> bool:
 
 def _is_minus_one(node: Expression) -> bool:
     return node.op == "-" and node.parts[0].op == "number" and node.parts[0].value == 1
-
-
-def _primes(exponent: Expression) -> int | None:
-    if exponent.op == "prime":
-        return 1
-    if exponent.op == "*" and all(part.op == "prime" for part in exponent.parts):
-        return len(exponent.parts)
-    return None
 
 
 def _primed(node: Expression, count: int) -> Expression:

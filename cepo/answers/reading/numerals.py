@@ -134,6 +134,8 @@ def words_number(text: str) -> Fraction | None:
     if words[0] in ("minus", "negative") and len(words) > 1:
         value = words_number(" ".join(words[1:])) if words[1] not in ("minus", "negative") else None
         return -value if value is not None else None
+    if len(words) > 3 and words[-3:] == ["and", "a", "half"] and (whole := _whole(words[:-3])) is not None:
+        return whole + Fraction(1, 2)
     if len(words) > 1 and (part := _part(words[-1])):
         above = Fraction(1) if words[:-1] in (["a"], ["an"]) else _whole(words[:-1])
         return above / part if above is not None else None

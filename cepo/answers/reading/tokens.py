@@ -27,7 +27,7 @@ GREEK = frozenset(
     )
 )
 _STRUCTURE = {"cdot": "*", "times": "*", "ast": "*", "div": "/", "lvert": "|", "rvert": "|", "vert": "|"}
-_PLAIN = frozenset(words("frac binom over choose lfloor rfloor lceil rceil prime emptyset sqrt"))
+_PLAIN = frozenset(words("frac binom over choose lfloor rfloor lceil rceil emptyset sqrt"))
 _NO_PRODUCTS = frozenset(
     words(
         "and or if is to of for by no not yes mod gcd lcm max min div dx dy dt dz km cm mm kg mg ml in ft at "

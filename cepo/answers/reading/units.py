@@ -73,7 +73,8 @@ _NO_UNITS = frozenset(
         "pi sin cos tan log exp inf infinity mod and not or is no by to out of per if for either neither nor "
         "but maybe perhaps possibly otherwise less more than greater fewer between least most plus minus "
         "times divided over squared cubed power root square cubic hundred thousand million billion trillion "
-        "dozen half halves double triple score gross pairs_of negative positive equal equals unequal "
+        "dozen dozens tens ones hundreds thousands millions billions below above under after before half halves double "
+        "triple score gross pairs_of negative positive equal equals unequal "
         "remainder wrong false incorrect never without except where when which that the base one two three "
         "four five six seven eight nine ten eleven twelve january february march april june july august "
         "september october november december jan feb mar apr jun jul aug sep sept oct nov dec am pm noon "
@@ -264,8 +265,10 @@ def _capitalised(table: dict[str, tuple[str, str, Fraction]], name: str) -> tupl
 def _nouns(words: list[str]) -> tuple[str, ...]:
     """The words of an unknown unit in singular, in order; empty if one changes the value or the first is too short."""
     lower = [word.casefold().strip(".,") for word in words]
-    lower = [word for word in lower if word not in ("of", "the", "a", "each")]
+    lower = [word for word in lower if word not in ("of", "the", "a")]
     if not lower or len(lower[0]) < 3 or any(not re.fullmatch(r"[^\W\d_]+(?:['-][^\W\d_]+)*", word) for word in lower):
+        return ()
+    if lower[0] == "times" and len(lower) > 1:
         return ()
     if _NO_UNITS.intersection(lower) or any(_NO_UNITS.intersection(word.split("-")) for word in lower):
         return ()
