@@ -72,7 +72,7 @@ _NO_UNITS = frozenset(
     words(
         "pi sin cos tan log exp inf infinity mod and not or is no by to out of per if for either neither nor "
         "but maybe perhaps possibly otherwise less more than greater fewer between least most plus minus "
-        "times divided over squared cubed power root square cubic hundred thousand million billion trillion "
+        "divided over squared cubed power root square cubic hundred thousand million billion trillion "
         "dozen dozens tens ones hundreds thousands millions billions below above under after before half halves double "
         "triple score gross pairs_of negative positive equal equals unequal "
         "remainder wrong false incorrect never without except where when which that the base one two three "
