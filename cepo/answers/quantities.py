@@ -15,7 +15,7 @@ from cepo.answers.reading.numerals import SCALES, Numeral, as_number, numeral, o
 from cepo.answers.reading.relations import relation
 from cepo.answers.reading.times import Clock, Date, moment
 from cepo.answers.reading.tokens import CONSTANTS, FUNCTIONS, GREEK
-from cepo.answers.reading.units import CURRENCIES, Unit, conflict, unit_of
+from cepo.answers.reading.units import CURRENCIES, MAX_UNIT_CHARACTERS, Unit, conflict, unit_of
 
 _BASE = re.compile(
     r"\(?(-?[\dA-Fa-f]+)\)? *(?:_ *(?:\{ *(?:\\text *\{)? *(?:base *\}? *)?(\w+) *\}? *\}|(\d+))"
@@ -124,7 +124,7 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
     """
     text = plain(answer)
     if decimal_comma:
-        text = re.sub(r"(?<=\d),(?=\d)", "\0", text.replace(".", "")).replace("\0", ".")
+        text = _with_points(text)
     flat = re.sub(r"\s+", " ", respelt(text)).strip()
     spelling = loosened(respelt(text)) if not decimal_comma else loosened(flat)
     if when := moment(flat.replace("~", " ")):
@@ -151,6 +151,13 @@ def _operator(text: str) -> str:
     """The operator of an expression that only algebra evaluates; empty if there is none, or an unknown part."""
     found = _OPERATOR.search(text)
     return found[0] if found and _ALGEBRA.fullmatch(text) else ""
+
+
+def _with_points(text: str) -> str:
+    """A text whose commas separate decimals, with points instead: `1.234,5` becomes `1234.5`."""
+    if re.search(r"\d,\d", text) or re.search(r"(?<![\d.])\d{1,3}(?:\.\d{3})+(?![\d.])", text):
+        text = re.sub(r"(?<=\d)\.(?=\d{3})", "", text)
+    return re.sub(r"(?<=\d),(?=\d)", ".", text)
 
 
 def _base(text: str) -> int:
@@ -266,7 +273,8 @@ def _measured(text: str) -> tuple[Expression | None, Unit | None]:
 
 
 def _split_plain(text: str) -> tuple[Expression | None, Unit | None]:
-    for found in re.finditer(r"[ \d)}](?=[a-zA-Z%\u00b0])", text):
+    start = max(0, len(text) - MAX_UNIT_CHARACTERS)
+    for found in re.compile(r"[ \d)}](?=[a-zA-Z%\u00b0])").finditer(text, start):
         tail = text[found.end() :]
         unit = unit_of(tail) if len(tail.strip()) > 1 or tail in "%\u00b0" else None
         if unit and unit.known and not unit.words and (node := expression(text[: found.end()].strip())):

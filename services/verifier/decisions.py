@@ -21,6 +21,8 @@ from services.verifier.forms import same_form
 EXACT_BITS = 4096
 """Size of the fractions that are computed without a worker."""
 _POINTS = 4
+_SINGLE = ("math", "number")
+"""Kinds whose answers may be one value without structure."""
 _MIN_RELATIVE = Fraction(1, 10**5)
 """A decimal agrees with an exact number in at least five significant digits."""
 
@@ -29,9 +31,9 @@ def decide(kind: Kind, answer: str, reference: str) -> bool | None:
     """Whether two answers are equal; None if only algebra can tell."""
     if rule := _WORDED.get(kind.name):
         return rule(kind, answer, reference)
-    given, wanted = read(answer).moment, read(reference).moment
-    if given and wanted:
-        return same_moment(given, wanted)
+    given, wanted = read(answer, kind.decimal_comma), read(reference, kind.decimal_comma)
+    if (given.moment and wanted.moment) or (kind.name in _SINGLE and given.quantity and wanted.quantity):
+        return decide_element(answer, reference, kind)
     return same_form(plain(answer), plain(reference), kind, decide_element)
 
 

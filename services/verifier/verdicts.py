@@ -50,8 +50,11 @@ class Question:
         return Comparison(plain(self.extracted), plain(self.reference), self.kind)
 
     def decide(self) -> bool | None:
-        """Whether the answers are equal; None if only algebra can tell."""
-        return decide(self.kind, self.meant or self.extracted, self.reference)
+        """Whether the answers are equal; None if only algebra can tell, or if reading them fails."""
+        try:
+            return decide(self.kind, self.meant or self.extracted, self.reference)
+        except Exception:  # noqa: BLE001 the worker meets the same error, which is then the outcome of this item alone
+            return None
 
     def verdict(self, outcome: Outcome, reason: str) -> Verdict:
         """The verdict with this outcome."""

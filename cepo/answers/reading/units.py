@@ -66,6 +66,8 @@ _PREFIXES = {
 }  # fmt: skip
 CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00a2"
 """Currency signs that stand before or after a number."""
+MAX_UNIT_CHARACTERS = 80
+"""A longer text is no unit."""
 DEGREE = "\u00b0"
 """The unit of angles; its name in `Unit`."""
 _NO_UNITS = frozenset(
@@ -119,7 +121,7 @@ def unit_of(text: str) -> Unit | None:
     Example:
         unit_of("\\text{ m/s}^2").name  # "m/s^2"
     """
-    flat = _flattened(text.strip())
+    flat = _flattened(text.strip()) if len(text) <= MAX_UNIT_CHARACTERS else None
     if flat is None:
         return None
     if known := _known(flat):

@@ -72,6 +72,8 @@ def relation(text: str, read: Reader) -> Shape | None:
 
 def _equation(text: str, sides: list[str], read: Reader) -> Shape:
     shown = [side for side in sides if side]
+    if not shown:
+        return Leaf(text)
     if len(shown) == 1:
         return read(shown[0]) if not sides[0] else Leaf(text)  # `= 73` states 73
     if len(shown) == 2 and (pairs := _named_tuple(shown[0], shown[1], read)):
