@@ -10,6 +10,7 @@ training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -142,6 +143,12 @@ class CreditRequest(_Sent):
             if any("\ud800" <= character <= "\udfff" for character in message.role + message.content + message.extra):
                 raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
         return messages
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_texts(cls, arguments: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
+        json.dumps(arguments, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
+        return arguments
 
     @field_validator("template")
     @classmethod

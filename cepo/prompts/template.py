@@ -158,7 +158,8 @@ def _chosen(templates: Any, model: str, name: Any) -> str:
         if name not in (None, DEFAULT):
             raise UserError(f"data.template.{NAME}={name!r}: model {model!r} has one chat template; leave the key out")
         return templates
-    if (wanted := name or DEFAULT) not in templates:
+    wanted = DEFAULT if name is None else name
+    if not isinstance(wanted, str) or wanted not in templates:
         raise UserError(
             f"data.template.{NAME}: model {model!r} has no chat template {wanted!r}; choose from {', '.join(templates)}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cepo.algo.methods.cepo import Cepo
 from cepo.algo.variants import ALGORITHMS
@@ -197,3 +198,5 @@ async def test_arguments_of_the_chat_template_are_those_of_the_request(tmp_path:
     assert not renderer.tokenizer.decode(prompt_of(make_request(), (), renderer).plain).endswith("</think>\n\n")
     with pytest.raises(UserError, match=r"chat_template_kwargs\.thinking has no effect: the chat template of model"):
         prompt_of(make_request(chat_template_kwargs={"thinking": False}), (), renderer)
+    with pytest.raises(ValidationError, match="surrogates not allowed"):
+        make_request(chat_template_kwargs={"enable_thinking": "\ud800"})
