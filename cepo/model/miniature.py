@@ -58,12 +58,16 @@ def miniature(config: Any, **overrides: Any) -> Any:
         overrides: values of the text part, which count instead of the small ones.
 
     Raises:
-        Exception: of any kind, if the small configuration does not make a model.
+        ValueError: the small configuration does not make a model.
     """
-    small = shrunk(config, **overrides)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = auto_class(small).from_config(small, dtype=torch.float32)
+        try:
+            small = shrunk(config, **overrides)
+            model = auto_class(small).from_config(small, dtype=torch.float32)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            raise ValueError(f"no small model of {config.model_type} ({reason})") from error
         with torch.no_grad():
             for parameter in model.parameters():  # zeros and ones would hide what a bias or a norm does
                 parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cepo.cli.preflight import data_checks, machine_checks
+from cepo.cli.preflight import data_checks, machine_checks, model_checks
 from cepo.cli.preflight.preflight import CheckFinding, Findings, Preflight
 
 CHECKS: dict[str, Callable[[Preflight], Findings]] = {
     "redis": machine_checks.redis,
-    "model": machine_checks.model,
-    "adapter": machine_checks.adapter,
+    "model": model_checks.model,
+    "adapter": model_checks.adapter,
     "device": machine_checks.device,
     "disk": machine_checks.disk,
     "data": data_checks.data,
+    "tokens": model_checks.tokens,
     "answers": data_checks.answers,
     "reward": data_checks.reward,
     "repeats": data_checks.repeats,

@@ -1,4 +1,4 @@
-"""Checks of the machine and the model: Redis, device, LoRA targets, disk, memory."""
+"""Checks of the machine: Redis, device, disk, memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from cepo.errors import UserError
 from cepo.net.connections import no_redis, shown
 from cepo.net.settings import Settings
 from cepo.net.tls import redis_options
-from cepo.prompts.renderer import require_model
 from cepo.service.bus import ADDRESS_HINT
 
 
@@ -58,32 +57,6 @@ def device(run: Preflight) -> Findings:
         )
     else:
         yield "note", 'PyTorch sees no GPU here; train on a machine with one, or set engine.device = "cpu"'
-
-
-def model(run: Preflight) -> Findings:
-    """The model exists, its context is long enough, and its vocabulary fits the algorithm."""
-    from cepo.algo.methods.distillation import check_support
-
-    path, length = run.config.model.path, run.config.model.max_length
-    require_model(path)
-    positions = run.sizes.positions
-    if 0 < positions < length:
-        raise UserError(f"model.max_length={length} is above the {positions} positions of {path}; lower it")
-    check_support(run.config.algorithm.asks, run.sizes.vocabulary)
-    yield "ok", f"{path}, {run.sizes.parameters / 1e6:.4g} M parameters, {run.config.model.dtype}"
-
-
-def adapter(run: Preflight) -> Findings:
-    """Every LoRA target matches modules of the model."""
-    counts, lora = run.sizes, run.config.lora
-    if counts.missing_targets:
-        missing, known = ", ".join(counts.missing_targets), ", ".join(counts.linear_names)
-        raise UserError(f"lora.targets: {run.config.model.path} has no module {missing}; choose from {known}")
-    yield (
-        "ok",
-        f"rank {lora.rank} on {counts.adapted_modules} modules ({', '.join(lora.targets)}): "
-        f"{counts.adapter_parameters / 1e6:.3g} M parameters",
-    )
 
 
 def disk(run: Preflight) -> Findings:

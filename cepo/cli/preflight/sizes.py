@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cepo.errors import UserError
@@ -16,7 +17,6 @@ ADAPTER_BYTES = 4
 """Per weight of an adapter: float32, in training and on disk."""
 OPTIMISER_BYTES = 12
 """Per weight of an adapter: AdamW's two moments and the gradient, in float32."""
-_NOT_LINEAR = {"lm_head", "embed_tokens", "wte", "wpe"}
 SPARE_BYTES = 256 * 2**20
 """For logs, rollouts and Redis in the run folder."""
 
@@ -33,10 +33,19 @@ class Sizes:
     cache_numbers: int
     """Elements of the KV cache of one token."""
     linear_names: tuple[str, ...]
-    """The last part of the name of each linear module, such as q_proj: what LoRA can adapt."""
+    """The last part of the name of each linear module below the head, such as q_proj: what LoRA can adapt."""
     missing_targets: tuple[str, ...]
     vocabulary: int
     """Tokens in the output distribution."""
+    embeddings: int
+    """Rows of the input embedding."""
+    fused_experts: bool
+    """Whether the experts of a layer are one parameter, which LoRA modules do not adapt."""
+    peft_refusal: str
+    """Why PEFT cannot adapt the targets; empty if it can."""
+    architecture: str
+    """The class in the model's config.json, by which vLLM selects its own."""
+    model_config: Any
     config: RunConfig
 
     @property
@@ -76,6 +85,7 @@ def measure(config: RunConfig) -> Sizes:
     """
     import torch
     from transformers import AutoConfig
+    from transformers.pytorch_utils import Conv1D
 
     from cepo.model.forward import auto_class
 
@@ -88,23 +98,57 @@ def measure(config: RunConfig) -> Sizes:
             f"model.path={config.model.path} cannot be loaded: {str(error).splitlines()[0]}; "
             "give a folder or the Hugging Face name of a causal language model"
         ) from error
-    text = model_config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    linear = {n: m for n, m in model.named_modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2}
-    bound = {target: [n for n in linear if n == target or n.endswith(f".{target}")] for target in config.lora.targets}
-    adapted = [linear[name] for name in {name: None for names in bound.values() for name in names}]
-    return Sizes(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied weights count once
+    options = model_config.get_text_config().to_dict()
+    head = model.get_output_embeddings()
+    kinds = torch.nn.Linear | Conv1D | torch.nn.Embedding  # not a router, whose weight vLLM would not adapt
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    bound = {target: [n for n in layers if n == target or n.endswith(f".{target}")] for target in config.lora.targets}
+    adapted = [layers[name] for name in {name: None for names in bound.values() for name in names}]
+    plain = {n for n, m in layers.items() if not isinstance(m, torch.nn.Embedding) and m is not head}
+    parameters = dict(model.named_parameters())
+    counts = Sizes(
+        parameters=sum(parameter.numel() for parameter in parameters.values()),  # tied weights count once
         adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
         adapted_modules=len(adapted),
-        positions=getattr(text, "max_position_embeddings", None) or 0,
-        cache_numbers=2 * text.num_hidden_layers * heads * head_dim,
-        linear_names=tuple(sorted({n.rpartition(".")[2] for n in linear} - _NOT_LINEAR)),
+        positions=options.get("max_position_embeddings") or options.get("n_positions") or 0,
+        cache_numbers=_cache_numbers(options),
+        linear_names=tuple(sorted({n.rpartition(".")[2] for n in plain})),
         missing_targets=tuple(target for target, names in bound.items() if not names),
-        vocabulary=model.get_output_embeddings().weight.shape[0],
+        vocabulary=head.weight.shape[0],
+        embeddings=model.get_input_embeddings().weight.shape[0],
+        fused_experts=any("experts" in name and parameter.dim() == 3 for name, parameter in parameters.items()),
+        peft_refusal="",
+        architecture=next(iter(model_config.architectures or ()), type(model).__name__),
+        model_config=model_config,
         config=config,
     )
+    return replace(counts, peft_refusal=_peft_refusal(model, config))
+
+
+def _cache_numbers(options: Mapping[str, Any]) -> int:
+    """Keys and values of all layers for one token; 0 for a model without attention.
+
+    Layers may have heads of their own width (Gemma 4): `per_layer_config` is `{"05": {"head_dim": 512}, ...}`.
+    """
+    heads, width = options.get("num_attention_heads"), options.get("hidden_size")
+    layers = options.get("num_hidden_layers") or 0
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return 0
+    own = options.get("per_layer_config") or {}
+    shared = {key: options.get(key) for key in ("head_dim", "num_key_value_heads")}
+    each = [shared | {int(at): values for at, values in own.items()}.get(layer, {}) for layer in range(layers)]
+    return sum(2 * (one["num_key_value_heads"] or heads) * (one["head_dim"] or width // heads) for one in each)
+
+
+def _peft_refusal(model: Any, config: RunConfig) -> str:
+    """PEFT's own answer for the targets, on a model without memory; the first line of its error."""
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        get_peft_model(model, LoraConfig(r=config.lora.rank, target_modules=list(config.lora.targets)))
+    except ValueError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def shown(count: int) -> str:
