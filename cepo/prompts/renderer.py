@@ -50,7 +50,7 @@ class Renderer:
             raise UserError(
                 f"no tokenizer for model {model!r} ({why}); give a Hugging Face name or a model folder"
             ) from error
-        if not self.tokenizer.is_fast:
+        if not getattr(self.tokenizer, "is_fast", False):
             raise UserError(f"model {model!r} has no fast tokenizer (tokenizer.json); use a model that has one")
         self._model = model
         self.tokenizer.model_max_length = int(

@@ -17,6 +17,7 @@ from cepo.messages.hints import INSTRUCTION
 from cepo.prompts.renderer import Renderer
 from tests.helpers.factories import make_config
 from tests.helpers.templates import renderer_of
+from tests.helpers.vision import BLANK, MODEL as VISION_MODEL, RENDERER as VISION
 
 QUESTION = "1 + 1 = ?"
 USER = {"role": "user", "content": QUESTION}
@@ -81,6 +82,35 @@ def test_a_published_shape_is_read_without_configuration(
     assert problem.answer.removesuffix(".0").strip("$") == "2"
     assert problem.messages[-1].content == f"{QUESTION}\n{INSTRUCTION}"
     assert all(message.extra == "" for message in problem.messages)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"images": [{"bytes": BLANK.data, "path": None}], "problem": "<image>Find x.", "answer": "2"},
+        {
+            "data_source": "hiyouga/geometry3k",
+            "prompt": [{"role": "user", "content": "<image>Find x."}],
+            "images": [{"bytes": BLANK.data}],
+            "reward_model": {"style": "rule", "ground_truth": "2"},
+        },
+        {
+            "prompt": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "text": None}, {"type": "text", "text": "Find x."}],
+                }
+            ],
+            "image": {"bytes": BLANK.data, "path": None},
+            "solution": "2",
+        },
+    ],
+    ids=["EasyR1", "verl", "TRL"],
+)
+def test_published_rows_with_images_are_read(tmp_path: Path, row: dict[str, Any]) -> None:
+    problem = only(tmp_path, VISION, row, "model.max_length=400", f"model.path={VISION_MODEL}", kind="parquet")
+    assert (problem.images, problem.answer) == ((BLANK.ref,), "2")
+    assert problem.messages[-1].content == f"<image>Find x.\n{INSTRUCTION}"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
