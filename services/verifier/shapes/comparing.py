@@ -12,7 +12,7 @@ from itertools import chain
 from cepo.answers.kinds import Kind
 from cepo.answers.notation import normalise
 from services.verifier.shapes import equating
-from services.verifier.shapes.conversions import as_kind, as_pieces, number, rows_of
+from services.verifier.shapes.conversions import as_kind, as_pieces, is_set, number, rows_of
 from services.verifier.shapes.intervals import merged
 from services.verifier.shapes.logic import Verdict3, every, some
 from services.verifier.shapes.names import same_name
@@ -95,7 +95,7 @@ class Comparer:
         raise TypeError(f"no comparison with {wanted}")
 
     def _leaf(self, given: Shape, wanted: Leaf) -> Verdict3:
-        if isinstance(given, Relation) and set(given.operators) == {"\\approx"}:
+        if isinstance(given, Relation) and set(given.operators) <= {"=", "\\approx"}:
             return equating.approximated(self, given, wanted)
         if isinstance(given, Group) and len(given.items) == 1:
             return self.equal(given.items[0], wanted)
@@ -123,7 +123,7 @@ class Comparer:
             given = Group("round", tuple(row[0] for row in given.rows))
         if not isinstance(given, Group):
             return False
-        if given.style == "set" and len(given.items) == 1 < len(wanted.items):
+        if given.style == "set" != wanted.style and len(given.items) == 1 < len(wanted.items):
             return self.equal(given.items[0], wanted)
         ordered = self._ordered(given, wanted)
         if ordered is None:
@@ -165,7 +165,8 @@ class Comparer:
 
         def at(row: int, column: int) -> Verdict3:
             if (row, column) not in results:
-                results[row, column] = self.equal(given[row], wanted[column])
+                one, other = given[row], wanted[column]
+                results[row, column] = is_set(one) == is_set(other) and self.equal(one, other)  # {1} is not 1 in a set
             return results[row, column]
 
         rows, columns = range(len(given)), range(len(wanted))

@@ -16,6 +16,11 @@ def number(shape: Shape) -> Fraction | None:
     return as_number(normalise(shape.text)) if isinstance(shape, Leaf) else None
 
 
+def is_set(shape: Shape) -> bool:
+    """Whether it is a set in braces."""
+    return isinstance(shape, Group) and shape.style == "set"
+
+
 def as_pieces(shape: Shape) -> Pieces | None:
     """A pair as the interval between its elements, and a set as its points."""
     if isinstance(shape, Pieces):

@@ -43,7 +43,7 @@ def is_name(text: str) -> bool:
         return False
     rest = re.sub(
         r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|phi|varphi|omega|epsilon|psi|chi|sigma|tau|ell)(?![A-Za-z])",
-        "x",
+        " x ",
         words,
     )
     rest = _MADE_OF.sub("", rest)

@@ -50,7 +50,7 @@ _GRID = re.compile(
 )
 _ALIGNED = re.compile(r"\\begin\s*\{(aligned|align\*?|gathered|array|cases)\}(.*)\\end\s*\{\1\}", re.DOTALL)
 _CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")
-_POINT = re.compile(r"(?:[A-Z]|\\(?:text|mathrm)\{[A-Z]\})\s*(?=\()")
+_POINT = re.compile(r"(?:[A-Z]|\\text\{\s*(?:the )?[Pp]oint\s*\}|\\(?:text|mathrm)\{[A-Z]\})\s*(?=\()")
 _TRANSPOSED = re.compile(r"\s*\^\s*\{?\s*(?:T|\\top|\\mathrm\{T\}|\\intercal)\s*\}?$")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s*")
 _EMPTY = re.compile(r"\\emptyset|\\varnothing|\u2205|\\\{\s*\\\}|(?:\\text\{)?\s*(?:the )?empty set\s*\}?")
@@ -121,6 +121,8 @@ class _ShapeReader:
         if (aligned := _ALIGNED.fullmatch(inner)) and "=" in aligned[2]:
             lines = [line.replace("&", "").strip(" ,;") for line in cut(aligned[2], r"\\\\")[0]]
             return self.read("; ".join(line for line in lines if line))
+        if "\\\\" in text and "=" in text and "\\begin" not in text:
+            return self.read("; ".join(line for line in cut(text, r"\\\\")[0] if line))
         return None
 
     def _congruence(self, text: str) -> Shape | None:

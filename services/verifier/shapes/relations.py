@@ -98,6 +98,7 @@ def _named_tuple(left: str, right: str, read: Reader) -> Assignment | None:
 
 def congruence(text: str, read: Reader) -> Congruence | None:
     r"""`x \equiv 2 \pmod 5`, `2 \pmod 5` or `x \equiv 1, 4 (mod 6)`."""
+    text = re.sub(r"\\(?:text|mathrm|operatorname)\s*\{\s*mod\s*\}", " mod ", text)
     modulus = _MODULUS.search(text)
     if modulus is None or modulus[0].count("(") != modulus[0].count(")"):
         return None

@@ -28,6 +28,8 @@ _TIDIED = tuple(
         (r"\uff09", ")"),
         (r"\uff1d", "="),
         (r"\uff1a", ":"),
+        (r"\u2228", r"\\lor "),
+        (r"\u2227", r"\\land "),
         (r"\u222a", r"\\cup "),
         (r"\u2229", r"\\cap "),
         (r"\u221e", r"\\infty "),
