@@ -30,10 +30,12 @@ _DENIED = re.compile(
     r"(?:is|are|was|would be|seems|looks)\b.*\b(?:wrong|incorrect|false|not|untrue)\b|(?:or|not|nor|but|and|maybe)\b",
     re.IGNORECASE,
 )
+_OTHER_DENIED = re.compile(r"\b\(?[A-Z]\)? (?:is|was) (?:wrong|incorrect|false|too \w+|not (?:correct|right|true))\b")
 _OTHER_LABEL = re.compile(r"(?<![\w'])\(?([A-Z])(?:\)|[.:](?=\s|$))")
 _OTHER_LETTER = re.compile(
-    r"(?:^|[,;:/&|.]\s*|\b(?:or|and|not|but|no|nor|is|option|choice|answer|either|also|maybe|perhaps)\b[ ,:]*)"
-    r"\(?([A-J])\)?(?=\s*(?:[.,;:!?)/&|]|$|\b(?:or|and|is)\b))",
+    r"(?:^|[,;:/&|.]\s*|\b(?:or|and|not|but|no|nor|is|option|choice|answer|either|also|maybe|perhaps"
+    r"|actually|rather|be|wait|instead)\b[ ,:]*)"
+    r"\(?([A-HJ])\)?(?=\s*(?:[.,;:!?)/&|]|$|\b(?:or|and|is)\b))",
     re.IGNORECASE,
 )
 
@@ -137,12 +139,13 @@ def _contradicted(letter: str, said: str | None) -> bool:
         return True
     if _OF_OTHERS.fullmatch(text):  # the text of an option, such as `D. Both A and B`
         return re.search(rf"\b{letter}\b", text) is not None
+    text = _OTHER_DENIED.sub(" ", text)
     others = {*_OTHER_LABEL.findall(text), *(other.upper() for other in _OTHER_LETTER.findall(text) if other.isupper())}
     return bool(others - {letter.upper()})
 
 
 def _cleaned(answer: str) -> str:
-    text = re.sub(r"\s+", " ", respelt(answer)).strip(" *")
+    text = re.sub(r"\s+", " ", respelt(answer)).strip(' *"')
     text = text.rstrip("\u3002")
     if bracketed := _BRACKETED.fullmatch(text):
         return bracketed[1]

@@ -6,8 +6,9 @@ r"""The marks by which a response points out its answer: the grammar, and a scan
     hash  = "####" value                                 (a value, not a heading)
     line  = bullet? cue ":" (content | newline+ content)  (a cue such as `Answer`, `The final answer`, `Correct option`)
 
-A line may be bold, a heading, a list item, code or the text of a formula, and a heading needs no colon. The scan is
-linear in the text: braces are matched with one stack, and no pattern backtracks over more than its own match.
+A line starts a paragraph or follows a sentence. It may be bold, a heading, a list item, code or the text of a formula,
+and a heading needs no colon. The scan is linear in the text: braces are matched with one stack, and no pattern
+backtracks over more than its own match.
 """
 
 from __future__ import annotations
@@ -56,9 +57,12 @@ _CUE = (
     r"|antwort|risposta|resposta|\u043e\u0442\u0432\u0435\u0442"
     r"|(?:\u6700\u7ec8)?\u7b54\u6848[\u662f\u4e3a]?|\u7b54\u3048|\uc815\ub2f5"
 )
-_BULLET = r"^[ \t>#*_`$+\u2022\u00b7-]*+(?:\(?\d{1,2}[.)][ \t]*+[*_`]*+)?(\\(?:text|textbf|mathbf|mathrm)\{[ \t]*+)?"
+_BULLET = (
+    r"(?:^[ \t>#*_`$+\u2022\u00b7-]*+(?:\(?\d{1,2}[.)][ \t]*+[*_`]*+)?"
+    r"|(?<=[.!?][ \t])[*_]*+)(\\(?:text|textbf|mathbf|mathrm)\{[ \t]*+)?"
+)
 _LINE = re.compile(
-    rf"{_BULLET}(?:{_CUE})[ \t]*+[*_`]*+(?:[ \t]+(?:is|are))?[ \t*_`]*+[:\uff1a]([^\n]*)", re.MULTILINE | re.IGNORECASE
+    rf"{_BULLET}(?:{_CUE})(?:[ \t]+(?:is|are)\b)?[ \t*_`]*+[:\uff1a]([^\n]*)", re.MULTILINE | re.IGNORECASE
 )
 _HEADING = re.compile(
     rf"^[ \t]*+(?:#+[ \t]*+[*_]*+|\*\*|__)(?:{_CUE})[ \t]*+(?:\*\*|__)?[ \t]*+$", re.MULTILINE | re.IGNORECASE
@@ -72,7 +76,8 @@ _VALUE = re.compile(
     r"|\(?[A-J]\)?\.?|yes\.?|no\.?|true\.?|false\.?|\$[^$]+\$\.?|\\\(.+\\\)\.?|[-+]?\\[a-zA-Z].*|\d*\\[a-z].*",
     re.IGNORECASE,
 )
-_SHORT = re.compile(r"[^:]{0,60}")
+_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
+_SHORT = re.compile(r"(?!\d+[.)] )[^:]{0,60}")
 
 
 def final_part(text: str) -> str:
@@ -97,9 +102,9 @@ def final_part(text: str) -> str:
 
 def marks(text: str) -> list[Mark]:
     """Every mark of a text in the order in which they start, those within thinking included."""
-    return sorted(
-        (*_boxes(text), *_tags(text), *_hashes(text), *_lines(text)), key=lambda mark: (mark.start, -mark.end)
-    )
+    others = [*_boxes(text), *_tags(text), *_lines(text)]
+    alone = all(mark.is_empty for mark in others)
+    return sorted([*others, *_hashes(text, alone=alone)], key=lambda mark: (mark.start, -mark.end))
 
 
 def _without_thinking(text: str) -> str:
@@ -150,12 +155,13 @@ def _tags(text: str) -> Iterator[Mark]:
         yield _unclosed("tag", opening, text)
 
 
-def _hashes(text: str) -> Iterator[Mark]:
+def _hashes(text: str, *, alone: bool) -> Iterator[Mark]:
+    """Lines with a value; if no other mark has content, the last line may also be a short text."""
     last = len(text.rstrip())
     for line in _HASH.finditer(text):
         content = line[1][:MAX_OPEN_CHARACTERS].strip("*`_ \t\r")
         ends = line.end() >= last
-        if _VALUE.fullmatch(content) or (ends and _SHORT.fullmatch(content)):
+        if _VALUE.fullmatch(content) or (ends and alone and _SHORT.fullmatch(content)):
             yield Mark("hash", line.start(), line.end(), content)
 
 
@@ -181,7 +187,7 @@ def _below(text: str, at: int) -> str:
     if block := _block(text, gap.end()):
         return block
     line = text[gap.end() : gap.end() + MAX_OPEN_CHARACTERS].partition("\n")[0]
-    return line if len(line.split()) <= MAX_WORDS else ""
+    return line if len(_WORD.findall(line)) <= MAX_WORDS else ""
 
 
 def _block(text: str, at: int) -> str:

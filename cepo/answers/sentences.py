@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-_MATH = re.compile(r"\$\$.*?\$\$|\$(?![\s$])[^$]*?(?<![\s\\])\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
+_MATH = re.compile(r"\$\$.*?\$\$|\$(?![\s$])(?:\\.|[^$\\])*?(?<!\s)\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 _GROUP = re.compile(r"\{[^{}]*\}")
 _BOLD = re.compile(r"(?<![\w)*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w*])")
-_WRAPPED = re.compile(r"`{3}(.*)`{3}|`([^`]*)`|__(.+)__|\u201c([^\u201d]*)\u201d", re.DOTALL)
+_WRAPPED = re.compile(r"`{3}(.*)`{3}|`{1,2}([^`]*)`{1,2}|__(.+)__|\u201c([^\u201d]*)\u201d", re.DOTALL)
 _OF_ANSWER = r"(?:(?:final|correct|right|best|only|short) )*(?:answer|option|choice)s?"
 _PREFIX = (
     r"(?:(?:so|thus|hence|therefore|then|and),? )*(?:(?:the|my|our) )?"
@@ -19,7 +19,9 @@ _PREFIX = (
 )
 _SAID = re.compile(rf"{_PREFIX}(?=\S)", re.IGNORECASE)
 _SAID_IN_TEXT = re.compile(rf"(\\text\w*\s*\{{)\s*(?:{_PREFIX})(\s*\}})?", re.IGNORECASE)
-_SUBJECT = re.compile(r"(?:[A-Za-z']+,? ){1,8}(?:is|are|equals|was)(?: equal to| exactly)? (?=[-$\\(\[\d\u2212])")
+_SUBJECT = re.compile(
+    r"(?!there\b|There\b)(?:[A-Za-z']+,? ){1,8}(?:is|are|equals|was)(?: equal to| exactly)? (?=[-$\\(\[\d\u2212])"
+)
 _PREDICATE = re.compile(
     r"\s+(?:is|are)\s+(?:the\s+)?(?:(?:correct|right|best|final)(?:\s+(?:answer|option|choice|one))?|answer)\s*[.!]?$",
     re.IGNORECASE,
@@ -48,9 +50,11 @@ def bare(text: str) -> str:
     """
     before = None
     while text != before:
-        before, text = text, text.strip().strip("*").strip()
+        before, text = text, _BOLD.sub(r"\1", text.strip()).strip("*").strip()
         if wrapped := _WRAPPED.fullmatch(text):
             text = next(part for part in wrapped.groups() if part is not None)
+        if "\\$" in text and (formula := _MATH.fullmatch(text)):  # a sum of money as a formula
+            text = _inner(formula)
         if said := _SAID.match(text):
             text = text[said.end() :]
         elif said := _SAID_IN_TEXT.match(text):
@@ -85,7 +89,6 @@ def undelimited(text: str) -> str:
 
 def without_delimiters(text: str) -> str:
     """A text with formulas among its words, without the signs that delimit them: `$-3$ and $4$` becomes `-3 and 4`."""
-    text = _BOLD.sub(r"\1", text)
     whole = _MATH.fullmatch(text.rstrip("."))
     return text if whole else _MATH.sub(_inner, text)
 

@@ -37,6 +37,7 @@ _ENDS_IN_LABEL = re.compile(r"(?:^|\b(?:thus|so|hence|therefore|is|be|choose|opt
 _ENDS_IN_TRUTH = re.compile(
     r"(?:^|\b(?:thus|so|hence|therefore|think|say)\b[ :,]*)(yes|no|true|false)\W*$", re.IGNORECASE
 )
+_DENIAL = re.compile(r"\b(?:or|not|cannot|never|neither|nor|wrong|incorrect)\b|n't\b", re.IGNORECASE)
 _LOOSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _BLOCK = re.compile(r"(?:\\\[|\$\$)\s*(.+?)\s*(?:\\\]|\$\$)\W*$", re.DOTALL)
 _CODE = re.compile(r"\n?```\w*\n?")
@@ -73,35 +74,39 @@ def _introduced(text: str) -> str | None:
         content = content.strip(' ",}')
     if said := _IS_ANSWER.search(content):
         content = _last_sentence(content[: said.end()])
+        if lead := _LEAD.match(content):
+            content = content[lead.end() :]
     return None if takes_back(rest) else first_statement(content)
 
 
 def _alone(text: str, kind: str) -> str | None:
     """The answer that is all the last line says."""
-    line = text.rpartition("\n")[2].strip()
-    if kind == "choice":
-        return _label(text, line)
-    lead = _LEAD.match(line)
-    if kind == "yesno":
-        truth = _ENDS_IN_TRUTH.search(line)
-        return truth[1] if truth and " or " not in line else line
     if block := _BLOCK.search(text):
         return first_statement(block[1])
+    line = text.rpartition("\n")[2].strip()
+    if "?" in line:
+        return None
+    lead = _LEAD.match(line)
+    said = line[lead.end() :] if lead else line
+    if kind == "choice":
+        return _label(text, line, first_statement(said))
+    if kind == "yesno":
+        ending = _ENDS_IN_TRUTH.search(line)
+        return ending[1] if ending and not _DENIAL.search(line) else said
     if not lead and len(ends := splits(line)) and _LEAD.match(line[ends[-1] :].strip()):
         line = line[ends[-1] :].strip()
         lead = _LEAD.match(line)
-    answer = first_statement(line[lead.end() :] if lead else line)
+        said = line[lead.end() :] if lead else line
+    answer = first_statement(said)
     loose = _LOOSE_WORD.findall(re.sub(r"\\text\w*\{[^{}]*\}|\$[^$]*\$", "", answer))
     allowed = MAX_LOOSE_WORDS if re.search(r"[\d\\$]", answer) else 2
     return answer if kind == "text" or len(loose) <= allowed else None
 
 
-def _label(text: str, line: str) -> str | None:
-    labels = set(_LABEL.findall(line))
-    bare = re.fullmatch(r"\W*\(?[A-Za-z]\)?\W*", line)
-    if bare:
-        return line
-    if len(labels) != 1 or len(_OPTION_LINE.findall(text)) > 1:
+def _label(text: str, line: str, said: str) -> str | None:
+    if re.fullmatch(r"\W*\(?[A-Za-z]\)?\W*", said):
+        return said
+    if len(set(_LABEL.findall(line))) != 1 or _DENIAL.search(line) or len(_OPTION_LINE.findall(text)) > 1:
         return None
     if _OPTION_LINE.match(line):
         return line

@@ -114,7 +114,8 @@ def _of_all_boxes(response: str, reference: Reference) -> str:
     group = bracketed(reference.answer)
     wanted = len(group.items if group and group.is_set else elements(reference.answer))
     contents = boxed(response) if wanted > 1 else []
-    return ", ".join(contents) if len(contents) == wanted and all(len(elements(one)) == 1 for one in contents) else ""
+    single = all(len(elements(one)) == 1 and not one.startswith("\\{") for one in contents)
+    return ", ".join(contents) if single and len(contents) == wanted else ""
 
 
 def _unanswered(item: Item) -> Verdict:
