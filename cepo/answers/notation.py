@@ -24,17 +24,27 @@ _INLINE = re.compile(r"(?<![\\\w$])\$(?=[^$\s])([^$]*[^$\s\\])\$(?![\d$])|\\\((.
 _THOUSANDS = re.compile(r"\{,\}|(?<=\d)(?:\\,|, *\\!|\\!, *)(?=\d{3}(?!\d))")
 _COLON = re.compile(r"(?<![a-zA-Z])\{:\}")
 _INTRODUCTION = (
-    r"(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +|right +|exact +)?(?:answer|result|value)"
-    r"(?: +(?:is|=)(?![a-zA-Z])|(?: +is)? *:)"
+    r"(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +|right +|exact +)?"
+    r"(?:ans(?:wer)?|result|value|total|sum)(?: +(?:is|=)(?![a-zA-Z])|(?: +is)? *:)"
 )
-_NEAR = r"about|approximately|approx\.?|exactly|roughly|around|circa|ca\.|\\approx|\\sim|~|="
+_NEAR = (
+    r"about|we get|we have|it equals|it is|which is|equals|approximately|approx\.?|exactly|roughly|around|circa|ca\."
+    r"|\\approx|\\sim|~|="
+)
 _LEADING = re.compile(
     rf"(?:{_INTRODUCTION}) *:? *|\\text *\{{ *(?:{_INTRODUCTION}|(?:{_NEAR})) *:? *\}} *|(?:{_NEAR}) *(?=[-+\d\\$(.])",
     re.IGNORECASE,
 )
 _LEADING_IN_TEXT = re.compile(rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])) *", re.IGNORECASE)
+_CLOSING = r"\(?(?:approx\.?|approximately|exactly)\)?"
 _TRAILING = re.compile(
-    r" *(?:\\text *\{ *\(?(?:approx\.?|approximately|exactly)\)? *\}|\((?:approx\.?|approximately|exactly)\))$",
+    rf" *(?:\\text *\{{ *(?:{_CLOSING}|is +the +(?:final +|correct +)?answer) *\}}"
+    r"|\((?:approx\.?|approximately|exactly)\))$",
+    re.IGNORECASE,
+)
+_TEXT = re.compile(rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])) *", re.IGNORECASE)
+_TRAILING = re.compile(
+    r" *(?:\\text *\{ *is +the +(?:final +|correct +)?answer *\}|\\text *\{ *\(?(?:approx\.?|approximately|exactly)\)? *\}|\((?:approx\.?|approximately|exactly)\))$",
     re.IGNORECASE,
 )
 _TEXT = re.compile(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}")

@@ -12,9 +12,10 @@ from cepo.answers.reading.expressions import expression
 from cepo.answers.reading.lists import words
 from cepo.answers.reading.nodes import Expression
 from cepo.answers.reading.numerals import SCALES, Numeral, as_number, numeral, ordinal, words_number
+from cepo.answers.reading.operators import operator
 from cepo.answers.reading.relations import relation
 from cepo.answers.reading.times import Clock, Date, moment
-from cepo.answers.reading.tokens import CONSTANTS, FUNCTIONS, GREEK
+from cepo.answers.reading.tokens import CONSTANTS
 from cepo.answers.reading.units import CURRENCIES, MAX_UNIT_CHARACTERS, Unit, conflict, unit_of
 
 _BASE = re.compile(
@@ -31,14 +32,9 @@ _LABELS = frozenset(
     )
 )
 """Nouns that only name what a number counts: `Day 12` is 12."""
-_OPERATOR = re.compile(r"\\(?:i*int|oint|sum|prod|lim|pm|mp|gcd|max|min|det|partial)(?![a-zA-Z])|\\frac *\{ *d *\}")
-_ALGEBRA = re.compile(
-    rf"(?:\\(?:i*int|oint|sum|prod|lim|pm|mp|gcd|max|min|det|partial|frac|sqrt|binom|cdot|times|div|infty|to|limits"
-    rf"|{'|'.join(sorted(FUNCTIONS | GREEK | {'pi'}))})(?![a-zA-Z])|(?<![a-zA-Z])[a-zA-Z]{{1,2}}(?![a-zA-Z])"
-    r"|_ *\{ *[a-zA-Z] *= *[-\w]+ *\}|[-+*/^_!(){}|\[\], ]|\d+(?:\.\d+)?|\\left|\\right)+"
-)
-"""What math-verify reads wholly: no words, relations, primes or dots."""
 _TWICE = re.compile(r"([A-Za-z -]+?) *\(([-\d., /]+)\)")
+_IN_WORDS = re.compile(r" *\(([a-zA-Z -]+)\)")
+_HALF = " and a half"
 _SIGN_WORD = re.compile(r"(minus|negative|plus|positive) +(?=[\d.\\$])", re.IGNORECASE)
 _NARROW = frozenset("mgsL")
 """Units of one letter that count without `\\text{}` right behind a number: `5m`, but not `5n`."""
@@ -134,8 +130,8 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
     if flat.casefold() in CONSTANTS:
         return Value(spelling, node=expression(flat.casefold()))
     if _is_word(flat):
-        value = words_number(flat)
-        return Value(spelling, Quantity(value)) if value is not None else Value(spelling, is_word=True)
+        counted = _spelt_out(flat)
+        return Value(spelling, counted, unit=counted.measure) if counted else Value(spelling, is_word=True)
     if twice := _TWICE.fullmatch(flat):
         value = words_number(twice[1])
         flat = twice[2] if value is not None and value == as_number(twice[2]) else flat
@@ -144,13 +140,7 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
         return Value(spelling, counted, unit=counted.measure, label=label)
     node, unit = _measured(text)
     node = node or relation(text)
-    return Value(spelling, node=node, unit=unit, operator="" if node else _operator(text))
-
-
-def _operator(text: str) -> str:
-    """The operator of an expression that only algebra evaluates; empty if there is none, or an unknown part."""
-    found = _OPERATOR.search(text)
-    return found[0] if found and _ALGEBRA.fullmatch(text) else ""
+    return Value(spelling, node=node, unit=unit, operator="" if node else operator(text))
 
 
 def _with_points(text: str) -> str:
@@ -164,6 +154,18 @@ def _base(text: str) -> int:
     """The base of a number, in digits or as a word; 0 for other texts."""
     value = words_number(text)
     return int(text) if text.isdigit() else int(value) if value is not None else 0
+
+
+def _spelt_out(flat: str) -> Quantity | None:
+    """A number in words, with a unit in small letters: `seven apples`."""
+    parts = flat.split(" ")
+    for size in range(len(parts), 0, -1):
+        value = words_number(" ".join(parts[:size]))
+        unit = " ".join(parts[size:])
+        if value is not None:
+            measure = unit_of(unit) if unit.islower() else None
+            return Quantity(value, measure.name if measure else "", measure=measure) if measure or not unit else None
+    return None
 
 
 def _is_word(flat: str) -> bool:
@@ -191,6 +193,8 @@ def _counted(flat: str) -> Quantity | None:
     flat = _SIGN_WORD.sub(lambda sign: "-" if sign[1].casefold() in ("minus", "negative") else "", flat, count=1)
     if (order := ordinal(flat)) is not None:
         return Quantity(order)
+    if flat.startswith("(") and flat.endswith(")") and "(" not in flat[1:]:
+        flat = flat[1:-1].strip()
     money: Unit | None = None
     if sign := _CURRENCY.match(flat):
         money = unit_of(sign[2].replace("US$", "$"))
@@ -200,6 +204,10 @@ def _counted(flat: str) -> Quantity | None:
         return None
     rest = flat[number.end :]
     value, rest = _scaled(number.value, rest)
+    if number.decimals < 0 and rest.startswith(_HALF):
+        value, rest = value + Fraction(1, 2), rest.removeprefix(_HALF)
+    if (twice := _IN_WORDS.fullmatch(rest)) and words_number(twice[1]) == value:
+        rest = ""
     if money is not None:
         rest = rest.strip()
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
@@ -23,6 +24,7 @@ EXACT_BITS = 4096
 _POINTS = 4
 _SINGLE = ("math", "number")
 """Kinds whose answers may be one value without structure."""
+_ARTICLE = re.compile(r"^(?:the|an?) +", re.IGNORECASE)
 _MIN_RELATIVE = Fraction(1, 10**5)
 """A decimal agrees with an exact number in at least five significant digits."""
 
@@ -64,8 +66,11 @@ def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
 
 
 def _spelt(value: Value, kind: Kind) -> str:
-    """A spelling without capital letters, if it is words and these do not count."""
-    return meaning(value.spelling.casefold()) if value.is_word and not kind.case else value.spelling
+    """A spelling; words without capital letters and a leading article, unless these count."""
+    if not value.is_word:
+        return value.spelling
+    text = value.spelling if kind.case else value.spelling.casefold()
+    return meaning(text if kind.articles else _ARTICLE.sub("", text))
 
 
 def operands(given: Value, wanted: Value, kind: Kind) -> tuple[Expression, Expression] | None:

@@ -74,8 +74,15 @@ def _is_power(node: Expression) -> bool:
         return _is_power(node.parts[0])
     if node.op == "^":
         base, exponent = node.parts
-        return (_is_number(base) or (base.op == "/" and all(map(_is_number, base.parts)))) and _is_number(exponent)
+        return _is_simple(base) and _is_simple(exponent)
     return _is_number(node)
+
+
+def _is_simple(node: Expression) -> bool:
+    """Whether a tree is a number or a fraction of two."""
+    if node.op == "-":
+        return _is_simple(node.parts[0])
+    return _is_number(node) or (node.op == "/" and all(map(_is_number, node.parts)))
 
 
 def _is_number(node: Expression) -> bool:

@@ -30,7 +30,7 @@ _BASES = {
     "qt": ("volume", "0.000946352946", "quart"), "pt": ("volume", "0.000473176473", "pint"),
     "cup": ("volume", "0.0002365882365", ""), "cc": ("volume", "0.000001", ""),
     "tbsp": ("volume", "0.00001478676478125", "tablespoon"), "tsp": ("volume", "0.00000492892159375", "teaspoon"),
-    "mph": ("speed", "0.44704", ""), "knot": ("speed", "0.514444444444", "kn"),
+    "knot": ("speed", "0.514444444444", "kn"),
     "N": ("force", "1", "newton Newton"), "dyn": ("force", "0.00001", "dyne"),
     "Pa": ("pressure", "1", "pascal Pascal"), "bar": ("pressure", "100000", ""), "atm": ("pressure", "101325", ""),
     "mmHg": ("pressure", "133.322387415", ""), "torr": ("pressure", "133.322368421", "Torr"),
@@ -64,6 +64,10 @@ _PREFIXES = {
     "c": (-2, "centi"), "m": (-3, "milli"), "\\mu": (-6, "micro"), "u": (-6, "micro"), "n": (-9, "nano"),
     "p": (-12, "pico"), "f": (-15, "femto"),
 }  # fmt: skip
+_SPEED = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h"}
+_SPEEDS = re.compile(rf"\b(?:{'|'.join(_SPEED)})\b")
+_SIGNS = frozenset({"%", "\u00b0", "$", "\u20ac", "\u00a3", "\u00a5"})
+"""Units without powers."""
 CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00a2"
 """Currency signs that stand before or after a number."""
 MAX_UNIT_CHARACTERS = 80
@@ -72,7 +76,7 @@ DEGREE = "\u00b0"
 """The unit of angles; its name in `Unit`."""
 _NO_UNITS = frozenset(
     words(
-        "pi sin cos tan log exp inf infinity mod and not or is no by to out of per if for either neither nor "
+        "pi sin cos tan log exp inf infinity mod and not or is no by to out of if for either neither nor "
         "but maybe perhaps possibly otherwise less more than greater fewer between least most plus minus "
         "divided over squared cubed power root square cubic hundred thousand million billion trillion "
         "dozen dozens tens ones hundreds thousands millions billions below above under after before half halves double "
@@ -166,8 +170,6 @@ def _table() -> dict[str, tuple[str, str, Fraction]]:
                         f"{start}{spelling}s" if start == word else f"{start}{spelling}",
                     ):
                         spellings.setdefault(form, scaled)
-    for name, spelling in (("km/h", "kmh"), ("km/h", "kph"), ("km/h", "kmph")):
-        spellings[spelling] = (name, "speed", Fraction(1000, 3600))
     return spellings
 
 
@@ -206,7 +208,7 @@ def _flattened(text: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _known(flat: str) -> Unit | None:
     """A unit whose every part the table has."""
-    text = re.sub(r"\bper (?!cent)", "/", flat)
+    text = re.sub(r"\bper (?!cent)", "/", _SPEEDS.sub(lambda speed: _SPEED[speed[0]], flat))
     text = re.sub(r" ?/ ?", "/", text)
     above, *below = text.split("/")
     powers: dict[str, int] = {}
@@ -221,6 +223,8 @@ def _known(flat: str) -> Unit | None:
             for base, exponent in _DERIVED.get(kind, {kind: 1}).items():
                 dimension[base] = dimension.get(base, 0) + sign * power * exponent
             factor *= value ** (sign * power)
+    if any(abs(powers.get(sign, 1)) != 1 for sign in _SIGNS):
+        return None
     above_names = [_raised(unit, power) for unit, power in sorted(powers.items()) if power > 0]
     name = " ".join(above_names) or "1"
     name += "".join(f"/{_raised(unit, -power)}" for unit, power in sorted(powers.items()) if power < 0)
