@@ -42,11 +42,6 @@ _TRAILING = re.compile(
     r"|\((?:approx\.?|approximately|exactly)\))$",
     re.IGNORECASE,
 )
-_TEXT = re.compile(rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])) *", re.IGNORECASE)
-_TRAILING = re.compile(
-    r" *(?:\\text *\{ *is +the +(?:final +|correct +)?answer *\}|\\text *\{ *\(?(?:approx\.?|approximately|exactly)\)? *\}|\((?:approx\.?|approximately|exactly)\))$",
-    re.IGNORECASE,
-)
 _TEXT = re.compile(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}")
 _CURRENCY = re.compile(r"^([-+]?)\s*[$\u20ac\u00a3\u00a5\u20b9]\s*(?=[-+]?[\d.])")
 _LOOSE_SPACE = re.compile(r"(?<![^\W_]) +| +(?![^\W_])")
