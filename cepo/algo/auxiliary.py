@@ -115,6 +115,9 @@ def over_microbatches(
 class AuxiliaryModel:
     """The auxiliary model of a method that has none: it leaves the batch unchanged and has no state."""
 
+    skipped = 0
+    """The number of updates that were skipped because their gradient was not finite."""
+
     def prepare(self, batch: TrainBatch, step: int) -> TrainBatch:
         """Returns the batch with what the model adds to it, before the advantages are computed."""
         return batch
@@ -145,6 +148,14 @@ class TrainedAuxiliaryModel(AuxiliaryModel):
     def __init__(self, model: nn.Module, lr: float) -> None:
         self.model = model
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
+
+    def take_step(self) -> None:
+        """Makes an optimiser step with the gradients, unless one is not finite: it would make every weight NaN."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

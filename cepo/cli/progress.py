@@ -110,7 +110,8 @@ class ProgressDisplay:
     def draining(self) -> None:
         """Prints that the run ends after the current step."""
         self._draining = True
-        self._console.print("draining: finishing and saving the current step; press Ctrl-C again to stop at once")
+        text = "draining: finishing and saving the current step; press Ctrl-C again to stop at once"
+        self._console.print(text, soft_wrap=True)
 
     def poll(self, trainer: httpx.Client) -> None:
         """Reads the trainer's status and shows the phase and the new steps."""

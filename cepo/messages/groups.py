@@ -197,7 +197,6 @@ class EvidenceRow(Contract):
         ids, logps, positions = len(self.top_ids), len(self.top_logps), len(self.logps)
         if ids != logps or ids % (positions or math.inf):  # without positions there are no tokens
             raise ValueError(f"{ids} likeliest tokens with {logps} log-probs at {positions} positions")
-        _check_logps(self.logps, "the response's tokens")
         _check_logps(self.top_logps, "the likeliest tokens")
         if not math.isfinite(sum(self.pooled)):
             raise ValueError("the mean hidden state is not finite: the model that measured is broken")

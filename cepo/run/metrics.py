@@ -48,7 +48,8 @@ METRICS: dict[str, dict[str, str]] = {
     "The update": {
         "loss/policy": "loss, averaged over the step's updates",
         "grad_norm": "norm of the gradient before clipping, averaged over the step's updates",
-        "updates/skipped": "number of the step's updates that were skipped because their gradient was not finite",
+        "updates/skipped": "number of the step's updates, also those of an auxiliary model, that were skipped because "
+        "their gradient was not finite",
         "clip/ppo_low": "share of tokens clipped at the lower bound of the ratio (A < 0)",
         "clip/ppo_high": "share of tokens clipped at the upper bound of the ratio (A > 0)",
         "clip/dual": "share of tokens clipped by the dual clip",

@@ -151,7 +151,12 @@ class Checkpoints:
             sections = "lora and algorithm sections"
             raise UserError(f"{folder} does not fit this run's {sections}; resume with the same ones") from error
         self._teacher.average = state["average"]
-        policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
+        try:
+            policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
+        except KeyError as error:
+            raise UserError(
+                f"{folder} was saved by another version of CEPO, without {error}; resume with that one"
+            ) from error
         for policy in dict.fromkeys((*policies, *teachers)):
             if not self._publisher.intact(policy):
                 self._write_again(policy)

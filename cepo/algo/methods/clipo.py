@@ -153,7 +153,7 @@ class ContrastiveHead(TrainedAuxiliaryModel):
         if contrast.anchor_B.any() and not self._clipo.fixed_head:
             self.optimizer.zero_grad(set_to_none=True)
             contrast.loss.backward()
-            self.optimizer.step()
+            self.take_step()
         return self._metrics(embeddings, contrast)
 
     def _embeddings(self, batch: TrainBatch, step: int) -> Embeddings | None:

@@ -110,7 +110,7 @@ class Estimators(TrainedAuxiliaryModel):
                 loss, grad_norm = self._gradient(name, rows, batch)
                 sums[f"estimator/loss_{name}"] += loss
                 sums[f"estimator/grad_norm_{name}"] += grad_norm
-            self.optimizer.step()
+            self.take_step()
         return {key: float(value / len(minibatches)) for key, value in sums.items()}
 
     def _gradient(self, name: str, rows: list[int], batch: TrainBatch) -> tuple[float, float]:

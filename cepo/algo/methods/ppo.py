@@ -167,7 +167,7 @@ class Critic(TrainedAuxiliaryModel):
         self._context.all_reduce_sum([loss_sum, clipped_sum])
         self._context.all_reduce_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._context.max_grad_norm)
-        self.optimizer.step()
+        self.take_step()
         return ValueUpdate(float(loss_sum), float(clipped_sum), float(norm))
 
 

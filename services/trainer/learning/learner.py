@@ -169,7 +169,10 @@ class Learner:
             batch = self.auxiliary.prepare(batch, step)
             advantages = algorithm.advantages(batch, step)
             metrics = advantages.metrics | self.update(batch, advantages.adv_BT, algorithm, step)
-            return advantages.adv_BT, metrics | self.auxiliary.update(batch, step)
+            skipped = self.auxiliary.skipped
+            metrics |= self.auxiliary.update(batch, step)
+            metrics["updates/skipped"] += self.auxiliary.skipped - skipped
+            return advantages.adv_BT, metrics
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
         """Updates the policy, one optimizer step per mini-batch.

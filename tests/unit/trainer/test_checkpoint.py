@@ -192,3 +192,16 @@ def test_a_checkpoint_of_other_problems_is_refused(tmp_path: Path) -> None:
         UserError, match=f"step-000000 was trained on problems with sha256 {'a' * 64}, and .*{'b' * 64}"
     ):
         Process(tmp_path, problems_sha256="b" * 64).checkpoints.restore()
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    Process(tmp_path).checkpoints.save(START)
+    file = tmp_path / "checkpoints" / "step-000000" / "state.pt"
+    state = torch.load(file, weights_only=True)
+    for row in state["policies"]:
+        del row["canary_logps"]
+    torch.save(state, file)
+    with pytest.raises(
+        UserError, match="was saved by another version of CEPO, without 'canary_logps'; resume with that"
+    ):
+        Process(tmp_path).checkpoints.restore()

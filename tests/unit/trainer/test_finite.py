@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from cepo.algo.auxiliary import TrainedAuxiliaryModel
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY
 from services.trainer.finite import MAX_SKIPPED, diverged, first_not_finite
@@ -103,3 +104,18 @@ def test_the_first_number_that_is_not_finite_is_found_anywhere(state: Any) -> No
 def test_the_advice_quotes_the_folder() -> None:
     assert "cepo resume '/runs/my run' --set" in str(diverged("it is", Path("/runs/my run")))
     assert MAX_SKIPPED == 3
+
+
+def test_an_auxiliary_model_skips_an_update_that_is_not_finite(tmp_path: Path) -> None:
+    process = Process(tmp_path, 'algorithm={name="ppo"}', "loop.steps=40")
+    auxiliary = process.learner.auxiliary
+    assert isinstance(auxiliary, TrainedAuxiliaryModel)
+    before = [parameter.detach().clone() for parameter in auxiliary.model.parameters()]
+    for broken in (math.nan, math.inf, 0.0):
+        for parameter in auxiliary.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        next(iter(auxiliary.model.parameters())).grad.view(-1)[0] = broken
+        auxiliary.take_step()
+        changed = any(not torch.equal(*pair) for pair in zip(before, auxiliary.model.parameters(), strict=True))
+        assert changed == (broken == 0.0)
+    assert auxiliary.skipped == 2
