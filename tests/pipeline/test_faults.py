@@ -28,7 +28,7 @@ def without_lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("model") / "gpt2"
     shutil.copytree(tiny.path(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     ends = AutoTokenizer.from_pretrained(folder).eos_token_id
-    sizes = {"vocab_size": 512, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    sizes = {"vocab_size": 512, "n_positions": 512, "n_embd": 64, "n_layer": 2, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=ends)).save_pretrained(folder)
     return f"model.path={folder}", 'lora.targets=["c_attn"]'
 
