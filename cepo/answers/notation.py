@@ -21,7 +21,7 @@ _DELIMITERS = (
     ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'), ("``", "''"), ("**", "**"),
 )  # fmt: skip
 _INLINE = re.compile(r"(?<![\\\w$])\$(?=[^$\s])([^$]*[^$\s\\])\$(?![\d$])|\\\((.*?)\\\)")
-_THOUSANDS = re.compile(r"\{,\}|(?<=\d)(?:\\,|, *\\!|\\!, *)(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"\{,\}|(?<=\d)(?:\\,|, *\\!|\\!, *) *(?=\d{3}(?!\d))")
 _COLON = re.compile(r"(?<![a-zA-Z])\{:\}")
 _INTRODUCTION = (
     r"(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +|right +|exact +)?"

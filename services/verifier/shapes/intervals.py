@@ -100,14 +100,17 @@ def inequality(sides: Sequence[str], operators: Sequence[str]) -> Pieces | None:
         return _one_bound(sides[0], sides[1], operators[0]) or _one_bound(
             sides[1], sides[0], FLIPPED.get(operators[0], "")
         )
-    if len(sides) != 3 or not _bounded(sides[1]):
+    if len(sides) != 3:
         return None
     if all(operator in (">", "\\ge") for operator in operators):
         sides, operators = sides[::-1], [FLIPPED[operator] for operator in operators[::-1]]
     if not all(operator in ("<", "\\le") for operator in operators):
         return None
+    if _ABSOLUTE.fullmatch(sides[1]):
+        halves = [_one_bound(sides[1], sides[0], FLIPPED[operators[0]]), _one_bound(sides[1], sides[2], operators[1])]
+        return intersection([half for half in halves if half]) if all(halves) else None
     low, high = _bound(sides[0]), _bound(sides[2])
-    if not (low and high and is_constant(low) and is_constant(high)):
+    if not _bounded(sides[1]) or not (low and high and is_constant(low) and is_constant(high)):
         return None
     return Pieces((Piece(low, high, operators[0] == "\\le", operators[1] == "\\le"),), sides[1])
 
@@ -118,6 +121,8 @@ def _one_bound(unknown: str, bound: str, operator: str) -> Pieces | None:
         return None
     if absolute := _ABSOLUTE.fullmatch(unknown):
         return _absolute(absolute[1].strip(), limit, operator)
+    if unknown.startswith("-") and _number(limit) is not None:  # `-x < 3` is `x > -3`
+        return _one_bound(unknown[1:].strip(), str(-(_number(limit) or 0)), FLIPPED[operator])
     if not _bounded(unknown):
         return None
     if operator in ("<", "\\le"):

@@ -51,8 +51,9 @@ def is_name(text: str) -> bool:
 
 
 def is_unknown(text: str) -> bool:
-    """Whether a text is one symbol or word without an operation, as `x`, `x_1` or `\\theta`."""
-    return is_name(text) and not re.search(r"[-+*/:|^,]|\\[dt]?frac", text) and len(letters(text)) <= 1
+    """Whether a text is one symbol or word without an operation, as `x`, `x_1`, `f(x)` or `\\theta`."""
+    bare = _ARGUMENT.sub("", text)
+    return is_name(text) and not re.search(r"[-+*/:|^,]|\\[dt]?frac", bare) and len(letters(bare)) <= 1
 
 
 def restates(text: str) -> bool:

@@ -134,6 +134,10 @@ class _ShapeReader:
             parts.pop()
         if len(parts) == 1 or not all(parts):
             return None
+        if ";" in separators and "," in separators:
+            lines = [self.read(line) for line in cut(text, ";")[0]]
+            if all(isinstance(line, Assignment) for line in lines):
+                return self._listed("list", lines)
         if separators[-1] in (",", ";") and not {"and", "or"}.isdisjoint(separators):
             return Leaf(text, is_clause=True)  # `1, 2 or 3, 4` leaves a choice of lists
         items = [self.read(_NOTE.sub("", part)) for part in parts]

@@ -64,6 +64,12 @@ RIGHT = {
         (r"\left[1,2\right]", "[1,2]"),
     ],
     "intervals": [
+        (r"1\le|z|\le 2", r"[-2,-1]\cup[1,2]"),
+        (r"0<f(x)<1", r"(0,1)"),
+        (r"-x>-1", r"x<1"),
+        (r"x>0, x\ne 1", r"(0,1)\cup(1,\infty)"),
+        (r"\text{[2, 5]}", r"[2,5]"),
+        (r"x>3 \text{ or } x=1", r"\{1\}\cup(3,\infty)"),
         ("2<x<9", "(2,9)"),
         (r"2 \le x < 9", "[2,9)"),
         (r"9 > x \ge 2", "[2,9)"),
@@ -88,6 +94,7 @@ RIGHT = {
         (r"(1,2)\cup\{4\}", r"\{4\}\cup(1,2)"),
     ],
     "matrices": [
+        (r"\frac15\begin{pmatrix}3\\4\end{pmatrix}", r"\begin{pmatrix}3/5\\4/5\end{pmatrix}"),
         ("[[1,2],[3,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         (r"\left(\begin{array}{cc}1&2\\3&4\end{array}\right)", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
@@ -97,6 +104,8 @@ RIGHT = {
         ("((1,2),(3,4))", r"\begin{Bmatrix}1&2\\3&4\end{Bmatrix}"),
     ],
     "equations": [
+        (r"x=\sqrt2\approx 1.41", r"\sqrt2"),
+        (r"\tan\theta=\frac34", r"\frac34"),
         ("5=x", "5"),
         ("x=5", "5"),
         ("5", "x=5"),
@@ -122,6 +131,8 @@ RIGHT = {
         (r"a \mid b", r"a\mid b"),
     ],
     "names": [
+        (r"p=5,q=2;p=7,q=2", r"(5,2),(7,2)"),
+        (r"x = 5 \\ y = 3", r"x=5, y=3"),
         ("x=5, y=3", "y=3, x=5"),
         ("(5,3)", "x=5, y=3"),
         ("5, 3", "x=5, y=3"),
@@ -147,6 +158,7 @@ RIGHT = {
         ("x:y:z", "x:y:z"),
     ],
     "congruences": [
+        (r"x\equiv 3\ (\text{mod } 7)", r"x\equiv 3\pmod 7"),
         (r"x\equiv 2 \pmod{5}", r"2 \pmod 5"),
         (r"x \equiv 2 \mod 5", r"x\equiv 2\pmod 5"),
         (r"x \equiv 7 \pmod 5", r"x\equiv 2 \pmod 5"),
@@ -164,6 +176,9 @@ RIGHT = {
 
 WRONG = {
     "lists": [
+        (r"1, 1 \text{ or } 0, 1", r"0, 1"),
+        (r"[0,1]", r"0,1"),
+        (r"\text{not } 3, 5", r"3, 5"),
         ("3", "3, 5"),
         ("3, 5", "3"),
         ("3, 5, 7", "3, 5"),
@@ -186,6 +201,9 @@ WRONG = {
         ("1234, 567", "1234567"),
     ],
     "sets": [
+        (r"\{1,2\}", r"\{1,\{2\}\}"),
+        (r"\{\{1,2\}\}", r"\{1,2\}"),
+        (r"\{\emptyset\}", r"\emptyset"),
         (r"\{3,4\}", r"\{3,5\}"),
         (r"\{3\}", r"\{3,5\}"),
         (r"\{3,5,7\}", r"\{3,5\}"),
@@ -223,6 +241,11 @@ WRONG = {
         ("(12)", "(1,2)"),
     ],
     "intervals": [
+        (r"1<|z|\le 2", r"[-2,-1]\cup[1,2]"),
+        (r"-x<3", r"(-\infty,3)"),
+        (r"x+y<3", r"(-\infty,3)"),
+        (r"x>0, x\ne 1", r"(0,\infty)"),
+        (r"[\frac32,-13)", r"(\frac32,-13)"),
         (r"2\le x<9", "(2,9)"),
         ("x>2", r"[2,\infty)"),
         ("x<2", "x>2"),
@@ -243,6 +266,8 @@ WRONG = {
         (r"17 = x \in (2,9)", "(2,9)"),
     ],
     "matrices": [
+        (r"2\begin{pmatrix}3\\4\end{pmatrix}", r"\begin{pmatrix}3\\4\end{pmatrix}"),
+        (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         ("[[1,3],[2,4]]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         (r"\begin{pmatrix}1&2\\3&5\end{pmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         ("1,2,3,4", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
@@ -251,6 +276,11 @@ WRONG = {
         ("1", r"\begin{pmatrix}1\end{pmatrix}^2"),
     ],
     "equations": [
+        (r"\text{not } x=5", r"x=5"),
+        (r"-x=5", r"5"),
+        (r"=", r"x=5"),
+        (r"x^2=9", r"9"),
+        (r"\sqrt2\approx 1.5", r"\sqrt2"),
         ("3=4", "4"),
         ("4=3", "4"),
         ("1=2=3=4", "4"),
@@ -280,6 +310,8 @@ WRONG = {
         (r"x\in\{3,4\}", "4"),
     ],
     "names": [
+        (r"p=5,q=2;p=7,q=3", r"(5,2),(7,2)"),
+        (r"f(x)=x, g(x)=x^2", r"g(x)=x, f(x)=x^2"),
         ("x=3, y=5", "x=5, y=3"),
         ("(3,5)", "x=5, y=3"),
         ("3, 5", "x=5, y=3"),
