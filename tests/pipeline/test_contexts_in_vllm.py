@@ -27,7 +27,7 @@ def test_the_engine_and_the_trainer_read_the_same_and_weights_are_on_both_sides_
     (model / "chat_template.jinja").write_text(template + THINKING)
     with (tiny.path().parent / "data" / "train.jsonl").open() as file:
         questions = [json.loads(line) for line in islice(file, 64)]
-    typed = [row | {"question": row["question"] + (TYPED if at % 2 else "")} for at, row in enumerate(questions)]
+    typed = [row | {"question": row["question"] + (TYPED if at % 4 == 0 else "")} for at, row in enumerate(questions)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in typed))
     settings = (
         f"model.path={model}",
@@ -37,6 +37,8 @@ def test_the_engine_and_the_trainer_read_the_same_and_weights_are_on_both_sides_
         "sampling.top_p=0.7",
         "loop.steps=3",
         "loop.lag=1",
+        "sampling.prompts=32",
+        "engine.max_num_seqs=256",
     )
     with run(run_dir, *(word for setting in settings for word in ("--set", setting))) as process:
         printed, _ = process.communicate()
