@@ -18,7 +18,7 @@ from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 
 KINDS = {
-    "math": "anything math-verify compares, by its form",
+    "math": "a value or a structure of values, compared by the form of the reference",
     "number": "a number; units, separators, percentages, powers of ten",
     "set": "order and repetition do not matter; braces are optional",
     "interval": "or a union of them; inequalities count as the interval they describe",

@@ -88,7 +88,7 @@ def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
     given, wanted = read(answer, kind.decimal_comma), read(reference, kind.decimal_comma)
     pair = operands(given, wanted, kind)
     if pair is None:
-        return _verified(_parsed(plain(answer)), _parsed(plain(reference)), kind)
+        return _verified(plain(answer), plain(reference), kind)
     decimals = [value.quantity.decimals if value.quantity else -1 for value in (given, wanted)]
     if kind.tolerance or kind.digits != DIGITS or max(decimals) >= 0:
         one, other = (number(node) for node in pair)
@@ -101,15 +101,22 @@ def equal_elements(answer: str, reference: str, kind: Kind) -> bool:
     return equal(*pair)
 
 
-def _verified(parts: list[Any], wanted: list[Any], kind: Kind) -> bool:
-    equal = verify(
-        wanted,
-        parts,
-        float_rounding=max(kind.digits, _ROUNDING),
-        allow_set_relation_comp=kind.name == "interval",
-        timeout_seconds=0,
-        raise_on_error=True,
-    )
+def _verified(answer: str, reference: str, kind: Kind) -> bool:
+    """What math-verify says; an answer that it cannot read is not equal."""
+    wanted = _parsed(reference)
+    try:
+        equal = verify(
+            wanted,
+            _parsed(answer),
+            float_rounding=max(kind.digits, _ROUNDING),
+            allow_set_relation_comp=kind.name == "interval",
+            timeout_seconds=0,
+            raise_on_error=True,
+        )
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 the parser and SymPy raise all sorts of errors on what they cannot read
+        return False
     return bool(equal)
 
 
