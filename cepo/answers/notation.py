@@ -116,10 +116,10 @@ def _inline(formula: re.Match[str]) -> str:
 def _unhedged(text: str) -> str:
     """A text without the words that only introduce an answer: `The answer is`, `about`, a leading `=`."""
     for _ in range(2):
-        if (found := _LEADING.match(text)) and found.end() < len(text):
-            text = text[found.end() :]
-        elif found := _LEADING_IN_TEXT.match(text):
-            text = f"\\text{{{text[found.end() :]}"
+        if (introduction := _LEADING.match(text)) and introduction.end() < len(text):
+            text = text[introduction.end() :]
+        elif introduction := _LEADING_IN_TEXT.match(text):
+            text = f"\\text{{{text[introduction.end() :]}"
     return _TRAILING.sub("", text) if text.endswith((")", "}")) else text
 
 

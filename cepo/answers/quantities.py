@@ -56,11 +56,6 @@ class Quantity:
     decimals: int = -1
     """How many decimals it is written with; -1 for an exact form."""
 
-    @property
-    def readings(self) -> tuple[Fraction, ...]:
-        """The values that it may stand for: `50%` is 50 and 1/2, as in the paper's grader."""
-        return (self.value, self.value / 100) if self.percent else (self.value,)
-
 
 @dataclass(frozen=True)
 class Value:
@@ -183,8 +178,8 @@ def _is_word(flat: str) -> bool:
 
 def _labelled(flat: str) -> tuple[str, str]:
     """Splits `Case 1` into its label and its number; the label is empty for other texts."""
-    if (found := _LABEL.match(flat)) and (label := found[1].casefold().strip(" .")) in _LABELS:
-        return label, flat[found.end() :]
+    if (noun := _LABEL.match(flat)) and (label := noun[1].casefold().strip(" .")) in _LABELS:
+        return label, flat[noun.end() :]
     return "", flat
 
 
@@ -282,9 +277,9 @@ def _measured(text: str) -> tuple[Expression | None, Unit | None]:
 
 def _split_plain(text: str) -> tuple[Expression | None, Unit | None]:
     start = max(0, len(text) - MAX_UNIT_CHARACTERS)
-    for found in re.compile(r"[ \d)}](?=[a-zA-Z%\u00b0])").finditer(text, start):
-        tail = text[found.end() :]
+    for boundary in re.compile(r"[ \d)}](?=[a-zA-Z%\u00b0])").finditer(text, start):
+        tail = text[boundary.end() :]
         unit = unit_of(tail) if len(tail.strip()) > 1 or tail in "%\u00b0" else None
-        if unit and unit.known and not unit.words and (node := expression(text[: found.end()].strip())):
+        if unit and unit.known and not unit.words and (node := expression(text[: boundary.end()].strip())):
             return node, unit
     return None, None

@@ -86,16 +86,16 @@ def numeral(text: str) -> Numeral | None:
 
 def as_number(text: str) -> Fraction | None:
     r"""The value of a plain number, `1,234.50`, `-3/4`, `\frac{3}{4}` or `0.\overline{3}`; None for anything else."""
-    if found := _DECIMAL.fullmatch(text):
-        sign, whole, decimals = found[1], re.sub("[, ]", "", found[2]), (found[3] or "").removeprefix(".")
+    if decimal := _DECIMAL.fullmatch(text):
+        sign, whole, decimals = decimal[1], re.sub("[, ]", "", decimal[2]), (decimal[3] or "").removeprefix(".")
         return Fraction(f"{sign}{whole or 0}.{decimals or 0}") if whole or decimals else None
-    if found := _RATIO.fullmatch(text):
-        above, below = (int(part) for part in found.groups()[1:] if part is not None)
+    if ratio := _RATIO.fullmatch(text):
+        above, below = (int(part) for part in ratio.groups()[1:] if part is not None)
         value = Fraction(above, below) if below else None
-        return -value if value is not None and found[1] == "-" else value
-    if found := _REPEATING.fullmatch(text):
-        value = repeating(found[2])
-        return -value if value is not None and found[1] == "-" else value
+        return -value if value is not None and ratio[1] == "-" else value
+    if endless := _REPEATING.fullmatch(text):
+        value = repeating(endless[2])
+        return -value if value is not None and endless[1] == "-" else value
     return None
 
 
@@ -146,16 +146,16 @@ def words_number(text: str) -> Fraction | None:
 
 def ordinal(text: str) -> Fraction | None:
     """The number of an ordinal in digits, `21st` or `5^{th}`; None for other texts."""
-    found = _ORDINAL.fullmatch(text)
-    return Fraction(int(found[1])) if found else None
+    order = _ORDINAL.fullmatch(text)
+    return Fraction(int(order[1])) if order else None
 
 
-def _mixed(found: re.Match[str]) -> Fraction | None:
-    whole, above, below = (int(part) for part in found.groups()[1:] if part is not None)
+def _mixed(mixed: re.Match[str]) -> Fraction | None:
+    whole, above, below = (int(part) for part in mixed.groups()[1:] if part is not None)
     if not 0 < above < below:
         return None  # 2\frac{3}{2} is a product
     value = whole + Fraction(above, below)
-    return -value if found[1] == "-" else value
+    return -value if mixed[1] == "-" else value
 
 
 def _scaled(value: Fraction, decimals: int, exponent: int, end: int) -> Numeral | None:

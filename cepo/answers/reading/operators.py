@@ -17,5 +17,5 @@ _ALGEBRA = re.compile(
 
 def operator(text: str) -> str:
     """The operator of an expression that only algebra evaluates; empty if there is none, or an unknown part."""
-    found = _OPERATOR.search(text)
-    return found[0] if found and _ALGEBRA.fullmatch(text) else ""
+    sign = _OPERATOR.search(text)
+    return sign[0] if sign and _ALGEBRA.fullmatch(text) else ""

@@ -70,20 +70,20 @@ def _spoken(clock: Clock) -> Clock:
 
 
 def _clock(text: str) -> Clock | None:
-    found = _CLOCK.fullmatch(text)
-    if not found:
+    clock = _CLOCK.fullmatch(text)
+    if not clock:
         return None
-    hour, minute, second = (int(found[group] or found[group + 4] or 0) for group in (1, 2, 3))
-    half = found[4] or {"noon": "p", "midnight": "a"}.get((found[8] or "").strip(), "")
-    if hour > (12 if found[4] else 24) or minute > 59 or second > 59:
+    hour, minute, second = (int(clock[group] or clock[group + 4] or 0) for group in (1, 2, 3))
+    half = clock[4] or {"noon": "p", "midnight": "a"}.get((clock[8] or "").strip(), "")
+    if hour > (12 if clock[4] else 24) or minute > 59 or second > 59:
         return None
     return Clock(hour, minute, second, half)
 
 
 def _date(text: str) -> Date | None:
     for pattern in _DATES:
-        if (found := pattern.fullmatch(text)) and (month := _month(found["month"])):
-            parts = found.groupdict()
+        if (date := pattern.fullmatch(text)) and (month := _month(date["month"])):
+            parts = date.groupdict()
             day = int(re.sub(r"\D", "", parts.get("day") or "0"))
             return Date(month, day, int(parts.get("year") or 0)) if day <= 31 else None
     return None

@@ -66,14 +66,14 @@ def tokens(text: str) -> list[Lexeme] | None:
     out: list[Lexeme] = []
     position, spaced = 0, False
     while position < len(text):
-        found = _TOKEN.match(text, position)
-        if found is None:
+        piece = _TOKEN.match(text, position)
+        if piece is None:
             return None
-        position = found.end()
-        if found.lastgroup == "blank":
+        position = piece.end()
+        if piece.lastgroup == "blank":
             spaced = True
             continue
-        pieces = _pieces(found, spaced)
+        pieces = _pieces(piece, spaced)
         if pieces is None:
             return None
         out += pieces
@@ -81,15 +81,15 @@ def tokens(text: str) -> list[Lexeme] | None:
     return [*out, END]
 
 
-def _pieces(found: re.Match[str], spaced: bool) -> list[Lexeme] | None:
-    text = found[0]
-    if found.lastgroup == "number":
+def _pieces(piece: re.Match[str], spaced: bool) -> list[Lexeme] | None:
+    text = piece[0]
+    if piece.lastgroup == "number":
         value = as_number(text)
         return None if value is None else [Lexeme("number", text, value, spaced)]
-    if found.lastgroup == "operator":
+    if piece.lastgroup == "operator":
         return [Lexeme({"**": "^", "\\|": "|"}.get(text, text), text, spaced=spaced)]
-    if found.lastgroup == "command":
-        return _command(found["command"], spaced)
+    if piece.lastgroup == "command":
+        return _command(piece["command"], spaced)
     return _letters(text, spaced)
 
 

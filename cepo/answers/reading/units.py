@@ -154,7 +154,7 @@ def _table() -> dict[str, tuple[str, str, Fraction]]:
     """Spellings to canonical name, dimension and factor."""
     spellings: dict[str, tuple[str, str, Fraction]] = {}
     for name, (dimension, factor, others) in _BASES.items():
-        value = _fraction(factor)
+        value = Fraction(factor)
         for spelling in (name, *others.split()):
             spelling = spelling.replace("_", " ")
             spellings[spelling] = (name, dimension, value)
@@ -171,10 +171,6 @@ def _table() -> dict[str, tuple[str, str, Fraction]]:
                     ):
                         spellings.setdefault(form, scaled)
     return spellings
-
-
-def _fraction(text: str) -> Fraction:
-    return Fraction(text)
 
 
 def _flattened(text: str) -> str | None:
