@@ -145,3 +145,9 @@ def importance_ratio(logp_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
     The old log-probs have no gradient.
     """
     return (logp_BT - logp_old_BT.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """A rule for `Student.per_token`: the entropy of each token's distribution, in nats."""
+    logp_NV = logits_NV.log_softmax(dim=1)
+    return -(logp_NV.exp() * logp_NV).sum(dim=1)

@@ -1,11 +1,14 @@
-"""`cepo sweep SWEEP.toml`: trains a list of run files one after the other and compares them.
+"""`cepo sweep SWEEP.toml --seeds 0-9`: trains a list of run files with every seed and compares them.
 
-The same command resumes a sweep that was stopped; runs that are complete are not trained again.
+The same command resumes a sweep that was stopped; runs that are complete are not trained again. The sweep's folder gets
+results.json, results.md and, with seeds, curves.png and curves.svg.
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cepo.cli.arguments import RedisUrl
+from cepo.cli.sweep_plot import draw
+from cepo.cli.sweep_results import RunResult, as_json, as_markdown, measured, row_cells, summarised
 from cepo.cli.train import train
 from cepo.errors import UserError, first_mistake
+from cepo.net.files import replace_file
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 
@@ -54,25 +60,59 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run; may be repeated."),
     ] = None,
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="0-9", help="Train every run with each of these seeds: 0-9, or 0,2,5.")
+    ] = "",
     redis: RedisUrl = "",
 ) -> None:
-    """Trains the runs that are not complete, then prints the table.
+    """Trains the runs that are not complete, then prints the table and writes the results.
+
+    The seeds are in the outer loop, so that a stopped sweep has compared all runs on the seeds that it finished.
 
     Raises:
-        UserError: the sweep file or a run file is invalid, or a run was stopped.
+        UserError: the sweep file, a run file or the seeds are invalid, or a run was stopped.
     """
-    plan = read(file)
+    plan, numbers = read(file), parse_seeds(seeds)
     folder = run_dir or Path("runs") / plan.name
     runs = {entry.name: (file.parent / entry.file, [*entry.set, *(set or ())]) for entry in plan.run}
     steps = {name: runfile.load(run_file, overrides).loop.steps for name, (run_file, overrides) in runs.items()}
-    for name, (run_file, overrides) in runs.items():
-        run = RunDir(folder / name)
-        if len(run.rows()) >= steps[name]:
-            continue
-        train(run_file, run_dir=run.path, set=overrides, resume=run.config.is_file(), redis=redis)
-        if len(run.rows()) < steps[name]:
-            raise UserError(f"{name} was stopped; resume with the same command")
-    Console().print(table(plan, folder))
+    for seed in numbers:
+        for name, (run_file, overrides) in runs.items():
+            run = RunDir(folder / name if seed is None else folder / name / f"seed-{seed}")
+            if len(run.rows()) >= steps[name]:
+                continue
+            own = overrides if seed is None else [*overrides, f"loop.seed={seed}"]
+            train(run_file, run_dir=run.path, set=own, resume=run.config.is_file(), redis=redis)
+            if len(run.rows()) < steps[name]:
+                raise UserError(f"{name} was stopped; resume with the same command")
+    results = collect(plan, folder, numbers, set or ())
+    replace_file(folder / "results.json", as_json(plan.name, results, steps))
+    replace_file(folder / "results.md", as_markdown(plan.name, results, steps))
+    if len(numbers) > 1:
+        draw(plan.name, results, folder / "curves")
+    Console().print(table(plan.name, results))
+
+
+def parse_seeds(text: str) -> list[int | None]:
+    """The seeds that a text names. Example: "0-2,7" gives [0, 1, 2, 7]. An empty text is the seed of the run file.
+
+    Raises:
+        UserError: the text is no list of seeds, or names one twice.
+    """
+    if not text:
+        return [None]
+    seeds: list[int | None] = []
+    for part in text.split(","):
+        bounds = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip())
+        if bounds is None:
+            raise UserError(f"--seeds {text}: write numbers and ranges, such as 0-9 or 0,2,5")
+        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        if last < first:
+            raise UserError(f"--seeds {text}: the range {part.strip()} is empty; write {last}-{first}")
+        seeds.extend(range(first, last + 1))
+    if len({*seeds}) < len(seeds):
+        raise UserError(f"--seeds {text} names a seed twice; leave it out once")
+    return seeds
 
 
 def read(path: Path) -> Sweep:
@@ -95,15 +135,22 @@ def read(path: Path) -> Sweep:
     return plan
 
 
-def table(plan: Sweep, folder: Path) -> Table:
-    """Each run's held-out accuracy before and after training, the best one, and its seconds per step."""
-    shown = Table("run", "before", "after", "best", "seconds a step", title=plan.name)
-    for entry in plan.run:
-        rows = RunDir(folder / entry.name).rows()
-        measured = [value for row in rows if (value := row.get("accuracy/eval")) is not None]  # None was NaN
-        before = rows[0].get("accuracy/eval_before") if rows else None
-        after, best = (measured[-1], max(measured)) if measured else (None, None)
-        seconds = sum(row["time/step_seconds"] for row in rows) / max(1, len(rows))
-        cells = [f"{value:.2%}" if value is not None else "-" for value in (before, after, best)]
-        shown.add_row(entry.name, *cells, f"{seconds:.1f}")
+def collect(plan: Sweep, folder: Path, seeds: Sequence[int | None], overrides: Sequence[str] = ()) -> list[RunResult]:
+    """The results of every run of a sweep, as far as they were measured.
+
+    Args:
+        overrides: keys that the command overrode in every run.
+    """
+    runs = [
+        RunResult(entry.name, entry.file, (*entry.set, *overrides), measured(folder / entry.name, seeds))
+        for entry in plan.run
+    ]
+    return [summarised(run, runs[0] if at else None) for at, run in enumerate(runs)]
+
+
+def table(name: str, results: Sequence[RunResult]) -> Table:
+    """Held-out accuracy of each run before and after training, and its difference to the first run."""
+    shown = Table("run", "before", "after", "difference", "seconds a step", title=name)
+    for run in results:
+        shown.add_row(run.name, *row_cells(run))
     return shown

@@ -34,6 +34,7 @@ from cepo.algo.losses import (
     aggregate,
     clipped_terms,
     dual_clip_fraction,
+    entropy,
     importance_ratio,
     ratio_clip_fractions,
 )
@@ -291,9 +292,3 @@ class PolicyGradient(Algorithm):
         if self.dual_clip is not None:
             reports["clip/dual"] = dual_clip_fraction(ratio_BT, adv_BT, dual_clip=self.dual_clip).float()
         return reports
-
-
-def entropy(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """A rule for `Student.per_token`: the entropy of each token's distribution, in nats."""
-    logp_NV = logits_NV.log_softmax(dim=1)
-    return -(logp_NV.exp() * logp_NV).sum(dim=1)

@@ -28,7 +28,7 @@ from tests.helpers.factories import RUNS
 OPTIONS = {
     "train": "--run-dir --set --resume --allow-change --redis",
     "resume": "--set --allow-change --redis",
-    "sweep": "--run-dir --set --redis",
+    "sweep": "--run-dir --set --seeds --redis",
     "check": "--set --run-dir --redis --all --html --json",
     "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",
     "credit": "--model --adapter --html --compare",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 from rich.console import Console
 
 from cepo.cli import sweep
+from cepo.cli.sweep_plot import draw
+from cepo.cli.sweep_results import RunResult, as_json, as_markdown, mean_interval
 from cepo.errors import UserError
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
@@ -50,31 +54,93 @@ def test_a_sweep_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, text: 
     assert message in str(refusal.value)
 
 
-def test_the_table_compares_what_was_measured(tmp_path: Path) -> None:
-    found = sweep.Sweep(name="s", run=tuple(sweep.SweepRun(name=name, file="x") for name in ("one", "two")))
-    (tmp_path / "one").mkdir()
-    steps = [
-        {"step": 0, "accuracy/eval_before": 0.5, "time/step_seconds": 1.0},
-        {"step": 1, "accuracy/eval": 0.75, "time/step_seconds": 3.0},
-        {"step": 2, "accuracy/eval": 0.625, "time/step_seconds": 2.0},
+def rows(after: float, *, before: float = 0.5) -> list[dict[str, float]]:
+    """The metrics of a run of three steps that is evaluated twice and is best at the first evaluation."""
+    return [
+        {"step": 0, "accuracy/eval_before": before, "time/step_seconds": 1.0, "tokens/generated": 100.0},
+        {"step": 1, "accuracy/eval": 0.75, "time/step_seconds": 3.0, "tokens/generated": 100.0},
+        {"step": 2, "accuracy/eval": after, "time/step_seconds": 2.0, "tokens/generated": 100.0},
     ]
-    (tmp_path / "one" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
-    console = Console(width=100)
+
+
+def write_rows(folder: Path, metrics: Sequence[Mapping[str, float]]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+
+
+def plan_of(*names: str) -> sweep.Sweep:
+    return sweep.Sweep(name="s", run=tuple(sweep.SweepRun(name=name, file="x.toml") for name in names))
+
+
+def printed(results: Sequence[RunResult]) -> str:
+    console = Console(width=140)
     with console.capture() as capture:
-        console.print(sweep.table(found, tmp_path))
-    (one,) = [line for line in capture.get().splitlines() if "one" in line]
-    assert [cell.strip() for cell in one.strip("│").split("│")] == ["one", "50.00%", "62.50%", "75.00%", "2.0"]
+        console.print(sweep.table("s", results))
+    return capture.get()
+
+
+def test_the_table_shows_the_accuracy_after_the_last_step_and_not_the_best_one(tmp_path: Path) -> None:
+    write_rows(tmp_path / "one", rows(0.625))
+    text = printed(sweep.collect(plan_of("one", "two"), tmp_path, [None]))
+    (one,) = [line for line in text.splitlines() if "one" in line]
+    assert [cell.strip() for cell in one.strip("│").split("│")] == ["one", "50.00%", "62.50%", "-", "2.0"]
+
+
+def test_runs_are_compared_within_each_seed(tmp_path: Path) -> None:
+    """Seeds differ by 20 points and methods by 2: only the paired difference shows it."""
+    finals = {"first": [0.40, 0.50, 0.60, 0.61], "second": [0.42, 0.52, 0.63]}
+    for name, values in finals.items():
+        for seed, after in enumerate(values):
+            write_rows(tmp_path / name / f"seed-{seed}", rows(after))
+    first, second = sweep.collect(plan_of("first", "second"), tmp_path, [0, 1, 2, 3])
+    assert (first.mean, first.deviation) == pytest.approx((fmean(finals["first"]), stdev(finals["first"])))
+    assert first.difference is None
+    gap = second.difference
+    assert gap is not None
+    assert gap.mean == pytest.approx((0.02 + 0.02 + 0.03) / 3)
+    assert gap.seeds == 3
+    assert (gap.low, gap.high) == pytest.approx((0.02, 0.03))
+    assert "+2.33 points [+2.00, +3.00]" in printed([first, second])
+    document = as_markdown("s", [first, second], {"first": 3, "second": 3})
+    assert "| second | 50.00% | 52.33% ± 10.50% | +2.33 points [+2.00, +3.00] | 3 | 3 | 300 | 2.0 |" in document
+    stored = json.loads(as_json("s", [first, second], {"first": 3, "second": 3}))
+    assert stored["runs"][1]["seeds"]["2"]["curve"] == [[0, 0, 0.5], [2, 200, 0.75], [3, 300, 0.63]]
+    assert draw("s", [first, second], tmp_path / "curves")[0].read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_the_interval_of_a_mean_is_the_percentiles_of_resampled_means() -> None:
+    """Of two values, a quarter of the samples repeats the first and a quarter the second."""
+    assert mean_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert mean_interval([3.0] * 5) == (3.0, 3.0)
+    values = [float(value) for value in range(100)]
+    low, high = mean_interval(values)
+    reach = 1.96 * stdev(values) / 10
+    assert (low, high) == pytest.approx((49.5 - reach, 49.5 + reach), abs=0.4)
+    assert mean_interval(values) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("", [None]), ("3", [3]), ("0-2", [0, 1, 2]), ("0-1, 7,4-5", [0, 1, 7, 4, 5])]
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int | None]) -> None:
+    assert sweep.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a", "write numbers"), ("1-", "write numbers"), ("5-3", "write 3-5"), ("0-3,2", "twice"), (",", "write numbers")],
+)
+def test_a_text_that_is_no_list_of_seeds_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"--seeds {text}.*{message}"):
+        sweep.parse_seeds(text)
 
 
 def test_a_last_line_that_a_crash_cut_short_is_left_out_of_the_table(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     row = '{"step": 0, "accuracy/eval": 0.5, "time/step_seconds": 1.0}'
     (tmp_path / "one" / "metrics.jsonl").write_text(f"{row}\n{row[:20]}")
-    plan = sweep.Sweep(name="s", run=(sweep.SweepRun(name="one", file="x"),))
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(sweep.table(plan, tmp_path))
-    assert "50.00%" in capture.get()
+    assert "50.00%" in printed(sweep.collect(plan_of("one"), tmp_path, [None]))
 
 
 def test_a_sweep_trains_what_is_not_complete_and_resumes_what_was_stopped(
@@ -106,3 +172,26 @@ def test_a_sweep_trains_what_is_not_complete_and_resumes_what_was_stopped(
     with pytest.raises(UserError, match=r"^a was stopped; resume with the same command$"):
         sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"])
     assert capsys.readouterr().out.count("seconds a step") == 2
+    assert "b | - | - | - | 1 | 2 |" in (folder / "results.md").read_text()
+
+
+def test_a_sweep_with_seeds_trains_every_run_with_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def train(file: Path, *, run_dir: Path, set: list[str], resume: bool, redis: str) -> None:
+        config = runfile.load(file, set)
+        trained.append((str(run_dir.relative_to(folder)), config.loop.seed))
+        RunDir(run_dir).create(config, resume=resume)
+        for row in rows(0.6 + config.loop.seed / 100):
+            RunDir(run_dir).append(row)
+
+    folder = tmp_path / "runs"
+    monkeypatch.setattr(sweep, "train", train)
+    text = "".join(f'[[run]]\nname = "{name}"\nfile = "{RUNS / "tiny_cepo.toml"}"\n' for name in "ab")
+    (tmp_path / "s.toml").write_text('name = "s"\n' + text)
+    sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"], seeds="4-5")
+    assert trained == [("a/seed-4", 4), ("b/seed-4", 4), ("a/seed-5", 5), ("b/seed-5", 5)]
+    written = {"results.json", "results.md", "curves.png", "curves.svg"}
+    assert {path.name for path in folder.iterdir()} == {"a", "b"} | written
+    sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"], seeds="4-5")
+    assert len(trained) == 4
