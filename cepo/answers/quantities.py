@@ -268,6 +268,8 @@ def _measured(text: str) -> tuple[Expression | None, Unit | None]:
     start = text.find("\\text")
     if start > 0:
         head = text[:start].rstrip()
+        if head.endswith("\\frac{"):
+            head, start = head[:-6], start - 6
         if head.endswith("\\mu"):
             head, start = head[:-3], start - 3 - (len(text[:start]) - len(text[:start].rstrip()))
         unit = unit_of(text[start:])

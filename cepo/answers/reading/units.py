@@ -93,6 +93,7 @@ _NO_UNITS = frozenset(
 )
 """Words that change the value before them, so they are no unit."""
 _POWERS = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3}
+_FRACTION = re.compile(r"\\frac *\{ *((?:[^{}]|\{[^{}]*\})*)\} *\{((?:[^{}]|\{[^{}]*\})*)\}")
 _TOKEN = re.compile(
     r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}|(\\mu|\\Omega|\\ell)(?![a-zA-Z]) *|\^ *\{? *([-+]?\d) *\}?"
     r"|(\u00b0 *[CF]?(?![a-zA-Z])|[%$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00a2])"
@@ -125,7 +126,7 @@ def unit_of(text: str) -> Unit | None:
     Example:
         unit_of("\\text{ m/s}^2").name  # "m/s^2"
     """
-    flat = _flattened(text.strip()) if len(text) <= MAX_UNIT_CHARACTERS else None
+    flat = _flattened(_FRACTION.sub(r"\1/\2", text.strip())) if len(text) <= MAX_UNIT_CHARACTERS else None
     if flat is None:
         return None
     if known := _known(flat):
