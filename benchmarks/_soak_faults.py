@@ -112,6 +112,8 @@ class Soak:
     def kill_trainer(self) -> None:
         if self._trainer:
             os.kill(self._trainer, signal.SIGKILL)
+            os.waitpid(self._trainer, 0)
+            self._start_trainer()
 
     def replace_trainer(self) -> None:
         """Stops the trainer until another one has taken the run over, then lets it continue: it must end."""
@@ -131,7 +133,7 @@ class Soak:
             self._counts["second_trainers_not_refused"] += self._end_of(second) != REFUSED
 
     def kill_redis(self) -> None:
-        cut = self._rng.choice([0, self._rng.randrange(4096), self._rng.randrange(65_536)])
+        cut = self._rng.choice([0, self._rng.randrange(4096), self._rng.randrange(2**19)])  # up to a second of writes
         self._server.crash(cut, self._rng.uniform(0.0, 1.0) * self._claim)
 
     def stall_redis(self) -> None:
@@ -141,7 +143,7 @@ class Soak:
         self._server.fill_memory(2.0 * self._claim)
 
     def fill_disk(self) -> None:
-        self._counts["disk_was_full"] += self._server.fill_disk(3.0 * self._claim)
+        self._server.fill_disk(3.0 * self._claim)
 
     def drop_connections(self) -> None:
         self._server.drop_connections()
@@ -283,6 +285,10 @@ class Soak:
             "broken": broken,
             "faults": {k: v for k, v in sorted(self._counts.items()) if k not in figures},
             "failed": dict(sorted(failed.items())[:20]),
+            "calls_that_waited": {
+                "for memory": len(re.findall("refuses writes .*maxmemory", log)),
+                "for the disk": len(re.findall("refuses writes .*MISCONF", log)),
+            },
             "reissued": sum(map(int, re.findall(r"no stream holds (\d+) groups", log))),
             "set_aside": int(self._server.client.xlen("{cepo}:" + FAILURES)),
             "redis_megabytes": [round(each / 1e6, 1) for each in self._memory[:: max(1, len(self._memory) // 10)]],

@@ -1,13 +1,15 @@
 """The lease of a run: one trainer at a time, with a fencing token that Redis checks whenever the trainer publishes.
 
 A trainer that stalls for longer than the lease (a suspended machine, a lost network) may be replaced. The successor's
-token is newer, so Redis refuses what the first one publishes once it wakes up, and the first one ends.
+token is newer, so Redis refuses what the first trainer publishes once it wakes up, and the first trainer ends. A lease
+depends on no machine's clock: a successor takes it over after watching it for its whole duration without a renewal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -63,37 +65,39 @@ class Lease:
                 yield
             finally:
                 renewing.cancel()
-        await self._renew(0.0)
+        await self._renew(0)
 
     async def _acquire(self) -> None:
-        """Takes the lease as soon as it is free: at once, when its holder's process has ended, or when it expires."""
-        ended, until = "", 0
+        """Takes the lease: at once if it is free or its holder's process has ended, or after watching it."""
+        seen, watched, wait = "", 0.0, min(POLL_SECONDS, self._seconds / 10)
+        free = ""
         while True:
-            milliseconds = [int(1000 * self._seconds), ended, int(1000 * FORGET_SECONDS)]
-            token, *present = await self._call(ACQUIRE, self.key, [self._holder, self._process, *milliseconds])
+            arguments = [self._holder, self._process, free, int(1000 * FORGET_SECONDS)]
+            token, *present = await self._call(ACQUIRE, self.key, arguments)
             if token:
                 self.token = token
                 return
-            holder, process, expires, held = [each.decode() for each in present]
-            if _has_ended(process):
-                ended = held
-                continue
-            if until and int(expires) > until:
+            holder, process, state = [each.decode() for each in present]
+            if seen and state != seen:
                 raise UserError(
                     f"run {self._run}: the trainer at {holder} works on it; stop that trainer first, or give this "
                     "run another name (--run-dir)"
                 )
-            until = int(expires)
-            await asyncio.sleep(min(POLL_SECONDS, self._seconds / 10))
+            seen = state
+            if _has_ended(process) or watched >= self._seconds:
+                free = state
+                continue
+            await asyncio.sleep(wait)
+            watched += wait  # not the time that passed: while Redis stalls, no holder can renew its lease
 
     async def _keep(self) -> None:
-        while True:
+        for beat in itertools.count(2):
             await asyncio.sleep(self._seconds / 3)
-            await self._renew(self._seconds)
+            await self._renew(beat)
 
-    async def _renew(self, seconds: float) -> None:
-        milliseconds = [int(1000 * seconds), int(1000 * FORGET_SECONDS)]
-        successor = await self._call(RENEW, self.key, [self.token, self._holder, self._process, *milliseconds])
+    async def _renew(self, beat: int) -> None:
+        arguments = [self.token, self._holder, self._process, beat, int(1000 * FORGET_SECONDS)]
+        successor = await self._call(RENEW, self.key, arguments)
         if successor:
             raise taken_over(self._run, successor.decode())
 

@@ -99,26 +99,23 @@ return forgotten
 this long. Removing a consumer that holds items would lose their claims; a living one is created again when it asks."""
 
 ACQUIRE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local held = redis.call('HMGET', KEYS[1], 'token', 'holder', 'process', 'until')
-local token = tonumber(held[1] or 0)
-if tonumber(held[4] or 0) > now and tostring(token) ~= ARGV[4] then return {0, held[2], held[3], held[4], held[1]} end
-redis.call('HSET', KEYS[1], 'token', token + 1, 'holder', ARGV[1], 'process', ARGV[2], 'until', now + ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
+local held = redis.call('HMGET', KEYS[1], 'token', 'holder', 'process', 'beat')
+local token, state = tonumber(held[1] or 0), (held[1] or '') .. '/' .. (held[4] or '')
+if held[4] and held[4] ~= '0' and state ~= ARGV[3] then return {0, held[2], held[3], state} end
+redis.call('HSET', KEYS[1], 'token', token + 1, 'holder', ARGV[1], 'process', ARGV[2], 'beat', 1)
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {token + 1}
 """
-"""Key: lease. Arguments: address and process of the holder, milliseconds, token of a holder that has certainly ended or
-'', milliseconds until Redis may forget the lease. Returns the new token, or 0 and the present holder."""
+"""Key: lease. Arguments: address and process of the new holder, the state in which the lease may be taken over or '',
+milliseconds until Redis may forget the lease. Returns the new token, or 0 and the address, process and state of the
+present holder. The state changes with each renewal."""
 
 RENEW = """
 local held = redis.call('HMGET', KEYS[1], 'token', 'holder')
 if held[1] and tonumber(held[1]) > tonumber(ARGV[1]) then return held[2] end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[1], 'token', ARGV[1], 'holder', ARGV[2], 'process', ARGV[3], 'until', now + ARGV[4])
+redis.call('HSET', KEYS[1], 'token', ARGV[1], 'holder', ARGV[2], 'process', ARGV[3], 'beat', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return ''
 """
-"""Key: lease. Arguments: token, address and process of the holder, milliseconds (0 releases the lease), milliseconds
-until Redis may forget the lease. Returns the address of the trainer that has taken the lease over, or ''."""
+"""Key: lease. Arguments: token, address and process of the holder, number of the renewal (0 releases the lease),
+milliseconds until Redis may forget the lease. Returns the address of the trainer that took the lease over, or ''."""
