@@ -85,6 +85,7 @@ the stream, error. Moves an item, with its bytes as they are, to the stream of f
 
 FORGET = """
 local forgotten = 0
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local about = {}
     for i = 1, #row, 2 do about[row[i]] = row[i + 1] end
