@@ -101,7 +101,12 @@ class Workers:
 
     def handler(self) -> Callable[[Any], Awaitable[Any]]:
         """The simulated handler of the stage."""
-        build = {Stage.ROLLOUT: _sampled, Stage.VERIFY: _judged, Stage.TEACH: _scored}[self.stage](self.shape)
+        builders: dict[Stage, Callable[[Shape], Callable[[Any], Any]]] = {
+            Stage.ROLLOUT: _sampled,
+            Stage.VERIFY: _judged,
+            Stage.TEACH: _scored,
+        }
+        build = builders[self.stage](self.shape)
 
         async def work(message: Any) -> Any:
             await asyncio.sleep(self.seconds)
@@ -198,7 +203,7 @@ def _serve(url: str, workers: Workers, up: Barrier) -> None:
 
 def _sampled(shape: Shape) -> Callable[[PromptTask], RolloutGroup]:
     rng = random.Random(0)
-    prompt = tuple(rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS))
+    prompt: Any = tuple(rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS))
     completions = tuple(
         Completion(
             token_ids=Int32Array.of(rng.randrange(VOCABULARY) for _ in range(shape.tokens)),

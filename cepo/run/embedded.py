@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cepo.errors import UserError
-from cepo.net.files import make_folder
+from cepo.net.files import make_folder, replace_file
 from cepo.run.deployment import REDIS_OPTIONS
 
 CONFIG = "redis.conf"
@@ -34,10 +34,8 @@ def program() -> Path:
 def command(folder: Path, port: int, password: str) -> list[str]:
     """Makes an empty folder for the data and returns the command of a server that keeps them there."""
     shutil.rmtree(folder, ignore_errors=True)
-    make_folder(folder)
-    folder.chmod(0o700)
+    make_folder(folder, 0o700)
     config = folder / CONFIG
-    config.touch(mode=0o600)
-    config.write_text(f"requirepass {password}\n")
+    replace_file(config, f"requirepass {password}\n", 0o600)
     address = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     return [str(program()), str(config), *address, "--loglevel", "warning", *REDIS_OPTIONS]
