@@ -36,6 +36,9 @@ def check(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="OUT", help="Also write the report with its images as one page.")
     ] = None,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Also start vLLM for one prompt, and estimate the hours of the run.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> int:
     """Prints the findings and the prompts of the first training problem.
@@ -51,11 +54,12 @@ def check(
         raise UserError("--html and --json exclude each other; give one of them")
     overrides = set or []
     if as_json:
-        return _print_json(file, overrides, run_dir, redis, every_row=every_row)
+        return _print_json(file, overrides, run_dir, redis, every_row=every_row, engine=engine)
     begin = time.monotonic()
     console = Console(highlight=False)
     first_images = FirstImages()
-    preflight = Preflight(runfile.load(file, overrides), run_dir, redis, every_row=every_row, store=first_images)
+    config = runfile.load(file, overrides)
+    preflight = Preflight(config, run_dir, redis, every_row=every_row, engine=engine, store=first_images)
     findings = []
     try:
         for finding in run_checks(preflight):
@@ -75,12 +79,13 @@ def check(
     return 0
 
 
-def _print_json(file: Path, overrides: list[str], run_dir: Path, redis: str, *, every_row: bool) -> int:
+def _print_json(file: Path, overrides: list[str], run_dir: Path, redis: str, *, every_row: bool, engine: bool) -> int:
     findings: list[dict[str, Any]] = []
     reply: dict[str, Any] = {"ok": True, "findings": findings}
     preflight = None
     try:
-        preflight = Preflight(runfile.load(file, overrides), run_dir, redis, every_row=every_row)
+        config = runfile.load(file, overrides)
+        preflight = Preflight(config, run_dir, redis, every_row=every_row, engine=engine)
         findings.extend(asdict(finding) for finding in run_checks(preflight))
         reply["prompts"] = [asdict(prompt) for prompt in example_prompts(preflight)]
         reply["dropped"] = {name: list(problems.dropped) for name, problems in preflight.sets.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cepo.cli.preflight import data_checks, machine_checks, model_checks
+from cepo.cli.preflight import data_checks, engine_trial, machine_checks, model_checks
 from cepo.cli.preflight.preflight import CheckFinding, Findings, Preflight
 
 CHECKS: dict[str, Callable[[Preflight], Findings]] = {
@@ -31,6 +31,7 @@ def run_checks(preflight: Preflight) -> Iterator[CheckFinding]:
         UserError: the first problem that blocks the run, with its fix.
         Unreachable: Redis does not answer.
     """
-    for preflight.check, check in CHECKS.items():
+    checks = CHECKS | ({"engine": engine_trial.engine} if preflight.engine else {})
+    for preflight.check, check in checks.items():
         for state, text in check(preflight):
             yield CheckFinding(preflight.check, state, text)

@@ -59,10 +59,11 @@ def _positions(run: Preflight) -> None:
 
     config, length = run.sizes.model_config, run.config.model.max_length
     original, hint = long_from(config), run.config.hint_tokens
-    if length <= original < length + hint:
+    if run.config.algorithm.asks and length <= original < length + hint:
+        lower = f"at most {original - hint}, or " if original > hint else ""
         raise UserError(
             f"model.max_length={length} with {hint} tokens for hints crosses the {original} positions up to which "
-            f"LongRoPE has short factors; set it to at most {original - hint}, or above {original}"
+            f"LongRoPE has short factors; set it to {lower}above {original}"
         )
     if any(section.get("rope_type") == "dynamic" and "alpha" not in section for section in rope_sections(config)):
         raise UserError(

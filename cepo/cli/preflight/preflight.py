@@ -47,6 +47,8 @@ class Preflight:
     """Takes the images of the problems; None: they are only checked."""
     resume: bool = False
     """Resume the run in the folder: it leaves out the rows that it left out before, and no others."""
+    engine: bool = False
+    """Also start vLLM for one prompt."""
     check: str = ""
     """The name of the current check."""
     train: Problems = field(init=False)
