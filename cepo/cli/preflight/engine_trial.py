@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.errors import UserError
@@ -14,8 +15,9 @@ from cepo.net.environment import child_environment
 from cepo.net.processes import die_with_parent
 from cepo.net.settings import Settings
 from cepo.run.causes import root_cause
-from cepo.run.config import RunConfig
-from cepo.run.deployment import SPECS, environment
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 
 def engine(run: Preflight) -> Findings:
@@ -24,6 +26,8 @@ def engine(run: Preflight) -> Findings:
     Raises:
         UserError: the engine does not start, with its own error.
     """
+    from cepo.run.deployment import SPECS
+
     config = run.config
     if config.algorithm.offline:
         yield "ok", "none: the run trains on pairs"
@@ -67,6 +71,8 @@ def estimate(config: RunConfig, tokens_per_second: float, mean_tokens: float) ->
 
 def _tried(request: dict[str, object], settings: Settings) -> dict[str, float]:
     """The reply of `services.rollout.trial` in a process of its own, whose log is read only if it fails."""
+    from cepo.run.deployment import environment
+
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with log.open("wb") as file:
