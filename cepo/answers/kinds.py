@@ -193,7 +193,7 @@ def truth(answer: str) -> bool | None:
         truth("Yes, since no prime divides it")  # True
         truth("Yes, no")  # None
     """
-    first = _TRUTH.match(respelt(answer).casefold())
+    first = _TRUTH.match(respelt(answer).casefold().strip("{} "))
     if not first:
         return None
     value = TRUTHS[first[1]]

@@ -140,7 +140,7 @@ class Comparer:
             return False if given.style == wanted.style else None
         loose = ("list", "set", "signs")
         if given.is_sequence or wanted.is_sequence:
-            return True if {given.style, wanted.style} <= {"list", wanted.style} else None
+            return True if {given.style, wanted.style} <= {"list", "set"} or given.style == wanted.style else None
         if wanted.style in loose:
             if given.style in loose:
                 return False

@@ -46,9 +46,10 @@ def rows_of(shape: Shape, *, column: bool) -> list[Sequence[Shape]] | None:
         return list(shape.rows)
     if not isinstance(shape, Group) or shape.style not in ("round", "square", "angle", "list"):
         return None
-    if all(isinstance(item, Group) and item.style in ("round", "square") for item in shape.items):
+    nested = all(isinstance(item, Group) and item.style in ("round", "square") for item in shape.items)
+    if nested and shape.style != "list":
         return [item.items for item in shape.items if isinstance(item, Group)]
-    return [(item,) for item in shape.items] if column and shape.style != "list" else None
+    return [(item,) for item in shape.items] if column and not nested and shape.style != "list" else None
 
 
 def as_kind(kind: str, shape: Shape) -> Shape:

@@ -141,7 +141,7 @@ class _ShapeReader:
         if separators[-1] in (",", ";") and not {"and", "or"}.isdisjoint(separators):
             return Leaf(text, is_clause=True)  # `1, 2 or 3, 4` leaves a choice of lists
         items = [self.read(_NOTE.sub("", part)) for part in parts]
-        return self._combined(items, separators) or self._listed("list", items)
+        return self._combined(items, separators) or self._listed("set" if "or" in separators else "list", items)
 
     def _combined(self, items: list[Shape], separators: list[str]) -> Shape | None:
         """What several relations say together: an interval, values by name, or the values of one name."""
@@ -151,14 +151,14 @@ class _ShapeReader:
         if not isinstance(first, Equation) or len(first.sides) != 2 or len(first.names) != 1:
             return None
         if all(not isinstance(item, Equation | Pieces | Assignment) or item == first for item in items[1:]):
-            return self._listed("list", [first.values[0], *items[1:]])  # `x = 1, 2`
+            return self._listed("set", [first.values[0], *items[1:]])  # `x = 1, 2`
         named = [
             (item.names[0], item.values[0]) for item in items if isinstance(item, Equation) and len(item.names) == 1
         ]
         if len(named) < len(items) or any(len(item.sides) != 2 for item in items if isinstance(item, Equation)):
             return None
         if all(same_name(name, first.names[0]) for name, _ in named):
-            return Equation("", ("",), (first.names[0],), (self._listed("list", [value for _, value in named]),))
+            return Equation("", ("",), (first.names[0],), (self._listed("set", [value for _, value in named]),))
         if len({re.sub(r"\s", "", name) for name, _ in named}) == len(named):
             return Assignment(tuple(named))
         return None
@@ -204,7 +204,7 @@ class _ShapeReader:
         if closing != _CLOSERS.get(opening):
             return intervals.bracketed(opening, content, closing)
         if len(parts) > 1:
-            return self._listed(_STYLES[opening], [self.read(part) for part in parts])
+            return self._listed(_STYLES[opening], [self.read(_NOTE.sub("", part)) for part in parts])
         if opening == "\\{" or (opening in ("(", "[") and enclosed(content) and "," in content):
             return self._listed(_STYLES[opening], [self.read(content)])
         return self.read(content) if opening in ("(", "{") and not point else None

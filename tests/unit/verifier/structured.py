@@ -21,6 +21,7 @@ RIGHT = {
         ("1,000, 2,000", "2000, 1000"),
         ("5,120", "5, 120"),
         (r"3\text{ (double root)}, 5", "3, 5"),
+        (r"{3\text{ (double)}, 5}", "3, 5"),
         (r"\text{red and blue}", r"\text{blue}, \text{red}"),
         ("9 chickens and 10 rabbits", "9 chickens, 10 rabbits"),
         (r"1\pm\sqrt{2}", r"1-\sqrt{2}, 1+\sqrt{2}"),
@@ -171,6 +172,7 @@ RIGHT = {
         ("1, 2, 3, ...", r"1,2,3,\ldots"),
         (r"1,2,\dots,2n", r"1,2,\ldots,2n"),
         (r"\{1,2,\ldots\}", r"\{1,2,\dots\}"),
+        (r"{1,2,3,\cdots}", r"1,2,3,\ldots"),
     ],
 }
 
