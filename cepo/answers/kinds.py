@@ -193,8 +193,9 @@ def truth(answer: str) -> bool | None:
         truth("Yes, since no prime divides it")  # True
         truth("Yes, no")  # None
     """
-    first = _TRUTH.match(respelt(answer).casefold().strip("{} "))
-    if not first:
+    text = respelt(answer).casefold().strip("{} ")
+    first = _TRUTH.match(text)
+    if not first or (text.startswith("(") and "," in text):
         return None
     value = TRUTHS[first[1]]
     others = {TRUTHS[other[2]] is not bool(other[1]) for other in _OTHER_TRUTH.finditer(first[2])}

@@ -44,6 +44,12 @@ _BARE_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _RUNS = ("abcd", "ijk", "klmn", "pqrs", "rst", "uvw", "wxyz")
 
 
+_GLUED_PRODUCT = re.compile(r"[A-Za-z]{2,4}")
+"""Letters right after a number that are no known unit: `3xyz` is a product, `3apples` has a unit."""
+_PRODUCT = re.compile(r"[B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{2,4}")
+"""The same after a blank, if they have no vowel: `3 xyz`."""
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A plain number with its unit."""
@@ -224,7 +230,10 @@ def _with_unit(value: Fraction, number: Numeral, rest: str) -> Quantity | None:
     name = rest.strip()
     if len(name) == 1 and name.isalpha() and name not in (_SPACED if rest.startswith(" ") else _NARROW):
         return None
-    if measure := unit_of(name):
+    measure = unit_of(name)
+    if measure and not measure.known and (_PRODUCT if rest.startswith(" ") else _GLUED_PRODUCT).fullmatch(name):
+        return None
+    if measure:
         percent = measure.name == "%"
         unit = "" if percent else " ".join((measure.name, *measure.words)) if measure.known else measure.name
         return Quantity(value, unit, percent, measure, number.decimals)

@@ -99,6 +99,8 @@ _TOKEN = re.compile(
     r"|(\u00b0 *[CF]?(?![a-zA-Z])|[%$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00a2])"
     r"|([^\W\d_][^\W\d_'.-]*(?:[.'-][^\W\d_]+)*\.?)|(/)|(\\cdot(?![a-zA-Z])|\*)|([()])|(\s+)"
 )
+_NOUN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|[^\W\d_]{3,}(?:-[^\W\d_]{2,})+|[^\W\d_]{2,}(?:-[^\W\d_]{3,})+")
+"""A word, perhaps with hyphens: `two-way`; `x-y` and `ab-c` are differences."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def _nouns(words: list[str]) -> tuple[str, ...]:
     """The words of an unknown unit in singular, in order; empty if one changes the value or the first is too short."""
     lower = [word.casefold().strip(".,") for word in words]
     lower = [word for word in lower if word not in ("of", "the", "a")]
-    if not lower or len(lower[0]) < 3 or any(not re.fullmatch(r"[^\W\d_]+(?:['-][^\W\d_]+)*", word) for word in lower):
+    if not lower or len(lower[0]) < 3 or any(not _NOUN.fullmatch(word) for word in lower):
         return ()
     if lower[0] == "times" and len(lower) > 1:
         return ()

@@ -130,6 +130,7 @@ def test_truths_and_words() -> None:
     assert [truth(text) for text in ("Yes.", "yes, since 3 > 2", "\\text{No}", "TRUE", "yesterday", "maybe")] == [
         True, True, False, True, None, None,
     ]  # fmt: skip
+    assert [truth(text) for text in ("{Yes, no}", "(yes, 3)", "{Yes}", "(No)")] == [None, None, True, False]
     assert words("\\text{New  York}.") == words("new york") != words("york new")
 
 
