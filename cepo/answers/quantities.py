@@ -11,7 +11,7 @@ from cepo.answers.notation import loosened, plain, respelt
 from cepo.answers.reading.expressions import expression
 from cepo.answers.reading.lists import words
 from cepo.answers.reading.nodes import Expression
-from cepo.answers.reading.numerals import SCALES, Numeral, as_number, numeral, ordinal, words_number
+from cepo.answers.reading.numerals import PARTS, SCALES, Numeral, as_number, numeral, ordinal, words_number
 from cepo.answers.reading.operators import operator
 from cepo.answers.reading.relations import relation
 from cepo.answers.reading.times import Clock, Date, moment
@@ -218,9 +218,14 @@ def _counted(flat: str) -> Quantity | None:
 
 
 def _scaled(value: Fraction, rest: str) -> tuple[Fraction, str]:
+    """A number times the words behind it, and what is left: `1.5 million`, `7 dozen`, `3 quarters`."""
     first, _, others = rest.strip().partition(" ")
     if first.casefold() in SCALES:
         return _scaled(value * 10 ** SCALES[first.casefold()], others)
+    if first.casefold() in ("dozen", "dozens"):
+        return _scaled(value * 12, others)
+    if (part := PARTS.get(first.casefold()) or PARTS.get(first.casefold().removesuffix("s"))) and first != "half":
+        return value / part, others and f" {others}"
     return value, rest
 
 
