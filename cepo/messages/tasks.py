@@ -113,9 +113,20 @@ class Message(Contract):
 
     @field_validator("extra")
     @classmethod
-    def _is_an_object(cls, extra: str) -> str:
-        if extra and not isinstance(json.loads(extra), dict):
-            raise ValueError("extra is not a JSON object")
+    def _holds_fields(cls, extra: str) -> str:
+        if not extra:
+            return extra
+        try:
+            fields = json.loads(extra)
+        except RecursionError as error:
+            raise ValueError("extra is nested too deeply") from error
+        if not isinstance(fields, dict) or {"role", "content"} & set(fields):
+            raise ValueError("extra must be a JSON object without role and content")
+        for name in ("tools", "tool_calls"):
+            listed = fields.get(name, [])
+            if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+                raise ValueError(f"extra: {name} must be a list of objects")
+        json.dumps(fields, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
         return extra
 
 

@@ -191,7 +191,8 @@ def _missing(text: str, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any]
 
 def _function(tool: Mapping[str, Any]) -> str:
     """The function's name of a tool or a tool call, in OpenAI's format or the function alone."""
-    return str(tool.get("function", tool).get("name", ""))
+    function = tool.get("function")
+    return str((function if isinstance(function, Mapping) else tool).get("name", ""))
 
 
 def _parts(content: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import cepo.tiny
 from cepo.errors import UserError
@@ -148,3 +149,25 @@ def test_a_model_without_any_end_is_refused(tmp_path: Path) -> None:
     renderer = Renderer(folder)
     with pytest.raises(UserError, match="has no end-of-sequence token: its tokenizer names none"):
         _ = renderer.stop_ids
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ("[]", "must be a JSON object without role and content"),
+        ('{"role": "system"}', "must be a JSON object without role and content"),
+        ("{", "Expecting property name"),
+        ('{"tools": 5}', "tools must be a list of objects"),
+        ('{"tool_calls": ["add"]}', "tool_calls must be a list of objects"),
+        ('{"name": "\\ud800"}', "surrogates not allowed"),
+        ('{"a":' * 100_000, "nested too deeply"),
+    ],
+)
+def test_further_fields_of_a_turn_are_checked(extra: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Message(role="user", content="1", extra=extra)
+
+
+def test_a_tool_of_an_unknown_form_does_not_stop_the_rendering(tmp_path: Path) -> None:
+    odd = QUESTION.model_copy(update={"extra": json.dumps({"tools": [{"function": "add"}]})})
+    assert renderer_of(tmp_path, "tools").prompt_ids([odd])
