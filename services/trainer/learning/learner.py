@@ -33,6 +33,7 @@ from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
 from services.trainer.learning.context import POLICY, LearnerContext, ReadPatches, no_images
+from services.trainer.learning.gap import GapWatch
 from services.trainer.learning.ranks import SINGLE, Ranks, collective
 from services.trainer.learning.update import PolicyUpdate
 
@@ -74,6 +75,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
         self.context = LearnerContext(self.base, config, patches, ranks)
         self.auxiliary = config.algorithm.auxiliary_model(self.context)
+        self._gap = GapWatch(config)
         self.skipped_in_a_row = 0
         """Updates without an optimizer step, because their gradient was not finite, since the last one with a step."""
 
@@ -169,6 +171,8 @@ class Learner:
             batch = self.auxiliary.prepare(batch, step)
             advantages = algorithm.advantages(batch, step)
             metrics = advantages.metrics | self.update(batch, advantages.adv_BT, algorithm, step)
+            if self.ranks.rank == 0:
+                self._gap.watch(metrics["rollout/logp_gap"], step)
             skipped = self.auxiliary.skipped
             metrics |= self.auxiliary.update(batch, step)
             metrics["updates/skipped"] += self.auxiliary.skipped - skipped
