@@ -87,3 +87,13 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
     assert len(named) > 20
     for file, test in named:
         assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"
+
+
+def test_every_promise_of_the_threat_model_names_its_test() -> None:
+    _, _, section = (ROOT / "SECURITY.md").read_text().partition("## What an attacker can do")
+    tables = section.partition("Not defended against")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.splitlines() if line.startswith("| ")]
+    promises = [row for row in rows if row[-1] != "test"]
+    assert len(promises) > 30
+    admitted = ("yes: ", "possible ")  # no defence, so there is nothing to test
+    assert [row[0] for row in promises if not row[-1].startswith("`tests/") and not row[1].startswith(admitted)] == []
