@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -37,6 +39,15 @@ REQUESTS = [120, pytest.param(10_000, marks=pytest.mark.nightly)]
 POINTS = 12
 """Measurements of the memory in a test; the first ones are left out, because caches fill then."""
 HOURS = [0.05, pytest.param(8.0, marks=pytest.mark.nightly)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects() -> Iterator[None]:
+    """Leaves the objects of imported libraries out of the collections that come before each measurement."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _versions(folder: Path, count: int) -> dict[PolicyRef, dict[str, bytes]]:
