@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
@@ -107,7 +107,7 @@ def _named(runs: dict[str, Watched], name: str) -> Watched:
     return runs[name] if name else next(iter(runs.values()))
 
 
-async def _events(run: Watched, since: int) -> AsyncIterator[str]:
+async def _events(run: Watched, since: int) -> AsyncGenerator[str, None]:
     """The events of a run. `restart` means that the trainer repeats steps: clients must request the rows again."""
     rows = await asyncio.to_thread(run.steps)
     generation, sent = run.metrics.generation, sum(row["step"] < since for row in rows)
