@@ -41,9 +41,11 @@ class LossOutput:
 
     loss: Tensor
     token_sums: Metrics
-    """Sums over the tokens that the policy sampled under the plain prompt."""
+    """Sums over the tokens in the loss, which the policy sampled under the plain prompt."""
     demonstration_sums: Metrics = field(default_factory=dict)
     """Sums over the tokens of demonstrations."""
+    loss_tokens: int | None = None
+    """Number of the tokens in `token_sums`; None if the loss leaves out no sampled token."""
 
 
 class Supply(Protocol):
@@ -178,6 +180,17 @@ class Algorithm(BaseModel):
             logp_BT: log-probs of the tokens when the loss was computed; 0 for tokens that skipped the model.
         """
         return {}
+
+    def trained_advantages(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Tensor:
+        """The advantages that the loss followed, as the run stores them with its rollouts.
+
+        Only RLSD with student_logp="current" changes them inside the loss.
+
+        Args:
+            adv_BT: the advantages that the loss was given.
+            logp_BT: log-probs of the tokens when the loss was computed; 0 for tokens that skipped the model.
+        """
+        return adv_BT
 
     def has_gradient_B(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         """Whether a sequence has any gradient; the others count in the denominators and skip the model."""

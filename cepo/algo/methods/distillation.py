@@ -135,7 +135,7 @@ class Distillation(Algorithm):
     ) -> LossOutput:
         mask_BT, totals = self._mask_BT(batch), Totals.of(self._mask_BT(minibatch), minibatch.max_tokens)
         if not mask_BT.any():
-            return LossOutput(aggregate(student.logp_BT, mask_BT, self.aggregation, totals), {})
+            return LossOutput(aggregate(student.logp_BT, mask_BT, self.aggregation, totals), {}, loss_tokens=0)
         logp_BT = student.logp_BT.detach()
         columns_BTC = self._compared(student, batch.evidence[self.ask])
         loss_BT, sums_BT = columns_BTC[..., 0], reports(columns_BTC)
@@ -146,7 +146,8 @@ class Distillation(Algorithm):
         if self.importance_cap:
             loss_BT = loss_BT * importance_weight(logp_old_BT, batch.rollout_logp_BT, cap=self.importance_cap)
         loss = self.weight * aggregate(loss_BT, mask_BT, self.aggregation, totals)
-        return LossOutput(loss, {key: masked_sum(value_BT, mask_BT) for key, value_BT in sums_BT.items()})
+        sums = {key: masked_sum(value_BT, mask_BT) for key, value_BT in sums_BT.items()}
+        return LossOutput(loss, sums, loss_tokens=int(mask_BT.sum()))
 
     def _compared(self, student: Student, teacher: EvidenceTensors) -> Tensor:
         """The columns of `compared` for the response tokens, [B, T, 3]."""

@@ -98,7 +98,7 @@ class Hdpo(PolicyGradient):
         totals = Totals.of(self._kept_BT(minibatch), minibatch.max_tokens)
         distilled = aggregate(columns_BTC[..., 0], kept_BT, "token-mean", totals)
         sums = {key: masked_sum(value_BT, kept_BT) for key, value_BT in reports(columns_BTC).items()}
-        return LossOutput(policy.loss + self.weight * distilled, policy.token_sums, sums)
+        return LossOutput(policy.loss + self.weight * distilled, policy.token_sums, sums, policy.loss_tokens)
 
     def _likeliest(self, logits_NV: Tensor, target_N: Tensor, ids_Nk: Tensor, teacher_Nk: Tensor) -> Tensor:
         logp_NV = logits_NV.log_softmax(dim=1)

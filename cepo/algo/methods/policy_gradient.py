@@ -244,7 +244,8 @@ class PolicyGradient(Algorithm):
             loss_BT = loss_BT - self.entropy_coef * entropy_BT
             sums_BT["entropy/mean"] = entropy_BT.detach()
         sums = {key: float(torch.where(mask_BT.bool(), value, 0.0).sum()) for key, value in sums_BT.items()}
-        return LossOutput(self._reduced(loss_BT, batch, minibatch, self.aggregation) + divergence, sums)
+        loss = self._reduced(loss_BT, batch, minibatch, self.aggregation) + divergence
+        return LossOutput(loss, sums, loss_tokens=int(mask_BT.sum()))
 
     def _reduced(self, loss_BT: Tensor, batch: TrainBatch, minibatch: TrainBatch, aggregation: Aggregation) -> Tensor:
         """The token losses of a micro-batch as one number, with the denominators of its minibatch."""

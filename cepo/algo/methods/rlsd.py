@@ -56,6 +56,10 @@ class Rlsd(EvidenceRatio):
         credited_BT = adv_BT if weighing is None else weighing.credit.adv_BT
         return super().loss(student, logp_old_BT, batch, credited_BT, minibatch)
 
+    def trained_advantages(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Tensor:
+        weighing = self._weighing_now(batch, adv_BT, logp_BT, step)
+        return adv_BT if weighing is None else weighing.credit.adv_BT
+
     def diagnostics(self, batch: TrainBatch, adv_BT: Tensor, logp_BT: Tensor, step: int) -> Metrics:
         weighing = self._weighing_now(batch, adv_BT, logp_BT, step)
         return {} if weighing is None else self._metrics(batch, step, weighing)

@@ -164,19 +164,20 @@ class Learner:
         """Trains the policy and the auxiliary model on the batch of a step.
 
         Returns:
-            adv_BT, and the step's metrics.
+            The advantages that the loss followed, [B, T], and the step's metrics.
         """
         algorithm = self._config.algorithm
         with self.base.lock:
             batch = self.auxiliary.prepare(batch, step)
             advantages = algorithm.advantages(batch, step)
-            metrics = advantages.metrics | self.update(batch, advantages.adv_BT, algorithm, step)
+            update, measured = self._updated(batch, advantages.adv_BT, algorithm, step)
+            metrics = advantages.metrics | measured
             if self.ranks.rank == 0:
                 self._gap.watch(metrics["rollout/logp_gap"], step)
             skipped = self.auxiliary.skipped
             metrics |= self.auxiliary.update(batch, step)
             metrics["updates/skipped"] += self.auxiliary.skipped - skipped
-            return advantages.adv_BT, metrics
+            return algorithm.trained_advantages(batch, advantages.adv_BT, update.tokens.logp_BT, step), metrics
 
     def update(self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int) -> Metrics:
         """Updates the policy, one optimizer step per mini-batch.
@@ -185,6 +186,12 @@ class Learner:
             Metrics of the step: loss, gradient norm, learning rate, clip fractions, the gap to the engine's log-probs,
             trained tokens, seconds, and the algorithm's diagnostics at the trained log-probs.
         """
+        return self._updated(batch, adv_BT, algorithm, step)[1]
+
+    def _updated(
+        self, batch: TrainBatch, adv_BT: Tensor, algorithm: Algorithm, step: int
+    ) -> tuple[PolicyUpdate, Metrics]:
+        """Updates the policy. Returns the update, with its tokens summed over all ranks, and its metrics."""
         started = time.perf_counter()
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -198,7 +205,8 @@ class Learner:
         update = PolicyUpdate(algorithm, batch, adv_BT, has_gradient_B, logp_old_BT)
         for rows in minibatches:
             self._train_minibatch(update, rows)
-        return {**update.metrics(self.ranks, step), "learning_rate": rate, "time/old_seconds": old_seconds}
+        metrics = update.metrics(self.ranks, step)
+        return update, {**metrics, "learning_rate": rate, "time/old_seconds": old_seconds}
 
     def _train_minibatch(self, update: PolicyUpdate, rows: list[int]) -> None:
         """Takes one optimizer step on rows of the batch, and records the norm of the gradient before clipping.

@@ -26,8 +26,10 @@ class UpdateTotals:
     sampled_tokens: int = 0
     """Tokens that the policy sampled from its own prompt."""
     demonstration_tokens: int = 0
+    loss_tokens: int = 0
+    """Those of the sampled tokens that are in the loss."""
     token_sums: Metrics = field(default_factory=dict)
-    """Metrics summed over the sampled tokens."""
+    """Metrics summed over the tokens in the loss."""
     demonstration_sums: Metrics = field(default_factory=dict)
     """Metrics summed over the tokens of demonstrations."""
 
@@ -36,6 +38,7 @@ class UpdateTotals:
         self.loss += other.loss
         self.sampled_tokens += other.sampled_tokens
         self.demonstration_tokens += other.demonstration_tokens
+        self.loss_tokens += other.loss_tokens
         for sums, more in (
             (self.token_sums, other.token_sums),
             (self.demonstration_sums, other.demonstration_sums),
@@ -44,12 +47,12 @@ class UpdateTotals:
 
     def metrics(self, minibatches: int) -> Metrics:
         """The mean loss of the mini-batches, and every sum divided by the number of its tokens."""
-        sampled, demonstrated = max(1, self.sampled_tokens), max(1, self.demonstration_tokens)
+        counted, demonstrated = max(1, self.loss_tokens), max(1, self.demonstration_tokens)
         return {
             "loss/policy": self.loss / minibatches,
             "clip/ppo_low": 0.0,
             "clip/ppo_high": 0.0,
-            **{key: value / sampled for key, value in self.token_sums.items()},
+            **{key: value / counted for key, value in self.token_sums.items()},
             **{key: value / demonstrated for key, value in self.demonstration_sums.items()},
             "tokens/trained": float(self.sampled_tokens + self.demonstration_tokens),
         }
@@ -132,5 +135,6 @@ class PolicyUpdate:
 def _totals_of(output: LossOutput, sampled_BT: Tensor, mask_BT: Tensor) -> UpdateTotals:
     sampled = int(sampled_BT.sum())
     demonstrated = int(mask_BT.sum()) - sampled
-    loss = float(output.loss.detach())
-    return UpdateTotals(loss, sampled, demonstrated, dict(output.token_sums), dict(output.demonstration_sums))
+    sums = dict(output.token_sums), dict(output.demonstration_sums)
+    counted = sampled if output.loss_tokens is None else output.loss_tokens
+    return UpdateTotals(float(output.loss.detach()), sampled, demonstrated, counted, *sums)
