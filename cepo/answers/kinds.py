@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from cepo.answers.choices import chosen, looks_like_choice
 from cepo.answers.extract import reference_of, shown
-from cepo.answers.notation import is_words, normalise, respelt
+from cepo.answers.notation import is_words, normalise, respelt, unstarred
 from cepo.answers.quantities import quantity
 from cepo.errors import UserError
 
@@ -208,7 +208,7 @@ def words(answer: str, kind: Kind = ANY) -> str:
     Example:
         words("The left-handed C++ user.")  # "left handed c + + user"
     """
-    text = respelt(answer).strip("*")
+    text = unstarred(respelt(answer))
     text = _HYPHEN.sub(" ", text if kind.case else text.casefold())
     parts = _PARTS.findall(text)
     if not kind.articles and len(parts) > 1 and parts[0].casefold() in ARTICLES and len(parts[1]) > 1:

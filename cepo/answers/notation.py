@@ -46,6 +46,7 @@ _TEXT = re.compile(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}")
 _CURRENCY = re.compile(r"^([-+]?)\s*[$\u20ac\u00a3\u00a5\u20b9]\s*(?=[-+]?[\d.])")
 _LOOSE_SPACE = re.compile(r"(?<![^\W_]) +| +(?![^\W_])")
 _SINGLE = re.compile(r"([\^_])\{([a-zA-Z0-9])\}")
+_STARS = re.compile(r"^\*+|\*{2,}$|(?<![A-Za-z])\*$|(?<=[A-Za-z]{3})\*$")
 _LETTERS = re.compile(r"[^\W\d_]+(?:[ '-]+[^\W\d_]+)*")
 _WORD = re.compile(rf"[^\W\d_]{{{MIN_WORD}}}")
 
@@ -97,6 +98,11 @@ def plain(answer: str) -> str:
     text = undecorated(_THOUSANDS.sub(",", _COLON.sub(":", text)))
     text = _undelimited(_INLINE.sub(_inline, text))
     return _stopped(_unhedged(_ungrouped(text)))
+
+
+def unstarred(text: str) -> str:
+    """A text without the asterisks of bold and italic type around it; the star of `A*` stays."""
+    return _STARS.sub("", text)
 
 
 def is_words(text: str) -> bool:

@@ -44,10 +44,8 @@ _BARE_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _RUNS = ("abcd", "ijk", "klmn", "pqrs", "rst", "uvw", "wxyz")
 
 
-_GLUED_PRODUCT = re.compile(r"[A-Za-z]{2,4}")
-"""Letters right after a number that are no known unit: `3xyz` is a product, `3apples` has a unit."""
-_PRODUCT = re.compile(r"[B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{2,4}")
-"""The same after a blank, if they have no vowel: `3 xyz`."""
+_GLUED_PRODUCT = re.compile(r"[A-Za-z]{2,4}")  # `3xyz` is a product, `3apples` has a unit
+_PRODUCT = re.compile(r"[B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{2,4}")  # after a blank: `3 xyz`
 
 
 @dataclass(frozen=True)
@@ -221,9 +219,9 @@ def _scaled(value: Fraction, rest: str) -> tuple[Fraction, str]:
     """A number times the words behind it, and what is left: `1.5 million`, `7 dozen`, `3 quarters`."""
     first, _, others = rest.strip().partition(" ")
     if first.casefold() in SCALES:
-        return _scaled(value * 10 ** SCALES[first.casefold()], others)
+        return _scaled(value * 10 ** SCALES[first.casefold()], others and f" {others}")
     if first.casefold() in ("dozen", "dozens"):
-        return _scaled(value * 12, others)
+        return _scaled(value * 12, others and f" {others}")
     if (part := PARTS.get(first.casefold()) or PARTS.get(first.casefold().removesuffix("s"))) and first != "half":
         return value / part, others and f" {others}"
     return value, rest

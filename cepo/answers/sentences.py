@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from cepo.answers.notation import unstarred
+
 _MATH = re.compile(r"\$\$.*?\$\$|\$(?![\s$])(?:\\.|[^$\\])*?(?<!\s)\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 _GROUP = re.compile(r"\{[^{}]*\}")
 _BOLD = re.compile(r"(?<![\w)*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w*])")
@@ -50,7 +52,7 @@ def bare(text: str) -> str:
     """
     before = None
     while text != before:
-        before, text = text, _BOLD.sub(r"\1", text.strip()).strip("*").strip()
+        before, text = text, unstarred(_BOLD.sub(r"\1", text.strip())).strip()
         if wrapped := _WRAPPED.fullmatch(text):
             text = next(part for part in wrapped.groups() if part is not None)
         if "\\$" in text and (formula := _MATH.fullmatch(text)):  # a sum of money as a formula
