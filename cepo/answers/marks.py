@@ -77,7 +77,8 @@ _VALUE = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
-_SHORT = re.compile(r"(?!\d+[.)] )[^:]{0,60}")
+_CLOSING = re.compile(r"^[*_]+[ \t]+")
+_SHORT = re.compile(r"(?!\d+[.)] |(?:step|case|part|question|problem) )[^:]{0,60}", re.IGNORECASE)
 
 
 def final_part(text: str) -> str:
@@ -167,7 +168,7 @@ def _hashes(text: str, *, alone: bool) -> Iterator[Mark]:
 
 def _lines(text: str) -> Iterator[Mark]:
     for line in _LINE.finditer(text):
-        content = line[2].strip()
+        content = _CLOSING.sub("", line[2].strip())
         if line[1]:
             content = content.removeprefix("}").strip()
         if content in ("$$", "\\[", "```"):

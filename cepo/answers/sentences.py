@@ -10,6 +10,8 @@ import re
 
 from cepo.answers.notation import unstarred
 
+MAX_LINE_CHARACTERS = 2000
+"""How much of a line is read for its answer."""
 _MATH = re.compile(r"\$\$.*?\$\$|\$(?![\s$])(?:\\.|[^$\\])*?(?<!\s)\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL)
 _GROUP = re.compile(r"\{[^{}]*\}")
 _BOLD = re.compile(r"(?<![\w)*])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w*])")
@@ -70,7 +72,7 @@ def first_statement(text: str) -> str:
     Example:
         first_statement("$7$ dollars, because 3 + 4 = 7. I hope this helps!")  # "7 dollars"
     """
-    text = bare(text)
+    text = bare(text[:MAX_LINE_CHARACTERS])
     masked = _masked(text)
     if (reason := _REASON.search(masked)) and reason.start() and not _OFFERS.search(text, reason.end()):
         text = text[: reason.start()]
@@ -98,7 +100,9 @@ def without_delimiters(text: str) -> str:
 def splits(text: str) -> list[int]:
     """Where the sentences of a text end; a full stop within a formula or after an initial ends none."""
     masked = _masked(text)
-    return [end.end() for end in _END.finditer(masked) if not _INITIAL.search(masked, 0, end.start())]
+    return [
+        end.end() for end in _END.finditer(masked) if not _INITIAL.search(masked, max(0, end.start() - 8), end.start())
+    ]
 
 
 def takes_back(text: str) -> bool:

@@ -38,6 +38,7 @@ _ENDS_IN_TRUTH = re.compile(
     r"(?:^|\b(?:thus|so|hence|therefore|think|say)\b[ :,]*)(yes|no|true|false)\W*$", re.IGNORECASE
 )
 _DENIAL = re.compile(r"\b(?:or|not|cannot|never|neither|nor|wrong|incorrect)\b|n't\b", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:page|question|problem|step|case|part|section|exercise) \d+\W*$", re.IGNORECASE)
 _LOOSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _BLOCK = re.compile(r"(?:\\\[|\$\$)\s*(.+?)\s*(?:\\\]|\$\$)\W*$", re.DOTALL)
 _CODE = re.compile(r"\n?```\w*\n?")
@@ -84,7 +85,7 @@ def _alone(text: str, kind: str) -> str | None:
     if block := _BLOCK.search(text):
         return first_statement(block[1])
     line = text.rpartition("\n")[2].strip()
-    if "?" in line:
+    if "?" in line or _NUMBERED.match(line):
         return None
     lead = _LEAD.match(line)
     said = line[lead.end() :] if lead else line

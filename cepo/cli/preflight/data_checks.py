@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cepo.cli.preflight.grading import example_verdicts, ungradable
+from cepo.cli.preflight.grading import check_gold, example_verdicts
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.data import audit
 from cepo.data.problems import drop, load_sets
@@ -39,7 +39,8 @@ def answers(run: Preflight) -> Findings:
     sets = {name: loaded for name, loaded in run.sets.items() if name == "eval" or not run.config.algorithm.offline}
     samples = {name: audit.sample(loaded.problems, seed, every=run.every_row) for name, loaded in sets.items()}
     answers = (problem.answer for sample in samples.values() for problem in sample)
-    reasons = ungradable(answers, run.config.data.answer_kind)
+    gold = check_gold(answers, run.config.data.answer_kind)
+    reasons = gold.ungradable
     for name, sample in samples.items():
         loaded = run.sets[name]
         bad_rows = {problem.row: reasons[problem.answer] for problem in sample if problem.answer in reasons}
@@ -50,6 +51,12 @@ def answers(run: Preflight) -> Findings:
             "ok",
             f"{name}: {good} of {len(sample)} reference answers verify, and do not when changed{rest}",
         )
+        narrow = [
+            f"row {problem.row}: {gold.narrow[problem.answer]}" for problem in sample if problem.answer in gold.narrow
+        ]
+        if narrow:
+            yield "note", f"{name}: right answers in another spelling are refused: {len(narrow)} rows"
+            yield from (("note", f"  {line}") for line in narrow[:ROWS_NAMED])
         if bad_rows and run.resume:
             first = ", ".join(map(str, sorted(bad_rows)[:ROWS_NAMED]))
             yield "note", f"{name}: {len(bad_rows)} rows of the run cannot be graded, the first are {first}"

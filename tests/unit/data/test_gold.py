@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cepo.answers.perturb import perturbed
-from cepo.cli.preflight.grading import ungradable
+from cepo.cli.preflight import grading
+from cepo.cli.preflight.grading import check_gold
 from cepo.data.audit import SAMPLE_ROWS, leaked, repeated, sample
 from cepo.data.problems import Problem
 from cepo.messages.groups import Message
@@ -36,11 +37,11 @@ def test_a_perturbed_answer_has_the_form_of_the_right_one(answer: str, wrong: st
 
 def test_answers_that_a_response_can_give_are_gradable() -> None:
     answers = "18", "-1,234.50", "3/4", "\\frac{\\pi}{2}", "C", "Evelyn", "(1, 2]", "x^2+1", "\\infty", "50\\%", "\\pi"
-    assert ungradable(answers, "") == {}
+    assert check_gold(answers, "").ungradable == {}
 
 
 def test_an_answer_that_is_not_found_in_its_own_box_is_not_gradable() -> None:
-    reasons = ungradable(["7", "\\frac{1}{2", "7"], "")
+    reasons = check_gold(["7", "\\frac{1}{2", "7"], "").ungradable
     assert list(reasons) == ["\\frac{1}{2"]
     assert (
         "does not verify against itself: unparsed, the last \\boxed{}, <answer> or 'Answer:' is empty, never closes"
@@ -49,7 +50,7 @@ def test_an_answer_that_is_not_found_in_its_own_box_is_not_gradable() -> None:
 
 
 def test_an_answer_that_a_wrong_one_passes_for_is_not_gradable() -> None:
-    assert ungradable(["3", "900"], "number tolerance=1") == {
+    assert check_gold(["3", "900"], "number tolerance=1").ungradable == {
         answer: f"reference answer '{answer}' verifies against '{other}', which is another answer"
         for answer, other in (("3", "4"), ("900", "901"))
     }
@@ -73,5 +74,23 @@ def test_repeated_questions_and_leaks_are_found_whatever_their_spacing_and_case(
 
 
 def test_a_reference_is_graded_as_the_kind_the_run_names() -> None:
-    assert ungradable(["[0, 1)"], "interval") == {}
-    assert ungradable(["A", "C"], "choice") == {}
+    assert check_gold(["[0, 1)"], "interval").ungradable == {}
+    assert check_gold(["A", "C"], "choice").ungradable == {}
+
+
+def test_an_answer_that_is_refused_in_another_spelling_is_named_with_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        grading, "rewrites", lambda reference, _: [("in words", "a pair of dice"), ("itself", reference)]
+    )
+    gold = check_gold(["2", "3"], "")
+    assert gold.ungradable == {}
+    assert gold.narrow == {
+        answer: f"reference answer '{answer}' is refused as 'a pair of dice' (in words)" for answer in ("2", "3")
+    }
+
+
+def test_one_answer_of_each_form_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
+    varied: list[str] = []
+    monkeypatch.setattr(grading, "changes", lambda reference, _: varied.append(reference) or [])
+    assert check_gold(["12", "34", "5", "6", "x=1", "\\text{Ann}", "\\text{Bob}"], "").forms == 4
+    assert varied == ["12", "5", "x=1", "\\text{Ann}"]
