@@ -91,6 +91,11 @@ def test_an_answer_that_is_refused_in_another_spelling_is_named_with_the_pair(mo
 
 def test_one_answer_of_each_form_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
     varied: list[str] = []
-    monkeypatch.setattr(grading, "changes", lambda reference, _: varied.append(reference) or [])
+
+    def none(reference: str, _: str) -> list[tuple[str, str]]:
+        varied.append(reference)
+        return []
+
+    monkeypatch.setattr(grading, "changes", none)
     assert check_gold(["12", "34", "5", "6", "x=1", "\\text{Ann}", "\\text{Bob}"], "").forms == 4
     assert varied == ["12", "5", "x=1", "\\text{Ann}"]
