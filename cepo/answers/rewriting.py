@@ -178,7 +178,8 @@ def _other_signs(reference: str) -> Iterator[Named]:
         text = reference
         for pattern, replacement in table:
             text = re.sub(pattern, replacement, text)
-        if text != reference and "\\" not in text:
+        mixed = re.search(r"\d *\\[dtc]?frac", reference)  # 1(4)/(5) is a product
+        if text != reference and "\\" not in text and not mixed:
             yield name, text
 
 
