@@ -58,7 +58,7 @@ class Place:
 
     @property
     def lease_seconds(self) -> float:
-        return 3 * self.claim_seconds
+        return 6 * self.claim_seconds
 
     @property
     def clock(self) -> Path:

@@ -32,7 +32,6 @@ def test_no_fault_loses_or_doubles_a_group(groups: int, seed: int) -> None:
     assert figures["broken"] == [], f"seed {seed}: {soaked.stderr}"
     assert figures["groups_exactly_once"] == groups
     assert set(figures["faults"]) >= set(FAULTS)
-    assert figures["calls_that_waited"]["for memory"] + figures["calls_that_waited"]["for the disk"] > 0
 
 
 def test_every_fault_happens_before_the_last_groups_and_a_seed_repeats_them() -> None:
