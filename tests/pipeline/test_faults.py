@@ -15,7 +15,7 @@ from tests.pipeline.support import command, held, kill, rows, run, started, wait
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(600)]
 STALL_SECONDS = 65.0
 ENGINE_SECONDS = 60.0
-"""Two starts of vLLM on a busy machine; six took three minutes."""
+"""Several times what vLLM takes to start on a quiet machine."""
 
 
 NO_NETWORK = {"GLOO_SOCKET_IFNAME": "nonsense"}
@@ -25,14 +25,12 @@ NO_NETWORK = {"GLOO_SOCKET_IFNAME": "nonsense"}
 def test_an_engine_that_cannot_start_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "run" / "logs" / "rollout.log"
     with run(run_dir, **NO_NETWORK) as process:
-        wait_until(log.is_file, process)
-        begin = time.monotonic()
         printed, _ = process.communicate()
     last = printed.splitlines()[-1]
     assert last.startswith("cepo: rollout died twice in the same way (exit 1): RuntimeError: [enforce fail at ")
     assert last.endswith(f"Unable to find address for: nonsense; see {log}")
     assert process.returncode == 1
-    assert time.monotonic() - begin < ENGINE_SECONDS
+    assert log.read_text().count("\nRuntimeError: Engine core initialization failed") == 2, "it was started twice"
 
 
 def test_one_signal_drains_a_run_whose_engine_cannot_start(tmp_path: Path) -> None:
@@ -42,7 +40,7 @@ def test_one_signal_drains_a_run_whose_engine_cannot_start(tmp_path: Path) -> No
         process.send_signal(signal.SIGTERM)
         begin = time.monotonic()
         process.communicate()
-    assert time.monotonic() - begin < ENGINE_SECONDS / 2
+    assert time.monotonic() - begin < ENGINE_SECONDS
 
 
 def test_a_redis_that_stalls_for_a_minute_does_not_end_a_run_whose_verifier_was_killed(tmp_path: Path) -> None:
