@@ -42,8 +42,6 @@ _SPACED = frozenset("mgsLlhJNWVAKCFT")
 """Units of one letter that count without `\\text{}` after a number and a blank: `5 N`."""
 _BARE_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _RUNS = ("abcd", "ijk", "klmn", "pqrs", "rst", "uvw", "wxyz")
-
-
 _GLUED_PRODUCT = re.compile(r"[A-Za-z]{2,4}")  # `3xyz` is a product, `3apples` has a unit
 _PRODUCT = re.compile(r"[B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{2,4}")  # after a blank: `3 xyz`
 
