@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cepo.net.connections import shown
+from cepo.run.best import best_of, plateaued
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines, Row
 
@@ -136,6 +137,10 @@ class ProgressDisplay:
             say(f"  {self.resume_command}")
         if not rows:
             return
+        if not self._draining and plateaued(rows, patience := self._config.checkpoint.patience):
+            say(f"ended after {len(rows)} steps: no better policy in {patience} evaluations (checkpoint.patience)")
+        if self._config.checkpoint.keep_best and (best := best_of(rows)) is not None:
+            say(f"best policy: {best}")
         if all(row["reward/mean"] == 0 for row in rows):
             say(self._without_reward(rows))
         self._print_gain(rows)

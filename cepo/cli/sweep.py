@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +24,11 @@ from cepo.cli.train import train
 from cepo.errors import UserError, first_mistake
 from cepo.net.files import replace_file
 from cepo.run import file as runfile
+from cepo.run.best import plateaued
 from cepo.run.folder import RunDir
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 
 class SweepRun(BaseModel):
@@ -75,15 +79,16 @@ def sweep(
     plan, numbers = read(file), parse_seeds(seeds)
     folder = run_dir or Path("runs") / plan.name
     runs = {entry.name: (file.parent / entry.file, [*entry.set, *(set or ())]) for entry in plan.run}
-    steps = {name: runfile.load(run_file, overrides).loop.steps for name, (run_file, overrides) in runs.items()}
+    configs = {name: runfile.load(run_file, overrides) for name, (run_file, overrides) in runs.items()}
+    steps = {name: config.loop.steps for name, config in configs.items()}
     for seed in numbers:
         for name, (run_file, overrides) in runs.items():
             run = RunDir(folder / name if seed is None else folder / name / f"seed-{seed}")
-            if len(run.rows()) >= steps[name]:
+            if ended(run, configs[name]):
                 continue
             own = overrides if seed is None else [*overrides, f"loop.seed={seed}"]
             train(run_file, run_dir=run.path, set=own, resume=run.config.is_file(), redis=redis)
-            if len(run.rows()) < steps[name]:
+            if not ended(run, configs[name]):
                 raise UserError(f"{name} was stopped; resume with the same command")
     results = collect(plan, folder, numbers, set or ())
     replace_file(folder / "results.json", as_json(plan.name, results, steps))
@@ -91,6 +96,12 @@ def sweep(
     if len(numbers) > 1:
         draw(plan.name, results, folder / "curves")
     Console().print(table(plan.name, results))
+
+
+def ended(run: RunDir, config: RunConfig) -> bool:
+    """Whether a run has taken all its steps, or has stopped early."""
+    rows = run.rows()
+    return len(rows) >= config.loop.steps or plateaued(rows, config.checkpoint.patience)
 
 
 def parse_seeds(text: str) -> list[int | None]:

@@ -92,6 +92,10 @@ class RunConfig(Section):
                 f"lora.rank={self.lora.rank} is above engine.max_lora_rank={self.engine.max_lora_rank}; "
                 "lower the rank or raise the limit"
             )
+        if self.checkpoint.keep_best and not self.data.eval:
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best!r} needs held-out problems; name them in data.eval"
+            )
         if self.sampling.prompts % self.optim.minibatches:
             raise ValueError(
                 f"sampling.prompts={self.sampling.prompts} cannot be split into "

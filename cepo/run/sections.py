@@ -216,6 +216,20 @@ class CheckpointConfig(Section):
     """Number of newest checkpoints to keep."""
     keep_policies: int = Field(default=50, ge=0)
     """Number of newest adapters to keep in adapters/; those that a task or a checkpoint needs stay too. 0: all."""
+    keep_best: Literal["", "accuracy/eval"] = ""
+    """"accuracy/eval": also keeps the adapter with the highest held-out accuracy, for `cepo export --policy best`. Half
+    of the held-out problems choose it, and its accuracy is measured on the other half."""
+    patience: int = Field(default=0, ge=0)
+    """Ends the run after this number of evaluations in a row without a better policy. 0: never. Needs `keep_best`."""
+
+    @model_validator(mode="after")
+    def _patience_has_a_measure(self) -> Self:
+        if self.patience and not self.keep_best:
+            raise ValueError(
+                f"checkpoint.patience={self.patience} has no effect without a measure; set "
+                'checkpoint.keep_best="accuracy/eval"'
+            )
+        return self
 
 
 class TelemetryConfig(Section):

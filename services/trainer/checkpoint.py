@@ -21,6 +21,7 @@ import torch
 from cepo.errors import PolicyError, UserError
 from cepo.messages.groups import PolicyRef
 from cepo.net.files import replace_folder
+from cepo.run.best import Best
 from cepo.service import adapters
 from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
@@ -70,6 +71,8 @@ class Checkpoints:
         self._keep_policies = keep_policies
         self._problems_sha256 = problems_sha256
         self._note = note
+        self.best: Best | None = None
+        """The best policy so far, whose adapter is never deleted; None to keep none."""
         self._named: set[str] = set()
         """The adapter folders that the kept checkpoints refer to."""
 
@@ -81,7 +84,8 @@ class Checkpoints:
             policies = {policy for pinned in pipeline.pinned for policy in (pinned.policy, pinned.teacher)}
             in_use = {self._publisher.expected(policy).folder for policy in policies}
             oldest = pipeline.newest.policy.version - self._keep_policies + 1
-            self._publisher.drop_before(oldest, in_use | self._named)
+            best = set() if self.best is None else {f"v{self.best.version:06d}"}
+            self._publisher.drop_before(oldest, in_use | self._named | best)
 
     def save(self, pipeline: Pipeline) -> None:
         """Writes a checkpoint and deletes the oldest ones above `keep`.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cepo.algo.base import Metrics, Supply
 from cepo.errors import UserError
 from cepo.messages.groups import BASE_POLICY, PromptTask
+from cepo.run.best import best_of, plateaued
 from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines
@@ -33,6 +34,7 @@ from services.trainer.report import (
     finished,
     first_failure,
     group_metrics,
+    halves,
     versions,
     write_rollouts,
 )
@@ -68,7 +70,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         stop: once it is set, the run ends after the current step, with a checkpoint.
     """
     pipeline, before = await _start(run)
-    for step in range(pipeline.next_step, run.config.loop.steps):
+    for step in range(run.config.loop.steps if _plateaued(run) else pipeline.next_step, run.config.loop.steps):
         tasks = _tasks(run, pipeline, step)
         supply = run.feeder.supply(tasks)
         row = StepRow(run.status, tasks[0], before if step == 0 else {})
@@ -82,13 +84,24 @@ async def train(run: Run, stop: asyncio.Event) -> None:
             await _publish_tasks(run, _tasks(run, pipeline, pipeline.steps[-1]))
         if step in run.config.eval_steps:
             with row.phase("eval"):
-                row.add(await _evaluate(run, pipeline, "accuracy/eval"))
+                groups = await _evaluated(run, pipeline)
+                row.add({"accuracy/eval": accuracy(groups), **halves(groups)})
         _report(run, row, tasks)
-        last = stop.is_set() or step + 1 == run.config.loop.steps
+        last = stop.is_set() or step + 1 == run.config.loop.steps or _plateaued(run)
         await asyncio.to_thread(run.checkpoints.maybe_save, pipeline, last=last)
         if last:
             break
     run.status.enter("drained" if stop.is_set() else "done")
+
+
+def _plateaued(run: Run) -> bool:
+    """Keeps the adapter of the best policy so far; whether the run ends, because it has found no better one since."""
+    kept = run.config.checkpoint
+    if not kept.keep_best:
+        return False
+    rows = run.folder.rows()
+    run.checkpoints.best = best_of(rows)
+    return plateaued(rows, kept.patience)
 
 
 async def _start(run: Run) -> tuple[Pipeline, Metrics]:
@@ -107,7 +120,7 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
     before: Metrics = {}
     if pipeline.next_step == 0 and run.config.eval_steps:
         run.status.enter("eval")
-        before = await _evaluate(run, pipeline, "accuracy/eval_before")
+        before = {"accuracy/eval_before": accuracy(await _evaluated(run, pipeline))}
     PUBLISHED_VERSION.labels(run.folder.name).set(pipeline.newest.policy.version)
     for step in pipeline.steps:
         await _publish_tasks(run, _tasks(run, pipeline, step))
@@ -203,8 +216,8 @@ async def _publish_policy(run: Run, pipeline: Pipeline) -> Pipeline:
     return pipeline.advanced(policy, teacher)
 
 
-async def _evaluate(run: Run, pipeline: Pipeline, key: str) -> Metrics:
-    """The accuracy of the newest policy on the held-out problems, under a metric's key.
+async def _evaluated(run: Run, pipeline: Pipeline) -> Groups:
+    """The groups of the held-out problems, sampled with the newest policy.
 
     Raises:
         UserError: every evaluation group failed.
@@ -218,7 +231,7 @@ async def _evaluate(run: Run, pipeline: Pipeline, key: str) -> Metrics:
         raise UserError(f"every evaluation group failed, the first because: {first_failure(groups, run.folder)}")
     if failed := len(groups) - len(finished(groups)):
         log.warning("%d of %d evaluation groups failed and are not counted in the accuracy", failed, len(groups))
-    return {key: accuracy(groups)}
+    return groups
 
 
 def _report(run: Run, row: StepRow, tasks: Sequence[PromptTask]) -> None:

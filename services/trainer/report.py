@@ -23,6 +23,7 @@ from cepo.messages.groups import (
     Verdict,
 )
 from cepo.net.files import replace_file
+from cepo.run.best import CHOICE, PROBLEMS, REPORT
 from cepo.run.causes import root_cause
 from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
@@ -69,6 +70,12 @@ def judged(groups: Groups) -> list[Verdict]:
 def accuracy(groups: Groups) -> float:
     """The mean accuracy of all judged samples; 0 if there are none."""
     return _mean([v.accuracy for v in judged(groups)])
+
+
+def halves(groups: Groups) -> dict[str, float]:
+    """The accuracy over the held-out problems with an even number, and over the others (see `cepo.run.best`)."""
+    halves = [[group for group in groups if group.task.index % 2 == odd] for odd in (0, 1)]
+    return {CHOICE: accuracy(halves[0]), REPORT: accuracy(halves[1]), PROBLEMS: float(len(finished(halves[1])))}
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:

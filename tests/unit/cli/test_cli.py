@@ -33,7 +33,7 @@ OPTIONS = {
     "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",
     "credit": "--model --adapter --html --compare",
     "verify": "",
-    "export": "--merge",
+    "export": "--policy --merge",
     "status": "",
     "dashboard": "--compare --port",
     "up": "--set --redis",

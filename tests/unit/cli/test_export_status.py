@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,15 @@ def test_the_newest_adapter_is_written_as_it_is(
     assert main(["export", str(run_dir.path), str(out)]) == 0
     assert capsys.readouterr().out == f"v000002 of run written to {out}\n"
     newest = run_dir.adapters / "v000002"
+    card = (out / "README.md").read_text()
+    (out / "README.md").unlink()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in newest.iterdir()
     }
+    assert card.startswith("---\nbase_model: model\nlibrary_name: peft\n---\n")
+    digest = hashlib.sha256((newest / "adapter_model.safetensors").read_bytes()).hexdigest()
+    for text in ("| method | `cepo`", "version 2 of run `run`", "seed 0", f"`{digest}`", "transformers 5"):
+        assert text in card
 
 
 def test_a_merged_model_is_the_base_with_the_adapter(run_dir: RunDir, tmp_path: Path) -> None:

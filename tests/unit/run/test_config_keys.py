@@ -45,7 +45,7 @@ KEYS = {
     "algorithm.prm": f"{POLICY_GRADIENT} form outcome progress step_delimiter",
     "algorithm.dpo": "beta label_smoothing name",
     "algorithm.ctdpo": "beta estimator_lr estimator_steps label_smoothing name only_rejected strength",
-    "checkpoint": "every keep keep_policies",
+    "checkpoint": "every keep keep_best keep_policies patience",
     "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
     "rejected solution split system template train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher tensor_parallel trainer_processes",
