@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cepo.cli import main
 from cepo.run.folder import RunDir
+from cepo.run.lines import Row
 from services.trainer.learning.learner import Learner
 from tests.helpers.factories import make_config
 from tests.helpers.runs import make_status
@@ -53,6 +54,40 @@ def test_the_newest_adapter_is_written_as_it_is(
     digest = hashlib.sha256((newest / "adapter_model.safetensors").read_bytes()).hexdigest()
     for text in ("| method | `cepo`", "version 2 of run `run`", "seed 0", f"`{digest}`", "transformers 5"):
         assert text in card
+
+
+def test_a_version_or_the_best_policy_is_exported(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(run: RunDir) -> list[Row]:
+        first = {"step": 0, "accuracy/eval_before": 0.4, "accuracy/eval_choice": 0.9, "accuracy/eval_report": 0.7}
+        second = {"step": 1, "accuracy/eval_choice": 0.6, "accuracy/eval_report": 0.8}
+        return [first | {"accuracy/eval_report_problems": 50.0}, second]
+
+    monkeypatch.setattr(RunDir, "rows", rows)
+    for policy, version in (("best", 1), ("2", 2), ("newest", 2)):
+        out = tmp_path / policy
+        assert main(["export", str(run_dir.path), str(out), "--policy", policy]) == 0
+        assert f"v{version:06d} of run written" in capsys.readouterr().out
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "| held-out accuracy before | 40.0% |" in card
+    assert "| held-out accuracy | 70.0%, 95 % interval 56.2% to 80.9%; the half of the problems" in card
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("best", "measured no policy on held-out problems; name them in data.eval"),
+        ("7", "does not hold version 7 (7); it holds v1 to v2."),
+        ("latest", "--policy latest: give newest, best or the number of a version"),
+    ],
+)
+def test_a_policy_that_is_not_there_is_named(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str, message: str
+) -> None:
+    assert main(["export", str(run_dir.path), str(tmp_path / "out"), "--policy", policy]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merged_model_is_the_base_with_the_adapter(run_dir: RunDir, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from cepo.errors import PolicyError
 from cepo.messages.groups import BASE_POLICY, PolicyRef
+from cepo.run.best import Best
 from cepo.service import adapters
 from services.trainer.pipeline import Pipeline
 from tests.unit.trainer.test_checkpoint import Process
@@ -44,6 +45,14 @@ async def test_the_newest_stay_and_the_others_cannot_be_had(tmp_path: Path) -> N
     assert kept(tmp_path) == ["v000004", "v000005", "v000006"]
     with pytest.raises(PolicyError, match="was not published by this run"):
         await process.publisher.files(policies[2])
+
+
+async def test_the_best_policy_stays_however_old_it_is(tmp_path: Path) -> None:
+    process = Process(tmp_path, keep=1, keep_policies=2)
+    process.checkpoints.best = Best(version=2, chosen=0.9, measured=0.8, low=0.7, high=0.9)
+    _, policies = await published(process, START, 6)
+    assert kept(tmp_path) == ["v000002", "v000005", "v000006"]
+    assert await process.publisher.files(policies[1])
 
 
 async def test_all_stay_where_none_are_to_go(tmp_path: Path) -> None:
