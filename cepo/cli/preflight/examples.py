@@ -59,7 +59,7 @@ def example_prompts(run: Preflight) -> list[ExamplePrompt]:
     for context, answer in {"r+": right, "r-": perturbed(problem.answer)}.items():
         placement = Placement[data.placement.upper()]
         ids = run.renderer.hinted_ids(problem.messages, data.hint, answer, placement, images)
-        hint = hint_line(data.hint, answer)
+        hint = hint_line(data.hint, answer).lstrip(".\n ")  # the words of the hint
         prompts.append(_prompt(run, context, ids, hint, images, blind=bool(images) and run.blind))
     return prompts
 
