@@ -7,24 +7,35 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test nightly check bench docs proto sbom format clean
+.PHONY: help gpu train test nightly check bench docs proto sbom format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
+	@echo "make gpu     install for NVIDIA GPUs instead: driver 580 or newer (CUDA 13), Ampere or newer; then .venv/bin/cepo"
 	@echo "make test    the CPU test suite; ARGS=\"-k name\" for a part of it"
 	@echo "make nightly the long tests that 'make test' leaves out; ARGS as for test"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
 	@echo "make docs    the reference pages of docs/ from the code"
 	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
 
-$(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
+define VENV_3_11
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; set PYTHON=python3.11"; exit 2; }
-	@echo "installing into $(VENV) (about 4 GB, a few minutes)"
-	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about $(1) GB, a few minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
+endef
+
+$(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
+	$(call VENV_3_11,4)
 	@$(PIP) torch==2.13.0
 	@$(PIP) --no-deps --requirement deploy/requirements/cpu.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+gpu:
+	$(call VENV_3_11,15)
+	@$(PIP) --no-deps --requirement deploy/requirements/gpu.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "PyTorch finds no GPU: is the driver 580 or newer?")'
 
 train: $(INSTALLED)
 	@$(BIN)/cepo train deploy/runs/tiny_cepo.toml $(ARGS)

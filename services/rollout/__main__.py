@@ -14,12 +14,14 @@ from cepo.service.chassis import Service, main, stage_service, unary
 from cepo.service.image_cache import trainer_images
 from cepo.service.stage import StageLoop
 from services.rollout.handler import make_handler
+from services.rollout.vllm_patches import vllm_names
 
 
 async def build(settings: Settings) -> Service:
     """Starts a vLLM engine and builds the service around it."""
-    from services.rollout.engine import VllmGenerator  # imports vLLM, which only this function needs
-    from services.rollout.rest import application
+    with vllm_names():
+        from services.rollout.engine import VllmGenerator  # imports vLLM, which only this function needs
+        from services.rollout.rest import application
 
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model, settings.template)

@@ -18,6 +18,7 @@ from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import trainer_cache
 from cepo.service.chassis import mistakes_told
 from cepo.service.generator import RolloutPrompt
+from services.rollout.vllm_patches import vllm_names
 
 WARM_UP_TOKENS = 8
 """Of a first request, which is not measured: the first batch on a machine compiles and allocates."""
@@ -29,7 +30,8 @@ async def measure(request: dict[str, Any], settings: Settings) -> dict[str, floa
     Returns:
         start_seconds, sample_seconds, tokens (all sampled ones) and samples.
     """
-    from services.rollout.engine import VllmGenerator  # imports vLLM
+    with vllm_names():
+        from services.rollout.engine import VllmGenerator  # imports vLLM
 
     begun = time.monotonic()
     renderer = Renderer(settings.model, settings.template)

