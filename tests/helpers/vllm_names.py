@@ -51,7 +51,7 @@ def _defined(body: list[ast.stmt]) -> Iterator[str]:
             case ast.Assign(targets=targets, value=value):
                 yield from (each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name))
                 if isinstance(value, ast.Dict):  # `MODULE_ATTRS` of vllm/__init__.py
-                    yield from (key.value for key in value.keys if isinstance(key, ast.Constant))
+                    yield from (str(key.value) for key in value.keys if isinstance(key, ast.Constant))
             case ast.AnnAssign(target=ast.Name(id=name)):
                 yield name
             case ast.If() | ast.Try() | ast.With():
