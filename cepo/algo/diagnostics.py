@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +19,20 @@ DELTA_EDGES = (-8.0, -4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 DELTA_QUANTILES = (5, 25, 50, 75, 95)
 """The percentiles of delta."""
 RATIO_QUANTILES = (1, 50, 99)
+TENTHS = 10
+SURE = 0.9
+"""A token that was sampled with a larger probability was no fork (as in SPO, arXiv:2505.23564)."""
+RULED_OUT = 0.05
+"""r+ rules out a token of a smaller probability."""
 
 
 def credit_metrics(
-    credit: Credit | None, batch: TrainBatch, weighed_BT: Tensor, lam: float, dead_band: float = DEAD_BAND
+    credit: Credit | None,
+    batch: TrainBatch,
+    weighed_BT: Tensor,
+    lam: float,
+    dead_band: float = DEAD_BAND,
+    numerator_BT: Tensor | None = None,
 ) -> Metrics:
     """Metrics over the weighed tokens; all 0 if no token was weighed.
 
@@ -29,6 +40,7 @@ def credit_metrics(
         credit: token credit and its parts; None for a method without token credit.
         weighed_BT: 1 on tokens with evidence and a non-zero advantage.
         dead_band: a delta within it, in nats, counts as 0.
+        numerator_BT: the log-probs under r+.
     """
     if credit is None:
         nothing_BT = torch.zeros_like(batch.mask_BT)
@@ -39,6 +51,9 @@ def credit_metrics(
         "credit/lambda": lam,
         **delta_metrics(credit, batch.correct_B, mask_BT, dead_band),
         **weight_metrics(credit, mask_BT, lam),
+        **position_metrics(credit.delta_BT, batch.mask_BT, mask_BT, dead_band),
+        **surprise_metrics(credit.delta_BT, batch.rollout_logp_BT, mask_BT, dead_band),
+        **blame_metrics(credit, numerator_BT, mask_BT & ~batch.correct_B[:, None], dead_band),
     }
 
 
@@ -92,6 +107,53 @@ def weight_metrics(credit: Credit, mask_BT: Tensor, lam: float) -> Metrics:
         "credit/advantage_before": masked_mean((credit.adv_BT / multiplier_BT).abs(), mask_BT),
         "credit/advantage_after": masked_mean(credit.adv_BT.abs(), mask_BT),
     }
+
+
+def position_metrics(delta_BT: Tensor, valid_BT: Tensor, mask_BT: Tensor, dead_band: float) -> Metrics:
+    """Mean |delta| in each tenth of the responses, 00 the first; a delta within the dead band counts as 0.
+
+    Args:
+        valid_BT: 1 on the tokens of the responses, whose number is a response's length.
+        mask_BT: the weighed tokens.
+    """
+    size_BT = _beyond(delta_BT, dead_band)
+    length_B1 = valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    tenth_BT = torch.arange(valid_BT.shape[1], device=valid_BT.device) * TENTHS // length_B1
+    return {f"credit/size_tenth_{at:02d}": masked_mean(size_BT, mask_BT & (tenth_BT == at)) for at in range(TENTHS)}
+
+
+def surprise_metrics(delta_BT: Tensor, logp_BT: Tensor, mask_BT: Tensor, dead_band: float) -> Metrics:
+    """Mean |delta| where the policy was sure of the sampled token (p > 0.9) and where it was not (a fork).
+
+    The probability of the sampled token stands in for the entropy of its distribution, which would cost a pass.
+
+    Args:
+        logp_BT: log-probs of the sampled tokens under the policy that sampled.
+    """
+    size_BT, sure_BT = _beyond(delta_BT, dead_band), logp_BT > math.log(SURE)
+    return {
+        "credit/size_sure": masked_mean(size_BT, mask_BT & sure_BT),
+        "credit/size_fork": masked_mean(size_BT, mask_BT & ~sure_BT),
+        "credit/fork_fraction": masked_mean(~sure_BT, mask_BT),
+    }
+
+
+def blame_metrics(credit: Credit, numerator_BT: Tensor | None, wrong_BT: Tensor, dead_band: float) -> Metrics:
+    """How often the first token that r+ rules out is blamed, over the wrong responses that have such a token.
+
+    r+ rules a token out if its probability under r+ is below 5 %. The token is blamed if its weight raises the size of
+    a negative advantage: delta is below the dead band and the advantage is negative.
+    """
+    if numerator_BT is None:
+        return {"credit/ruled_out_blamed": 0.0}
+    ruled_BT = wrong_BT & (numerator_BT < math.log(RULED_OUT))
+    first_BT = ruled_BT & (ruled_BT.cumsum(dim=1) == 1)
+    return {"credit/ruled_out_blamed": masked_mean((credit.delta_BT < -dead_band) & (credit.adv_BT < 0), first_BT)}
+
+
+def _beyond(delta_BT: Tensor, dead_band: float) -> Tensor:
+    size_BT = delta_BT.abs()
+    return torch.where(size_BT > dead_band, size_BT, 0.0)
 
 
 def engine_metrics(logp_old_BT: Tensor, rollout_BT: Tensor, sampled_BT: Tensor) -> Metrics:

@@ -84,6 +84,13 @@ METRICS: dict[str, dict[str, str]] = {
         "credit/wrong_direction_fraction": "share of tokens whose delta is beyond `dead_band` and opposite to the "
         "advantage",
         "credit/wrong_direction_fraction_*": "the same for positive (`raised`) or negative (`lowered`) advantage",
+        "credit/size_tenth_*": "mean size of delta in each tenth of the responses, `00` the first; 0 within "
+        "`dead_band`",
+        "credit/size_sure": "mean size of delta of tokens that were sampled with a probability above 0.9",
+        "credit/size_fork": "the same for the other tokens, where the policy had a choice",
+        "credit/fork_fraction": "share of these other tokens",
+        "credit/ruled_out_blamed": "share of wrong responses in which the first token with a probability below 5 % "
+        "under r+ is blamed: delta below -`dead_band`; over those that have such a token",
         "credit/clip_fraction": "share of weights outside 1 - eps_w and 1 + eps_w",
         "credit/clip_low_fraction": "share of weights below 1 - eps_w",
         "credit/clip_high_fraction": "share of weights above 1 + eps_w",

@@ -38,6 +38,8 @@ class Weighing:
 
     adv_BT: Tensor
     """The advantages before."""
+    numerator: EvidenceTensors
+    """The evidence that was divided."""
     denominator: EvidenceTensors
     """The evidence that was divided by."""
     weighed_BT: Tensor
@@ -204,7 +206,7 @@ class EvidenceRatio(PolicyGradient):
         sign_BT = torch.sign((adv_BT * batch.mask_BT).sum(dim=1, keepdim=True)) if self.sign == "sequence" else None
         evidence = numerator.logp_BT, denominator.logp_BT
         parts = credit(adv_BT, *evidence, self.lam_at(step), self.eps_w, weighed_BT, sign_BT)
-        return Weighing(adv_BT, denominator, weighed_BT, parts)
+        return Weighing(adv_BT, numerator, denominator, weighed_BT, parts)
 
     def _may_weigh_BT(self, batch: TrainBatch, adv_BT: Tensor) -> Tensor:
         """Whether the options let a token's weight differ from 1."""
@@ -214,7 +216,8 @@ class EvidenceRatio(PolicyGradient):
         if weighing is None:
             return credit_metrics(None, batch, batch.mask_BT, self.lam_at(step))
         moved_BT = weighing.weighed_BT & (weighing.credit.adv_BT != 0)
-        return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step), self.dead_band)
+        numerator_BT = weighing.numerator.logp_BT
+        return credit_metrics(weighing.credit, batch, moved_BT, self.lam_at(step), self.dead_band, numerator_BT)
 
 
 def mean_of(evidence: Sequence[EvidenceTensors]) -> EvidenceTensors:

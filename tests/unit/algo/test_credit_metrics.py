@@ -56,6 +56,11 @@ KEYS = {
         "advantage_before",
         "advantage_after",
         "nonfinite_tokens",
+        *(f"size_tenth_{tenth:02d}" for tenth in range(10)),
+        "size_sure",
+        "size_fork",
+        "fork_fraction",
+        "ruled_out_blamed",
     )
 }
 SHARPER = {"credit/sharper_correct", "credit/sharper_wrong"}
@@ -131,6 +136,14 @@ def test_diagnostics_of_a_batch_counted_by_hand() -> None:
         "weight_mean_unclipped": sum(map(math.exp, [1.0, -0.1, 0.0, 0.2, -2.0, 2.0, 0.3])) / 7,
         "multiplier_mean": sum(0.6 + 0.4 * weight for weight in weights) / 7,
         "nonfinite_tokens": 0.0,
+        **dict.fromkeys([f"size_tenth_{tenth:02d}" for tenth in range(10)], 0.0),
+        "size_tenth_00": (1.0 + 0.2 + 2.0) / 3,  # the first tokens
+        "size_tenth_03": (0.1 + 2.0) / 2,
+        "size_tenth_06": (0.0 + 0.3) / 2,
+        "size_sure": 0.8,
+        "size_fork": 0.0,
+        "fork_fraction": 0.0,
+        "ruled_out_blamed": 1.0,  # the second token of the wrong response has log-prob -5 under r+, and delta -2
     }
     assert metrics == pytest.approx({f"credit/{key}": value for key, value in expected.items()}, rel=1e-5, abs=1e-6)
 
@@ -184,6 +197,37 @@ def test_deltas_within_the_dead_band_count_as_zero_by_default() -> None:
     keys = ("delta_pos_fraction", "delta_neg_fraction", "delta_zero_fraction", "wrong_direction_fraction")
     assert [metrics[f"credit/{key}"] for key in keys] == pytest.approx([1 / 6, 1 / 6, 4 / 6, 1 / 6])
     assert (metrics["credit/sharper_correct"], metrics["credit/sharper_wrong"]) == pytest.approx((1 / 3, 1 / 3))
+
+
+def test_placements_of_credit_are_loops_over_the_weighed_tokens() -> None:
+    batch, cepo = random_sample(3).batch, Cepo()
+    logp_BT = torch.where(torch.arange(batch.mask_BT.shape[1]) % 3 == 0, -0.05, -0.5) * batch.mask_BT
+    batch = replace(batch, rollout_logp_BT=logp_BT)
+    adv_BT = Grpo().advantages(batch, 0).adv_BT
+    numerator_BT, denominator_BT = both(batch)
+    tenths: dict[int, list[float]] = {tenth: [] for tenth in range(10)}
+    sizes: dict[bool, list[float]] = {True: [], False: []}
+    blamed: list[bool] = []
+    for row in range(batch.size):
+        length, ruled_out = len(batch.response_ids[row]), False
+        for at in range(length):
+            if adv_BT[row, at] == 0:
+                continue
+            delta = float(numerator_BT[row, at] - denominator_BT[row, at])
+            size = abs(delta) if abs(delta) > 0.01 else 0.0
+            tenths[10 * at // length].append(size)
+            sizes[float(logp_BT[row, at]) > math.log(0.9)].append(size)
+            if not ruled_out and batch.reward_B[row] < 0.5 and numerator_BT[row, at] < math.log(0.05):
+                ruled_out = True
+                blamed.append(delta < -0.01 and float(adv_BT[row, at]) < 0)
+    metrics = cepo.advantages(batch, 0).metrics
+    for tenth, found in tenths.items():
+        expected = sum(found) / len(found) if found else 0.0
+        assert metrics[f"credit/size_tenth_{tenth:02d}"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["credit/size_sure"] == pytest.approx(sum(sizes[True]) / len(sizes[True]), rel=1e-5)
+    assert metrics["credit/size_fork"] == pytest.approx(sum(sizes[False]) / len(sizes[False]), rel=1e-5)
+    assert metrics["credit/fork_fraction"] == pytest.approx(len(sizes[False]) / (len(sizes[True]) + len(sizes[False])))
+    assert metrics["credit/ruled_out_blamed"] == pytest.approx(sum(blamed) / len(blamed) if blamed else 0.0)
 
 
 def test_sharpness_is_measured_with_the_trainers_own_log_probs() -> None:
