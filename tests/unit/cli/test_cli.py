@@ -34,7 +34,7 @@ OPTIONS = {
     "credit": "--model --adapter --html --compare",
     "verify": "",
     "export": "--policy --merge",
-    "status": "",
+    "status": "--json --watch",
     "dashboard": "--compare --port",
     "up": "--set --redis",
     "down": "",
