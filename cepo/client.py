@@ -1,26 +1,28 @@
 """A Python client of `POST /v1/credit` on the teacher. It needs no torch.
 
 with Client("http://127.0.0.1:8053") as client:
-    reply = client.credit(CreditRequest(messages=[...], responses=[...], positive="51", negative="41"))
+    reply = client.credit({"messages": [...], "responses": ["23+45=68"], "positive": "51", "method": "cepo"})
 """
 
 from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Self
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import httpx
 from pydantic import ValidationError
 
 from cepo.credit import CreditReply, CreditRequest
-from cepo.errors import CepoError, PolicyError, Unreachable, UserError
+from cepo.errors import CepoError, PolicyError, Unreachable, UserError, first_mistake
 from cepo.net.auth import call_metadata
 from cepo.net.rest import Refusal
 
 PATH = "/v1/credit"
 TIMEOUT_SECONDS = 300.0
+Asked = CreditRequest | Mapping[str, Any]
+"""A request, or its fields as a dict."""
 _LINES = {"Accept": "application/x-ndjson"}
 _PAGE = {"Accept": "text/html"}
 _ERRORS: dict[int, type[CepoError]] = {409: PolicyError, 503: Unreachable}
@@ -68,11 +70,11 @@ class Client:
         """Closes the connections."""
         self._http.close()
 
-    def credit(self, request: CreditRequest) -> CreditReply:
+    def credit(self, request: Asked) -> CreditReply:
         """Returns the credit of every token of one request."""
         return CreditReply.model_validate_json(self._post(request, {}))
 
-    def credit_many(self, requests: Sequence[CreditRequest]) -> Iterator[CreditReply | Refusal]:
+    def credit_many(self, requests: Sequence[Asked]) -> Iterator[CreditReply | Refusal]:
         """Yields the reply or the error of each request, in order, as soon as the teacher sends it."""
         try:
             with self._http.stream("POST", PATH, json=[_sent(each) for each in requests], headers=_LINES) as response:
@@ -84,11 +86,11 @@ class Client:
         except httpx.HTTPError as error:
             raise _unreachable(self._http.base_url, error) from error
 
-    def heat_map(self, request: CreditRequest) -> str:
+    def heat_map(self, request: Asked) -> str:
         """Returns the credit of one request as a self-contained HTML document."""
         return self._post(request, _PAGE).decode()
 
-    def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
+    def _post(self, request: Asked, headers: dict[str, str]) -> bytes:
         try:
             response = self._http.post(PATH, json=_sent(request), headers=headers)
         except httpx.HTTPError as error:
@@ -126,11 +128,11 @@ class AsyncClient:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def credit(self, request: CreditRequest) -> CreditReply:
+    async def credit(self, request: Asked) -> CreditReply:
         """Returns the credit of every token of one request."""
         return CreditReply.model_validate_json(await self._post(request, {}))
 
-    async def credit_many(self, requests: Sequence[CreditRequest]) -> AsyncIterator[CreditReply | Refusal]:
+    async def credit_many(self, requests: Sequence[Asked]) -> AsyncIterator[CreditReply | Refusal]:
         """Yields the reply or the error of each request, in order, as soon as the teacher sends it."""
         sent = [_sent(each) for each in requests]
         try:
@@ -143,11 +145,11 @@ class AsyncClient:
         except httpx.HTTPError as error:
             raise _unreachable(self._http.base_url, error) from error
 
-    async def heat_map(self, request: CreditRequest) -> str:
+    async def heat_map(self, request: Asked) -> str:
         """Returns the credit of one request as a self-contained HTML document."""
         return (await self._post(request, _PAGE)).decode()
 
-    async def _post(self, request: CreditRequest, headers: dict[str, str]) -> bytes:
+    async def _post(self, request: Asked, headers: dict[str, str]) -> bytes:
         try:
             response = await self._http.post(PATH, json=_sent(request), headers=headers)
         except httpx.HTTPError as error:
@@ -157,7 +159,12 @@ class AsyncClient:
         return response.content
 
 
-def _sent(request: CreditRequest) -> dict[str, object]:
+def _sent(request: Asked) -> dict[str, object]:
+    if not isinstance(request, CreditRequest):
+        try:
+            request = CreditRequest.model_validate(dict(request))
+        except ValidationError as error:
+            raise UserError(first_mistake(error.errors(), unnamed="the request")) from error
     return request.model_dump(mode="json", exclude_unset=True)
 
 

@@ -11,12 +11,13 @@ training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
+from cepo.messages.requests import SentModel
 from cepo.messages.vocabulary import DEAD_BAND
 from cepo.prompts.images import MAX_IMAGES
 
@@ -35,15 +36,29 @@ TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS, strict=False)]
 Answer = Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARACTERS)]
 
 
-class _Sent(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
 class _Returned(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Method(_Sent):
+def _named(sent: Any) -> Any:
+    """A method that is given by its name alone."""
+    if isinstance(sent, str):
+        return {"name": sent}
+    if not isinstance(sent, dict | Method):
+        raise ValueError('give a name such as "cepo", or an object such as {"name": "cepo", "lam": 0.5}')
+    return sent
+
+
+def _worded(sent: Any) -> Any:
+    """A response that is given as plain text."""
+    if isinstance(sent, str):
+        return {"text": sent}
+    if not isinstance(sent, dict | Response):
+        raise ValueError('give a text in quotes, or an object such as {"text": "...", "reward": 1.0}')
+    return sent
+
+
+class Method(SentModel):
     """How log-probs become credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
 
     name: MethodName = Field(
@@ -64,7 +79,7 @@ class Method(_Sent):
     exclude_self: bool = Field(default=False, description="cepo: never contrast a response with its own answer")
 
 
-class Response(_Sent):
+class Response(SentModel):
     """A response to weigh, from this model or from any other source."""
 
     text: Text | None = Field(
@@ -83,14 +98,20 @@ class Response(_Sent):
         return self
 
 
-class Variant(_Sent):
+AnyMethod = Annotated[Method, BeforeValidator(_named, json_schema_input_type=Method | MethodName)]
+"""A method as an object or by its name."""
+AnyResponse = Annotated[Response, BeforeValidator(_worded, json_schema_input_type=Response | Text)]
+"""A response as an object or as plain text."""
+
+
+class Variant(SentModel):
     """The changes of a comparison; a field that is left out keeps the value of the request."""
 
-    method: Method | None = None
+    method: AnyMethod | None = None
     policy: PolicyRef | None = None
 
 
-class CreditRequest(_Sent):
+class CreditRequest(SentModel):
     """One prompt, its responses and the answers to contrast."""
 
     messages: list[Message] | None = Field(default=None, min_length=1, description="a chat, rendered by its template")
@@ -106,7 +127,7 @@ class CreditRequest(_Sent):
         description="data URIs; each <image> in the messages stands for the next one, and without such marks the "
         "images come first in the last turn; in a prompt the model's own placeholder stands for each",
     )
-    responses: list[Response] = Field(
+    responses: list[AnyResponse] = Field(
         min_length=1,
         max_length=MAX_RESPONSES,
         description="one group: the responses are graded and contrasted as siblings",
@@ -116,7 +137,7 @@ class CreditRequest(_Sent):
         default=None, description="r-, a wrong answer; left out: chosen from the rejected responses, as in training"
     )
     kind: str = Field(default="", max_length=100, description="how answers are graded; empty: inferred from `positive`")
-    method: Method = Method()
+    method: AnyMethod = Method()
     policy: PolicyRef = Field(default=BASE_POLICY, description="the weights that score; version 0 is the base model")
     compare: list[Variant] = Field(
         default=[], max_length=MAX_VARIANTS, description="also score with each of these changes"

@@ -13,7 +13,7 @@ Add a type only if some code catches it. Every type also inherits from the match
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -45,13 +45,38 @@ class WireError(CepoError, ValueError):
     """The bytes of a message do not decode to a valid message."""
 
 
+OUR_WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "model_type": 'write an object, such as {"key": "value"}',
+    "model_attributes_type": 'write an object, such as {"key": "value"}',
+    "dict_type": 'write an object, such as {"key": "value"}',
+    "list_type": "write a list, such as [...]",
+    "string_type": "write a text in quotes",
+}
+"""Messages for pydantic's types of errors, whose own messages speak of Python."""
+
+
 def first_mistake(errors: Sequence[Any], *, unnamed: str = "body") -> str:
-    """The first of pydantic's errors as one line. Example: "responses.0.text: Field required".
+    """The first of pydantic's errors as one line. Example: "responses.0.text: write a text in quotes".
 
     Args:
         errors: the result of `ValidationError.errors()`; not empty.
         unnamed: the name to use for an error without a field.
     """
     first = errors[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = OUR_WORDS.get(first["type"]) or str(first["msg"]).removeprefix("Value error, ")
     return f"{'.'.join(map(str, first['loc'])) or unnamed}: {message}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown word: the nearest known one, or all of them if none is near.
+
+    >>> did_you_mean("positve", ["positive", "negative"]), did_you_mean("x", ["positive", "negative"])
+    ('did you mean `positive`?', 'known: negative, positive')
+    """
+    from difflib import get_close_matches
+
+    words = sorted(known)
+    near = get_close_matches(word, words, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known: {', '.join(words)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,28 +102,38 @@ def _another_algorithm(key: str, old: Tree, new: Tree) -> bool:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A mistyped section is both an unknown key and a missing one; the unknown key is what the user wrote.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     parts = [str(part) for part in first["loc"]]
     if parts[:1] == ["algorithm"] and len(parts) > 2:
         parts.pop(1)  # the union's tag
     key = ".".join(parts)
     match first["type"]:
         case "extra_forbidden":
-            known = ", ".join(_known_keys(parts[:-1], first["loc"]))
+            known = _known_keys(parts[:-1], first["loc"])
             ours = f"write {OTHER_NAMES[key]}; " if key in OTHER_NAMES else ""
-            return f"config key {key} is unknown; {ours}known here: {known}"
+            hint = "" if ours else _nearest(parts[-1], known, parts[:-1])
+            return f"config key {key} is unknown; {ours}known here: {', '.join(known)}{hint}"
         case "missing":
             return f"config key {key} is missing"
         case "union_tag_invalid":
-            return (
-                f"config key algorithm.name={first['ctx']['tag']!r} is unknown; known: {first['ctx']['expected_tags']}"
-            )
+            tag, tags = first["ctx"]["tag"], first["ctx"]["expected_tags"]
+            hint = _nearest(tag, [name.strip("'") for name in tags.split(", ")], [])
+            return f"config key algorithm.name={tag!r} is unknown; known: {tags}{hint}"
         case "union_tag_not_found":
             return 'config key algorithm.name is missing; for example name = "cepo"'
         case "value_error":
             section = "algorithm." if parts[:1] == ["algorithm"] else ""
             return f"config key {section}{first['ctx']['error']}"  # it names its key
+        case "model_type" | "dict_type":
+            return f"config key {key}={first['input']!r}: write a table, such as [{key}]"
     return f"config key {key}={first['input']!r}: {first['msg']}"
+
+
+def _nearest(word: str, known: Sequence[str], parents: Sequence[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {'.'.join([*parents, near[0]])}?" if near else ""
 
 
 def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:

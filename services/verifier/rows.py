@@ -8,13 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cepo.answers.kinds import KINDS, OPTIONS
 from cepo.messages.groups import Verdict
+from cepo.messages.requests import SentModel
 from services.verifier.verdicts import Item
 
 
-class Request(BaseModel):
+class Request(SentModel):
     """A response and its reference answer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     response: str = Field(
         description="the whole response; its answer is in the last \\boxed{}, <answer>, ####, Answer:"

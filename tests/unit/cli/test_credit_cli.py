@@ -46,7 +46,7 @@ def test_a_file_is_answered_as_rest_would(tmp_path: Path, capsys: Any) -> None:
 
 def test_what_is_left_out_is_graded_and_chosen(tmp_path: Path, capsys: Any) -> None:
     body = {key: BODY[key] for key in ("messages", "positive")}
-    responses = [{"text": "\\boxed{3\\cdot 17}"}, {"text": "\\boxed{41}"}]
+    responses = [{"text": "\\boxed{51.0}"}, {"text": "\\boxed{41}"}]
     _, reply, _ = credit(tmp_path, capsys, body | {"responses": responses})
     assert [r["grade"]["outcome"] for r in reply["responses"]] == ["correct", "wrong"]
     assert [r["negative"] for r in reply["responses"]] == [

@@ -40,9 +40,9 @@ def test_the_learning_rate_is_not_what_tells_the_methods_of_table_2_apart() -> N
     [
         ("name = ", "is not TOML"),
         ('name = "\xe9"', "is not TOML"),
-        ('name = "s"', "key run: Field required"),
-        ('name = "s"\n[[run]]\nname = "a"', "key run.0.file: Field required"),
-        ('name = "s"\n[[run]]\nname = "a"\nfile = "x"\nlr = 1', "key run.0.lr: Extra inputs are not permitted"),
+        ('name = "s"', "key run: is missing"),
+        ('name = "s"\n[[run]]\nname = "a"', "key run.0.file: is missing"),
+        ('name = "s"\n[[run]]\nname = "a"\nfile = "x"\nlr = 1', "key run.0.lr: unknown key"),
         ('name = "s"' + '\n[[run]]\nname = "a"\nfile = "x"' * 2, "names 'a' twice"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from cepo.algo.methods.rlsd import Rlsd
 from cepo.algo.variants import ALGORITHMS, Grpo
 from cepo.errors import UserError
-from cepo.run.file import load
+from cepo.run.file import load, parse
 from cepo.run.folder import RunDir
 from tests.helpers.factories import RUNS, make_config
 
@@ -77,7 +77,7 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
         ("loops.steps=3", "config key loops is unknown; known here: algorithm, checkpoint, data, "),
         ("loop.steps=many", "config key loop.steps='many': Input should be a valid integer"),
         ("loop.steps=0", "config key loop.steps=0: Input should be greater than or equal to 1"),
-        ("loop=3", "config key loop=3: Input should be a valid dictionary"),
+        ("loop=3", "config key loop=3: write a table, such as [loop]"),
         ("lora.targets=q_proj", "config key lora.targets='q_proj': Input should be a valid tuple"),
         ("optim.lr=inf", "config key optim.lr=inf: Input should be a finite number"),
         ("optim.lr=nan", "config key optim.lr=nan: Input should be "),
@@ -188,6 +188,28 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(override: str, message:
     with pytest.raises(UserError) as refusal:
         make_config(override)
     assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("loop.stepz=3", "loop.stepz", "loop.steps"),
+        ("algorithm.lamda=0.5", "algorithm.lamda", "algorithm.lam"),
+        ("algorithm.name=cepoo", "algorithm.name='cepoo'", "cepo"),
+    ],
+)
+def test_an_unknown_key_or_algorithm_names_the_nearest(override: str, key: str, nearest: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        make_config(override)
+    assert str(refusal.value).startswith(f"config key {key} is unknown; known")
+    assert str(refusal.value).endswith(f"; did you mean {nearest}?")
+
+
+def test_a_mistyped_section_is_named_rather_than_the_section_that_is_missing() -> None:
+    tree = make_config().model_dump(mode="json", exclude_none=True)
+    tree["algorith"] = tree.pop("algorithm")
+    with pytest.raises(UserError, match=r"^config key algorith is unknown; .*; did you mean algorithm\?$"):
+        parse(tree)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ async def test_one_request_or_a_list_is_answered_in_kind() -> None:
     }
 
 
+async def test_a_text_and_the_name_of_a_method_stand_for_their_objects() -> None:
+    whole = make_body(responses=[{"text": RIGHT}, {"text": WRONG}], method={"name": "rlsd"})
+    whole["compare"] = [{"method": {"name": "cepo"}}]
+    short = {**whole, "responses": [RIGHT, WRONG], "method": "rlsd", "compare": [{"method": "cepo"}]}
+    reply = await post(short)
+    assert reply.status_code == 200
+    assert reply.json() == (await post(whole)).json()
+
+
 async def test_many_come_as_json_lines_and_a_refusal_stops_nothing() -> None:
     bodies = [make_body(), make_body(positive="\\boxed{}"), make_body(method={"name": "rlsd"})]
     reply = await post(bodies, Accept="application/x-ndjson")
@@ -74,11 +83,17 @@ async def test_a_page_is_asked_for_like_any_other_form() -> None:
         ({"responses": [{"text": "x"}] * 65}, "responses: List should have at most 64 items"),
         ({"responses": [{"text": "x"}, {}]}, "responses.1: give either text or token_ids"),
         ({"responses": [{"text": "x", "token_ids": [1]}]}, "responses.0: give either text or token_ids"),
-        ({"responses": [{"text": 3}]}, "responses.0.text: "),
+        ({"responses": [{"text": 3}]}, "responses.0.text: write a text in quotes"),
+        ({"responses": [3]}, 'responses.0: give a text in quotes, or an object such as {"text": '),
+        ({"responses": "x"}, "responses: write a list"),
+        ({"responses": [{"txt": "x"}]}, "responses.0.txt: unknown key; did you mean `text`?"),
+        ({"method": 3}, 'method: give a name such as "cepo", or an object such as {"name": '),
+        ({"method": "cepoo"}, "method.name: "),
+        ({"positve": "51"}, "positve: unknown key; did you mean `positive`?"),
         ({"responses": [{"token_ids": [1.5]}]}, "responses.0.token_ids.0: "),
         ({"responses": [{"text": "x", "reward": "high"}]}, "responses.0.reward: "),
         ({"responses": [{"text": "9" * 200_001}]}, "responses.0.text: String should have at most 200000"),
-        ({"positive": None}, "positive: Field required"),
+        ({"positive": None}, "positive: is missing"),
         ({"positive": ""}, "positive: "),
         ({"messages": None}, "give one of messages, prompt and prompt_token_ids"),
         ({"prompt": "x"}, "give one of messages, prompt and prompt_token_ids"),
@@ -86,13 +101,13 @@ async def test_a_page_is_asked_for_like_any_other_form() -> None:
         ({"method": {"name": "dpo"}}, "method.name: "),
         ({"method": {"lam": 1.5}}, "method.lam: "),
         ({"method": {"eps_w": 0}}, "method.eps_w: "),
-        ({"method": {"epsw": 0.5}}, "method.epsw: Extra inputs"),
+        ({"method": {"epsw": 0.5}}, "method.epsw: unknown key; did you mean `eps_w`?"),
         ({"policy": {"version": 3}}, "policy: version 0 is the base model"),
         ({"policy": {"version": 2**70, "sha256": "0" * 64}}, "policy.version: "),
         ({"temperature": 0}, "temperature: "),
         ({"temperature": 1e-300}, "temperature: "),
         ({"responses": [{"text": "x", "advantage": 1e300}]}, "responses.0.advantage: "),
-        ({"unknown": 1}, "unknown: Extra inputs"),
+        ({"unknown": 1}, "unknown: unknown key; known: chat_template_kwargs, compare"),
         ({"responses": [{"token_ids": [3, 9999]}]}, "responses.0.token_ids.1: 9999 is outside"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:40],
