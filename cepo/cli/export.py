@@ -83,7 +83,7 @@ def chosen(run: RunDir, policy: str) -> Path:
     return versions[version]
 
 
-def _merge(config: RunConfig, adapter: Path, out: Path) -> None:
+def _merge(config: RunConfig, adapter: Path, scratch: Path) -> None:
     """Writes the base model with the adapter merged in, its tokenizer and its image processor into a folder."""
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -93,7 +93,7 @@ def _merge(config: RunConfig, adapter: Path, out: Path) -> None:
 
     base = load_causal_lm(config.model.path, config.model.dtype, "cpu")
     merged: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(config.model.path).save_pretrained(out)
+    merged.save_pretrained(scratch)
+    AutoTokenizer.from_pretrained(config.model.path).save_pretrained(scratch)
     if hasattr(merged.config, "vision_config"):
-        image_processor(config.model.path).save_pretrained(out)
+        image_processor(config.model.path).save_pretrained(scratch)

@@ -60,7 +60,7 @@ def draw(title: str, runs: Sequence[RunResult], path: Path) -> list[Path]:
     figure.suptitle(f"{title}: mean over {seeds} seeds, band: 95 % bootstrap interval")
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file in written:
-        content = BytesIO()
-        figure.savefig(content, dpi=150, format=file.suffix[1:])
-        replace_file(file, content.getvalue())
+        scratch = BytesIO()
+        figure.savefig(scratch, dpi=150, format=file.suffix[1:])
+        replace_file(file, scratch.getvalue())
     return written

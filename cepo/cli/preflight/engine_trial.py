@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.errors import UserError
 from cepo.net.environment import child_environment
+from cepo.net.files import append_lines, open_log
 from cepo.net.processes import die_with_parent
 from cepo.net.settings import Settings
 from cepo.run.causes import root_cause
@@ -75,7 +76,7 @@ def _tried(request: dict[str, object], settings: Settings) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
-        with log.open("wb") as file:
+        with open_log(log) as file:
             done = subprocess.run(
                 [sys.executable, "-m", "services.rollout.trial"],
                 input=json.dumps(request).encode(),
@@ -88,7 +89,7 @@ def _tried(request: dict[str, object], settings: Settings) -> dict[str, float]:
         lines = done.stdout.decode(errors="replace").strip().splitlines()
         if done.returncode == 0 and lines:
             return dict(json.loads(lines[-1]))
-        log.write_bytes(log.read_bytes() + done.stdout)
+        append_lines(log, done.stdout)
         text = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         why = text[-1].removeprefix("cepo rollout: ") if done.returncode == 2 else root_cause(log) or text[-1]
         raise UserError(f"the engine does not start with {settings.model}: {why}")
