@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,13 +29,14 @@ RedisUrl = Annotated[
 
 
 def read_text(file: Path) -> str:
-    """The text of a file that the user named; a byte order mark is left out.
+    """The text of a file that the user named, or of standard input for "-"; a byte order mark is left out.
 
     Raises:
         UserError: the file cannot be read, or is not UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from rich.console import Console
 
 import cepo.tiny
-from cepo.cli.arguments import read_text
+from cepo.cli import credit_files
 from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
-from cepo.errors import StorageError, UserError, first_mistake
+from cepo.errors import StorageError, UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.net.files import replace_file
 from cepo.net.settings import Settings
-from cepo.prompts import images
 from cepo.service import adapters
 from cepo.service.adapters import AdapterCache, Engine
 from cepo.service.image_cache import no_images
 
-_REQUESTS = TypeAdapter(list[CreditRequest])
-_REPLIES: TypeAdapter[CreditReply | list[CreditReply]] = TypeAdapter(CreditReply | list[CreditReply])
+if TYPE_CHECKING:
+    from cepo.prompts.renderer import Renderer
+    from services.teacher.credit import TokenCredit
+
+_REPLIES = TypeAdapter(list[CreditReply])
 
 
 def credit(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE.json", help="A request of POST /v1/credit, or a list of them; images may be file names."
+            metavar="FILE",
+            help="A request of POST /v1/credit, a list, JSON Lines, or rollouts/step-NNNNNN.jsonl of a run; - is "
+            "standard input. Images may be file names.",
         ),
     ],
     *,
     model: Annotated[
-        str, typer.Option("--model", help="A Hugging Face name or a model folder.", show_default="the tiny model")
-    ] = str(cepo.tiny.path()),
+        str | None,
+        typer.Option(
+            "--model", help="A Hugging Face name or a model folder.", show_default="the run's, or the tiny model"
+        ),
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="The folder of a LoRA adapter, such as RUN_DIR/adapters/v000020.")
     ] = None,
@@ -46,50 +56,52 @@ def credit(
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="METHODS", help=f"Methods to compare: {','.join(METHODS)}.")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on a terminal too, as in a pipe.")] = False,
 ) -> None:
-    """Prints the reply as one line of JSON.
+    """Prints the responses in colour on a terminal, and JSON otherwise: JSON Lines for JSON Lines.
 
     Raises:
         UserError: names the option or the field that does not fit.
     """
-    requests, many = _read(file)
+    given = credit_files.read(file)
     policy, files = _adapter(adapter)
     folder = file.absolute().parent
-    requests = [_with_options(_with_images(request, folder), policy, compare) for request in requests]
-    if html is not None and many:
+    requests = [_with_options(credit_files.with_images(request, folder), policy, compare) for request in given.requests]
+    if html is not None and given.form != "one":
         raise UserError(f"--html shows one request, and {file} holds a list; give one object")
-    replies = asyncio.run(_scored(requests, many, model, policy, files))
+    seen = sys.stdout.isatty() and not json
+    if seen:
+        from cepo.cli import credit_view
+
+        requests = [credit_view.with_rlsd(request) for request in requests]
+    name = model or given.model or str(cepo.tiny.path())
+
+    async def each() -> list[CreditReply]:
+        replies = []
+        async for reply in _scored(requests, given.places, name, policy, files):
+            replies.append(reply)
+            if seen:
+                place = given.places[len(replies) - 1].rstrip(".: ")
+                credit_view.show(reply, Console(highlight=False, markup=False), place)
+            elif given.form == "lines":
+                print(reply.model_dump_json(), flush=True)
+        return replies
+
+    replies = asyncio.run(each())
     if html is not None:
-        from services.teacher.page import standalone_page
-
-        try:
-            replace_file(html, standalone_page(requests[0], replies[0]))
-        except StorageError as error:
-            raise UserError(f"--html {error}") from error
-        print(f"heat map written to {html}", file=sys.stderr)
-    print(_REPLIES.dump_json(replies if many else replies[0]).decode())
+        _write_page(html, requests[0], replies[0])
+    if not seen and given.form != "lines":
+        print((_REPLIES.dump_json(replies) if given.form == "list" else replies[0].model_dump_json().encode()).decode())
 
 
-def _read(file: Path) -> tuple[list[CreditRequest], bool]:
-    """The requests of a file, and whether it holds a list."""
-    text = read_text(file)
+def _write_page(html: Path, request: CreditRequest, reply: CreditReply) -> None:
+    from services.teacher.page import standalone_page
+
     try:
-        if text.lstrip().startswith("["):
-            return _REQUESTS.validate_json(text), True
-        return [CreditRequest.model_validate_json(text)], False
-    except ValidationError as error:
-        raise UserError(f"{file}: {first_mistake(error.errors(), unnamed='the file')}") from error
-
-
-def _with_images(request: CreditRequest, folder: Path) -> CreditRequest:
-    """The request with image files as data URIs; paths are relative to the folder of the request's file."""
-    uris = []
-    for at, image in enumerate(request.images):
-        try:
-            uris.append(image if image.startswith("data:") else images.data_uri(images.read(image, folder)))
-        except UserError as error:
-            raise UserError(f"images.{at}: {error}") from error
-    return request.model_copy(update={"images": uris})
+        replace_file(html, standalone_page(request, reply))
+    except StorageError as error:
+        raise UserError(f"--html {error}") from error
+    print(f"heat map written to {html}", file=sys.stderr)
 
 
 def _adapter(folder: Path | None) -> tuple[PolicyRef, dict[str, bytes]]:
@@ -121,43 +133,79 @@ def _method(method: Method, name: str) -> Method:
 
 
 async def _scored(
-    requests: list[CreditRequest], many: bool, model: str, policy: PolicyRef, files: dict[str, bytes]
-) -> list[CreditReply]:
+    requests: list[CreditRequest], places: list[str], model: str, policy: PolicyRef, files: dict[str, bytes]
+) -> AsyncIterator[CreditReply]:
+    """Yields the replies in order. The graders start while the libraries of the model are imported."""
+    from cepo.prompts.renderer import Renderer
+    from services.teacher.grading import needs_grading
+    from services.verifier.handler import Verifier
+    from services.verifier.pool import GraderPool
+
+    async def grade(group: RolloutGroup) -> ScoredGroup:
+        await starting
+        return await Verifier(pool).verify(group)
+
+    async with contextlib.AsyncExitStack() as stack:
+        with _word(f"loading {Path(model).name}"):
+            renderer = Renderer(model)
+            pool = GraderPool(workers=1)
+            stack.callback(pool.close)
+            is_graded = any(needs_grading(request, grade) for request in requests)
+            starting = asyncio.create_task(pool.start() if is_graded else asyncio.sleep(0))
+            stack.push_async_callback(asyncio.wait, [starting])  # a process that is about to start is closed too
+            await asyncio.sleep(0)  # lets the task start the process
+            score = await _scorer(stack, model, renderer, policy, files, grade)
+        for at, request in enumerate(requests):
+            try:
+                with _word(f"scoring request {at + 1} of {len(requests)}"):
+                    reply = await score(request)
+            except UserError as error:
+                raise UserError(f"{places[at]}{error}") from error
+            yield reply
+
+
+async def _scorer(
+    stack: contextlib.AsyncExitStack,
+    model: str,
+    renderer: Renderer,
+    policy: PolicyRef,
+    files: dict[str, bytes],
+    grade: Callable[[RolloutGroup], Awaitable[ScoredGroup]],
+) -> TokenCredit:
+    """The function behind `POST /v1/credit`, with the model loaded; the stack closes what it uses."""
     import tempfile
 
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from cepo.prompts.renderer import Renderer
     from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
     from services.teacher.images import GivenImages
-    from services.verifier.handler import Verifier
-    from services.verifier.pool import GraderPool
-
-    logging.disable_progress_bar()
-    renderer = Renderer(model)
-    settings = Settings(model=model, dtype="float32", device=_device())
 
     async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
         if wanted != policy:
             raise UserError(f"policy: {wanted.name} is not loaded; give its folder with --adapter")
         return files
 
-    async def grade(group: RolloutGroup) -> ScoredGroup:
-        async with GraderPool(workers=1) as pool:
-            return await Verifier(pool).verify(group)
-
+    logging.disable_progress_bar()
+    settings = Settings(model=model, dtype="float32", device=_device())
     given = GivenImages(no_images)
-    with tempfile.TemporaryDirectory() as folder:
-        scorer = TransformersScorer(settings, renderer, AdapterCache(Path(folder), fetch, keep=2), given.read)
-        try:
-            await _load(scorer, policy)
-            longest = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-            credit = TokenCredit(scorer, renderer, longest, grade, given)
-            return await credit.each(requests) if many else [await credit(requests[0])]
-        finally:
-            scorer.close()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    scorer = TransformersScorer(settings, renderer, AdapterCache(folder, fetch, keep=2), given.read)
+    stack.callback(scorer.close)
+    await _load(scorer, policy)
+    longest = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    return TokenCredit(scorer, renderer, longest, grade, given)
+
+
+@contextlib.contextmanager
+def _word(text: str) -> Iterator[None]:
+    """Shows on a terminal what the command does; nothing is written elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(text):
+        yield
 
 
 async def _load(engine: Engine, policy: PolicyRef) -> None:

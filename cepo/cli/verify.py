@@ -12,7 +12,10 @@ from cepo.cli.arguments import read_text
 
 def verify(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON lines with the keys response, answer and optionally kind.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON lines with the keys response, answer and optionally kind; - is standard input."
+        ),
     ],
 ) -> None:
     r"""Prints a JSON line for each line of the file.

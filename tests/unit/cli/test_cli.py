@@ -31,7 +31,7 @@ OPTIONS = {
     "sweep": "--run-dir --set --seeds --redis",
     "check": "--set --run-dir --redis --all --html --engine --json",
     "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",
-    "credit": "--model --adapter --html --compare",
+    "credit": "--model --adapter --html --compare --json",
     "verify": "",
     "export": "--policy --merge",
     "status": "--json --watch",
