@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 import cepo.tiny
-from cepo.cli import credit_files
+from cepo.cli import credit_files, credit_view
 from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import StorageError, UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
@@ -71,27 +71,28 @@ def credit(
         raise UserError(f"--html shows one request, and {file} holds a list; give one object")
     seen = sys.stdout.isatty() and not json
     if seen:
-        from cepo.cli import credit_view
-
         requests = [credit_view.with_rlsd(request) for request in requests]
     name = model or given.model or str(cepo.tiny.path())
 
-    async def each() -> list[CreditReply]:
-        replies = []
-        async for reply in _scored(requests, given.places, name, policy, files):
-            replies.append(reply)
-            if seen:
-                place = given.places[len(replies) - 1].rstrip(".: ")
-                credit_view.show(reply, Console(highlight=False, markup=False), place)
-            elif given.form == "lines":
-                print(reply.model_dump_json(), flush=True)
-        return replies
-
-    replies = asyncio.run(each())
+    scored = _scored(requests, given.places, name, policy, files)
+    replies = asyncio.run(_each(scored, given.places, seen=seen, lines=given.form == "lines"))
     if html is not None:
         _write_page(html, requests[0], replies[0])
     if not seen and given.form != "lines":
         print((_REPLIES.dump_json(replies) if given.form == "list" else replies[0].model_dump_json().encode()).decode())
+
+
+async def _each(scored: AsyncIterator[CreditReply], places: list[str], *, seen: bool, lines: bool) -> list[CreditReply]:
+    """The replies; each is printed as soon as it is there, if a person sees it or if it has a line of its own."""
+    replies: list[CreditReply] = []
+    async for reply in scored:
+        if seen:
+            place = places[len(replies)].rstrip(".: ")
+            credit_view.show(reply, Console(highlight=False, markup=False), place)
+        elif lines:
+            print(reply.model_dump_json(), flush=True)
+        replies.append(reply)
+    return replies
 
 
 def _write_page(html: Path, request: CreditRequest, reply: CreditReply) -> None:
