@@ -177,7 +177,6 @@ async def _scorer(
     import tempfile
 
     from transformers import AutoConfig
-    from transformers.utils import logging
 
     from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
@@ -188,7 +187,6 @@ async def _scorer(
             raise UserError(f"policy: {wanted.name} is not loaded; give its folder with --adapter")
         return files
 
-    logging.disable_progress_bar()
     settings = Settings(model=model, dtype="float32", device=_device())
     given = GivenImages(no_images)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

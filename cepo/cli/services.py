@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import httpx
@@ -107,7 +108,13 @@ def down() -> None:
     """
     pid = supervisor()
     if pid is None:
-        raise UserError("no services run here; start them with: cepo up RUN.toml")
+        others = [f"cd {quote(str(folder))} && cepo down" for folder in _elsewhere()]
+        fix = (
+            f"stop those of another folder with: {' or '.join(others)}"
+            if others
+            else "start them with: cepo up RUN.toml"
+        )
+        raise UserError(f"no services run here; {fix}")
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_SECONDS
     while supervisor() is not None:
@@ -125,6 +132,17 @@ def supervisor() -> int | None:
     except (OSError, ValueError):
         return None
     return pid if b"--supervise" in command else None  # another process may have the id by now
+
+
+def _elsewhere() -> list[Path]:
+    """The working directories of this user's supervisors, which are where `cepo down` stops them."""
+    folders = []
+    for process in sorted(Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if {b"cepo", b"up", b"--supervise"} <= set(words) and process.stat().st_uid == os.getuid():
+                folders.append((process / "cwd").readlink())
+    return folders
 
 
 def _pid_file() -> Path:

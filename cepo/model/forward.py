@@ -248,7 +248,9 @@ def load_causal_lm(path: str, dtype: str, device: str, max_length: int = 0) -> A
         UserError: the model cannot be loaded.
     """
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)
         choose_factors(config, max_length)

@@ -123,6 +123,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         with writing(folder):
             for path in (*scratch.rglob("*"), scratch):
                 _sync(path)
+                if path.is_file():  # safetensors makes files that only their owner can read
+                    path.chmod(path.stat().st_mode | (scratch.stat().st_mode & 0o666))
             shutil.rmtree(folder, ignore_errors=True)
             scratch.rename(folder)
             _sync(folder.parent)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,10 @@ def test_a_file_that_is_not_there_or_no_text_is_named_once(command: str, tmp_pat
     (tmp_path / "image").write_bytes(b"{}\xff")
     assert main([command, str(tmp_path / "image")]) == 2
     assert capsys.readouterr().err == f"cepo: {tmp_path / 'image'} cannot be read: it is not UTF-8 at byte 2\n"
+
+
+def test_verify_reads_standard_input(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = b'\xef\xbb\xbf{"response": "\\\\boxed{1}", "answer": "1"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows)))
+    assert main(["verify", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "correct"

@@ -90,11 +90,15 @@ def test_a_policy_that_is_not_there_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merged_model_is_the_base_with_the_adapter(run_dir: RunDir, tmp_path: Path) -> None:
+def test_a_merged_model_is_the_base_with_the_adapter(
+    run_dir: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from peft import PeftModel
 
     out = tmp_path / "merged"
     assert main(["export", str(run_dir.path), str(out), "--merge"]) == 0
+    assert "it/s" not in capsys.readouterr().err  # no progress bar of transformers
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {(out.stat().st_mode & 0o666)}
     base = AutoModelForCausalLM.from_pretrained(make_config().model.path, dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7, 8]])

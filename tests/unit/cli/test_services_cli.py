@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cepo.cli import main
+from cepo.cli import main, services
 from cepo.healthcheck import ready
 from cepo.net.environment import child_environment
 from cepo.net.settings import Settings
@@ -68,8 +68,27 @@ def test_down_without_services_says_how_to_start_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(services, "_elsewhere", list)  # other services of this machine are not this test's
     assert main(["down"]) == 2
     assert capsys.readouterr().err == "cepo: no services run here; start them with: cepo up RUN.toml\n"
+
+
+def test_down_names_the_folder_in_which_services_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "my other"
+    other.mkdir()
+    words = [sys.executable, "-c", "input()", "cepo", "up", "a.toml", "--supervise"]
+    supervisor = subprocess.Popen(words, stdin=subprocess.PIPE, cwd=other)
+    try:
+        monkeypatch.chdir(tmp_path)
+        assert main(["down"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("cepo: no services run here; stop those of another folder with: ")
+        assert f"cd '{other}' && cepo down" in said
+        assert supervisor.poll() is None
+    finally:
+        supervisor.communicate()
 
 
 def test_down_leaves_a_process_alone_that_took_over_the_number(

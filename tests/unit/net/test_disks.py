@@ -206,3 +206,15 @@ def test_metrics_that_are_cut_anywhere_are_read_up_to_the_cut(tmp_path: Path) ->
     for size in range(len(whole)):
         run.metrics.write_bytes(whole[:size])
         assert run.rows() == [json.loads(line) for line in whole[:size].split(b"\n")[:-1]]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_files_of_a_folder_have_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes files that only their owner can read."""
+    previous = os.umask(umask)
+    try:
+        with replace_folder(tmp_path / "folder") as scratch:
+            os.close(os.open(scratch / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "folder" / "weights").stat().st_mode & 0o777 == mode
