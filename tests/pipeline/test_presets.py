@@ -20,6 +20,7 @@ import torch
 from benchmarks import _stack
 from cepo import tiny
 from cepo.algo.base import Metrics
+from cepo.messages.hints import INSTRUCTION
 from cepo.run import file as runfile
 from cepo.tiny import demos, task
 from services.trainer.loop import Run, train
@@ -46,6 +47,7 @@ SIZES = (
     'data.question="question"',
     'data.answer="answer"',
     "data.where=[]",
+    f"data.instruction='{INSTRUCTION}'",  # the tiny model knows no other, and would never earn a reward
 )
 SPLITS = ("_correct", "_wrong", "_raised", "_lowered")
 PARTICULAR = {
