@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import join, quote
+from statistics import median
 from typing import TYPE_CHECKING, Self
 
 import httpx
@@ -31,6 +32,8 @@ CUT_FRACTION = 0.5
 """The share of truncated responses from which they explain a run without a reward."""
 TRUNCATED = "cut short"
 """The name of the column of responses cut at `sampling.max_tokens`; a line without any leaves it out."""
+CREDIT = ("lambda", "delta>0", "delta<0", "clipped", "teacher")
+"""The columns of methods that measure a response in further contexts."""
 COLUMNS = (
     ("step", "step", "{:.0f}"),
     ("reward", "reward/mean", "{:.3f}"),
@@ -76,7 +79,9 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._rows: list[Row] = []
         self._draining = False
-        self._notes: list[str] = []
+        self._said: set[str] = set()
+        """What is printed once: the address of the page, the accuracy before the first step, the trainer's notes."""
+        self._columns = [each for each in COLUMNS if config.algorithm.asks or each[0] not in CREDIT]
 
     def checked(
         self, train: Problems, held_out: Problems | None, notes: Sequence[str], changed: Sequence[Change] = ()
@@ -119,7 +124,12 @@ class ProgressDisplay:
         try:
             status = trainer.get("/v1/status").json()
             phase = f"step {status['step']}: {status['phase']}" if self._rows else status["phase"]
-            self._show_new_notes(status.get("notes", []))
+            self._show_once(f"live page {trainer.base_url}")
+            before = status.get("metrics", {}).get("accuracy/eval_before")
+            if before is not None and not self._rows:
+                self._show_once(f"held-out accuracy before the first step: {before:.1%}")
+            for note in status.get("notes", []):
+                self._show_once(f"  {note}")
         except (httpx.HTTPError, ValueError):
             phase = "stopping" if self._rows else "starting"
         self._show_new_rows()
@@ -191,36 +201,36 @@ class ProgressDisplay:
             )
 
     def _show_new_rows(self) -> None:
-        rows = self._metrics.refresh()
+        shown, self._rows = len(self._rows), self._metrics.refresh()
         if self._live is None:
-            for row in rows[len(self._rows) :]:
+            for row in self._rows[shown:]:
                 cells = (
                     f"{name} {_cell(row, key, form)}"
-                    for name, key, form in COLUMNS
+                    for name, key, form in self._columns
                     if key in row and (row[key] or name != TRUNCATED)
                 )
                 self._console.print("  ".join(cells), self._time_left(), soft_wrap=True)
-        self._rows = rows
 
-    def _show_new_notes(self, notes: list[str]) -> None:
-        for note in notes:
-            if note not in self._notes:
-                self._notes.append(note)
-                self._console.print(f"  {note}", markup=False, soft_wrap=True)
+    def _show_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         recent = [row["time/step_seconds"] for row in self._rows[-5:]]
         if not recent:
             return ""
-        left = (self._config.loop.steps - len(self._rows)) * sum(recent) / len(recent)
+        left = (self._config.loop.steps - len(self._rows)) * median(recent)  # the first step of a resume also waits
         return f"{int(left) // 60}m{int(left) % 60:02d}s left"
 
     def _view(self) -> Group:
         table = Table(box=None, pad_edge=False)
-        for name, _, _ in COLUMNS:
+        cut = any(row.get("length/truncated_fraction") for row in self._rows)
+        columns = [each for each in self._columns if cut or each[0] != TRUNCATED]
+        for name, _, _ in columns:
             table.add_column(name, justify="right")
         for row in self._rows[-ROWS_SHOWN:]:
-            table.add_row(*(_cell(row, key, form) for _, key, form in COLUMNS))
+            table.add_row(*(_cell(row, key, form) for _, key, form in columns))
         return Group(table, self._bar)
 
 

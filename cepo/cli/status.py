@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
+from statistics import median
 from typing import Annotated, Any
 
 import httpx
@@ -27,7 +28,7 @@ from cepo.run.lines import Row, parsed
 
 WATCH_SECONDS = 1.0
 RECENT_STEPS = 5
-"""The steps whose mean time predicts the time left."""
+"""The steps whose median time predicts the time left."""
 Z = 1.959964
 """Standard deviations of a 95 % interval."""
 STATES = {
@@ -192,7 +193,7 @@ def _time(rows: list[Row], steps: int, *, running: bool) -> str:
     recent = [row["time/step_seconds"] for row in rows[-RECENT_STEPS:] if row.get("time/step_seconds") is not None]
     if not recent:
         return "unknown until a step has ended"
-    each = sum(recent) / len(recent)
+    each = median(recent)
     return f"{each:.1f} s a step" + (f", about {_clock((steps - len(rows)) * each)} left" if running else "")
 
 

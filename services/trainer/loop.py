@@ -120,7 +120,7 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
     before: Metrics = {}
     if pipeline.next_step == 0 and run.config.eval_steps:
         run.status.enter("eval")
-        before = {"accuracy/eval_before": accuracy(await _evaluated(run, pipeline))}
+        before = run.status.row = {"accuracy/eval_before": accuracy(await _evaluated(run, pipeline))}
     PUBLISHED_VERSION.labels(run.folder.name).set(pipeline.newest.policy.version)
     for step in pipeline.steps:
         await _publish_tasks(run, _tasks(run, pipeline, step))

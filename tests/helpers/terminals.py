@@ -30,8 +30,8 @@ def on_a_terminal(call: Callable[[], object], columns: int = 100) -> tuple[objec
 
     thread = threading.Thread(target=read)
     thread.start()
-    variables = child_environment({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
-    for name in ("NO_COLOR", "COLUMNS", "LINES"):
+    variables = child_environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": str(columns)})
+    for name in ("NO_COLOR", "LINES"):
         variables.pop(name, None)
     try:
         with (

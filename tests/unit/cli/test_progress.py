@@ -9,10 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cepo.cli.progress import ProgressDisplay
+from cepo.cli.progress import COLUMNS, ProgressDisplay
 from cepo.run import file as runfile
 from cepo.run.folder import RunDir
 from tests.helpers.factories import RUNS
+from tests.helpers.terminals import on_a_terminal, plain
 
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.toml")), ids=lambda path: path.stem)
@@ -88,4 +89,56 @@ def test_the_notes_of_the_trainer_are_printed_once(tmp_path: Path, capsys: pytes
     with ProgressDisplay(config, folder) as progress, httpx.Client(transport=transport, base_url="http://run") as web:
         progress.poll(web)
         progress.poll(web)
-    assert capsys.readouterr().out == "  checkpoints/step-000002/state.pt is [missing]\n"
+    said = capsys.readouterr().out
+    assert said == "live page http://run\n  checkpoints/step-000002/state.pt is [missing]\n"
+
+
+def test_the_accuracy_before_the_first_step_is_printed_once_and_before_any_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = runfile.load(RUNS / "tiny_cepo.toml"), RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    status = {"phase": "rollout", "step": 0, "metrics": {"accuracy/eval_before": 0.59}}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=status))
+    with ProgressDisplay(config, folder) as progress, httpx.Client(transport=transport, base_url="http://run") as web:
+        progress.poll(web)
+        folder.append({"step": 0, "reward/mean": 0.5, "time/step_seconds": 1.0})
+        progress.poll(web)
+    page, before, step = capsys.readouterr().out.splitlines()
+    assert (page, before) == ("live page http://run", "held-out accuracy before the first step: 59.0%")
+    assert step.startswith("step 0  reward 0.500")
+
+
+@pytest.mark.parametrize(("method", "credit", "cut"), [("cepo", True, 0.0), ("grpo", False, 0.25)])
+def test_a_step_has_the_columns_of_its_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, credit: bool, cut: float
+) -> None:
+    config = runfile.load(RUNS / "tiny_cepo.toml", [f"algorithm.name={method}"])
+    folder = RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    row = {key: 0.0 for _, key, _ in COLUMNS} | {"step": 0, "time/step_seconds": 1.0, "length/truncated_fraction": cut}
+    with ProgressDisplay(config, folder):
+        folder.append(row)
+    printed = capsys.readouterr().out
+
+    def live() -> None:
+        with ProgressDisplay(config, folder):
+            pass
+
+    table = plain(on_a_terminal(live, columns=200)[1])
+    for text in (printed, table):
+        assert all((name in text) is credit for name in ("lambda", "delta>0", "delta<0", "clipped", "teacher"))
+        assert ("cut short" in text) is (cut > 0)
+        assert "held out" in text
+
+
+def test_a_resume_that_waited_for_its_first_step_does_not_count_the_wait_in_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = runfile.load(RUNS / "tiny_cepo.toml", ["loop.steps=20"]), RunDir(tmp_path / "run")
+    folder.create(config, resume=False)
+    for step in range(10):
+        folder.append({"step": step, "reward/mean": 0.5, "time/step_seconds": 1.0})
+    with ProgressDisplay(config, folder):
+        folder.append({"step": 10, "reward/mean": 0.5, "time/step_seconds": 18.7})
+    assert capsys.readouterr().out.endswith(" 0m09s left\n")
