@@ -49,15 +49,15 @@ LIMITS = {
 class Soak:
     """One soak, in a folder of its own."""
 
-    def __init__(self, place: Callable[[str], Place], folder: Path, rng: random.Random) -> None:
+    def __init__(self, place: Callable[[str], Place], folder: Path, rng: random.Random, disk_bytes: int) -> None:
         """Starts nothing yet.
 
         Args:
             place: makes what the processes know, from the address of Redis.
+            disk_bytes: the size of the disk of Redis.
         """
-        clock = folder / "clock"
-        clock.write_bytes(bytes(8))
-        self._server = Server(folder, clock)
+        (clock := folder / "clock").write_bytes(bytes(8))
+        self._server = Server(folder, clock, disk_bytes)
         self._place, self._rng = place(self._server.url), rng
         self._claim = self._place.claim_seconds
         self._workers: dict[int, tuple[Stage, bool]] = {}
@@ -85,12 +85,14 @@ class Soak:
             faults: the number of recorded groups at which a fault happens, and the name of a method of this class.
         """
         begun, waiting = time.monotonic(), list(faults)
+        self._place.gate.touch()
         self._server.start()
         for stage in ROUTE:
             for number in range(WORKERS):
                 self._start_worker(stage, number == 0)
         self._start_trainer()
         while self._trainer and time.monotonic() - begun < LIMITS["seconds"]:
+            self._open_gate(waiting)
             self._tend()
             while waiting and waiting[0][0] <= self._recorded():
                 name = waiting.pop(0)[1]
@@ -110,15 +112,13 @@ class Soak:
         self._stopped[pid] = time.monotonic() + self._rng.uniform(1.2, 3.0) * self._claim
 
     def kill_trainer(self) -> None:
-        if self._trainer:
-            os.kill(self._trainer, signal.SIGKILL)
-            os.waitpid(self._trainer, 0)
-            self._start_trainer()
+        os.kill(self._trainer, signal.SIGKILL)
+        os.waitpid(self._trainer, 0)
+        self._start_trainer()
 
     def replace_trainer(self) -> None:
         """Stops the trainer until another one has taken the run over, then lets it continue: it must end."""
-        if not self._await_holder():
-            return
+        self._await_holder()
         old = self._trainer
         os.kill(old, signal.SIGSTOP)
         self._start_trainer()
@@ -128,9 +128,9 @@ class Soak:
 
     def second_trainer(self) -> None:
         """Starts a second trainer: it must be refused."""
-        if self._await_holder():
-            second = start(self._place, partial(train, self._place, "second"))
-            self._counts["second_trainers_not_refused"] += self._end_of(second) != REFUSED
+        self._await_holder()
+        second = start(self._place, partial(train, self._place, "second"))
+        self._counts["second_trainers_not_refused"] += self._end_of(second) != REFUSED
 
     def kill_redis(self) -> None:
         cut = self._rng.choice([0, self._rng.randrange(4096), self._rng.randrange(2**19)])  # up to a second of writes
@@ -166,6 +166,10 @@ class Soak:
         self._clock += step
         set_clock(self._place.clock, self._clock)
 
+    def _open_gate(self, waiting: list[tuple[int, str]]) -> None:
+        """Lets the trainer record the step at which the next fault is due and no more, so that the fault hits a run."""
+        os.truncate(self._place.gate, waiting[0][0] // self._place.groups + 1 if waiting else self._place.steps)
+
     def _recorded(self) -> int:
         return next_step(self._place.ledger) * self._place.groups
 
@@ -177,13 +181,12 @@ class Soak:
         self._holder = f"trainer-{self._counts['trainers']}"
         self._trainer = start(self._place, partial(train, self._place, self._holder))
 
-    def _await_holder(self) -> bool:
-        """Waits until the current trainer holds the lease; False if the run ended first."""
+    def _await_holder(self) -> None:
+        """Waits until the current trainer holds the lease."""
         held = ""
-        while self._trainer and held != self._holder:
+        while held != self._holder:
             self._tend()
             held = ask(self._server.client, 60, lambda c: c.hget("{cepo}:lease:" + RUN, "holder") or b"").decode()
-        return bool(self._trainer)
 
     def _end_of(self, pid: int) -> int:
         """The exit code of a trainer that must end; -9 if it does not."""

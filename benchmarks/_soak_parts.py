@@ -66,6 +66,11 @@ class Place:
         return self.folder / "clock"
 
     @property
+    def gate(self) -> Path:
+        """A file whose size in bytes is the number of steps that the trainer may record: not beyond the next fault."""
+        return self.folder / "gate"
+
+    @property
     def ledger(self) -> Path:
         return self.folder / "steps.jsonl"
 
@@ -150,6 +155,8 @@ async def train(place: Place, name: str) -> None:
             await publish(collector, bus, place.tasks(step))
         for step in range(first, place.steps):
             groups = await collector.take(place.tasks(step))
+            while step >= place.gate.stat().st_size:
+                await asyncio.sleep(0.01)
             record(place.ledger, step, groups)
             if step + STEPS_IN_FLIGHT < place.steps:
                 await publish(collector, bus, place.tasks(step + STEPS_IN_FLIGHT))

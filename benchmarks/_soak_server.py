@@ -21,7 +21,6 @@ from redis.retry import Retry
 from cepo.net.connections import free_ports
 from cepo.run import embedded
 
-DISK_BYTES = 2**29
 PASSWORD = "soak"
 CLOCK = """
 #define _GNU_SOURCE
@@ -63,8 +62,8 @@ time_t time(time_t *at) {
 class Server:
     """The embedded Redis of the project with an append-only file, as deployed."""
 
-    def __init__(self, folder: Path, clock: Path) -> None:
-        self._data = folder / "redis"
+    def __init__(self, folder: Path, clock: Path, disk_bytes: int) -> None:
+        self._data, self._disk_bytes = folder / "redis", disk_bytes
         self._data.mkdir()
         self.disk = "tmpfs" if self._mount() else "RLIMIT_FSIZE"
         """How the disk gets full: a small tmpfs where this process may mount one, otherwise a limit of file sizes."""
@@ -131,7 +130,7 @@ class Server:
             self._process.wait()
 
     def _mount(self) -> bool:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(self._data)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={self._disk_bytes}", "tmpfs", str(self._data)]
         with contextlib.suppress(OSError):
             return subprocess.run(command, check=False, capture_output=True).returncode == 0
         return False

@@ -39,6 +39,8 @@ FAULTS = {
     "unreadable": 200,
 }
 """The number of groups per fault of each kind; each kind happens at least once."""
+DISK_BYTES_PER_GROUP = 2**16
+"""The size of the disk of Redis, whose append-only file grows all the time."""
 POISON = 500
 """One group in this many has a handler that always fails."""
 
@@ -73,7 +75,8 @@ def soak(plan: Plan) -> dict[str, Any]:
         def place(url: str) -> Place:
             return Place(url, folder, plan.step, steps, plan.poison(), plan.claim_seconds)
 
-        with Soak(place, folder, random.Random(plan.seed)) as running:
+        disk_bytes = 2**25 + DISK_BYTES_PER_GROUP * plan.groups
+        with Soak(place, folder, random.Random(plan.seed), disk_bytes) as running:
             return running.run(plan.faults())
 
 

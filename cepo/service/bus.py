@@ -214,6 +214,8 @@ class RedisBus:
             UserError: this trainer has lost its lease.
             Unreachable: Redis still refuses after `retry_seconds`.
         """
+        if self._lease and self._lease.successor:  # the Redis client may swallow the cancellation of the lease's block
+            raise taken_over(self._run, self._lease.successor)
         try:
             return await written(call, self._redis, self._address, self._retry_seconds)
         except ResponseError as error:

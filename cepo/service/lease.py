@@ -48,6 +48,8 @@ class Lease:
         self.key = "{cepo}:lease:" + run
         self.token = 0
         """The fencing token; 0 until the lease is held. Each holder's token is greater than that of the one before."""
+        self.successor = ""
+        """The address of the trainer that has taken the run over, once this one knows it."""
         self._call, self._run, self._holder, self._seconds = call, run, holder, seconds
         self._process = _process(os.getpid())
 
@@ -99,7 +101,8 @@ class Lease:
         arguments = [self.token, self._holder, self._process, beat, int(1000 * FORGET_SECONDS)]
         successor = await self._call(RENEW, self.key, arguments)
         if successor:
-            raise taken_over(self._run, successor.decode())
+            self.successor = successor.decode()
+            raise taken_over(self._run, self.successor)
 
 
 def _process(pid: int) -> str:

@@ -131,3 +131,12 @@ def test_lengths_are_checked_when_a_message_is_decoded() -> None:
     message.completions[1].logps = message.completions[1].logps[:-4]
     with pytest.raises(WireError, match="token ids but"):
         from_bytes(RolloutGroup, message.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "number", [0.0, -1.0, 1.5e38, 3.4e38, -3.4e38, 1e-45, math.inf, -math.inf, math.nan, -math.nan]
+)
+def test_an_array_knows_whether_its_numbers_are_finite(number: float) -> None:
+    for numbers in ([number], [-1.0, number, -2.0], [number] * 2000):
+        assert Float32Array.of(numbers).finite == math.isfinite(number)
+    assert Float32Array().finite

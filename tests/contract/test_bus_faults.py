@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from cepo.errors import Unreachable, UserError
-from cepo.service.bus import FAILURES, GROUP, IDLE_CLAIMS, MAX_FAILURES, RedisBus
+from cepo.service.bus import FAILURES, GROUP, IDLE_CLAIMS, MAX_FAILURES, RedisBus, ready
 from cepo.service.lease import LEASE_SECONDS
 from cepo.testing import MemoryBus
 from tests.helpers.factories import make_group, make_task
@@ -234,6 +235,27 @@ async def test_a_trainer_ends_when_it_notices_its_successor(trainers: tuple[Redi
     with pytest.raises(BaseExceptionGroup) as lost:
         await work()
     assert lost.group_contains(UserError, match="the trainer at second has taken the run over")
+
+
+async def test_a_trainer_that_lost_its_lease_ends_although_its_cancellation_was_swallowed(
+    trainers: tuple[RedisBus, RedisBus],
+) -> None:
+    """The Redis client swallows one cancellation in twenty, and a trainer that receives nothing publishes nothing."""
+    first, other = trainers
+
+    async def work() -> None:
+        async with asyncio.timeout(60), first.lease("run", "first"):
+            await other._redis.hset("{cepo}:lease:run", mapping={"token": 99, "holder": "second"})
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            await first.receive(ready("run"), "first", 1, 0.01)
+            await asyncio.sleep(60)
+
+    with pytest.raises(BaseExceptionGroup) as ended:
+        await work()
+    errors = ended.value.exceptions
+    assert [type(error) for error in errors] == [UserError, UserError]
+    assert all("the trainer at second has taken the run over" in str(error) for error in errors)
 
 
 async def test_a_trainer_keeps_a_run_whose_lease_redis_has_forgotten(trainers: tuple[RedisBus, RedisBus]) -> None:

@@ -19,10 +19,14 @@ print(json.dumps(soak(Plan(*map(int, sys.argv[1:3]), float(sys.argv[3]), int(sys
 
 
 @pytest.mark.parametrize(
-    ("groups", "seed"), [(60, 20261130), pytest.param(1000, 7, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
+    ("groups", "step", "claim_seconds", "seed"),
+    [
+        (60, 5, 0.15, 1013),  # with this seed the poisoned group fails while other faults last, which saves seconds
+        pytest.param(1000, 20, 0.3, 7, marks=[pytest.mark.nightly, pytest.mark.timeout(900)]),
+    ],
 )
-def test_no_fault_loses_or_doubles_a_group(groups: int, seed: int) -> None:
-    arguments = [str(groups), "20", "0.3", str(seed)]
+def test_no_fault_loses_or_doubles_a_group(groups: int, step: int, claim_seconds: float, seed: int) -> None:
+    arguments = [str(each) for each in (groups, step, claim_seconds, seed)]
     root = Path(__file__).parents[3]
     soaked = subprocess.run(
         [sys.executable, "-c", RUN, *arguments], cwd=root, capture_output=True, text=True, check=False
