@@ -29,7 +29,7 @@ from redis.exceptions import (
 )
 
 from cepo.errors import UserError, WireError
-from cepo.messages.groups import PolicyRef, StageMessage
+from cepo.messages.groups import PolicyRef, PromptTask, StageMessage
 from cepo.messages.wire import around, from_bytes, to_bytes
 from cepo.net.connections import shown
 from cepo.net.settings import Settings
@@ -47,7 +47,7 @@ from cepo.service.protocol import (
     ready as ready,
     stream_of as stream_of,
 )
-from cepo.service.waiting import RETRY_SECONDS, answering, written
+from cepo.service.waiting import RETRY_SECONDS, RenewedConnection, answering, written
 
 T = TypeVar("T")
 GROUP = "workers"
@@ -104,6 +104,8 @@ class RedisBus:
             )
         except ValueError:
             raise UserError(f"CEPO_REDIS_URL: {ADDRESS_HINT}") from None  # the cause would quote a password
+        if self._tls:
+            pool.connection_class = RenewedConnection
         self._redis: Redis = Redis.from_pool(pool)
         self._claim_milliseconds = int(claim_seconds * 1000)
         self._max_deliveries = max_deliveries
@@ -157,7 +159,9 @@ class RedisBus:
 
     async def complete(self, delivery: Delivery, stream: str, result: StageMessage | None) -> bool:
         name, body, tag = "", b"", b""
-        if result is not None:
+        if isinstance(delivery.message, PromptTask) and result is not None:
+            name, body = type(result).__name__, to_bytes(result)  # a task is small, and Lua would copy the whole result
+        elif result is not None:
             name, (body, tag) = type(result).__name__, around(delivery.message, result)
         keys, token = self._fence(_key(delivery.stream), _key(stream))
         args = [GROUP, delivery.id, name, body, tag, token]

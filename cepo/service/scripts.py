@@ -31,7 +31,7 @@ COMPLETE = (
     + """
 local refused = fenced(KEYS[3], ARGV[6])
 if refused then return refused end
-local input = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
+local input = ARGV[5] ~= '' and redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]  -- copied and hashed whole
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
 local body = ARGV[4]

@@ -7,9 +7,10 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -23,6 +24,7 @@ from redis.exceptions import (
 
 from cepo.errors import Unreachable, UserError
 from cepo.net.connections import no_redis
+from cepo.net.tls import RenewedContext, certificates_of
 
 T = TypeVar("T")
 RETRY_SECONDS = 60.0
@@ -31,6 +33,15 @@ PROBE_SECONDS = 3.0
 _REFUSES = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|UNBLOCKED)\b")
 """Errors of a Redis that cannot write now, also inside the message of a script's error."""
 log = logging.getLogger(__name__)
+
+
+class RenewedConnection(SSLConnection):
+    """A connection to Redis whose every handshake takes the current certificates."""
+
+    def __init__(self, *, ssl_certfile: str, **options: Any) -> None:
+        super().__init__(ssl_certfile=ssl_certfile, **options)
+        certificates = certificates_of(str(Path(ssl_certfile).parent))
+        self.ssl_context.context = RenewedContext.of(certificates, "client")
 
 
 async def answering(url: str, options: Mapping[str, Any], patience: float) -> None:

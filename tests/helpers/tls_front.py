@@ -18,10 +18,14 @@ class TlsFront:
         self._behind = behind
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.verify_mode = ssl.CERT_REQUIRED
-        self._tls.load_verify_locations(f"{certificates}/ca.crt")
-        self._tls.load_cert_chain(f"{certificates}/tls.crt", f"{certificates}/tls.key")
+        self.take(certificates)
         self._listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def take(self, certificates: str) -> None:
+        """Shows these certificates from now on, and also trusts their authority."""
+        self._tls.load_verify_locations(f"{certificates}/ca.crt")
+        self._tls.load_cert_chain(f"{certificates}/tls.crt", f"{certificates}/tls.key")
 
     def __enter__(self) -> Self:
         self._thread.start()

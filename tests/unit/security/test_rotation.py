@@ -21,6 +21,10 @@ from cepo.net.certificates import Authority
 from cepo.net.files import replace_file
 from cepo.net.settings import Settings
 from cepo.net.tls import CA, CERTIFICATE, KEY, Certificates, client_tls
+from cepo.service.bus import RedisBus
+from tests.helpers.factories import make_task
+from tests.helpers.processes import RedisServer
+from tests.helpers.tls_front import TlsFront
 from tests.unit.security.conftest import DAY
 from tests.unit.security.support import UNAVAILABLE, served, verify
 
@@ -135,6 +139,26 @@ async def test_certificates_and_their_authority_are_rotated_under_load(
         async with httpx.AsyncClient(verify=client_tls(stranger) or True) as web:
             with pytest.raises(httpx.TransportError):
                 await web.get(f"https://127.0.0.1:{service.http_port}/healthz")
+
+
+async def test_connections_to_redis_take_new_certificates(
+    tmp_path: Path, issue: Callable[[Authority, str, bytes], None], redis_server: RedisServer
+) -> None:
+    (first, first_pem), (second, second_pem) = authority("first"), authority("second")
+    for name in ("redis", "client"):
+        issue(first, name, first_pem)
+    with TlsFront(str(tmp_path / "redis"), redis_server.port) as front:
+        url = f"rediss://127.0.0.1:{front.port}/0"
+        bus = await RedisBus.connect(Settings(redis_url=url, certificates=str(tmp_path / "client")))
+        await bus.publish("in", [make_task()])
+        for name in ("redis", "client"):
+            issue(second, name, second_pem)
+        front.take(str(tmp_path / "redis"))
+        await bus._redis.connection_pool.disconnect()
+        async with asyncio.timeout(30):
+            await bus.publish("in", [make_task()])
+            assert await bus.depth("in") == 2
+        await bus.close()
 
 
 async def test_tokens_are_rotated_under_load(tmp_path: Path) -> None:
