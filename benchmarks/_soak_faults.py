@@ -85,7 +85,8 @@ class Soak:
             faults: the number of recorded groups at which a fault happens, and the name of a method of this class.
         """
         begun, waiting = time.monotonic(), list(faults)
-        self._place.gate.touch()
+        for file in (self._place.gate, self._place.ended):
+            file.touch()
         self._server.start()
         for stage in ROUTE:
             for number in range(WORKERS):
@@ -183,10 +184,9 @@ class Soak:
 
     def _await_holder(self) -> None:
         """Waits until the current trainer holds the lease."""
-        held = ""
-        while held != self._holder:
+        key = "{cepo}:lease:" + RUN
+        while ask(self._server.client, 60, lambda c: c.hget(key, "holder")) != self._holder.encode():
             self._tend()
-            held = ask(self._server.client, 60, lambda c: c.hget("{cepo}:lease:" + RUN, "holder") or b"").decode()
 
     def _end_of(self, pid: int) -> int:
         """The exit code of a trainer that must end; -9 if it does not."""
@@ -280,7 +280,7 @@ class Soak:
         log = (self._place.folder / "log").read_text(errors="replace")
         broken = [f"{name}: {figures[name]} > {limit}" for name, limit in LIMITS.items() if figures[name] > limit]
         if broken:
-            sys.stderr.write(log[-20_000:])
+            sys.stderr.write(log[-20_000:] + self._place.ended.read_text())
         once = sum(count == 1 for count in seen.values())
         return {
             "groups_exactly_once": once,

@@ -71,6 +71,11 @@ class Place:
         return self.folder / "gate"
 
     @property
+    def ended(self) -> Path:
+        """The errors with which processes have ended themselves."""
+        return self.folder / "ended"
+
+    @property
     def ledger(self) -> Path:
         return self.folder / "steps.jsonl"
 
@@ -114,7 +119,8 @@ def start(place: Place, work: Callable[[], Any]) -> int:
         raise
     finally:
         if code:
-            traceback.print_exc()
+            with place.ended.open("a") as out:
+                traceback.print_exc(file=out)
         os._exit(code)
 
 

@@ -50,6 +50,7 @@ class Lease:
         """The fencing token; 0 until the lease is held. Each holder's token is greater than that of the one before."""
         self.successor = ""
         """The address of the trainer that has taken the run over, once this one knows it."""
+        self._over = False
         self._call, self._run, self._holder, self._seconds = call, run, holder, seconds
         self._process = _process(os.getpid())
 
@@ -66,6 +67,7 @@ class Lease:
             try:
                 yield
             finally:
+                self._over = True  # the Redis client may swallow the cancellation
                 renewing.cancel()
         await self._renew(0)
 
@@ -95,6 +97,8 @@ class Lease:
     async def _keep(self) -> None:
         for beat in itertools.count(2):
             await asyncio.sleep(self._seconds / 3)
+            if self._over:
+                return
             await self._renew(beat)
 
     async def _renew(self, beat: int) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from cepo.errors import Unreachable, UserError
 from cepo.service.bus import FAILURES, GROUP, IDLE_CLAIMS, MAX_FAILURES, RedisBus, ready
-from cepo.service.lease import LEASE_SECONDS
+from cepo.service.lease import LEASE_SECONDS, Lease
+from cepo.service.scripts import ACQUIRE, RENEW
 from cepo.testing import MemoryBus
 from tests.helpers.factories import make_group, make_task
 from tests.helpers.processes import RedisServer
@@ -256,6 +257,20 @@ async def test_a_trainer_that_lost_its_lease_ends_although_its_cancellation_was_
     errors = ended.value.exceptions
     assert [type(error) for error in errors] == [UserError, UserError]
     assert all("the trainer at second has taken the run over" in str(error) for error in errors)
+
+
+async def test_a_lease_ends_although_the_cancellation_of_its_renewal_was_swallowed() -> None:
+    renewing = asyncio.Event()
+
+    async def call(source: str, key: str, args: list[Any]) -> Any:
+        if source == RENEW and args[3]:  # a renewal, and not the release
+            renewing.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+        return [1] if source == ACQUIRE else b""
+
+    async with asyncio.timeout(10), Lease(call, "run", "first", 0.03).held():
+        await renewing.wait()
 
 
 async def test_a_trainer_keeps_a_run_whose_lease_redis_has_forgotten(trainers: tuple[RedisBus, RedisBus]) -> None:
