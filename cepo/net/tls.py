@@ -1,7 +1,7 @@
 """The certificates of a process, in the forms that REST, gRPC and Redis take.
 
 The files have the names of a kubernetes.io/tls secret: ca.crt is the trusted authority, tls.crt and tls.key are the
-certificate and key of the process, as server and as client. REST and gRPC read them again when they change, so
+certificate and key of the process, as server and as client. All three read them again when they change, so
 certificates are rotated without a restart; open connections keep theirs.
 """
 
