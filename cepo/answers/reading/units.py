@@ -195,7 +195,7 @@ def _flattened(text: str) -> str | None:
         elif micro:
             pieces.append(micro)
         elif power:
-            pieces.append(f"^{int(power)}")
+            pieces.append(f"^{int(power)} ")
         elif sign:
             pieces.append(f" {sign.replace(' ', '')} ")
         else:
