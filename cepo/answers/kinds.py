@@ -54,7 +54,7 @@ _FLAGS = {
 """The field of `Kind` that an option without a number sets."""
 ARTICLES = ("the", "a", "an")
 _TRUTH = re.compile(
-    r"\W*(?:(?:it|that|this|the (?:statement|claim|answer|assertion)) is )?(yes|no|true|false)"
+    r"\W*(?:(?:it|that|this|the (?:statement|claim|answer|assertion)) is (not )?)?(yes|no|true|false)"
     r"(?=[.,;:!)]|$| because\b| since\b)(.*)",
     re.DOTALL,
 )
@@ -197,8 +197,8 @@ def truth(answer: str) -> bool | None:
     first = _TRUTH.match(text)
     if not first or (text.startswith("(") and "," in text):
         return None
-    value = TRUTHS[first[1]]
-    others = {TRUTHS[other[2]] is not bool(other[1]) for other in _OTHER_TRUTH.finditer(first[2])}
+    value = TRUTHS[first[2]] is not bool(first[1])
+    others = {TRUTHS[other[2]] is not bool(other[1]) for other in _OTHER_TRUTH.finditer(first[3])}
     return value if others <= {value} else None
 
 

@@ -31,11 +31,27 @@ _NEAR = (
     r"about|we get|we have|it equals|it is|which is|equals|approximately|approx\.?|exactly|roughly|around|circa|ca\."
     r"|\\approx|\\sim|~|="
 )
+_CHANGED = (
+    r"(?:not|[a-z]+n't|none|no|never|neither|nor|than|at least|at most|except|without|or|wrong|false|incorrect|half"
+    r"|twice|thrice|double|triple|plus|minus|if|unless|but)"
+)
+SUBJECT = (
+    rf"(?!(?:[A-Za-z'-]+,? ){{0,8}}{_CHANGED}\b)(?:[A-Za-z']+,? ){{1,8}}"
+    r"(?:is|are|has|have|gets?|earns?|makes?|pays?|costs?|needs?|weighs?|takes?|equals|was)(?: equal to| exactly| now)?"
+)
+"""A subject and its verb before a number, `The perimeter is`, without a word that changes or denies the number."""
 _LEADING = re.compile(
-    rf"(?:{_INTRODUCTION}) *:? *|\\text *\{{ *(?:{_INTRODUCTION}|(?:{_NEAR})) *:? *\}} *|(?:{_NEAR}) *(?=[-+\d\\$(.])",
+    rf"(?:{_INTRODUCTION}) *:? *|\\text *\{{ *(?:{_INTRODUCTION}|(?:{_NEAR})) *:? *\}} *|(?:{_NEAR}) *(?=[-+\d\\$(.])"
+    rf"|\\text *\{{ *{SUBJECT} *\}} *|{SUBJECT} +(?=[-+\d$.])",
     re.IGNORECASE,
 )
-_LEADING_IN_TEXT = re.compile(rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])) *", re.IGNORECASE)
+_LEADING_IN_TEXT = re.compile(
+    rf"\\text *\{{ *(?:{_INTRODUCTION} *:?|(?:{_NEAR})(?= *[-+\d])|{SUBJECT}(?= *[-+\d$])) *", re.IGNORECASE
+)
+_SIGNED_OFF = re.compile(
+    r"(?:\\(?:checkmark|blacksquare|qed)|[\u2713\u2714\u2705\u2611\ufe0f\u2728\U0001f389\U0001f3af\U0001f44d\U0001f60a\U0001f600])$"
+)
+"""A tick or picture behind an answer."""
 _CLOSING = r"\(?(?:approx\.?|approximately|exactly)\)?"
 _TRAILING = re.compile(
     rf" *(?:\\text *\{{ *(?:{_CLOSING}|is +the +(?:final +|correct +)?answer) *\}}"
@@ -97,6 +113,7 @@ def plain(answer: str) -> str:
     text = _undelimited(to_ascii(answer))
     text = undecorated(_THOUSANDS.sub(",", _COLON.sub(":", text)))
     text = _undelimited(_INLINE.sub(_inline, text))
+    text = _SIGNED_OFF.sub("", text).strip() or text
     return _stopped(_unhedged(_ungrouped(text)))
 
 

@@ -11,17 +11,13 @@ from cepo.answers.notation import loosened, plain, respelt
 from cepo.answers.reading.expressions import expression
 from cepo.answers.reading.lists import words
 from cepo.answers.reading.nodes import Expression
-from cepo.answers.reading.numerals import PARTS, SCALES, Numeral, as_number, numeral, ordinal, words_number
+from cepo.answers.reading.numerals import PARTS, SCALES, Numeral, as_number, in_base, numeral, ordinal, words_number
 from cepo.answers.reading.operators import operator
 from cepo.answers.reading.relations import relation
 from cepo.answers.reading.times import Clock, Date, moment
 from cepo.answers.reading.tokens import CONSTANTS
-from cepo.answers.reading.units import CURRENCIES, MAX_UNIT_CHARACTERS, Unit, conflict, unit_of
+from cepo.answers.reading.units import CURRENCIES, MAX_UNIT_CHARACTERS, Unit, conflict, priced, unit_of
 
-_BASE = re.compile(
-    r"\(?(-?[\dA-Fa-f]+)\)? *(?:_ *(?:\{ *(?:\\text *\{)? *(?:base *\}? *)?(\w+) *\}? *\}|(\d+))"
-    r"|(?:\\text *\{)? *\(? *(?:in +)?base *\}? *(\w+) *\)? *\}?)"
-)
 _CURRENCY = re.compile(rf"([-+]?) *(US\$|[{CURRENCIES}]|Rs\.?|USD|EUR|GBP|INR) *(?=[-+]?[\d.\\])")
 _LABEL = re.compile(r"([A-Za-z][A-Za-z .]{0,30}?)[ :#]+(?=[-+]?\d)")
 _LABELS = frozenset(
@@ -73,6 +69,8 @@ class Value:
     moment: Clock | Date | None = None
     base: tuple[str, int] | None = None
     """The digits of a number with a base, and the base."""
+    product: Expression | None = None
+    """The same letters as a product: `\\frac12 mg` may be half a milligram or half of m times g."""
     label: str = ""
     """A noun before a number: `case` in `Case 1`."""
     is_word: bool = False
@@ -122,19 +120,22 @@ def read(answer: str, decimal_comma: bool = False) -> Value:
     spelling = loosened(respelt(text)) if not decimal_comma else loosened(flat)
     if when := moment(flat.replace("~", " ")):
         return Value(spelling, moment=when)
-    if (based := _BASE.fullmatch(text)) and (base := _base(based[2] or based[3] or based[4])):
-        return Value(spelling, base=(based[1].upper(), base))
+    if based := in_base(text):
+        return Value(spelling, base=based)
     if flat.casefold() in CONSTANTS:
         return Value(spelling, node=expression(flat.casefold()))
     if _is_word(flat):
         counted = _spelt_out(flat)
-        return Value(spelling, counted, unit=counted.measure) if counted else Value(spelling, is_word=True)
+        if counted:
+            return Value(spelling, counted, unit=counted.measure)
+        return Value(spelling, is_word=True, product=expression(flat))
     if twice := _TWICE.fullmatch(flat):
         value = words_number(twice[1])
         flat = twice[2] if value is not None and value == as_number(twice[2]) else flat
     label, flat = _labelled(flat)
     if counted := _counted(flat):
-        return Value(spelling, counted, unit=counted.measure, label=label)
+        product = expression(text) if counted.measure and "\\text" not in text else None
+        return Value(spelling, counted, unit=counted.measure, product=product, label=label)
     node, unit = _measured(text)
     node = node or relation(text)
     return Value(spelling, node=node, unit=unit, operator="" if node else operator(text))
@@ -145,12 +146,6 @@ def _with_points(text: str) -> str:
     if re.search(r"\d,\d", text) or re.search(r"(?<![\d.])\d{1,3}(?:\.\d{3})+(?![\d.])", text):
         text = re.sub(r"(?<=\d)\.(?=\d{3})", "", text)
     return re.sub(r"(?<=\d),(?=\d)", ".", text)
-
-
-def _base(text: str) -> int:
-    """The base of a number, in digits or as a word; 0 for other texts."""
-    value = words_number(text)
-    return int(text) if text.isdigit() else int(value) if value is not None else 0
 
 
 def _spelt_out(flat: str) -> Quantity | None:
@@ -207,9 +202,8 @@ def _counted(flat: str) -> Quantity | None:
         rest = ""
     if money is not None:
         rest = rest.strip()
-        return (
-            Quantity(value, money.name, False, money, number.decimals) if not rest or unit_of(rest) == money else None
-        )
+        unit = money if not rest or unit_of(rest) == money else priced(money, rest)
+        return Quantity(value, money.name, False, unit, number.decimals) if unit else None
     return _with_unit(value, number, rest)
 
 
@@ -229,7 +223,12 @@ def _with_unit(value: Fraction, number: Numeral, rest: str) -> Quantity | None:
     if not rest.strip():
         return Quantity(value, decimals=number.decimals)
     name = rest.strip()
-    if len(name) == 1 and name.isalpha() and name not in (_SPACED if rest.startswith(" ") else _NARROW):
+    if (
+        len(name) == 1
+        and name.isascii()
+        and name.isalpha()
+        and name not in (_SPACED if rest.startswith(" ") else _NARROW)
+    ):
         return None
     measure = unit_of(name)
     if measure and not measure.known and (_PRODUCT if rest.startswith(" ") else _GLUED_PRODUCT).fullmatch(name):

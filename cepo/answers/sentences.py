@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from cepo.answers.notation import unstarred
+from cepo.answers.notation import SUBJECT, unstarred
 
 MAX_LINE_CHARACTERS = 2000
 """How much of a line is read for its answer."""
@@ -19,13 +19,13 @@ _WRAPPED = re.compile(r"`{3}(.*)`{3}|`{1,2}([^`]*)`{1,2}|__(.+)__|\u201c([^\u201
 _OF_ANSWER = r"(?:(?:final|correct|right|best|only|short) )*(?:answer|option|choice)s?"
 _PREFIX = (
     r"(?:(?:so|thus|hence|therefore|then|and),? )*(?:(?:the|my|our) )?"
-    rf"{_OF_ANSWER}(?: (?:is|are|would be|must be|should be|equals)\b|:| =)\s*:?\s*(?:therefore |simply |just |that )?"
+    rf"{_OF_ANSWER}(?: (?:is|are|would be|must be|should be|equals)\b|:| =)\s*:?\s*"
+    r"(?:(?:therefore|simply|just|that|indeed|clearly|then|thus|hence|actually),? )?"
 )
 _SAID = re.compile(rf"{_PREFIX}(?=\S)", re.IGNORECASE)
 _SAID_IN_TEXT = re.compile(rf"(\\text\w*\s*\{{)\s*(?:{_PREFIX})(\s*\}})?", re.IGNORECASE)
-_SUBJECT = re.compile(
-    r"(?!there\b|There\b)(?:[A-Za-z']+,? ){1,8}(?:is|are|equals|was)(?: equal to| exactly)? (?=[-$\\(\[\d\u2212])"
-)
+_SUBJECT = re.compile(rf"{SUBJECT} (?=[-$\\(\[\d\u2212])")
+_BREAK = re.compile(r"<br */?>")
 _PREDICATE = re.compile(
     r"\s+(?:is|are)\s+(?:the\s+)?(?:(?:correct|right|best|final)(?:\s+(?:answer|option|choice|one))?|answer)\s*[.!]?$",
     re.IGNORECASE,
@@ -54,7 +54,7 @@ def bare(text: str) -> str:
     """
     before = None
     while text != before:
-        before, text = text, unstarred(_BOLD.sub(r"\1", text.strip())).strip()
+        before, text = text, unstarred(_BOLD.sub(r"\1", _BREAK.sub(" ", text).strip())).strip()
         if wrapped := _WRAPPED.fullmatch(text):
             text = next(part for part in wrapped.groups() if part is not None)
         if "\\$" in text and (formula := _MATH.fullmatch(text)):  # a sum of money as a formula

@@ -15,18 +15,33 @@ from cepo.answers.sentences import first_statement, splits, takes_back, undelimi
 
 MAX_TAIL_CHARACTERS = 2000
 """How many characters at the end of a response are searched for a statement."""
+MAX_LEAD_CHARACTERS = 60
+"""How much of a sentence before its cue is searched for a denial."""
 MAX_LOOSE_WORDS = 4
 """Words that the last line may have beside formulas and digits if the reference is mathematics."""
 _CUE = re.compile(
     r"\b(?:answers?|option|choice|respuesta|r\u00e9ponse|risposta|resposta|antwort)"
     r"(?:\s+(?:is|are|would be|must be|should be|equals|es|est|ist|\u00e8|\u00e9)\b"
+    r"(?:\s+(?:indeed|clearly|then|thus|therefore|hence|simply|actually)\b,?)?"
     r"|\s*[\"*_]*\s*[:\uff1a=]|\s+[-\u2013](?=\s))[*_]*:?"
     r"|\u7b54\u6848[\u662f\u4e3a]?[:\uff1a]?|\b(?:go with|choose|pick|select)(?: option| answer)?(?=\s+\(?[A-Z]\b)",
     re.IGNORECASE,
 )
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|untrue|worst|unlikely|least \w+|previous|first|initial|original|old|earlier|other"
+    r"|another|possible|likely wrong|neither|no)"
+    r"|(?:\b(?:not|false|untrue|wrong|incorrect|doubt|deny|suppose|assume|imagine|if|whether|unlikely|impossible"
+    r"|says|said|claims?|claimed)|n't)(?: \w+){0,2}? (?:that )?(?:the|my|our|this|your))\s+$"
+    r"|\b(?:suppose|assume|imagine|if|whether|doubt)(?: that)?\s+$",
+    re.IGNORECASE,
+)
+"""What turns a statement around or leaves it open if it stands before the cue: `It is false that the` answer is 5."""
+_NAMED = re.compile(r"\b(?i:option|choice|answer|or|and|over|than)\s+\(?([A-J])\b\)?")
+_ANSWER = re.compile(r"\b(?:answer|guess|option|choice)\b", re.IGNORECASE)
 _IS_ANSWER = re.compile(r"[ \t](?:is|are) the (?:(?:correct|right|final) )?(?:answer|option|choice)\b", re.IGNORECASE)
 _LEAD = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then|finally|now|in total|altogether|we (?:get|have|find|obtain)"
+    r"(?:(?:(?:so|thus|hence|therefore),? there (?:is|are)|so|thus|hence|therefore|then|finally|now|in total"
+    r"|altogether|we (?:get|have|find|obtain)"
     r"|this (?:gives|is|yields)"
     r"|that is|i think|it(?:'s| is)|the (?:statement|claim) is|i'd say|i would say)\b[,:]?\s*)+|=\s*",
     re.IGNORECASE,
@@ -59,12 +74,14 @@ def stated(response: str, kind: str) -> str | None:
 
 
 def _introduced(text: str) -> str | None:
-    """What the last cue introduces, unless the text after it takes that back."""
+    """What the last cue introduces unless the text after it takes that back; empty if the text before it denies it."""
     cues = [(cue.start(), cue.end()) for cue in _CUE.finditer(text)]
     cues += [(text.rfind("\n", 0, said.start()) + 1,) * 2 for said in _IS_ANSWER.finditer(text)]
     if not cues:
         return None
-    _, end = max(cues)
+    start, end = max(cues)
+    if _is_denied(text, start):
+        return ""
     content, _, rest = text[end:].lstrip(" \t*_:").partition("\n")
     if not content.strip("*_: "):
         content, _, rest = rest.lstrip().partition("\n")
@@ -80,12 +97,20 @@ def _introduced(text: str) -> str | None:
     return None if takes_back(rest) else first_statement(content)
 
 
+def _is_denied(text: str, at: int) -> bool:
+    return _DENIED_BEFORE.search(text, max(0, at - MAX_LEAD_CHARACTERS), at) is not None
+
+
 def _alone(text: str, kind: str) -> str | None:
     """The answer that is all the last line says."""
     if block := _BLOCK.search(text):
         return first_statement(block[1])
     line = text.rpartition("\n")[2].strip()
-    if "?" in line or _NUMBERED.match(line):
+    if (
+        "?" in line
+        or _NUMBERED.match(line)
+        or any(_is_denied(line, answer.start()) for answer in _ANSWER.finditer(line))
+    ):
         return None
     lead = _LEAD.match(line)
     said = line[lead.end() :] if lead else line
@@ -107,7 +132,8 @@ def _alone(text: str, kind: str) -> str | None:
 def _label(text: str, line: str, said: str) -> str | None:
     if re.fullmatch(r"\W*\(?[A-Za-z]\)?\W*", said):
         return said
-    if len(set(_LABEL.findall(line))) != 1 or _DENIAL.search(line) or len(_OPTION_LINE.findall(text)) > 1:
+    labels = {*_LABEL.findall(line), *_NAMED.findall(line)}
+    if not _LABEL.search(line) or len(labels) != 1 or _DENIAL.search(line) or len(_OPTION_LINE.findall(text)) > 1:
         return None
     if _OPTION_LINE.match(line):
         return line

@@ -24,6 +24,8 @@ EXACT_BITS = 4096
 _POINTS = 4
 _SINGLE = ("math", "number")
 """Kinds whose answers may be one value without structure."""
+_RANGE = re.compile(r"\d+(?:-\d+)+")
+"""Numbers joined by hyphens, as in `1990-1995` or `5-3-2`, which differ though their differences may be equal."""
 _ARTICLE = re.compile(r"^(?:the|an?) +", re.IGNORECASE)
 _MIN_RELATIVE = Fraction(1, 10**5)
 """A decimal agrees with an exact number in at least five significant digits."""
@@ -51,6 +53,8 @@ def decide_element(answer: str, reference: str, kind: Kind) -> bool | None:
     given, wanted = read(answer, kind.decimal_comma), read(reference, kind.decimal_comma)
     if given.spelling and _spelt(given, kind) == _spelt(wanted, kind):
         return True
+    if not kind.unevaluated and _RANGE.fullmatch(given.spelling) and _RANGE.fullmatch(wanted.spelling):
+        return False
     if given.moment or wanted.moment:
         return bool(given.moment and wanted.moment and same_moment(given.moment, wanted.moment))
     if given.base or wanted.base:
@@ -76,9 +80,14 @@ def _spelt(value: Value, kind: Kind) -> str:
 def operands(given: Value, wanted: Value, kind: Kind) -> tuple[Expression, Expression] | None:
     r"""The two expressions that must have the same value; None if one is no expression or their units contradict.
 
+    Letters after a number are a unit, or a product if the other side is an expression: `\frac12 mg` is `\frac{mg}{2}`.
     Degrees are a number against an expression with pi: `30^\circ` is `\frac{\pi}{6}`.
     """
     one, other = given.expression, wanted.expression
+    if given.node and not given.unit and wanted.product:
+        return given.node, wanted.product
+    if wanted.node and not wanted.unit and given.product:
+        return given.product, wanted.node
     if one is None or other is None:
         return None
     unit, wanted_unit = given.unit, wanted.unit

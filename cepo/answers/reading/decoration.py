@@ -44,8 +44,8 @@ _RENAMED = {
     "\\textpercent": "%", "\\textdollar": "$", "\\pounds": "\u00a3", "\\euro": "\u20ac", "\\yen": "\u00a5",
     "\\times": "\\times", "\\mid": "\\mid", "\\rightarrow": "\\to", "\\longrightarrow": "\\to", "\\dotsc": "\\ldots",
 }  # fmt: skip
-_DEGREES = re.compile(r" *\^ *(?:\\circ(?![a-zA-Z])|\{ *\\circ *\})")
-_PRIMES = re.compile(r" *\^ *(?:\{ *((?:\\prime *)+)\}|(\\prime)(?![a-zA-Z]))")
+_DEGREES = re.compile(r"(?:(?<!\\) )*\^ *(?:\\circ(?![a-zA-Z])|\{ *\\circ *\})")
+_PRIMES = re.compile(r"(?:(?<!\\) )*\^ *(?:\{ *((?:\\prime *)+)\}|(\\prime)(?![a-zA-Z]))")
 _SIUNITX = re.compile(r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}|\\(?:unit|si|num)\{([^{}]*)\}")
 _LETTER = re.compile(r"[a-zA-Z]")
 TEXT = "\\text{"

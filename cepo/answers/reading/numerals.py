@@ -13,7 +13,8 @@ MAX_EXPONENT = 300
 GROUPED = r"\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)"
 """Digits with separators of thousands: `1,234`, `1 234`, and `1,23,456` as in India."""
 REPEATING = (
-    r"\d*\.\d*\\(?:overline|bar) *\{ *\d+ *\}|\d*\.\d*(?:\\dot *\{ *\d+ *\})+|\d*\.\d*\\dot *\d"
+    r"\d*\.\d*\\(?:overline|bar) *\{ *\d+ *\}|\d*\.\d*\\dot *\{ *\d *\}\d+\\dot *\{ *\d *\}"
+    r"|\d*\.\d*(?:\\dot *\{ *\d+ *\})+|\d*\.\d*\\dot *\d"
     r"|\d*\.\d*\(\d+\)|\d*\.\d{3,} *(?:\.\.\.|\\[lc]?dots)"
 )
 r"""Decimals with digits that repeat without end: `0.\overline{3}`, `0.\dot{3}`, `0.(3)` and `0.333...`."""
@@ -45,6 +46,10 @@ PARTS = {
     "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
 """Words for fractions, by their denominator."""
+_BASE = re.compile(
+    r"\(?(-?[\dA-Fa-f]+)\)? *(?:_ *(?:\{ *(?:\\text *\{)? *(?:base *\}? *)?(\w+) *\}? *\}|(\d+))"
+    r"|(?:\\text *\{)? *\(? *(?:in +)?base *\}? *(\w+) *\)? *\}?)"
+)
 _ORDINAL = re.compile(r"(\d+) *\^? *\{?(?:st|nd|rd|th)\}?")
 
 
@@ -142,6 +147,20 @@ def words_number(text: str) -> Fraction | None:
     if words == ["half"] or words == ["a", "half"]:
         return Fraction(1, 2)
     return _whole(words)
+
+
+def in_base(text: str) -> tuple[str, int] | None:
+    """The digits and the base of a number that states its base, in digits or as a word; None for other texts.
+
+    Example:
+        in_base("4210_{\\text{five}}")  # ("4210", 5)
+    """
+    based = _BASE.fullmatch(text)
+    if based is None:
+        return None
+    name = based[2] or based[3] or based[4]
+    base = Fraction(int(name)) if name.isdigit() else words_number(name)
+    return (based[1].upper(), int(base)) if base else None
 
 
 def ordinal(text: str) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""Reads clock times (`3:30 p.m.`, `15:30`, `11 AM`) and dates (`July 4th`, `5 March 2020`)."""
+"""Reads clock times (`3:30 p.m.`, `15:30`, `11 AM`) and dates (`July 4th`, `5 March 2020`, `2020-03-05`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ _CLOCK = re.compile(
 _MONTHS = words("january february march april may june july august september october november december")
 _MONTH = r"([a-z]{3,9})\.?"
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+_ISO = re.compile(r"(\d{4})([-/])(\d\d?)\2(\d\d?)")
 _DATES = (
     re.compile(rf"(?:the )?(?P<day>{_DAY})(?: of)? (?P<month>{_MONTH})(?:,? (?P<year>\d{{4}}))?"),
     re.compile(rf"(?P<month>{_MONTH}) (?:the )?(?P<day>{_DAY})(?:,? (?P<year>\d{{4}}))?"),
@@ -81,6 +82,9 @@ def _clock(text: str) -> Clock | None:
 
 
 def _date(text: str) -> Date | None:
+    if numbered := _ISO.fullmatch(text):
+        year, month, day = (int(numbered[group]) for group in (1, 3, 4))
+        return Date(month, day, year) if 1 <= month <= 12 and 1 <= day <= 31 else None
     for pattern in _DATES:
         if (date := pattern.fullmatch(text)) and (month := _month(date["month"])):
             parts = date.groupdict()

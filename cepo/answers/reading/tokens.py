@@ -30,7 +30,7 @@ _STRUCTURE = {"cdot": "*", "times": "*", "ast": "*", "div": "/", "lvert": "|", "
 _PLAIN = frozenset(words("frac binom over choose lfloor rfloor lceil rceil emptyset sqrt"))
 _NO_PRODUCTS = frozenset(
     words(
-        "and or if is to of for by no not yes mod gcd lcm max min div dx dy dt dz km cm mm kg mg ml in ft at "
+        "and or if is to of for by no not yes mod gcd lcm max min div dx dy dt dz km cm mm kg in ft at "
         "as it be we the per any all"
     )
 )

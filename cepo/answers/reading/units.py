@@ -6,10 +6,11 @@ A unit is read from the text after a number: `km/h`, `\text{m/s}^2`, `square met
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, lru_cache
 
+from cepo.answers.reading import chinese
 from cepo.answers.reading.lists import words
 
 _BASES = {
@@ -66,6 +67,7 @@ _PREFIXES = {
 }  # fmt: skip
 _SPEED = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h"}
 _SPEEDS = re.compile(rf"\b(?:{'|'.join(_SPEED)})\b")
+_RATE = re.compile(r"/ *|(?:per|an?|each|every) +")
 _SIGNS = frozenset({"%", "\u00b0", "$", "\u20ac", "\u00a3", "\u00a5"})
 """Units without powers."""
 CURRENCIES = "$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00a2"
@@ -141,6 +143,15 @@ def unit_of(text: str) -> Unit | None:
     return Unit(" ".join(words).casefold(), words=nouns) if nouns else None
 
 
+def priced(money: Unit, rest: str) -> Unit | None:
+    """A currency with what it pays for: `per day`, `/kg`, `profit`; None if the text says more."""
+    rate = _RATE.match(rest)
+    unit = unit_of(rest[rate.end() :] if rate else rest)
+    if unit is None or (unit.known and not rate):
+        return None
+    return replace(money, words=unit.words or (unit.name,))
+
+
 def conflict(one: Unit, other: Unit) -> bool:
     """Whether two units contradict each other: different known units, or words that do not include one another."""
     if one.known and other.known:
@@ -207,7 +218,7 @@ def _flattened(text: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _known(flat: str) -> Unit | None:
     """A unit whose every part the table has."""
-    text = re.sub(r"\bper (?!cent)", "/", _SPEEDS.sub(lambda speed: _SPEED[speed[0]], flat))
+    text = re.sub(r"\bper (?!cent)", "/", _SPEEDS.sub(lambda speed: _SPEED[speed[0]], chinese.in_symbols(flat)))
     text = re.sub(r" ?/ ?", "/", text)
     above, *below = text.split("/")
     powers: dict[str, int] = {}
@@ -271,6 +282,8 @@ def _nouns(words: list[str]) -> tuple[str, ...]:
     """The words of an unknown unit in singular, in order; empty if one changes the value or the first is too short."""
     lower = [word.casefold().strip(".,") for word in words]
     lower = [word for word in lower if word not in ("of", "the", "a")]
+    if len(lower) == 1 and chinese.is_noun(lower[0]):
+        return tuple(lower)
     if not lower or len(lower[0]) < 3 or any(not _NOUN.fullmatch(word) for word in lower):
         return ()
     if lower[0] == "times" and len(lower) > 1:

@@ -6,11 +6,13 @@ an answer may look like: a tuple may be written as a list, a list not as a matri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 
 from cepo.answers.kinds import Kind
 from cepo.answers.notation import normalise
+from cepo.answers.quantities import read as value
 from services.verifier.shapes import equating
 from services.verifier.shapes.conversions import as_kind, as_pieces, is_set, number, rows_of
 from services.verifier.shapes.intervals import merged
@@ -33,6 +35,7 @@ from services.verifier.shapes.types import (
 )
 
 Same = Callable[[str, str, Kind], Verdict3]
+_NUMBERS = re.compile(r"\d+(?::\d+)+|\d+-\d+")
 MAX_REPEATS = 3
 """A set may be written with its elements repeated, up to this multiple; a longer list is a list of guesses."""
 
@@ -99,6 +102,8 @@ class Comparer:
             return equating.approximated(self, given, wanted)
         if isinstance(given, Group) and len(given.items) == 1:
             return self.equal(given.items[0], wanted)
+        if isinstance(given, Ratio) and (parts := _parts(wanted.text)):
+            return self._ratio(given, parts) if ":" in wanted.text else self.in_order(given.items, parts.items)
         if isinstance(given, Ratio) and len(given.items) == 2:
             return self._quotient(given, wanted, over=True)
         return self.elements(given.text, wanted.text) if isinstance(given, Leaf) else False
@@ -138,6 +143,8 @@ class Comparer:
             return True
         if given.style.startswith("\\") or wanted.style.startswith("\\"):  # unions of sets that are only named
             return False if given.style == wanted.style else None
+        if wanted.style == "list" and given.style == "square" and all(map(_is_words, given.items)):
+            return False
         loose = ("list", "set", "signs")
         if given.is_sequence or wanted.is_sequence:
             return True if {given.style, wanted.style} <= {"list", "set"} or given.style == wanted.style else None
@@ -202,6 +209,10 @@ class Comparer:
         return every(self.in_order(row, other) for row, other in zip(rows, wanted.rows, strict=True))
 
     def _ratio(self, given: Shape, wanted: Ratio) -> Verdict3:
+        if isinstance(given, Leaf) and (parts := _parts(given.text)):
+            if ":" not in given.text:
+                return self.in_order(parts.items, wanted.items)
+            given = parts
         if isinstance(given, Leaf) and len(wanted.items) == 2:
             return self._quotient(wanted, given, over=False)
         if not isinstance(given, Ratio):
@@ -210,6 +221,16 @@ class Comparer:
         if len(one) != len(other) or len(one) < len(given.items) or len(other) < len(wanted.items):
             return self.in_order(given.items, wanted.items)
         return all(a * other[0] == b * one[0] for a, b in zip(one, other, strict=True))  # 4:6 is 2:3
+
+
+def _parts(text: str) -> Ratio | None:
+    """What reads like a time or a range, `10:15:20` or `18-29`, as a ratio; None for other texts."""
+    parts = re.split("[:-]", text) if _NUMBERS.fullmatch(text) else []
+    return Ratio(tuple(map(Leaf, parts))) if parts else None
+
+
+def _is_words(shape: Shape) -> bool:
+    return isinstance(shape, Leaf) and value(shape.text).is_word
 
 
 def _nearest(places: range, place: int) -> list[int]:

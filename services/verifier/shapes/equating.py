@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cepo.answers.kinds import parse_kind
 from services.verifier.shapes.conversions import number
 from services.verifier.shapes.logic import Verdict3, every, some
-from services.verifier.shapes.names import is_constant, is_name, restates, same_name
+from services.verifier.shapes.names import is_constant, is_name, letters, restates, same_name
 from services.verifier.shapes.reading import read
 from services.verifier.shapes.types import Assignment, Congruence, Equation, Group, Leaf, Relation, Shape
 
@@ -43,11 +43,19 @@ def restated(comparer: Comparer, given: Equation, wanted: Shape) -> Verdict3:
     """Whether every side that states a value states that of the reference, as in `A = 3 \\cdot 4 = 12`."""
     if comparer.kind.name == "equation":
         return False
-    values = [value for value in given.values if not _restates(value, wanted)]
+    named = len(given.values) > 1 and given.names and given.sides[0] == given.names[0]
+    steps = given.values[:-1] if named and _is_constant(wanted) else ()
+    formulas = [step for step in steps if isinstance(step, Leaf) and _is_formula(step.text, given.names)]
+    values = [value for value in given.values if value not in formulas and not _restates(value, wanted)]
     if not values:
         return False
-    steps = comparer.with_kind(replace(comparer.kind, unevaluated=True))  # only the last side has to be evaluated
-    return every([comparer.equal(values[-1], wanted), *(steps.equal(value, wanted) for value in values[:-1])])
+    loose = comparer.with_kind(replace(comparer.kind, unevaluated=True))  # only the last side has to be evaluated
+    return every([comparer.equal(values[-1], wanted), *(loose.equal(value, wanted) for value in values[:-1])])
+
+
+def _is_formula(text: str, names: tuple[str, ...]) -> bool:
+    r"""Whether a step gives a quantity in other unknowns, as `\pi r^2` does in `A = \pi r^2 = 49\pi`."""
+    return bool(letters(text)) and not any(letters(text) & letters(name) for name in names)
 
 
 def _restates(value: Shape, wanted: Shape) -> bool:

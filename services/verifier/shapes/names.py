@@ -10,7 +10,8 @@ _ARGUMENT = re.compile(r"(?<=[A-Za-z}])\s*\([^()]*\)")
 _DERIVATIVE = re.compile(
     r"\\[dt]?frac\s*\{\s*(?:d|\\partial)\s*\^?\d?\s*\w*\s*\}\s*\{\s*(?:d|\\partial)\s*\w+\s*\^?\d?\s*\}"
 )
-_MADE_OF = re.compile(r"\\[A-Za-z]+|[\s{}()\[\]|+\-*/:,!\u2220\u25b3]")
+_ANGLE = re.compile(r"\\angle\s*\d+")
+_MADE_OF = re.compile(r"\\[A-Za-z]+|\\\||[\s{}()\[\]|+\-*/:,!\u2220\u25b3]")
 _LETTER = re.compile(r"[^\W\d_]")
 _CONSTANTS = frozenset("ei")
 _FUNCTION = re.compile(r"[fghFGHyY](?:\s*\(\s*[A-Za-z]\s*\))?")
@@ -35,7 +36,7 @@ def is_name(text: str) -> bool:
     """Whether a side has letters and no number outside of its indices and arguments, so that it states no value."""
     if text.lstrip().startswith(("-", "+")):
         return False
-    bare = _DERIVATIVE.sub(" y ", text.strip())
+    bare = _ANGLE.sub(" x ", _DERIVATIVE.sub(" y ", text.strip()))
     for _ in range(2):
         bare = _ARGUMENT.sub("", _INDEX.sub("", bare))
     words = _WORDED.sub(lambda worded: f" {worded[1]} ", bare)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from services.verifier.shapes import intervals
-from services.verifier.shapes.names import is_name
+from services.verifier.shapes.conversions import as_pieces
+from services.verifier.shapes.names import is_name, is_unknown
 from services.verifier.shapes.splitting import cut, elements, enclosed
 from services.verifier.shapes.types import (
     EVERYTHING,
@@ -57,7 +59,11 @@ def relation(text: str, read: Reader) -> Shape | None:
     if all(operator == "=" for operator in operators):
         return _equation(text, sides, read)
     if operators == ["\\in"] and (is_name(sides[0]) or not sides[0]):
-        return read(sides[1])
+        shape = read(sides[1])
+        if isinstance(shape, Group) and shape.style in ("round", "square"):
+            shape = as_pieces(shape) or shape
+        named = isinstance(shape, Pieces) and not shape.variable and is_unknown(sides[0])
+        return replace(shape, variable=sides[0]) if named and isinstance(shape, Pieces) else shape
     if all(operator in _ORDERED for operator in operators) and all(sides):
         interval = intervals.inequality(sides, operators)
         if interval is not None:

@@ -72,6 +72,8 @@ def test_thinking_and_what_follows_the_answer_are_left_out(text: str, part: str)
         "\\boxed{5}. No, wait. Answer: 73",
         "$$\n\\text{ANSWER: } 73\n$$",
         "Answer: 73, not 74",
+        "\u2705 **Final Answer:** 73",
+        "Answer: 73<br>",
         "Answer: The total is $73$.",
         "73 is it\n#### 73",
         "#### **73**",
