@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOG := $(VENV)/install.log
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
@@ -20,21 +21,23 @@ help:
 
 define VENV_3_11
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; set PYTHON=python3.11"; exit 2; }
-	@echo "installing into $(VENV) (about $(1) GB, a few minutes)"
+	@echo "installing into $(VENV) (about $(1) GB, a few minutes; what pip says is in $(LOG))"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@if [ -t 1 ]; then \
+		while sleep 1; do printf '\r%s of about $(1)000 MB ' "$$(du -sm $(VENV) | cut -f 1)"; done & ticker=$$!; \
+		trap 'kill $$ticker; echo' EXIT; trap 'exit 130' INT TERM; \
+	fi; \
+	{ $(2) && $(PIP) --no-deps --no-build-isolation --editable .; } >$(LOG) 2>&1 \
+		|| { echo >&2; tail -n 5 $(LOG) >&2; echo "the installation failed; see $(LOG)" >&2; exit 1; }
+	@echo "installed; to type cepo instead of $(BIN)/cepo: source $(VENV)/bin/activate"
 endef
 
 $(INSTALLED): pyproject.toml deploy/requirements/cpu.txt
-	$(call VENV_3_11,4)
-	@$(PIP) torch==2.13.0
-	@$(PIP) --no-deps --requirement deploy/requirements/cpu.txt
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	$(call VENV_3_11,4,$(PIP) torch==2.13.0 && $(PIP) --no-deps --requirement deploy/requirements/cpu.txt)
 	@touch $@
 
 gpu:
-	$(call VENV_3_11,15)
-	@$(PIP) --no-deps --requirement deploy/requirements/gpu.txt
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	$(call VENV_3_11,15,$(PIP) --no-deps --requirement deploy/requirements/gpu.txt)
 	@$(BIN)/python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "PyTorch finds no GPU: is the driver 580 or newer?")'
 
 train: $(INSTALLED)
