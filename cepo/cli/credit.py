@@ -15,7 +15,7 @@ from rich.console import Console
 
 import cepo.tiny
 from cepo.cli import credit_files, credit_view
-from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
+from cepo.credit import MAX_TOKENS, METHODS, CreditReply, CreditRequest, Method, Variant
 from cepo.errors import StorageError, UserError
 from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
 from cepo.net.files import replace_file
@@ -178,6 +178,7 @@ async def _scorer(
 
     from transformers import AutoConfig
 
+    from cepo.model.rope import positions
     from cepo.teaching.engine import TransformersScorer
     from services.teacher.credit import TokenCredit
     from services.teacher.images import GivenImages
@@ -193,7 +194,7 @@ async def _scorer(
     scorer = TransformersScorer(settings, renderer, AdapterCache(folder, fetch, keep=2), given.read)
     stack.callback(scorer.close)
     await _load(scorer, policy)
-    longest = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    longest = positions(AutoConfig.from_pretrained(model)) or MAX_TOKENS
     return TokenCredit(scorer, renderer, longest, grade, given)
 
 

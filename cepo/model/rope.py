@@ -1,4 +1,4 @@
-"""LongRoPE's factors, chosen as vLLM chooses them.
+"""The positions of a model, and LongRoPE's factors, chosen as vLLM chooses them.
 
 A model with LongRoPE (Phi-3.5, Phi-4-mini) has two lists of factors for its rotary frequencies: short ones for
 sequences within `original_max_position_embeddings`, and long ones. transformers chooses by the longest sequence of each
@@ -11,6 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+
+def positions(config: Any) -> int:
+    """The length of the model's longest sequence, beyond which learned positions end; 0 if its config does not say."""
+    options = config.get_text_config().to_dict()
+    return int(options.get("max_position_embeddings") or options.get("n_positions") or 0)
 
 
 def rope_sections(config: Any) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ status.json, checkpoints/, adapters/, rollouts/ and logs/.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -153,6 +154,12 @@ class RunDir:
     def write_status(self, status: Row) -> None:
         """Replaces status.json."""
         replace_file(self.status, json.dumps(status).encode() + b"\n")
+
+    def notes(self) -> list[str]:
+        """What the trainer wanted the user to know, from status.json; none if there is no such file."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return list(json.loads(self.status.read_bytes()).get("notes", []))
+        return []
 
     def rows(self) -> list[Row]:
         """The steps so far; a last line that a crash cut short is left out."""

@@ -26,6 +26,7 @@ from cepo.messages.groups import BASE_POLICY, ImageRef, PolicyProof, PolicyRef
 from cepo.model.forward import ResponseStates, canary_logps, cut_passes, load_causal_lm, response_states
 from cepo.model.lora import make_lean
 from cepo.model.probe import prove
+from cepo.model.rope import positions
 from cepo.model.shared import SharedModel
 from cepo.net.settings import Settings
 from cepo.prompts.canary import FIRST_PLACES
@@ -77,7 +78,10 @@ class TransformersScorer:
         self._read_image = read_image
         self._keep = settings.max_loras
         self._base = base or SharedModel(_proven(settings))
-        self._canary_ids = renderer.canary_ids(settings.max_model_len - 1)
+        limit = positions(self._base.model.config) or settings.max_model_len
+        self.context_length = min(settings.max_model_len, limit)
+        """The longest context with its response, in tokens."""
+        self._canary_ids = renderer.canary_ids(self.context_length - 1)
         self._proofs: dict[str, PolicyProof] = {}
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="score")

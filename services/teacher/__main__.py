@@ -29,9 +29,9 @@ async def build(settings: Settings) -> Service:
     adapters = trainer_cache("teacher", settings)
     images = GivenImages(trainer_images(settings).read)
     scorer = TransformersScorer(settings, renderer, adapters, images.read)
-    handler = make_handler(scorer, renderer, settings.max_model_len)
+    handler = make_handler(scorer, renderer, scorer.context_length)
     grader = remote_verifier(settings) if settings.verifier_address else None
-    app = application(TokenCredit(scorer, renderer, settings.max_model_len, grader, images))
+    app = application(TokenCredit(scorer, renderer, scorer.context_length, grader, images))
 
     class TeacherServicer(services_pb2_grpc.TeacherServiceServicer):
         Score = staticmethod(unary(ScoredGroup, handler))

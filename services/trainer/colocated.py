@@ -41,7 +41,7 @@ async def teaching(
     root = settings.adapter_cache / f"teacher-{os.getpid()}"
     adapters = AdapterCache(root, publisher.files, keep=settings.max_loras + 2)
     scorer = TransformersScorer(settings, renderer, adapters, read, learner.base)
-    loop = StageLoop.of(settings, bus, Stage.TEACH, make_handler(scorer, renderer, settings.max_model_len))
+    loop = StageLoop.of(settings, bus, Stage.TEACH, make_handler(scorer, renderer, scorer.context_length))
     ended = asyncio.Event()
     async with resident(scorer, bus, adapters), asyncio.TaskGroup() as group:
         group.create_task(loop.run(ended))

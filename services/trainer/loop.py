@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cepo.algo.base import Metrics, Supply
 from cepo.errors import UserError
@@ -21,6 +21,7 @@ from services.trainer.checkpoint import Checkpoints
 from services.trainer.collector import Collector
 from services.trainer.feeder import Feeder
 from services.trainer.finite import MAX_SKIPPED, diverged
+from services.trainer.gap import GapWatch
 from services.trainer.learning.batch import pack
 from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pipeline
@@ -61,6 +62,10 @@ class Run:
     pieces: Pieces
     beside: AbstractAsyncContextManager[None]
     """Runs beside the loop in this process: the teacher's stage if it is colocated, otherwise nothing."""
+    gap: GapWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gap = GapWatch(self.config)
 
 
 async def train(run: Run, stop: asyncio.Event) -> None:
@@ -190,6 +195,8 @@ def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:
     adv_BT, learned = run.learner.learn(pack(chosen), step)
     if learned["updates/skipped"]:
         _note_skipped(run, learned, step)
+    if warning := run.gap.warning(learned["rollout/logp_gap"], step):
+        run.status.note(warning)
     prompts = [group for group in chosen if group.task.origin is None]
     write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
     return metrics | learned

@@ -10,7 +10,7 @@ from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.data import audit
 from cepo.data.problems import drop, load_sets
 from cepo.errors import UserError
-from cepo.messages.groups import Reward
+from cepo.messages.groups import ContextName, Reward
 from cepo.run.folder import RunDir
 
 ROWS_NAMED = 3
@@ -108,10 +108,22 @@ def repeats(run: Preflight) -> Findings:
 
 
 def context(run: Preflight) -> Findings:
-    """The longest prompt and its response fit the context."""
+    """The longest prompt and its response fit the context, also with the hint of a peer.
+
+    Raises:
+        UserError: the model has fewer positions than the longest context that may be scored.
+    """
     longest = max((p for loaded in run.sets.values() for p in loaded.problems), key=lambda problem: problem.tokens)
     response, limit = run.config.sampling.max_tokens, run.config.model.max_length
-    used = longest.tokens + response + 1
+    used, positions = longest.tokens + response + 1, run.sizes.positions
+    if any(ask.context is not ContextName.PLAIN for ask in run.config.algorithm.asks):
+        scored = used + run.config.hint_tokens
+        if 0 < positions < scored:
+            raise UserError(
+                f"longest prompt with hint {longest.tokens} + response {response} + 1, and {run.config.hint_tokens} for "
+                f"the hint of another rollout, are {scored} tokens, above the {positions} positions of "
+                f"{run.config.model.path}; lower sampling.max_tokens, or leave out longer problems with data.where"
+            )
     yield "ok", f"longest prompt with hint {longest.tokens} + response {response} + 1 = {used} of {limit} tokens"
 
 

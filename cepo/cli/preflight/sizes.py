@@ -88,6 +88,7 @@ def measure(config: RunConfig) -> Sizes:
     from transformers.pytorch_utils import Conv1D
 
     from cepo.model.forward import auto_class
+    from cepo.model.rope import positions
 
     try:
         model_config: Any = AutoConfig.from_pretrained(config.model.path)
@@ -110,7 +111,7 @@ def measure(config: RunConfig) -> Sizes:
         parameters=sum(parameter.numel() for parameter in parameters.values()),  # tied weights count once
         adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
         adapted_modules=len(adapted),
-        positions=options.get("max_position_embeddings") or options.get("n_positions") or 0,
+        positions=positions(model_config),
         cache_numbers=_cache_numbers(options),
         linear_names=tuple(sorted({n.rpartition(".")[2] for n in plain})),
         missing_targets=tuple(target for target, names in bound.items() if not names),

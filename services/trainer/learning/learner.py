@@ -33,7 +33,6 @@ from cepo.model.shared import SharedModel
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
 from services.trainer.learning.context import POLICY, LearnerContext, ReadPatches, no_images
-from services.trainer.learning.gap import GapWatch
 from services.trainer.learning.ranks import SINGLE, Ranks, collective
 from services.trainer.learning.update import PolicyUpdate
 
@@ -75,7 +74,6 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
         self.context = LearnerContext(self.base, config, patches, ranks)
         self.auxiliary = config.algorithm.auxiliary_model(self.context)
-        self._gap = GapWatch(config)
         self.skipped_in_a_row = 0
         """Updates without an optimizer step, because their gradient was not finite, since the last one with a step."""
 
@@ -172,8 +170,6 @@ class Learner:
             advantages = algorithm.advantages(batch, step)
             update, measured = self._updated(batch, advantages.adv_BT, algorithm, step)
             metrics = advantages.metrics | measured
-            if self.ranks.rank == 0:
-                self._gap.watch(metrics["rollout/logp_gap"], step)
             skipped = self.auxiliary.skipped
             metrics |= self.auxiliary.update(batch, step)
             metrics["updates/skipped"] += self.auxiliary.skipped - skipped

@@ -159,3 +159,13 @@ def test_a_token_beyond_the_embedding_that_nothing_uses_is_a_note(tmp_path: Path
 )
 def test_vllms_tables_are_read_without_importing_it(architecture: str, served: bool | None) -> None:
     assert takes_lora(architecture) is served
+
+
+def test_positions_hold_the_longest_context_that_is_scored(tmp_path: Path) -> None:
+    """`model.max_length` is below the 200 positions, and the hint of another rollout may go beyond them."""
+    path = folder(tmp_path / "model", "llama", max_position_embeddings=200)
+    settings = (f"model.path={path}", ATTENTION, *FEW)
+    with pytest.raises(UserError, match=r"and 128 for the hint of another rollout, are \d+ tokens, above the 200 pos"):
+        list(run_checks(Preflight(make_config(*settings), tmp_path)))
+    grpo = make_config(*settings, 'algorithm={name="grpo"}')
+    assert any("of 160 tokens" in finding.text for finding in run_checks(Preflight(grpo, tmp_path)))

@@ -1,23 +1,13 @@
-"""The warning on `rollout/logp_gap`: once, on-policy, by data type, with the cause."""
+"""The warning on `rollout/logp_gap`: once, on-policy, by data type, with the cause, where the user of the run reads it."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
-
 import pytest
-import torch
 
-from services.trainer.learning.batch import pack
-from services.trainer.learning.gap import GapWatch
-from services.trainer.learning.learner import Learner
-from tests.helpers.factories import make_config, make_ragged
+from services.trainer.gap import GapWatch
+from tests.helpers.factories import make_config
 
-torch.set_num_threads(1)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [each.message for each in caplog.records if each.name == "services.trainer.learning.gap"]
+CUT = ('algorithm={name="grpo"}', "sampling.top_p=0.7")
 
 
 @pytest.mark.parametrize(
@@ -27,24 +17,20 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
         (("model.dtype=bfloat16",), [6e-4, 0.09, 1.05, 0.9], [2]),
         (("loop.lag=1",), [1e-7, 0.2], []),
         (("loop.lag=1",), [0.2, 0.2], [0]),
+        (CUT, [1e-7, 0.2], [1]),
+        ((*CUT, "sampling.temperature=0.8"), [0.2, 0.3], []),
+        (('algorithm={name="grpo"}', "sampling.top_k=20", "sampling.temperature=1.2"), [0.2, 0.3], []),
     ],
 )
 def test_the_first_gap_above_the_bound_is_told(
-    settings: tuple[str, ...], gaps: list[float], warned_at: list[int], caplog: pytest.LogCaptureFixture
+    settings: tuple[str, ...], gaps: list[float], warned_at: list[int]
 ) -> None:
+    """At a temperature other than 1 a cut adds the log of the kept mass to the gap of a right engine."""
     watch = GapWatch(make_config(*settings))
-    for step, gap in enumerate(gaps):
-        watch.watch(gap, step)
-    said = warnings(caplog)
-    assert len(said) == len(warned_at)
-    assert all(f"nats a token at step {step}, above" in line for step, line in zip(warned_at, said, strict=True))
-
-
-def test_a_learner_watches_its_steps(caplog: pytest.LogCaptureFixture) -> None:
-    learner = Learner(make_config())
-    batch = pack(make_ragged([(4, 6), (3, 5)], 1))
-    with caplog.at_level(logging.WARNING):
-        for step in (0, 1):
-            learner.learn(replace(batch, rollout_logp_BT=batch.rollout_logp_BT - batch.mask_BT), step)
-    (said,) = warnings(caplog)
-    assert said.endswith("compare rope, sliding window, quantisation and the data type of its cache with the trainer's")
+    said = [watch.warning(gap, step) for step, gap in enumerate(gaps)]
+    assert [step for step, text in enumerate(said) if text] == warned_at
+    assert all(f"nats a token at step {step}, above" in said[step] for step in warned_at)
+    assert all(
+        said[step].endswith("compare rope, sliding window, quantisation and the data type of its cache with the trainer's")
+        for step in warned_at
+    )

@@ -168,6 +168,9 @@ async def test_a_run_that_stopped_and_went_on_had_the_teachers_of_one_that_did_n
     assert averages == ([f"ema-v{version:06d}" for version in range(1, 5)] if source == "ema" else [])
     assert all(row["groups/failed"] == 0 for row in metrics(whole))
     assert sum(row["credit/tokens"] for row in metrics(whole)) > 0
+    (note,) = RunDir(whole).notes()
+    assert note.startswith("rollout/logp_gap is "), "the stage that samples makes its log-probs up"
+    assert " nats a token at step 0, above 0.001 in float32: " in note
 
 
 @pytest.mark.parametrize("source", ["ema", "behind"])
