@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cepo.model.forward import auto_class
+from cepo.model.probe import own_pass
 
 HEADS, HEAD_DIM, WORDS, WINDOW = 4, 16, 512, 16
 HIDDEN = HEADS * HEAD_DIM
@@ -20,7 +21,7 @@ MOST_LAYERS = 8
 
 SMALL: dict[str, int] = {
     r"hidden_size|d_model|n_embd|emb_dim|embedding_dim|word_embed_proj_dim|lru_width|d_inner": HIDDEN,
-    r"(input_|output_)?embedding_size|attention_hidden_size|ple_embed_dim|router_hidden_size": HIDDEN,
+    r"(input_|output_)?embedding_size|ple_embed_dim|router_hidden_size": HIDDEN,
     r"mamba_d_ssm": 2 * HIDDEN,
     r"\w*intermediate_size(_mlp)?|\w*ffn_dim|\w*ffn_hidden_size|dff|dim_ff|feed_forward_size": 96,
     r"num_attention_heads|n_heads?|num_heads|\w*attention_heads|linear_num_(key_|value_)?heads": HEADS,
@@ -47,7 +48,7 @@ SMALL: dict[str, int] = {
 
 LAYERS = r"num_hidden_layers|n_layers?|num_layers|encoder_layers|decoder_layers|num_(en|de)coder_layers|num_blocks"
 PER_LAYER = r"layer_types|layers_block_type|mlp_layer_types|indexer_types|block_types|attention_layers"
-SPECIAL = re.compile(r"\w*token_(id|ids|index)|\w*_token")
+SPECIAL = re.compile(r"(?!num_)(\w*token_(id|ids|index)|\w*_token)")
 
 
 def miniature(config: Any, **overrides: Any) -> Any:
@@ -58,21 +59,27 @@ def miniature(config: Any, **overrides: Any) -> Any:
         overrides: values of the text part, which count instead of the small ones.
 
     Raises:
-        ValueError: the small configuration does not make a model.
+        ValueError: the small configuration makes no model, or one that does not run.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         try:
             small = shrunk(config, **overrides)
             model = auto_class(small).from_config(small, dtype=torch.float32)
+            _randomise(model)
+            own_pass(model)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             raise ValueError(f"no small model of {config.model_type} ({reason})") from error
-        with torch.no_grad():
-            for parameter in model.parameters():  # zeros and ones would hide what a bias or a norm does
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-            model.get_output_embeddings().weight.normal_(std=0.2)  # logits of a few nats, which a cap or factor changes
-    return model.eval().requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def _randomise(model: Any) -> None:
+    """Zeros and ones would hide what a bias or a norm does, and small logits what a cap or a factor does."""
+    for parameter in model.eval().requires_grad_(False).parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.get_output_embeddings().weight.normal_(std=0.2)
 
 
 def shrunk(config: Any, **overrides: Any) -> Any:
@@ -113,6 +120,9 @@ def _section(key: str, section: dict[Any, Any]) -> dict[Any, Any]:
 def _number(options: Mapping[str, Any], key: str, value: int) -> int:
     if key in ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"):
         return _key_heads(options, value)
+    if key in ("attention_hidden_size", "attention_head_dim"):  # Zamba: attention is twice as wide as the model
+        wide = HIDDEN * max(1, options.get("attention_hidden_size", 0) // options["hidden_size"])
+        return wide if key == "attention_hidden_size" else wide // HEADS
     if key == "num_heads" and "expand" in options:  # Mamba 2
         return min(value, 2 * HEADS)
     if key == "head_dim" and value == options.get("qk_rope_head_dim"):

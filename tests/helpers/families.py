@@ -56,8 +56,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba": {
         "num_hidden_layers": 4,
         "layers_block_type": HYBRID,
-        "attention_hidden_size": 128,
-        "attention_head_dim": 32,
     },
 }
 OVERRIDES["qwen4_exp"] = OVERRIDES["qwen4_exp_text"]

@@ -248,3 +248,8 @@ def test_a_typed_placeholder_is_text_and_no_place_of_an_image() -> None:
     ids = RENDERER.prompt_ids([Message(role="user", content=text)], [FIRST.ref])
     assert ids.count(PLACEHOLDER) == 24
     assert RENDERER.tokenizer.decode(ids).count(vision.VISION_TOKENS[2]) == 25
+
+
+def test_a_prompt_with_more_places_than_images_is_refused() -> None:
+    with pytest.raises(UserError, match="the prompt has 2 places for 1 images; write <image> where each belongs"):
+        RENDERER.expanded_ids((PLACEHOLDER, PLACEHOLDER), [FIRST.ref])

@@ -31,6 +31,8 @@ def test_the_first_gap_above_the_bound_is_told(
     assert [step for step, text in enumerate(said) if text] == warned_at
     assert all(f"nats a token at step {step}, above" in said[step] for step in warned_at)
     assert all(
-        said[step].endswith("compare rope, sliding window, quantisation and the data type of its cache with the trainer's")
+        said[step].endswith(
+            "compare rope, sliding window, quantisation and the data type of its cache with the trainer's"
+        )
         for step in warned_at
     )
