@@ -117,12 +117,12 @@ def context(run: Preflight) -> Findings:
     response, limit = run.config.sampling.max_tokens, run.config.model.max_length
     used, positions = longest.tokens + response + 1, run.sizes.positions
     if any(ask.context is not ContextName.PLAIN for ask in run.config.algorithm.asks):
-        scored = used + run.config.hint_tokens
+        hint = run.config.hint_tokens
+        scored = used + hint
         if 0 < positions < scored:
             raise UserError(
-                f"longest prompt with hint {longest.tokens} + response {response} + 1, and {run.config.hint_tokens} for "
-                f"the hint of another rollout, are {scored} tokens, above the {positions} positions of "
-                f"{run.config.model.path}; lower sampling.max_tokens, or leave out longer problems with data.where"
+                f"longest prompt with hint {longest.tokens} + response {response} + 1, and {hint} for the hint of another "
+                f"rollout, are {scored} tokens, above the {positions} positions of {run.config.model.path}; lower sampling.max_tokens, or leave out longer problems with data.where"
             )
     yield "ok", f"longest prompt with hint {longest.tokens} + response {response} + 1 = {used} of {limit} tokens"
 

@@ -1,4 +1,4 @@
-"""The warning on `rollout/logp_gap`: once, on-policy, by data type, with the cause, where the user of the run reads it."""
+"""The warning on `rollout/logp_gap`: once, on-policy, by data type, with the cause."""
 
 from __future__ import annotations
 
