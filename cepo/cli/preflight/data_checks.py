@@ -121,8 +121,9 @@ def context(run: Preflight) -> Findings:
         scored = used + hint
         if 0 < positions < scored:
             raise UserError(
-                f"longest prompt with hint {longest.tokens} + response {response} + 1, and {hint} for the hint of another "
-                f"rollout, are {scored} tokens, above the {positions} positions of {run.config.model.path}; lower sampling.max_tokens, or leave out longer problems with data.where"
+                f"longest prompt with hint {longest.tokens} + response {response} + 1, and {hint} for the hint of "
+                f"another rollout, are {scored} tokens, above the {positions} positions of {run.config.model.path}; "
+                "lower sampling.max_tokens, or leave out longer problems with data.where"
             )
     yield "ok", f"longest prompt with hint {longest.tokens} + response {response} + 1 = {used} of {limit} tokens"
 
