@@ -139,7 +139,8 @@ class ProgressDisplay:
 
     def summary(self, file: Path) -> None:
         """Prints the gain, the run folder and the commands to try next."""
-        self._show_new_notes(self._folder.notes())  # the trainer may have ended before it was asked
+        for note in self._folder.notes():  # the trainer may have ended before it was asked
+            self._show_once(f"  {note}")
         rows = self._metrics.refresh()
         say = functools.partial(self._console.print, soft_wrap=True)
         say()

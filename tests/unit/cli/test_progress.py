@@ -91,7 +91,8 @@ def test_the_notes_of_the_trainer_are_printed_once(tmp_path: Path, capsys: pytes
         progress.poll(web)
     said = capsys.readouterr().out
     assert said == "live page http://run\n  checkpoints/step-000002/state.pt is [missing]\n"
-    folder.write_status(status | {"notes": [*status["notes"], "the last step had a gap"]})
+    notes = ["checkpoints/step-000002/state.pt is [missing]", "the last step had a gap"]
+    folder.write_status(status | {"notes": notes})
     progress.summary(RUNS / "tiny_cepo.toml")
     assert capsys.readouterr().out.startswith("  the last step had a gap\n"), "also if the trainer has ended since"
 
