@@ -28,6 +28,7 @@ COMMANDS = {
     "resume": Command("cepo.cli.train", "resume", "Resume a run from its folder, with its own configuration."),
     "sweep": Command("cepo.cli.sweep", "sweep", "Train several run files and compare them."),
     "check": Command("cepo.cli.check", "check", "Check model, data, prompts and machine before a run starts."),
+    "plan": Command("cepo.cli.plan", "plan", "Show what a run takes of a GPU's memory, and what would fit."),
     "eval": Command("cepo.cli.evaluation.command", "evaluate", "Measure pass@k of the base or of a run's policies."),
     "credit": Command("cepo.cli.credit", "credit", "Print the credit of every token of given responses."),
     "verify": Command("cepo.cli.verify", "verify", "Grade responses against reference answers."),

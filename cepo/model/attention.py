@@ -71,7 +71,7 @@ def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
     Args:
         width: heads times head size; an estimate is enough.
     """
-    return attention_calls(tree, CALL_WORK // width) if device.type == "cpu" else block_mask(tree, device)
+    return block_mask(tree, device) if device.type == "cuda" else attention_calls(tree, CALL_WORK // width)
 
 
 def attention_calls(tree: TokenTree, overhead: int) -> tuple[AttentionCall, ...]:

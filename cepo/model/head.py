@@ -19,8 +19,9 @@ from torch import Tensor
 
 from cepo.model.linear import product
 
-TILES = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
-"""Tokens and words of a tile: 4 MiB of logits fit the cache of a CPU core, a GPU needs large products."""
+TILES = {"cpu": (1024, 1024), "cuda": (4096, 16384), "meta": (4096, 16384)}
+"""Tokens and words of a tile: 4 MiB of logits fit the cache of a CPU core, a GPU needs large products, and
+counts on the meta device are those of a GPU."""
 
 
 def target_logps(hidden_ND: Tensor, target_N: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:

@@ -64,6 +64,8 @@ class RunConfig(Section):
         """Applies the defaults that depend on another section; the run folder's config.toml shows them."""
         if self.loop.lag:
             object.__setattr__(self, "algorithm", self.algorithm.for_lagging_rollouts())
+        if self.engine.device == "cuda" and "gradient_checkpointing" not in self.optim.model_fields_set:
+            object.__setattr__(self, "optim", self.optim.model_copy(update={"gradient_checkpointing": True}))
         return self
 
     @model_validator(mode="after")

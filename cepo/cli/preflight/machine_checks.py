@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 from cepo.cli.preflight import sizes
+from cepo.cli.preflight.memory_plan import ENGINES, GpuCard, fitting_settings, plan_memory, refusal
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.errors import UserError
 from cepo.net.connections import no_redis, shown
 from cepo.net.settings import Settings
 from cepo.net.tls import redis_options
 from cepo.run import embedded
+from cepo.service import gpu
 from cepo.service.bus import ADDRESS_HINT
+from cepo.service.gpu import GpuMemory
+
+UNCHECKED_BYTES = 80 * 10**9
+"""The card of the plan on a machine without a GPU."""
 
 
 def redis(run: Preflight) -> Findings:
@@ -71,13 +78,44 @@ def disk(run: Preflight) -> Findings:
 
 
 def memory(run: Preflight) -> Findings:
-    """Estimates the memory of the run; it is not compared with the machine."""
+    """The plan of the GPU's memory, which must fit the card; on the CPU an estimate that is not compared."""
+    if run.config.engine.device == "cuda":
+        yield from _planned(run)
+        return
     estimate, engine = run.sizes, run.config.engine
-    share = f", within {engine.gpu_memory_utilization:.0%} of the GPU with its weights" * (engine.device == "cuda")
     yield (
         "ok",
         f"estimate: weights {len(estimate.holders)} x {sizes.shown(estimate.weights_bytes)} "
         f"({', '.join(estimate.holders)}), LoRA and optimiser {sizes.shown(estimate.training_bytes)}, "
         f"KV cache up to {sizes.shown(estimate.cache_bytes)} for "
-        f"{engine.max_num_seqs} full sequences{share}; activations come on top",
+        f"{engine.max_num_seqs} full sequences; activations come on top",
     )
+
+
+def _planned(run: Preflight) -> Findings:
+    cards = gpu.memory()
+    services = [name for name in ENGINES if not run.starts or name in run.starts]
+    whole = len(services) == len(ENGINES)
+    smallest = min(cards, key=lambda card: card.total - card.used, default=GpuMemory(UNCHECKED_BYTES, 0))
+    # services that start beside others have what these leave free
+    card = GpuCard(smallest.total, used_bytes=0 if whole else smallest.used)
+    try:
+        count = sizes.pass_counter(run.sizes)
+        plan = plan_memory(run.sizes, card, count, services)
+    except UserError as error:
+        yield "note", f"not planned: {error}"
+        return
+    for line in plan.lines():
+        yield "ok", line
+    if not plan.problem:
+        unchecked = "" if cards else "; no GPU was found here, so it was compared with no other card: see `cepo plan`"
+        yield ("ok" if cards else "note"), f"the plan fits {card.title}{unchecked}"
+        return
+    line = refusal(plan, fitting_settings(run.sizes, card, count, services))
+    apart = replace(card, count=len(cards))
+    if not cards:
+        yield "note", f"no GPU was found here, and the plan does not fit {card.title}: {line}"
+    elif not run.starts and not (several := plan_memory(run.sizes, apart, count)).shared and not several.problem:
+        yield "note", f"the plan fits {apart.title} only with cards of its own for each service: {line}"
+    else:
+        raise UserError(line)

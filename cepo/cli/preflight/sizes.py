@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from cepo.errors import UserError
@@ -12,6 +13,8 @@ from cepo.run.deployment import processes
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
 
+CountPass = Callable[[int, bool, bool], int]
+"""count(tokens, training, checkpointing): bytes of a pass above the weights."""
 BYTES = {"float32": 4, "bfloat16": 2}
 ADAPTER_BYTES = 4
 """Per weight of an adapter: float32, in training and on disk."""
@@ -28,6 +31,10 @@ class Sizes:
     parameters: int
     adapter_parameters: int
     adapted_modules: int
+    layers: int
+    """Decoder layers, which the ranks of a trainer shard; 0 if the family has no list of them."""
+    layer_parameters: int
+    """Parameters of all decoder layers."""
     positions: int
     """The longest sequence of the model in tokens; 0 if its config does not say."""
     cache_numbers: int
@@ -107,11 +114,14 @@ def measure(config: RunConfig) -> Sizes:
     adapted = [layers[name] for name in {name: None for names in bound.values() for name in names}]
     plain = {n for n, m in layers.items() if not isinstance(m, torch.nn.Embedding) and m is not head}
     parameters = dict(model.named_parameters())
+    decoder_layers = getattr(model.get_decoder(), "layers", None) or ()
     counts = Sizes(
         parameters=sum(parameter.numel() for parameter in parameters.values()),  # tied weights count once
         adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
         adapted_modules=len(adapted),
         positions=positions(model_config),
+        layers=len(decoder_layers),
+        layer_parameters=sum(parameter.numel() for layer in decoder_layers for parameter in layer.parameters()),
         cache_numbers=_cache_numbers(options),
         linear_names=tuple(sorted({n.rpartition(".")[2] for n in plain})),
         missing_targets=tuple(target for target, names in bound.items() if not names),
@@ -124,6 +134,28 @@ def measure(config: RunConfig) -> Sizes:
         config=config,
     )
     return replace(counts, peft_refusal=_peft_refusal(model, config))
+
+
+def pass_counter(sizes: Sizes) -> CountPass:
+    """A function that counts the bytes of a pass above the weights, on the meta device, and remembers its results.
+
+    It raises UserError if the family's pass cannot run without its weights.
+    """
+    from cepo.model.activations import pass_bytes
+
+    model, lora = sizes.config.model, sizes.config.lora
+
+    @cache
+    def count(tokens: int, training: bool, checkpointing: bool) -> int:
+        options = {"training": training, "checkpointing": checkpointing}
+        try:
+            return pass_bytes(sizes.model_config, model.dtype, lora.targets, lora.rank, tokens, **options)
+        except RuntimeError as error:
+            raise UserError(
+                f"model.path={model.path}: the memory of a pass cannot be counted: {str(error).splitlines()[0]}"
+            ) from error
+
+    return count
 
 
 def _cache_numbers(options: Mapping[str, Any]) -> int:

@@ -40,6 +40,7 @@ OPTIONS = {
     "down": "",
     "serve": "--set --run-dir",
     "certs": "--host --days",
+    "plan": "--gpu --set",
 }
 HELP_CPU_SECONDS = 0.6
 """Ten times what `cepo --help` takes on a quiet core; an import of PyTorch takes more."""
