@@ -100,7 +100,8 @@ def pass_bytes(
 def _group(tokens: int, words: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and responses with `tokens` distinct tokens: a shared prompt of a fifth, at most 512, and responses."""
     shared = min(RESPONSE, tokens // 5)
-    left, responses = tokens - shared, []
+    left = tokens - shared
+    responses: list[list[int]] = []
     while left > 0:
         size = min(RESPONSE, left)
         responses.append([(len(responses) + place) % words for place in range(size + 1)])  # the last predicts nothing

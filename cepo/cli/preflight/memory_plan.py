@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from cepo.cli.preflight.sizes import ADAPTER_BYTES, BYTES, CountPass, Sizes
@@ -227,7 +226,10 @@ def _changes(config: RunConfig) -> Iterator[dict[str, object]]:
         tokens //= 2
     if config.engine.teacher == "service" and config.engine.trainer_processes == 1:
         steps.append({"engine.teacher": "colocated"})
-    yield from accumulate(steps, lambda before, more: {**before, **more})
+    changes: dict[str, object] = {}
+    for step in steps:
+        changes = {**changes, **step}
+        yield changes
 
 
 def _largest_share(plan: MemoryPlan) -> float | None:

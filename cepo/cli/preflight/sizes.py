@@ -147,9 +147,9 @@ def pass_counter(sizes: Sizes) -> CountPass:
 
     @cache
     def count(tokens: int, training: bool, checkpointing: bool) -> int:
-        options = {"training": training, "checkpointing": checkpointing}
+        kind = (sizes.model_config, model.dtype, lora.targets, lora.rank, tokens)
         try:
-            return pass_bytes(sizes.model_config, model.dtype, lora.targets, lora.rank, tokens, **options)
+            return pass_bytes(*kind, training=training, checkpointing=checkpointing)
         except RuntimeError as error:
             raise UserError(
                 f"model.path={model.path}: the memory of a pass cannot be counted: {str(error).splitlines()[0]}"

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig
 
 from cepo.cli import main
-from cepo.cli.preflight import machine_checks, sizes
+from cepo.cli.preflight import sizes
 from cepo.cli.preflight.checks import CHECKS
 from cepo.cli.preflight.memory_plan import GIB, GpuCard, fitting_settings, parse_gpu, plan_memory
 from cepo.cli.preflight.preflight import Preflight
@@ -74,7 +74,7 @@ def small(name: str, **overrides: Any) -> Any:
         ("Qwen3-1.7B", {}, {"training": False}),
         ("Qwen3-4B", {"intermediate_size": 1024, "num_hidden_layers": 5}, {}),
         ("Qwen3-8B", {"hidden_size": 384, "num_key_value_heads": 4}, {"checkpointing": True}),
-        ("Qwen3-VL-2B", {}, {}),
+        ("Qwen3-VL-8B", {}, {}),
     ],
 )
 def test_counts_on_the_meta_device_are_those_of_real_tensors(
@@ -218,7 +218,7 @@ def test_the_check_compares_the_plan_with_the_card_it_finds(
     cards: list[tuple[int, int]], starts: tuple[str, ...], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "memory", lambda: [GpuMemory(total * GIB, used * GIB) for total, used in cards])
-    monkeypatch.setattr(machine_checks.sizes, "pass_counter", lambda sizes: lambda *kind: GIB // 4)
+    monkeypatch.setattr(sizes, "pass_counter", lambda run: lambda *kind: GIB // 4)
     run = Preflight(make_config("engine.device=cuda"), tmp_path, starts=starts)
     if state == "refused":
         with pytest.raises(UserError, match=r"GiB|no KV cache"):
