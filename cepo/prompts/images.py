@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -202,6 +203,10 @@ def _file(name: str, folder: Path | None) -> bytes:
             raise UserError(f"holds {where}, which is larger than {MAX_BYTES} bytes; make it smaller")
         if not path.is_file():  # reading a device may never end
             raise UserError(f"holds the path {where}, which is not a file; paths are relative to the data file")
+        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+            raise UserError(
+                f"holds the path {where}, which is outside the folder of the data file; copy the image there"
+            )
         return path.read_bytes()
     except UserError:
         raise

@@ -103,6 +103,17 @@ def test_a_cell_may_hold_an_image_in_any_form(tmp_path: Path) -> None:
     assert [len(cells(value)) for value in (None, "", [], data, [data, None, "a.png"])] == [0, 0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "inside/../../secret.png", "{folder}/secret.png"])
+def test_a_path_outside_the_folder_of_the_data_file_is_refused(tmp_path: Path, name: str) -> None:
+    """A data file from elsewhere may not read the files of the user who trains on it."""
+    (tmp_path / "secret.png").write_bytes(picture())
+    (tmp_path / "data" / "inside").mkdir(parents=True)
+    with pytest.raises(UserError, match="which is outside the folder of the data file; copy the image there"):
+        read(name.format(folder=tmp_path), tmp_path / "data")
+    (tmp_path / "data" / "inside" / "b.png").write_bytes(picture())
+    assert read("inside/../inside/b.png", tmp_path / "data") == picture()
+
+
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
