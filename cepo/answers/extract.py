@@ -22,6 +22,12 @@ _JOINT = re.compile(
     r"|[A-Za-z](?:_\w)?\s*=)*+"
 )
 _MAX_JOINT = 60
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|cannot be|isn't|aren't|wasn't|not equal to)|n't be)[ \t]*(?:\$+|\\[(\[])?[ \t]*$",
+    re.IGNORECASE,
+)
+"""What denies the box that it stands before: `The answer is not \\boxed{42}.`"""
+_MAX_DENIAL = 24
 _NAME = re.compile(r"(?<![\w\\])([A-Za-z](?:_\w)?)\s*=\s*$")
 
 
@@ -30,7 +36,7 @@ def extract(text: str) -> str | None:
 
     It is the content of the last complete mark that is not empty: `\boxed{...}`, `<answer>...</answer>`, `#### number`
     (GSM8K) or `Answer: ...` (DAPO). Boxes that stand side by side are one answer. It is None if there is no such mark,
-    if a later one never closes, or if the content is longer than MAX_ANSWER_CHARACTERS.
+    if a later one never closes, if the content is longer than MAX_ANSWER_CHARACTERS, or if the box is denied.
 
     Example:
         extract("so \boxed{7}")  # "7"
@@ -42,6 +48,8 @@ def extract(text: str) -> str | None:
     if last is None:
         return None
     if last.sort == "box":
+        if _DENIED.search(text, max(0, last.start - _MAX_DENIAL), last.start):
+            return None
         answer = _side_by_side([mark for mark in every if mark.sort == "box" and mark.complete], last, text)
     else:
         answer = bare(last.content) if last.sort == "tag" else first_statement(last.content)

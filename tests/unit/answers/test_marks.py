@@ -133,10 +133,20 @@ def test_an_answer_stands_as_it_is_written(text: str, answer: str) -> None:
         "<think>\\boxed{7}</think> I am not sure.",
         "\\boxed notation",
         "Answer:\n" + "long words " * 20,
+        "The answer is not \\boxed{42}.",
+        "It can't be \\boxed{42}",
+        "Clearly it is not $\\boxed{42}$.",
     ],
 )
 def test_headings_thinking_and_explanations_are_no_answers(text: str) -> None:
     assert extract(text) is None
+
+
+@pytest.mark.parametrize(
+    "lead", ["It is not 3 but ", "Why not? ", "Not 41, so ", "Tie the knot: ", "whether or not, $"]
+)
+def test_a_denial_elsewhere_in_the_sentence_denies_no_box(lead: str) -> None:
+    assert extract(lead + "\\boxed{42}") == "42"
 
 
 def test_an_unfinished_mark_is_told_from_a_missing_one() -> None:
