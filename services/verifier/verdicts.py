@@ -120,7 +120,7 @@ def _of_all_boxes(response: str, reference: Reference) -> str:
 
 def _unanswered(item: Item) -> Verdict:
     if is_marked(item.response):
-        reason = "the last \\boxed{}, <answer> or 'Answer:' is empty, denied, too long or never closes"
+        reason = "the last \\boxed{}, <answer> or 'Answer:' is empty, never closes, is denied or is too long"
     else:
         reason = "none of \\boxed{...}, <answer>...</answer>, '#### number' and 'Answer: ...'"
     if item.cut:
