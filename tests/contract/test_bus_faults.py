@@ -269,8 +269,9 @@ async def test_a_lease_ends_although_the_cancellation_of_its_renewal_was_swallow
                 await asyncio.sleep(60)
         return [1] if source == ACQUIRE else b""
 
-    async with asyncio.timeout(10), Lease(call, "run", "first", 0.03).held():
+    async with asyncio.timeout(10) as limit, Lease(call, "run", "first", 0.03).held():
         await renewing.wait()
+    assert not limit.expired()
 
 
 async def test_a_trainer_keeps_a_run_whose_lease_redis_has_forgotten(trainers: tuple[RedisBus, RedisBus]) -> None:
