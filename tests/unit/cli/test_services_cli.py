@@ -78,9 +78,12 @@ def test_down_names_the_folder_in_which_services_run(
 ) -> None:
     other = tmp_path / "my other"
     other.mkdir()
-    words = [sys.executable, "-c", "input()", "cepo", "up", "a.toml", "--supervise"]
-    supervisor = subprocess.Popen(words, stdin=subprocess.PIPE, cwd=other)
+    script = "print(flush=True); input()"
+    words = [sys.executable, "-c", script, "cepo", "up", "a.toml", "--supervise"]
+    supervisor = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=other)
     try:
+        assert supervisor.stdout is not None
+        supervisor.stdout.readline()  # /proc shows its arguments only once its program runs
         monkeypatch.chdir(tmp_path)
         assert main(["down"]) == 2
         said = capsys.readouterr().err
