@@ -44,6 +44,7 @@ CONVENTIONS = (
     Columns("prompt", "solution", "TRL's"),
     Columns("problem", "solution", "TRL's"),
     Columns("messages", "answer", "OpenAI's"),
+    Columns("conversations", "answer", "ShareGPT's"),
 )
 """Tried in this order for columns that the run file does not name."""
 IMAGE_COLUMNS = ("images", "image")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cepo.data.columns import Columns
 from cepo.data.rows import Row, column
-from cepo.data.turns import messages_of, require_unicode
+from cepo.data.turns import as_chat, messages_of, require_unicode
 from cepo.errors import UserError
 from cepo.prompts.renderer import Renderer
 
@@ -67,9 +67,11 @@ def _turns(question: Any, columns: Columns) -> list[tuple[str, str]]:
 
 
 def _response(value: Any, path: str, question: list[tuple[str, str]]) -> str:
-    """The text of a response, which may be given as the last turn of chat messages."""
+    """The text of a response, which may be given as a turn, or as the last turn of chat messages."""
+    if isinstance(value, dict):
+        value = [value]
     if isinstance(value, list) and value and isinstance(value[-1], dict):
-        *lead, last = value
+        *lead, last = (as_chat(turn) if isinstance(turn, dict) else turn for turn in value)
         if last.get("role", "assistant") != "assistant" or last.get("tool_calls"):
             raise UserError(f"column {path!r} does not end with an assistant's text")
         given = [(turn.get("role"), turn.get("content")) for turn in lead if isinstance(turn, dict)]

@@ -6,6 +6,8 @@ Every field that a chat template reads is kept, or the row is refused; no turn i
     [{"type": "text", "text": "2 + 2"}, ...]        the texts joined, with a mark for each image
     None, with tool_calls                           no text, and the calls
     None, a number, an object                       refused
+
+ShareGPT's turns, {"from": "human", "value": "2 + 2 = ?"}, are read as {"role": "user", "content": "2 + 2 = ?"}.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ TOOLS = "tools"
 """Column of the functions that a row's conversation declares, as in TRL."""
 _FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
 """Fields of a turn that chat templates read."""
+_SHAREGPT = {"from", "value"}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+"""Roles of ShareGPT that chat templates name otherwise; "system", "user" and "assistant" stay."""
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
 _SHOWN_CHARACTERS = 80
 
@@ -90,14 +95,31 @@ def _listed(question: Any) -> list[Row] | None:
 
 
 def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(t, dict) and "role" in t for t in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("role" in turn or turn.keys() >= _SHAREGPT) for turn in value)
+    )
+
+
+def as_chat(turn: Row) -> Row:
+    """The turn with `role` and `content`, also of ShareGPT's `from` and `value`."""
+    if turn.get("role") is not None or not _SHAREGPT <= turn.keys():
+        return turn
+    role = turn["from"]
+    return {
+        **turn,
+        "role": _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role,
+        "content": turn["value"],
+    }
 
 
 def _message(turn: Row, where: str, *, images: bool) -> Message:
+    turn = as_chat(turn)
     role = turn["role"]
     if not isinstance(role, str) or not role:
         raise UserError(f"{where} has the role {role!r}, which is not a text")
-    if _pruned(turn.get("function_call")):
+    if _pruned(turn.get("function_call")) or role == "function_call":
         raise UserError(f"{where} holds a function_call; write it as tool_calls")
     extra = {name: value for name in _FIELDS if (value := _pruned(turn.get(name))) not in (None, "", [], {})}
     if "tool_calls" in extra:

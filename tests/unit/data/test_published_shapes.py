@@ -23,6 +23,8 @@ QUESTION = "1 + 1 = ?"
 USER = {"role": "user", "content": QUESTION}
 SYSTEM = {"role": "system", "content": "Be brief."}
 GOOD, BAD = {"role": "assistant", "content": "2"}, {"role": "assistant", "content": "3"}
+SHARED = {"from": "human", "value": QUESTION}
+SHARED_GOOD, SHARED_BAD = {"from": "gpt", "value": "2"}, {"from": "gpt", "value": "3"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}
 
 READ: dict[str, dict[str, Any]] = {
@@ -43,12 +45,17 @@ READ: dict[str, dict[str, Any]] = {
     "EasyR1 without images": {"images": None, "problem": QUESTION, "answer": "2"},
     "messages": {"messages": [SYSTEM, USER], "answer": "2"},
     "messages as JSON": {"prompt": json.dumps([USER]), "answer": 2.0},
+    "ShareGPT": {"conversations": [SHARED], "answer": "2"},
+    "ShareGPT with a system turn": {"conversations": [{"from": "system", "value": "Be brief."}, SHARED], "answer": "2"},
+    "ShareGPT as JSON": {"conversations": json.dumps([SHARED]), "answer": "2"},
 }
 PAIRS: dict[str, dict[str, Any]] = {
     "TRL explicit": {"prompt": QUESTION, "chosen": "2", "rejected": "3"},
     "TRL explicit, conversational": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
     "TRL implicit, conversational": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
     "UltraFeedback": {"prompt": QUESTION, "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 8.0},
+    "ShareGPT": {"conversations": [SHARED], "chosen": SHARED_GOOD, "rejected": SHARED_BAD},
+    "ShareGPT, implicit": {"chosen": [SHARED, SHARED_GOOD], "rejected": [SHARED, SHARED_BAD]},
 }
 
 
@@ -208,6 +215,8 @@ def turn(**fields: Any) -> list[dict[str, Any]]:
         (turn(content={"a": 1}), "column 'question', turn 1, holds the content {'a': 1}, which is not a text"),
         (turn(content=3), "turn 1, holds the content 3, which is not a text"),
         (turn(), "turn 1, holds the content None"),
+        ([SHARED, {"from": "function_call", "value": "{}"}, SHARED], "turn 1, holds a function_call; write it as"),
+        ([SHARED, SHARED_GOOD], "does not end with a user's question"),
         ([{"role": None, "content": "1"}], "has the role None, which is not a text"),
         (turn(content="", tool_calls=[{"function": {}}]), "turn 1, holds a tool call without the function's name"),
         (turn(content="", tool_calls="add(1)"), "holds tool_calls that are no list of calls: 'add(1)'"),
