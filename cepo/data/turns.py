@@ -104,7 +104,7 @@ def _are_turns(value: Any) -> bool:
 
 def as_chat(turn: Row) -> Row:
     """The turn with `role` and `content`, also of ShareGPT's `from` and `value`."""
-    if turn.get("role") is not None or not _SHAREGPT <= turn.keys():
+    if turn.get("role") is not None or not turn.keys() >= _SHAREGPT:
         return turn
     role = turn["from"]
     return {
