@@ -87,13 +87,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: list[Demonstration]) -> tu
 
 def padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     """Right-padded token ids of prompts and responses, and the mask of response tokens: [B, T] each."""
-    longest = max(len(prompt) + len(response) for prompt, response in pairs)
-    ids_BT = torch.full((len(pairs), longest), PAD_ID)
-    mask_BT = torch.zeros(len(pairs), longest, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(pairs):
-        start, end = len(prompt), len(prompt) + len(response)
-        ids_BT[row, :end] = torch.tensor(prompt + response)
-        mask_BT[row, start:end] = True
+    return masked([(prompt + response, [False] * len(prompt) + [True] * len(response)) for prompt, response in pairs])
+
+
+def masked(rows: list[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
+    """Right-padded token ids of sequences, and the mask of the tokens to learn: [B, T] each."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.full((len(rows), longest), PAD_ID)
+    mask_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, (ids, learned) in enumerate(rows):
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+        mask_BT[row, : len(ids)] = torch.tensor(learned)
     return ids_BT, mask_BT
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import signal
 import sys
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cepo.answers.kinds import DIGITS, Kind
 from cepo.answers.notation import plain
 from cepo.answers.quantities import read
 from cepo.errors import UserError
+from cepo.service.killable import confine
 from services.verifier import functions
 from services.verifier.decisions import decide_element, is_precise, operands, same_decimal, same_number
 from services.verifier.evaluation import equal, number
@@ -35,7 +35,6 @@ HEADROOM_BYTES = 64 * 2**20
 """A worker must have at least this much memory left once it is warm."""
 _ROUNDING = 12
 """Decimals that math-verify compares where it has to round."""
-STACK_BYTES = 8 * 2**20
 _TARGETS = (LatexExtractionConfig(boxed_match_priority=0),)
 
 
@@ -132,10 +131,7 @@ def serve(connection: Connection, deadline_seconds: float, memory_bytes: int, na
     Args:
         names: the reward functions to load.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and drains
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, STACK_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine(memory_bytes)
     sys.setrecursionlimit(RECURSION_LIMIT)
     warm()
     bytearray(HEADROOM_BYTES)  # if the limit leaves less memory, the process ends here and does not start

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 
 from cepo.errors import UserError
+from cepo.service.killable import KillableProcess, preload
 from services.verifier import grader
 from services.verifier.functions import Call
 from services.verifier.grader import Comparison, Finding
 
 START_SECONDS = 60.0
-_CONTEXT = multiprocessing.get_context("forkserver")  # a replacement is forked from a process that has sympy loaded
-_CONTEXT.set_forkserver_preload(["services.verifier.warm"])
+preload("services.verifier.warm")  # a replacement is forked from a process that has sympy loaded
 
 
-class Worker:
+class Worker(KillableProcess):
     """Runs one process at a time: starts it on demand, and kills it if an item times out or fails."""
 
     def __init__(self, deadline_seconds: float, memory_bytes: int, functions: tuple[str, ...] = ()) -> None:
+        super().__init__("grader", grader.serve, deadline_seconds, memory_bytes, functions)
         self._deadline_seconds = deadline_seconds
-        self._memory_bytes = memory_bytes
-        self._functions = functions
-        self._process: ForkServerProcess | None = None
-        self._connection: Connection | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id; None while no process is alive."""
-        return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     async def start(self) -> None:
         """Starts the process if none is alive, and waits until it is warm.
@@ -41,8 +30,7 @@ class Worker:
         """
         if self.pid is not None:
             return
-        self.kill()
-        self._process, self._connection = await asyncio.to_thread(self._spawn)
+        await self.spawn()
         try:
             async with asyncio.timeout(START_SECONDS):
                 ready = await self._receive()
@@ -64,16 +52,15 @@ class Worker:
             EOFError, OSError: the process died.
         """
         await self.start()
-        assert self._connection is not None
         try:
-            self._connection.send(asked)
+            self.connection.send(asked)
             try:
                 async with asyncio.timeout(self._deadline_seconds):
                     finding = await self._receive()
             except TimeoutError:
-                if not self._connection.poll():
+                if not self.connection.poll():
                     raise
-                finding = self._connection.recv()  # the reply was in time; this process read it late
+                finding = self.connection.recv()  # the reply was in time; this process read it late
         except BaseException:
             self.kill()  # the next reply would belong to this item
             raise
@@ -81,29 +68,7 @@ class Worker:
             self.kill()  # memory that the process still holds would be missing for the next item
         return finding
 
-    def kill(self) -> None:
-        """Kills the process at once."""
-        if self._process is not None and self._connection is not None:
-            self._process.kill()
-            self._connection.close()
-        self._process = self._connection = None
-
-    def _spawn(self) -> tuple[ForkServerProcess, Connection]:
-        ours, theirs = _CONTEXT.Pipe()
-        arguments = (theirs, self._deadline_seconds, self._memory_bytes, self._functions)
-        process = _CONTEXT.Process(target=grader.serve, args=arguments, name="grader", daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
-
     async def _receive(self) -> Finding:
-        connection = self._connection
-        assert connection is not None
-        loop, descriptor = asyncio.get_running_loop(), connection.fileno()
-        readable = asyncio.Event()
-        loop.add_reader(descriptor, readable.set)
-        try:
-            await readable.wait()
-        finally:  # the connection may be closed by now, and its descriptor reused
-            loop.remove_reader(descriptor)
+        connection = self.connection  # `kill` may take it away meanwhile
+        await self.readable()
         return connection.recv()
