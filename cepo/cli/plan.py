@@ -43,6 +43,9 @@ def plan(
     planned = memory_plan.plan_memory(measured, card, count)
     for line in planned.lines():
         print(line)
+    print(
+        f"rollout and teacher keep up to {sizes.shown(measured.cached_bytes)} of adapters each, in /dev/shm by default"
+    )
     if not planned.problem:
         print("it fits")
         return 0

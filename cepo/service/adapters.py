@@ -147,7 +147,7 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
         return await fetch_adapter(settings, policy)
 
     root = settings.adapter_cache / f"{service}-{os.getpid()}"
-    return AdapterCache(root, fetch, keep=settings.max_loras + 2)
+    return AdapterCache(root, fetch, keep=settings.max_loras)
 
 
 @asynccontextmanager

@@ -17,7 +17,10 @@ ENV PATH=/opt/cepo/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    TORCHINDUCTOR_CACHE_DIR=/models/compiled/inductor \
+    TRITON_CACHE_DIR=/models/compiled/triton \
+    VLLM_CACHE_ROOT=/models/compiled/vllm
 RUN useradd --uid 10001 --no-create-home cepo && install -d -o cepo /models /runs
 USER 10001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["python", "-m", "cepo.healthcheck"]

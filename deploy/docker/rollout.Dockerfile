@@ -13,7 +13,11 @@ ENV HF_HOME=/models \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    FLASHINFER_WORKSPACE_BASE=/models/compiled \
+    TORCHINDUCTOR_CACHE_DIR=/models/compiled/inductor \
+    TRITON_CACHE_DIR=/models/compiled/triton \
+    VLLM_CACHE_ROOT=/models/compiled/vllm
 RUN useradd --uid 10001 --no-create-home cepo && install -d -o cepo /models /runs
 USER 10001
 ENTRYPOINT []

@@ -39,7 +39,7 @@ async def teaching(
         return store.read(image)
 
     root = settings.adapter_cache / f"teacher-{os.getpid()}"
-    adapters = AdapterCache(root, publisher.files, keep=settings.max_loras + 2)
+    adapters = AdapterCache(root, publisher.files, keep=settings.max_loras)
     scorer = TransformersScorer(settings, renderer, adapters, read, learner.base)
     loop = StageLoop.of(settings, bus, Stage.TEACH, make_handler(scorer, renderer, scorer.context_length))
     ended = asyncio.Event()

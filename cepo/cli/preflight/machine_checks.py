@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from cepo.cli.preflight import sizes
 from cepo.cli.preflight.memory_plan import ENGINES, GpuCard, fitting_settings, plan_memory, refusal
@@ -66,15 +67,28 @@ def device(run: Preflight) -> Findings:
 
 
 def disk(run: Preflight) -> Findings:
-    """The disk of the run folder has room for adapters and checkpoints."""
-    existing = next(folder for folder in (run.folder.resolve(), *run.folder.resolve().parents) if folder.exists())
-    free, needed = shutil.disk_usage(existing).free, run.sizes.disk_bytes
+    """The disk of the run folder has room for adapters and checkpoints, and the engines' cache for theirs."""
+    free = _room(run.folder, run.sizes.disk_bytes, "the run writes", "free space or give another --run-dir")
+    yield "ok", f"about {sizes.shown(run.sizes.disk_bytes)} for adapters and checkpoints, {sizes.shown(free)} free"
+    engines = [name for name in ("rollout", "teacher") if name in (run.starts or run.sizes.holders)]
+    cache, needed = Settings.from_environment().adapter_cache, len(engines) * run.sizes.cached_bytes
+    if engines:
+        what = f"the engines ({', '.join(engines)}) keep adapters of"
+        free = _room(cache, needed, what, "enlarge it, or set CEPO_ADAPTER_CACHE to a folder of another file system")
+        yield "ok", f"about {sizes.shown(needed)} for the engines' adapters in {cache}, {sizes.shown(free)} free"
+
+
+def _room(folder: Path, needed: int, writes: str, fix: str) -> int:
+    """The free bytes where a folder is or will be.
+
+    Raises:
+        UserError: they are too few.
+    """
+    existing = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
-        raise UserError(
-            f"{existing} has {sizes.shown(free)} free and the run writes about {sizes.shown(needed)}; "
-            "free space or give another --run-dir"
-        )
-    yield "ok", f"about {sizes.shown(needed)} for adapters and checkpoints, {sizes.shown(free)} free"
+        raise UserError(f"{existing} has {sizes.shown(free)} free and {writes} about {sizes.shown(needed)}; {fix}")
+    return free
 
 
 def memory(run: Preflight) -> Findings:

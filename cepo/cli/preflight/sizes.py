@@ -76,6 +76,11 @@ class Sizes:
         return tokens * self.cache_numbers * BYTES[self.config.model.dtype]
 
     @property
+    def cached_bytes(self) -> int:
+        """The adapters that an engine keeps on disk, one for each that it holds, and the one that it fetches."""
+        return (self.config.max_loras + 1) * self.adapter_parameters * ADAPTER_BYTES
+
+    @property
     def disk_bytes(self) -> int:
         """The adapters and checkpoints that the run keeps; with an EMA teacher there are two adapters per version."""
         adapters, steps = 2 if self.config.algorithm.teacher_source.source == "ema" else 1, self.config.loop.steps

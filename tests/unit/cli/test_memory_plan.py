@@ -198,7 +198,7 @@ def test_the_plan_of_the_tiny_run_is_printed_and_its_exit_status_says_whether_it
     assert main(["plan", *run, "--gpu", "24GB"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("plan for one card of 24 GB (22.4 GiB), in GiB:\n")
-    assert out.endswith("it fits\n")
+    assert out.endswith("adapters each, in /dev/shm by default\nit fits\n")
     assert main(["plan", *run, "--gpu", "1GB"]) == 1
     assert capsys.readouterr().err.startswith("it does not fit: ")
     assert main(["plan", *run, "--gpu", "big"]) == 2

@@ -118,6 +118,7 @@ def _apply(item: Object, operation: Object) -> None:
 
 def _rename(objects: list[Object], image: Object) -> None:
     for item in objects:
-        for container in item.get("spec", {}).get("template", {}).get("spec", {}).get("containers", ()):
-            if container["image"] == image["name"]:
+        pod = item.get("spec", {}).get("template", {}).get("spec", {})
+        for container in (*pod.get("initContainers", ()), *pod.get("containers", ())):
+            if re.sub(r":[^/]*$", "", container["image"]) == image["name"]:
                 container["image"] = f"{image['newName']}:{image['newTag']}"

@@ -100,6 +100,38 @@ def test_with_tls_every_service_has_a_certificate_of_its_own(
     assert service == clear
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_container_downloads_the_model_before_an_engine_starts(profile: str) -> None:
+    services = read(CLEAR)
+    model = started(services, "model", profile)
+    (key,) = [name for name, service in services.items() if service is model]
+    assert model["restart"].startswith("on-failure")
+    for name in ("rollout", "teacher", "trainer"):
+        engine = started(services, name, profile)
+        assert engine["depends_on"][key] == {"condition": "service_completed_successfully"}
+        assert model["command"] == ["python", "-m", "cepo.cli.download", engine["command"][5]]
+        assert mounts(model).items() <= mounts(engine).items()
+        assert mounts(engine)["/models"] == "models"
+        assert engine["environment"]["HF_TOKEN"] == model["environment"]["HF_TOKEN"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_on_a_shared_gpu_the_others_wait_until_vllm_has_its_memory(profile: str) -> None:
+    for name in ("teacher", "trainer"):
+        waits = started(read(CLEAR), name, profile)["depends_on"]
+        assert ("rollout" in waits) == (profile == "gpu")
+        assert waits.get("rollout", {"condition": "service_healthy"}) == {"condition": "service_healthy"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_container_waits_for_containers_of_its_own_profile(profile: str) -> None:
+    """Compose refuses a dependency that the profile does not start."""
+    services = read(CLEAR)
+    chosen = {name for name, service in services.items() if profile in service.get("profiles", [profile])}
+    for name in chosen:
+        assert set(services[name].get("depends_on", ())) <= chosen, name
+
+
 def test_redis_with_tls_is_that_of_kubernetes() -> None:
     service = read(TLS)["redis"]
     words = shlex.split(service["command"][-1])

@@ -22,7 +22,8 @@ from cepo.service.bus import stream_of
 from tests.unit.deploy.kustomize import CUSTOM, K8S, Object, named, render
 
 OVERLAYS = ("cpu", "single-gpu", "multi-node")
-KUBERNETES = "1.34"
+OLDEST, KUBERNETES = "1.30", "1.34"
+"""The oldest version that deploy/README.md promises, and the version of the other tests."""
 CRDS = Path(__file__).parent / "crds"
 README = K8S.parent / "README.md"
 
@@ -45,12 +46,12 @@ def nodes_and_gpus(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int,
     return 4, 8, render(own)
 
 
-def validate(item: Object) -> None:
+def validate(item: Object, version: str = KUBERNETES) -> None:
     """Validates an object against the schema of its kind. Unknown fields are errors."""
     if item["kind"] in CUSTOM:
         jsonschema.validate(item, closed(json.loads((CRDS / f"{item['kind']}.json").read_text())))
     else:
-        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        kubernetes_validate.validate(item, version, strict=True)
 
 
 def closed(schema: Any) -> Any:
@@ -100,7 +101,7 @@ def test_every_pod_is_restricted(overlay: tuple[str, list[Object]]) -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert pod["automountServiceAccountToken"] is False, name
-        for container in pod["containers"]:
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -108,7 +109,8 @@ def test_every_pod_is_restricted(overlay: tuple[str, list[Object]]) -> None:
             }
             assert re.search(r":[\d.]+[\w.-]*$", container["image"]), f"{container['image']} is not pinned"
             assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
-            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
+            assert "memory" in container["resources"]["limits"], name
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(pod["containers"][0]), name
 
 
 def test_every_name_that_is_used_is_there(overlay: tuple[str, list[Object]]) -> None:
@@ -128,16 +130,20 @@ def test_every_name_that_is_used_is_there(overlay: tuple[str, list[Object]]) -> 
             assert ("Deployment", target["name"]) in names
 
 
-def test_a_pod_reaches_the_runs_when_no_trainer_does() -> None:
-    (files,) = yaml.safe_load_all((K8S / "files.yaml").read_text())
-    validate(files)
-    pod, trainer = files["spec"], pods(render(K8S / "base"))["trainer"]
+def test_a_pod_reaches_the_runs_when_no_trainer_does(overlay: tuple[str, list[Object]]) -> None:
+    """It is part of the overlay, so that it has the user's image, and it runs only when it is scaled up."""
+    files, pod, trainer = (
+        named(overlay[1], "StatefulSet", "files"),
+        pods(overlay[1])["files"],
+        pods(overlay[1])["trainer"],
+    )
+    assert files["spec"]["replicas"] == 0
     for key in ("securityContext", "automountServiceAccountToken"):
         assert pod[key] == trainer[key]
     (container,), (training,) = pod["containers"], trainer["containers"]
     assert container["securityContext"] == training["securityContext"]
     assert pod["volumes"] == [volume for volume in trainer["volumes"] if volume["name"] == "runs"]
-    assert container["image"] == pods(render(K8S / "base"))["verifier"]["containers"][0]["image"]
+    assert container["image"] == pods(overlay[1])["verifier"]["containers"][0]["image"]
 
 
 def test_secrets_are_named_and_never_written(overlay: tuple[str, list[Object]]) -> None:

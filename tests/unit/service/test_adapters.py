@@ -9,6 +9,7 @@ import pytest
 
 from cepo.errors import EngineDown, PolicyError, Unreachable
 from cepo.messages.groups import PolicyRef
+from cepo.net.settings import Settings
 from cepo.service import adapters
 from cepo.service.adapters import FILES, AdapterCache, digest, resident
 from cepo.testing import MemoryBus, ToyEngine
@@ -186,3 +187,14 @@ async def test_work_ends_when_a_watch_of_its_engine_does(tmp_path: Path) -> None
     with pytest.raises(ExceptionGroup) as ended:
         await work()
     assert ended.group_contains(EngineDown, match="the engine is gone")
+
+
+async def test_an_engine_keeps_as_many_adapters_on_disk_as_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, settings = Trainer(), Settings(adapter_cache=tmp_path, max_loras=2)
+    monkeypatch.setattr(adapters, "fetch_adapter", lambda _, policy: trainer.fetch(policy))
+    cache = adapters.trainer_cache("rollout", settings)
+    for version in range(1, 6):
+        await cache.folder(policy_of(version))
+    assert {path.parent.name for path in tmp_path.rglob(WEIGHTS)} == {policy_of(4).name, policy_of(5).name}
