@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from cepo.messages.groups import Ask, ImageRef
+from cepo.messages.groups import Ask, Given, ImageRef
 from cepo.messages.vocabulary import CORRECT_FROM
 
 Rule = Callable[..., Tensor]
@@ -60,9 +60,10 @@ class TrainBatch:
     prompt_ids: Sequence[tuple[int, ...]] = field(metadata=PER_SEQUENCE)
     """Token ids of each sequence's prompt."""
     response_ids: Sequence[tuple[int, ...]] = field(metadata=PER_SEQUENCE)
-    """Token ids of each response, without padding."""
+    """Token ids of each response, given tokens included, without padding."""
     mask_BT: Tensor = field(metadata=PER_TOKEN)
-    """1 on generated tokens, the end of sequence included; 0 on padding and on sequences without a verdict."""
+    """1 on sampled tokens, the end of each turn included; 0 on given tokens, on padding and on sequences without a
+    verdict."""
     reward_B: Tensor = field(metadata=PER_SEQUENCE)
     """NaN for a sequence without a verdict, and for a demonstration."""
     accuracy_B: Tensor = field(metadata=PER_SEQUENCE)
@@ -70,7 +71,7 @@ class TrainBatch:
     group_B: Tensor = field(metadata=PER_SEQUENCE)
     """Integer id of each sequence's group."""
     rollout_logp_BT: Tensor = field(metadata=PER_TOKEN)
-    """Log-probs as the sampling engine reported them; 0 on padding."""
+    """Log-probs as the sampling engine reported them; 0 at given tokens and on padding."""
     max_tokens: int
     """The longest response that sampling allows, in tokens."""
     truncated_B: Tensor = field(metadata=PER_SEQUENCE)
@@ -94,6 +95,8 @@ class TrainBatch:
     """For each response, the number of tokens up to the end of each reasoning step. Example: ((3, 8), (5,))."""
     step_rewards: Sequence[tuple[float, ...]] = field(default=(), metadata=PER_SEQUENCE)
     """For each response, the score of each reasoning step; an empty tuple without a scorer."""
+    given: Sequence[tuple[Given, ...]] = field(default=(), metadata=PER_SEQUENCE)
+    """For each response, its tokens that were not sampled; empty if no response has any."""
 
     @property
     def size(self) -> int:

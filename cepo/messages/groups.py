@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.reward import Reward as Reward
+from cepo.messages.spans import Given as Given, check_given, given_tokens
 from cepo.messages.tasks import (
     BASE_POLICY as BASE_POLICY,
     MAX_INT64 as MAX_INT64,
@@ -46,17 +47,27 @@ from cepo.messages.vocabulary import (
 
 
 class Completion(Contract):
-    """One response of T tokens: the task's prefix, then the tokens that were sampled."""
+    """One response of T tokens: the task's prefix, then tokens that were sampled, with given tokens in between."""
 
     token_ids: Int32Array
-    """T ids, with the end-of-sequence token if the response has one."""
+    """T ids, with the end-of-sequence token of each turn that has one."""
     logps: Float32Array
-    """Log-probs of the sampled tokens, as the engine reports them: T less the length of the prefix. -inf is a
-    probability of 0. Empty for a response that was not sampled, such as the given answer of a pair."""
+    """Log-probs of the sampled tokens, as the engine reports them, and 0 at given tokens: T less the length of the
+    prefix. -inf is a probability of 0. Empty for a response that was not sampled, such as the given answer of a
+    pair."""
     text: str
+    """The text of the sampled tokens; a line break stands for the given tokens between two turns."""
     finish_reason: FinishReason
     step_ends: tuple[int, ...] = ()
     """Where the reasoning steps end, in tokens, if the task has a step delimiter: `(3, 7, T)` are three steps."""
+    given: tuple[Given, ...] = ()
+    """The tokens that were not sampled, such as tool results and user turns; empty for a response of one turn."""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens that the policy wrote: T less the given tokens. The length of a response, to a reward,
+        a metric or a loss."""
+        return len(self.token_ids) - given_tokens(self.given)
 
     @model_validator(mode="after")
     def _steps_ascend_to_the_end(self) -> Self:
@@ -68,6 +79,12 @@ class Completion(Contract):
     @model_validator(mode="after")
     def _logps_are_log_probs(self) -> Self:
         _check_logps(self.logps, "the sampled tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _given_tokens_have_no_log_prob(self) -> Self:
+        check_given(self.given, len(self.token_ids))
+        _check_unmeasured(self.given, self.logps, len(self.token_ids))
         return self
 
 
@@ -99,13 +116,15 @@ class RolloutGroup(Contract):
     def _complete(self) -> Self:
         if len(self.completions) != self.task.samples:
             raise ValueError(f"{len(self.completions)} completions for {self.task.samples} samples")
-        given = len(self.task.prefix)
+        prefix = len(self.task.prefix)
         for completion in self.completions:
-            if given and completion.token_ids[:given] != self.task.prefix:
-                raise ValueError(f"a completion does not start with the task's prefix of {given} tokens")
-            sampled = len(completion.token_ids) - given if Stage.ROLLOUT in self.task.route else 0
-            if sampled != len(completion.logps):
-                raise ValueError(f"{sampled} sampled token ids but {len(completion.logps)} log-probs")
+            if prefix and completion.token_ids[:prefix] != self.task.prefix:
+                raise ValueError(f"a completion does not start with the task's prefix of {prefix} tokens")
+            if completion.given and completion.given[0].start < prefix:
+                raise ValueError(f"a completion has given tokens within the task's prefix of {prefix} tokens")
+            tokens = len(completion.token_ids) - prefix if Stage.ROLLOUT in self.task.route else 0
+            if tokens != len(completion.logps):
+                raise ValueError(f"{tokens} sampled token ids but {len(completion.logps)} log-probs")
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")
         return self
@@ -176,7 +195,8 @@ class EvidenceRow(Contract):
     """What the teacher measured of one response of T tokens under one context."""
 
     logps: Float32Array
-    """T log-probs of the response's tokens, of logits over the rollout temperature; empty if not applicable."""
+    """T log-probs of the response's tokens, of logits over the rollout temperature, and 0 at given tokens; empty if not
+    applicable."""
     applicable: bool
     context: ContextName
     reason: EvidenceReason
@@ -185,11 +205,12 @@ class EvidenceRow(Contract):
     source: int = -1
     """Index of the completion that the hint is taken from; -1: none."""
     pooled: Float32Array = Float32Array()
-    """The mean last hidden state, if the ask wants `HIDDEN`."""
+    """The mean last hidden state over the sampled tokens, if the ask wants `HIDDEN`."""
     hint_tokens: int = Field(default=0, ge=0)
     """Number of tokens by which the context is longer than the plain one."""
     top_ids: Int32Array = Int32Array()
-    """T x k ids of the likeliest tokens, position after position, if the ask wants `DISTRIBUTION`."""
+    """T x k ids of the likeliest tokens, position after position, if the ask wants `DISTRIBUTION`; 0 at given
+    tokens."""
     top_logps: Float32Array = Float32Array()
     """T x k log-probs of `top_ids`."""
 
@@ -223,12 +244,15 @@ class EvidencedGroup(Contract):
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
-        lengths = [len(c.token_ids) for c in self.scored.rollout.completions]
+        completions = self.scored.rollout.completions
+        lengths = [len(c.token_ids) for c in completions]
         for evidence in self.evidence:
             measured = [len(row.logps) for row in evidence.rows]
             wanted = [n if row.applicable else 0 for n, row in zip(lengths, evidence.rows, strict=True)]
             if measured != wanted:
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {measured}, responses {wanted}")
+            for completion, row in zip(completions, evidence.rows, strict=True):
+                _check_unmeasured(completion.given, row.logps, len(completion.token_ids))
         allowed = {self.task.policy_of(weights) for weights in Weights}
         if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
             raise ValueError(f"scored by {strangers[0]}, a policy that the task does not name")
@@ -255,6 +279,14 @@ def _check_logps(logps: Sequence[float], tokens: str) -> None:
     total = sum(logps)
     if math.isnan(total) or total == math.inf:
         raise ValueError(f"a log-prob of {tokens} is not a number below infinity: the model that measured is broken")
+
+
+def _check_unmeasured(given: Sequence[Given], logps: Sequence[float], tokens: int) -> None:
+    """Refuses a log-prob of a given token. The log-probs are those of the last tokens of a response of `tokens`."""
+    missing = tokens - len(logps)
+    for span in given if logps else ():
+        if any(logps[span.start - missing : span.end - missing]):
+            raise ValueError(f"a log-prob of a token from {span.start} to {span.end}, which was given, not sampled")
 
 
 StageMessage = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

@@ -4,8 +4,11 @@ A sequence is prompt ids followed by response ids. Prefixes that sequences share
 (`cepo.model.tree`, `cepo.model.attention`). Logits are computed only for the hidden states that predict a response
 token, in chunks or tiles, so no [tokens, vocabulary] tensor of a whole batch is kept.
 
-Legend: B sequences, S tokens of one, T tokens of the longest response, N response tokens of all sequences, C tokens of
-a chunk, D hidden size, V vocabulary size.
+Tokens of a response that were given, not sampled, run through the model as context; they have no state here, and 0 is
+their place in every result, as on padding.
+
+Legend: B sequences, S tokens of one, T tokens of the longest response, N response tokens of all sequences that were not
+given, C tokens of a chunk, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cepo.errors import UserError
+from cepo.messages.spans import Given, sampled_mask
 from cepo.model import attention
 from cepo.model.head import target_logps
 from cepo.model.linear import FastLinear
@@ -47,14 +51,16 @@ class ResponseStates:
     target_N: Tensor
     """The response tokens."""
     valid_BT: Tensor
-    """True for the N response tokens, False for padding."""
+    """True for the N response tokens, False for given tokens and padding."""
     head: Any
     temperature: float
     """Logits are divided by it before the softmax."""
+    lengths: Sequence[int]
+    """Number of tokens of each response, given tokens included."""
 
     @cached_property
     def logp_BT(self) -> Tensor:
-        """log P(response token): [B, T] float32, 0 on padding."""
+        """log P(response token): [B, T] float32, 0 at given tokens and on padding."""
         head = self.head
         if type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad:
             return self._spread(target_logps(self.hidden_ND, self.target_N, head.weight, self.temperature))
@@ -70,7 +76,7 @@ class ResponseStates:
             inputs_BT: [B, T, ...] each; passed on to the rule for the tokens of the chunk.
 
         Returns:
-            [B, T, ...] for a rule that returns [C, ...]; 0 on padding.
+            [B, T, ...] for a rule that returns [C, ...]; 0 at given tokens and on padding.
         """
         inputs_N = [input_BT[self.valid_BT] for input_BT in inputs_BT]
         size = max(1, CHUNK_BYTES // (4 * len(self.head.weight)))
@@ -93,7 +99,7 @@ class ResponseStates:
         return rule(logits_CV.float() / self.temperature, *columns_C)
 
     def _spread(self, value_N: Tensor) -> Tensor:
-        """[N, ...] to [B, T, ...], 0 on padding."""
+        """[N, ...] to [B, T, ...], 0 at given tokens and on padding."""
         spread_BT = torch.zeros(*self.valid_BT.shape, *value_N.shape[1:], dtype=value_N.dtype, device=value_N.device)
         return spread_BT.index_put(self.valid_BT.nonzero(as_tuple=True), value_N)
 
@@ -109,6 +115,7 @@ def response_states(
     responses: Sequence[Sequence[int]],
     temperature: float,
     images: Sequence[Sequence[Features]] = (),
+    given: Sequence[Sequence[Given]] = (),
 ) -> ResponseStates:
     """Computes the states of all response tokens in one forward pass.
 
@@ -118,15 +125,17 @@ def response_states(
         responses: token ids of each response; a response may be empty.
         temperature: logits are divided by it before the softmax.
         images: the images of each prompt, in the order of their placeholders; empty if no prompt has images.
+        given: the tokens of each response that were not sampled; empty if no response has any.
     """
     head = model.get_output_embeddings()
     device = head.weight.device
-    lengths_B = torch.tensor([len(r) for r in responses], device=device)
-    width = max(map(len, responses), default=0)
-    valid_BT = torch.arange(width, device=device)[None] < lengths_B[:, None]
+    lengths = [len(r) for r in responses]
+    width = max(lengths, default=0)
+    valid_BT = torch.arange(width, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
     target_N = torch.tensor([token for response in responses for token in response], dtype=torch.long, device=device)
     if width == 0:
-        return ResponseStates(head.weight.new_zeros(0, head.weight.shape[1]), target_N, valid_BT, head, temperature)
+        hidden_ND = head.weight.new_zeros(0, head.weight.shape[1])
+        return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature, lengths)
     # the last token of a response predicts no response token
     nonempty = [(len(p), [*p, *r[:-1]]) for p, r in zip(prompts, responses, strict=True) if len(r)]
     starts, rows = zip(*nonempty, strict=True)
@@ -136,7 +145,12 @@ def response_states(
     else:
         assert not any(images), "a vision-language model takes trees"
         hidden_ND = _padded_states(model, rows, starts, device)
-    return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature)
+    if any(given):
+        masks = [sampled_mask(row, tokens) for row, tokens in zip(given, lengths, strict=True)]
+        sampled_N = torch.tensor([each for mask in masks for each in mask], device=device)
+        valid_BT = valid_BT.masked_scatter(valid_BT, sampled_N)
+        hidden_ND, target_N = hidden_ND[sampled_N], target_N[sampled_N]
+    return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature, lengths)
 
 
 def _tree_states(
@@ -196,9 +210,13 @@ def response_logps(
     responses: Sequence[Sequence[int]],
     temperature: float,
     images: Sequence[Sequence[Features]] = (),
+    given: Sequence[Sequence[Given]] = (),
 ) -> Tensor:
-    """log P(response token) of every sequence: [B, T] float32, 0 on padding. The arguments are `response_states`'s."""
-    return response_states(model, prompts, responses, temperature, images).logp_BT
+    """log P(response token) of every sequence: [B, T] float32, 0 at given tokens and on padding.
+
+    The arguments are those of `response_states`.
+    """
+    return response_states(model, prompts, responses, temperature, images, given).logp_BT
 
 
 def checkpoint_layers(model: Any) -> None:

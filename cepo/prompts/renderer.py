@@ -16,6 +16,7 @@ from typing import Any
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
 from cepo.messages.hints import MARK, hint_line, with_hint
+from cepo.messages.spans import Given, sampled_spans
 from cepo.prompts.canary import canary_text
 from cepo.prompts.control import ControlTokens
 from cepo.prompts.pixels import Pixels
@@ -24,6 +25,8 @@ from cepo.prompts.template import ChatTemplate
 
 CANARY_SPARE = 32
 """Tokens of the canary's text behind those that are used."""
+SAID = "QyzzyxQ"
+"""Stands for the text of a sampled turn while the template renders what follows it."""
 
 
 class Renderer:
@@ -134,17 +137,51 @@ class Renderer:
         """Token ids of a given response, followed by the tokens with which the chat template ends its turn."""
         return (*self.control.as_text(text), *self._turn_end)
 
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decodes a response, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+    def given_ids(self, messages: Sequence[Message], reply: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids that follow a sampled turn: what the template writes after the turn's end, then `reply`, up to the
+        start of the assistant's next turn.
 
-    def step_ends(self, token_ids: Sequence[int], delimiter: str) -> tuple[int, ...]:
-        """The number of tokens up to the end of each reasoning step of a response.
+        Example: with the template of Qwen and a reply of one tool message "5", the ids of
+        "\\n<|im_start|>user\\n<tool_response>\\n5\\n</tool_response><|im_end|>\\n<|im_start|>assistant\\n".
+
+        Args:
+            messages: the conversation up to and including the assistant's message, with its `tool_calls` if the
+                template needs them. Its content is not read, as its tokens were sampled.
+            reply: tool results, user turns or both.
+
+        Raises:
+            UserError: the chat template rejects the messages.
+        """
+        *before, said = messages
+        turns, tools = _turns((*before, said.model_copy(update={"content": SAID}), *reply), 0)
+        (turns, tools), shown = self.control.hidden((turns, tools))
+        _, marked, after = self.template.render(turns, tools).rpartition(SAID)
+        if not marked:
+            raise UserError(
+                "the model's chat template drops the assistant's message before a reply; use another template"
+            )
+        ids = self.control.encode(after, shown)
+        end = next((at + 1 for at, token in enumerate(ids) if token in self._turn_end[-1:]), 0)
+        return ids[end if self.template.turn_end else 0 :]
+
+    def text(self, token_ids: Sequence[int], given: Sequence[Given] = ()) -> str:
+        """Decodes a response, without special tokens. A line break stands for the given tokens between two turns."""
+        turns = sampled_spans(given, len(token_ids)) if given else [(0, len(token_ids))]
+        return "\n".join(
+            str(self.tokenizer.decode(token_ids[start:end], skip_special_tokens=True)) for start, end in turns
+        )
+
+    def step_ends(self, token_ids: Sequence[int], delimiter: str, given: Sequence[Given] = ()) -> tuple[int, ...]:
+        """The number of tokens up to the end of each reasoning step of a response. Given tokens end no step.
 
         Example: three steps of 4, 2 and 5 tokens give `(4, 6, 11)`.
         """
-        ends = split_steps(self.text(token_ids), delimiter)
-        return step_ends(len(token_ids), lambda count: len(self.text(token_ids[:count])), ends)
+
+        def length(count: int) -> int:
+            first = [Given(start=span.start, end=min(span.end, count)) for span in given if span.start < count]
+            return len(self.text(token_ids[:count], first))
+
+        return step_ends(len(token_ids), length, split_steps(self.text(token_ids, given), delimiter))
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -230,12 +230,13 @@ class TransformersScorer:
         contexts, responses = [pair.context_ids for pair in pairs], [pair.response_ids for pair in pairs]
         self._activate(policy)
         images = [[self._base.features.of(image, patches) for image in pair.images] for pair in pairs]
-        states = response_states(self._base.model, contexts, responses, temperature, images)
+        given = [pair.given for pair in pairs]
+        states = response_states(self._base.model, contexts, responses, temperature, images, given)
         share_B = torch.tensor([pair.base_share for pair in pairs], device=states.valid_BT.device)
         if not share_B.any():
             return states
         self._activate(BASE_POLICY)
-        base = response_states(self._base.model, contexts, responses, temperature, images)
+        base = response_states(self._base.model, contexts, responses, temperature, images, given)
         return nearer(states, base, share_B)
 
 

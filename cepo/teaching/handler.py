@@ -15,6 +15,7 @@ from cepo.messages.groups import (
     Evidence,
     EvidencedGroup,
     EvidenceRow,
+    Given,
     ImageRef,
     PolicyRef,
     PromptTask,
@@ -22,6 +23,7 @@ from cepo.messages.groups import (
     Want,
     Weights,
 )
+from cepo.messages.spans import given_tokens
 from cepo.prompts.renderer import Renderer
 from cepo.service.adapters import Engine
 from cepo.service.metrics import SCORED_TOKENS
@@ -41,6 +43,8 @@ class Pair:
     """The images of the context, in the order of their placeholders."""
     base_share: float = 0.0
     """Share of the base model's logits in the mix; the rest are the logits of the scoring policy."""
+    given: tuple[Given, ...] = ()
+    """The tokens of the response that were not sampled. They are context; their measurements are 0."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Scorer(Engine, Protocol):
     """An engine that measures given tokens with any policy; the same context may occur in several pairs."""
 
     async def score(self, pairs: Sequence[Pair], temperature: float, policy: PolicyRef) -> Scored[Logps]:
-        """The log-prob of each response token, with logits divided by the temperature."""
+        """The log-prob of each response token, with logits divided by the temperature; 0 at given tokens."""
         ...
 
     async def likeliest(
@@ -136,7 +140,7 @@ async def _logps(
     for policy in dict.fromkeys(policy_of):
         distinct = list(dict.fromkeys(pair for (a, _), pair in pairs.items() if policy_of[a] == policy))
         scored = await scorer.score(distinct, task.sampling.temperature, policy)
-        SCORED_TOKENS.inc(sum(len(pair.response_ids) for pair in distinct))
+        SCORED_TOKENS.inc(sum(len(pair.response_ids) - given_tokens(pair.given) for pair in distinct))
         logps |= {(policy, pair): row for pair, row in zip(distinct, scored.values, strict=True)}
         seconds += scored.seconds
     return {(a, i): logps[policy_of[a], pair] for (a, i), pair in pairs.items()}, seconds
@@ -154,7 +158,7 @@ async def _extra(ask: Ask, group: ScoredGroup, pairs: Sequence[Pair], scorer: Sc
             top = await scorer.likeliest(pairs, ask.top, temperature, policy)
         else:
             prompt_ids = tuple(group.rollout.prompt_token_ids)
-            plain = [Pair(prompt_ids, pair.response_ids, task.images) for pair in pairs]
+            plain = [Pair(prompt_ids, pair.response_ids, task.images, given=pair.given) for pair in pairs]
             support = await scorer.likeliest(plain, ask.top, temperature, task.policy_of(ask.support))
             top = await scorer.gather(pairs, [row.ids for row in support.values], temperature, policy)
             top = Scored(top.values, support.seconds + top.seconds)
@@ -188,7 +192,8 @@ def _pairs(
                     f"context {hint.context.name} of {len(context)} tokens and a response of {len(response_ids[i])} "
                     f"exceed the context length {max_model_len} of the teacher"
                 )
-            pairs[a, i] = Pair(context, response_ids[i], images, _base_share(ask, task))
+            given = group.rollout.completions[i].given
+            pairs[a, i] = Pair(context, response_ids[i], images, _base_share(ask, task), given)
     return pairs
 
 

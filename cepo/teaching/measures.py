@@ -14,12 +14,15 @@ from cepo.teaching.handler import Likeliest, Logps
 
 
 def logps(states: ResponseStates) -> list[Logps]:
-    """Returns the log-probs of the response tokens, one tuple of T per sequence."""
+    """Returns the log-probs of the response tokens, one tuple of T per sequence; 0 at given tokens."""
     return [tuple(row.tolist()) for row in _rows(states, states.logp_BT)]
 
 
 def likeliest(states: ResponseStates, k: int) -> list[Likeliest]:
-    """Returns the k likeliest tokens at each position, likeliest first; k = 0 means the whole vocabulary."""
+    """Returns the k likeliest tokens at each position, likeliest first; k = 0 means the whole vocabulary.
+
+    The ids and log-probs at given tokens are 0.
+    """
 
     def top(logits_NV: Tensor, target_N: Tensor) -> Tensor:
         size = logits_NV.shape[1]
@@ -32,8 +35,7 @@ def likeliest(states: ResponseStates, k: int) -> list[Likeliest]:
 
 def gather(states: ResponseStates, ids: Sequence[bytes]) -> list[Likeliest]:
     """Returns the log-probs of given tokens: T x k int32 ids for each sequence, position after position."""
-    lengths = states.valid_BT.sum(dim=1).tolist()
-    rows = [_ids(row, length) for row, length in zip(ids, lengths, strict=True)]
+    rows = [_ids(row, length) for row, length in zip(ids, states.lengths, strict=True)]
     k = max(row_Tk.shape[1] for row_Tk in rows)
     ids_BTk = pad_sequence([row_Tk if len(row_Tk) else row_Tk.new_zeros(0, k) for row_Tk in rows], batch_first=True)
 
@@ -45,14 +47,13 @@ def gather(states: ResponseStates, ids: Sequence[bytes]) -> list[Likeliest]:
 
 
 def pooled(states: ResponseStates) -> list[tuple[float, ...]]:
-    """Returns the mean hidden state of each response."""
+    """Returns the mean hidden state of each response, over its sampled tokens."""
     return [tuple(row) for row in states.pooled_BD().tolist()]
 
 
 def _rows(states: ResponseStates, value_BT: Tensor) -> list[Tensor]:
     """Splits [B, T, ...] into the positions of each sequence, without padding."""
-    lengths = states.valid_BT.sum(dim=1).tolist()
-    return [row_T[:length] for row_T, length in zip(value_BT.cpu(), lengths, strict=True)]
+    return [row_T[:length] for row_T, length in zip(value_BT.cpu(), states.lengths, strict=True)]
 
 
 def _ids(row: bytes, length: int) -> Tensor:

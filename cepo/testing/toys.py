@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, Sampling
+from cepo.messages.spans import sampled_spans
 from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.teaching.handler import Likeliest, Logps, Pair, Scored
 
@@ -165,6 +166,8 @@ class ToyScorer(ToyEngine):
         for pair in pairs:
             rows = self._logps(pair, temperature, policy)
             ranked = [sorted(range(self._vocabulary), key=row.__getitem__, reverse=True) for row in rows]
+            for span in pair.given:
+                ranked[span.start : span.end] = [[0] * self._vocabulary] * (span.end - span.start)
             values.append(_likeliest(rows, [ids[: k or self._vocabulary] for ids in ranked]))
         return Scored(values)
 
@@ -181,13 +184,14 @@ class ToyScorer(ToyEngine):
     async def pool(self, pairs: Sequence[Pair], policy: PolicyRef) -> Scored[tuple[float, ...]]:
         values = []
         for pair in pairs:
-            sources = [_random(pair, t, policy) for t in range(len(pair.response_ids))]
+            spans = sampled_spans(pair.given, len(pair.response_ids))
+            sources = [_random(pair, t, policy) for start, end in spans for t in range(start, end)]
             means = [sum(s.random() for s in sources) / max(1, len(sources)) for _ in range(self._hidden_size)]
             values.append(tuple(array("f", means)))
         return Scored(values)
 
     def _logps(self, pair: Pair, temperature: float, policy: PolicyRef) -> list[array[float]]:
-        """[T][V]: the log-prob of every token at each response position."""
+        """[T][V]: the log-prob of every token at each response position; 0 at given tokens."""
         shares = {policy: 1 - pair.base_share, BASE_POLICY: pair.base_share} if pair.base_share else {policy: 1.0}
         rows = []
         for t in range(len(pair.response_ids)):
@@ -197,6 +201,8 @@ class ToyScorer(ToyEngine):
                 logits = [logit + 4 * share * source.random() / temperature for logit in logits]
             total = math.log(sum(map(math.exp, logits)))
             rows.append(array("f", [logit - total for logit in logits]))
+        for span in pair.given:
+            rows[span.start : span.end] = [array("f", [0.0] * self._vocabulary)] * (span.end - span.start)
         return rows
 
 

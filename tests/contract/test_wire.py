@@ -15,7 +15,16 @@ from pydantic import BaseModel
 from cepo.errors import WireError
 from cepo.messages import groups as contracts
 from cepo.messages.arrays import Float32Array, Int32Array
-from cepo.messages.groups import Contract, EvidencedGroup, GroupFailed, PolicyRef, PromptTask, RolloutGroup, ScoredGroup
+from cepo.messages.groups import (
+    Contract,
+    EvidencedGroup,
+    Given,
+    GroupFailed,
+    PolicyRef,
+    PromptTask,
+    RolloutGroup,
+    ScoredGroup,
+)
 from cepo.messages.wire import STAGE_MESSAGES, from_bytes, from_proto, proto_type, to_bytes, to_proto
 from cepo.pb.cepo.v1 import group_pb2, policy_pb2
 from tests.helpers.factories import (
@@ -201,6 +210,15 @@ def test_random_groups_survive_the_wire() -> None:
         assert from_bytes(EvidencedGroup, to_bytes(group)) == group
 
 
+def test_given_spans_survive_the_wire() -> None:
+    response = make_completion(length=6).model_copy(
+        update={"given": spans((0, 1), (3, 5)), "logps": Float32Array.of([0.0, -1.0, -2.0, 0.0, 0.0, -3.0])}
+    )
+    again = from_bytes(contracts.Completion, to_bytes(response))
+    assert again == response
+    assert again.length == 3
+
+
 def test_an_absent_optional_field_stays_absent() -> None:
     assert from_bytes(EvidencedGroup, to_bytes(EvidencedGroup(scored=make_scored()))).proofs == ()
     assert from_bytes(PromptTask, to_bytes(make_task())).asks[0].otherwise is None
@@ -224,6 +242,22 @@ def with_completion(task: PromptTask | None = None, **changes: Any) -> RolloutGr
     return group.model_copy(update={"completions": (first, *group.completions[1:]), "task": task or group.task})
 
 
+def spans(*edges: tuple[int, int]) -> tuple[Given, ...]:
+    """Given spans, of any edges."""
+    return tuple(Given.model_construct(start=start, end=end) for start, end in edges)
+
+
+def with_given_evidence() -> EvidencedGroup:
+    """A group of responses whose token 1 was given, with evidence of that token."""
+    group = make_evidenced()
+    completions = tuple(
+        c.model_copy(update={"given": spans((1, 2)), "logps": Float32Array.of([c.logps[0], 0.0, *c.logps[2:]])})
+        for c in group.scored.rollout.completions
+    )
+    rollout = group.scored.rollout.model_copy(update={"completions": completions})
+    return group.model_copy(update={"scored": group.scored.model_copy(update={"rollout": rollout})})
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
@@ -233,6 +267,15 @@ def with_completion(task: PromptTask | None = None, **changes: Any) -> RolloutGr
         (make_task().model_copy(update={"policy": PolicyRef.model_construct(version=1, sha256="")}), "sha256"),
         (make_completion().model_copy(update={"step_ends": (1, 2)}), "steps that end at .1, 2. in a response of 3"),
         (make_completion().model_copy(update={"step_ends": (3, 2, 3)}), "steps that end at .3, 2, 3."),
+        (make_completion().model_copy(update={"given": spans((1, 4))}), "given tokens up to 4 in a response of 3"),
+        (make_completion().model_copy(update={"given": spans((2, 2))}), "from 2 to 2: the end must be larger"),
+        (make_completion(length=9).model_copy(update={"given": spans((1, 4), (4, 6))}), "up to 4 and from 4 must be"),
+        (make_completion().model_copy(update={"given": spans((1, 2))}), "a log-prob of a token from 1 to 2, which was"),
+        (
+            with_completion(logps=Float32Array.of([0.0, -1.0]), given=spans((0, 2)), task=make_task(prefix=(10,))),
+            "given tokens within the task's prefix of 1 tokens",
+        ),
+        (with_given_evidence(), "a log-prob of a token from 1 to 2, which was given, not sampled"),
         (with_completion(logps=Float32Array()), "3 sampled token ids but 0 log-probs"),
         (
             with_completion(logps=Float32Array.of([-1.0]), task=make_task(prefix=(10,))),

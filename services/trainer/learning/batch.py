@@ -12,7 +12,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cepo.algo.batch import EvidenceTensors, TrainBatch
 from cepo.messages.arrays import Float32Array
-from cepo.messages.groups import Ask, ContextName, EvidencedGroup, EvidenceReason, EvidenceRow, FinishReason, FollowUp
+from cepo.messages.groups import (
+    Ask,
+    Completion,
+    ContextName,
+    EvidencedGroup,
+    EvidenceReason,
+    EvidenceRow,
+    FinishReason,
+    FollowUp,
+    Verdict,
+)
+from cepo.messages.spans import sampled_mask
 
 NOT_MEASURED = EvidenceRow(
     logps=Float32Array(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED
@@ -54,7 +65,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
     size_G = torch.tensor([len(group.scored.verdicts) for group in rows])
     demonstration_G = torch.tensor([group.task.origin is not None for group in rows])
     demonstration_B = demonstration_G.repeat_interleave(size_G)
-    mask_BT = _pad([[float(not v.failed)] * len(c.token_ids) for c, v in zip(completions, verdicts, strict=True)])
+    mask_BT = _pad([_mask(c, v) for c, v in zip(completions, verdicts, strict=True)])
     reward_B = torch.tensor([math.nan if v.failed else v.reward for v in verdicts])
     return TrainBatch(
         prompt_ids=[_prompt(group, prompts) for group in rows for _ in group.scored.verdicts],
@@ -73,7 +84,14 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         step_rewards=[v.step_rewards for v in verdicts],
         prefix_value_BT1=_prefix_values(rows, continuations, mask_BT) if continuations else None,
         step=rows[0].task.step,
+        given=[c.given for c in completions] if any(c.given for c in completions) else (),
     )
+
+
+def _mask(completion: Completion, verdict: Verdict) -> list[float]:
+    """1 for each sampled token of a response with a verdict, otherwise 0."""
+    tokens = len(completion.token_ids)
+    return [0.0] * tokens if verdict.failed else list(map(float, sampled_mask(completion.given, tokens)))
 
 
 def _follow_ups(groups: Iterable[EvidencedGroup], kind: FollowUp) -> list[EvidencedGroup]:

@@ -86,7 +86,7 @@ class LearnerContext:
     def states(self, batch: TrainBatch, temperature: float) -> ResponseStates:
         """The hidden states that predict the response tokens of a batch, under the active adapter."""
         images = [[self._features.of(image, self._patches) for image in row] for row in batch.images]
-        return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images)
+        return response_states(self._model, batch.prompt_ids, batch.response_ids, temperature, images, batch.given)
 
     def minibatches(self, batch: TrainBatch) -> list[list[int]]:
         return minibatches(batch, self._config.optim.minibatches)

@@ -144,9 +144,8 @@ def largest(tokens: int, words: int, rule: Callable[[ResponseStates], Tensor]) -
     """The number of elements of the largest new tensor during a forward and backward pass."""
     head = torch.nn.Linear(4, words, bias=False).requires_grad_(False)
     hidden_ND = torch.randn(tokens, 4, requires_grad=True)
-    states = ResponseStates(
-        hidden_ND, torch.randint(0, words, (tokens,)), torch.ones(1, tokens, dtype=torch.bool), head, 1.0
-    )
+    target_N, valid_BT = torch.randint(0, words, (tokens,)), torch.ones(1, tokens, dtype=torch.bool)
+    states = ResponseStates(hidden_ND, target_N, valid_BT, head, 1.0, [tokens])
     with Largest() as recorded:
         rule(states).sum().backward()
     return recorded.numel

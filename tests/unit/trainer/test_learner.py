@@ -97,7 +97,7 @@ def test_a_rule_over_more_than_a_chunk_has_the_same_gradient() -> None:
     hidden_ND = torch.randn(CHUNK_BYTES // (4 * words) + 30, 6, requires_grad=True)
     target_N = torch.randint(0, words, (len(hidden_ND),))
     one_row_BT = torch.ones(1, len(hidden_ND), dtype=torch.bool)
-    logp_N = ResponseStates(hidden_ND, target_N, one_row_BT, head, 0.7).per_token(sampled)[0]
+    logp_N = ResponseStates(hidden_ND, target_N, one_row_BT, head, 0.7, [len(target_N)]).per_token(sampled)[0]
     plain_N = torch.log_softmax(head(hidden_ND) / 0.7, dim=-1).gather(1, target_N[:, None]).squeeze(1)
     torch.testing.assert_close(logp_N, plain_N)
     weight_N = torch.randn(len(hidden_ND))

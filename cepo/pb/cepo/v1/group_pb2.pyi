@@ -126,19 +126,29 @@ class Origin(_message.Message):
     sample: int
     def __init__(self, kind: _Optional[_Union[FollowUp, str]] = ..., index: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
+class Given(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
+
 class Completion(_message.Message):
-    __slots__ = ("token_ids", "logps", "text", "finish_reason", "step_ends")
+    __slots__ = ("token_ids", "logps", "text", "finish_reason", "step_ends", "given")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STEP_ENDS_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
     token_ids: bytes
     logps: bytes
     text: str
     finish_reason: FinishReason
     step_ends: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ...) -> None: ...
+    given: _containers.RepeatedCompositeFieldContainer[Given]
+    def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ..., given: _Optional[_Iterable[_Union[Given, _Mapping]]] = ...) -> None: ...
 
 class PolicyProof(_message.Message):
     __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at", "canary_logps")
