@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cepo.messages.vocabulary import Contract, changed
-
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+from cepo.names import require_functions
 
 
 class Reward(Contract):
@@ -54,9 +52,5 @@ class Reward(Contract):
     @field_validator("functions")
     @classmethod
     def _named(cls, functions: tuple[str, ...]) -> tuple[str, ...]:
-        for name in functions:
-            if not _FUNCTION.fullmatch(name):
-                raise ValueError(f"reward.functions={name!r}: write module:function, as in my_rewards:brief")
-        if len(set(functions)) < len(functions):
-            raise ValueError(f"reward.functions={list(functions)} names a function twice; leave one out")
+        require_functions(functions, "reward.functions", "my_rewards:brief")
         return functions

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 from cepo.answers.kinds import parse_kind
 from cepo.errors import UserError
 from cepo.messages.hints import HINT, INSTRUCTION, PROMPT
+from cepo.names import require_functions
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -237,8 +238,17 @@ class TelemetryConfig(Section):
     """Writes the metrics to tensorboard/ in the run folder; needs the `tensorboard` package."""
     wandb_project: str = ""
     """Weights & Biases project that gets the metrics; needs the `wandb` package. Empty: none."""
+    trackers: tuple[str, ...] = Field(default=(), strict=False)
+    """User functions as `module:function` that open other trackers, such as MLflow. Each takes the run and returns a
+    function that is called with every row of metrics and its step."""
     rollouts_per_step: int = Field(default=2, ge=0)
     """Groups per step that are written to rollouts/ with the credit of every token."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _named(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        require_functions(trackers, "telemetry.trackers", "my_trackers:mlflow_run")
+        return trackers
 
 
 class EngineConfig(Section):

@@ -43,9 +43,9 @@ from services.trainer.learning.processes import make_learner, serve_rank, start_
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
-from services.trainer.report import Trackers
 from services.trainer.status import Status
 from services.trainer.teacher import Teacher
+from services.trainer.trackers import Trackers
 
 
 class TrainerServicer(services_pb2_grpc.TrainerServiceServicer):
@@ -167,7 +167,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
             digests(folder)["train"],
             status.note,
         ),
-        trackers=Trackers(config, folder),
+        trackers=Trackers(config, folder, status.note),
         status=status,
         pieces=partial(pieces, renderer.tokenizer),
         beside=beside,

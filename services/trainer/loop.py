@@ -29,7 +29,6 @@ from services.trainer.publisher import Publisher
 from services.trainer.report import (
     Groups,
     Pieces,
-    Trackers,
     accuracy,
     failures,
     finished,
@@ -41,6 +40,7 @@ from services.trainer.report import (
 )
 from services.trainer.status import Status, StepRow
 from services.trainer.teacher import Teacher
+from services.trainer.trackers import Trackers
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
-"""Reports of a step: the metrics of its groups, the rollout file with token credit, and the trackers."""
+"""Reports of a step: the metrics of its groups, the rollout file with token credit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
@@ -25,10 +25,8 @@ from cepo.messages.groups import (
 from cepo.net.files import replace_file
 from cepo.run.best import CHOICE, PROBLEMS, REPORT
 from cepo.run.causes import root_cause
-from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
 from cepo.run.lines import Row
-from cepo.service.metrics import PROGRESS, TRAIN, TRAINED_TOKENS
 from cepo.service.stage import GIVEN_UP
 
 REASONS = (
@@ -230,45 +228,6 @@ def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, piece
 def _evidence(row: EvidenceRow) -> dict[str, Any]:
     named = {"context": row.context.name, "reason": row.reason.name, "answer": row.answer, "source": row.source}
     return {**named, "logps": list(row.logps)}
-
-
-class Trackers:
-    """Writes the metrics of a step to metrics.jsonl and Prometheus, and to TensorBoard and W&B if configured."""
-
-    def __init__(self, config: RunConfig, run: RunDir) -> None:
-        """Opens the trackers.
-
-        Raises:
-            UserError: a configured tracker is not installed.
-        """
-        self._run = run
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-        if config.telemetry.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError("telemetry.tensorboard = true needs `pip install tensorboard`") from error
-            self._tensorboard = SummaryWriter(run.path / "tensorboard")
-        if config.telemetry.wandb_project:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UserError("telemetry.wandb_project needs `pip install wandb`") from error
-            self._wandb = wandb.init(project=config.telemetry.wandb_project, name=run.name, resume="allow", id=run.name)
-
-    def step(self, row: Mapping[str, Any]) -> None:
-        """Writes one step to every tracker."""
-        self._run.append(dict(row))
-        TRAIN.step(self._run.name, row)
-        TRAINED_TOKENS.inc(row.get("tokens/trained", 0.0))
-        PROGRESS.labels(self._run.name).set_to_current_time()
-        if self._tensorboard is not None:
-            for key, value in row.items():
-                self._tensorboard.add_scalar(key, value, row["step"])
-            self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(row), step=row["step"])
 
 
 def _mean(values: Sequence[float | bool]) -> float:

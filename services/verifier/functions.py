@@ -7,14 +7,12 @@ installed, on PYTHONPATH, or a file in that folder.
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cepo.errors import UserError
+from cepo.service.hooks import load_function
 
 
 @dataclass(frozen=True)
@@ -52,23 +50,7 @@ def load(names: Iterable[str]) -> Functions:
     Raises:
         UserError: a function cannot be imported or is not callable; names it, with the error.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as under `python -m`, however the process was started
-    return {name: _loaded(name) for name in names}
-
-
-def _loaded(name: str) -> Callable[[Sample], Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"reward.functions: {name} cannot be imported: {one_line(error)}; install its package, or keep the file "
-            "in the folder the run is started in"
-        ) from error
-    if not callable(function):
-        raise UserError(f"reward.functions: {name} is {type(function).__name__}, not a function")
-    return function
+    return {name: load_function(name, "reward.functions") for name in names}
 
 
 def call(functions: Functions, asked: Call) -> float:
@@ -81,8 +63,3 @@ def call(functions: Functions, asked: Call) -> float:
     if not math.isfinite(value):
         raise ValueError(f"it returned {value}")
     return value
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one line of at most 200 characters, `ValueError: its message`."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")

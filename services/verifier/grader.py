@@ -19,12 +19,13 @@ from cepo.answers.kinds import DIGITS, Kind
 from cepo.answers.notation import plain
 from cepo.answers.quantities import read
 from cepo.errors import UserError
+from cepo.service.hooks import one_line
 from cepo.service.killable import confine
 from services.verifier import functions
 from services.verifier.decisions import decide_element, is_precise, operands, same_decimal, same_number
 from services.verifier.evaluation import equal, number
 from services.verifier.forms import same_form
-from services.verifier.functions import Call, one_line
+from services.verifier.functions import Call
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that its timeouts are off
 ORPHAN_SECONDS = 5

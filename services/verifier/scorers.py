@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from cepo.errors import UserError
 from cepo.messages.groups import Completion, Outcome, Reward, RolloutGroup, Verdict
 from cepo.prompts.steps import steps
-from services.verifier.functions import one_line
+from cepo.service.hooks import one_line
 
 _log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 30.0

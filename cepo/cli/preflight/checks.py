@@ -13,6 +13,7 @@ CHECKS: dict[str, Callable[[Preflight], Findings]] = {
     "adapter": model_checks.adapter,
     "device": machine_checks.device,
     "disk": machine_checks.disk,
+    "trackers": machine_checks.trackers,
     "data": data_checks.data,
     "tokens": model_checks.tokens,
     "answers": data_checks.answers,

@@ -133,3 +133,11 @@ def _planned(run: Preflight) -> Findings:
         yield "note", f"the plan fits {apart.title} only with cards of its own for each service: {line}"
     else:
         raise UserError(line)
+
+
+def trackers(run: Preflight) -> Findings:
+    """The configured trackers are installed, and the user's can be imported."""
+    from services.trainer.trackers import openers
+
+    named = [name.removeprefix("telemetry.") for name in openers(run.config.telemetry)]
+    yield "ok", ", ".join(["metrics.jsonl", *named])

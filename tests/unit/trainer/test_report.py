@@ -27,7 +27,6 @@ from cepo.run.folder import RunDir
 from cepo.service.stage import GIVEN_UP
 from services.trainer.learning.batch import pack
 from services.trainer.report import (
-    Trackers,
     accuracy,
     failures,
     finished,
@@ -201,15 +200,6 @@ def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 1, texts)
     assert len((tmp_path / "step-000000.jsonl").read_text().splitlines()) == 1
-
-
-def test_a_step_is_a_line_of_metrics_and_points_of_tensorboard(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    trackers = Trackers(make_config("telemetry.tensorboard=true"), run)
-    trackers.step({"step": 0, "reward/mean": 0.5})
-    trackers.step({"step": 1, "reward/mean": 0.75})
-    assert run.rows() == [{"step": 0, "reward/mean": 0.5}, {"step": 1, "reward/mean": 0.75}]
-    assert any((run.path / "tensorboard").iterdir())
 
 
 def test_a_last_line_cut_by_a_crash_is_left_out_and_overwritten(tmp_path: Path) -> None:
