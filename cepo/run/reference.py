@@ -45,8 +45,8 @@ ALGORITHM = """\
 files in [`deploy/runs`](../deploy/runs) have the settings of the papers.
 """
 METRIC = """\
-Every step appends one JSON object to `metrics.jsonl`; the [trackers](trackers.md) and `/metrics` have the same numbers. Means
-are over the responses or the trained tokens of the step. Follow-ups (continuations, privileged samples) are not
+Every step appends one JSON object to `metrics.jsonl`; the [trackers](trackers.md) and `/metrics` have the same numbers.
+Means are over the responses or the trained tokens of the step. Follow-ups (continuations, privileged samples) are not
 counted in rewards, accuracy and lengths. A fraction with nothing to count is 0. The keys are the same for all
 methods: a value that a method does not have is 0 or absent.
 """
