@@ -61,7 +61,7 @@ def test_wandb_gets_every_row_under_the_name_of_the_run(
         sent.append(options)
         return SimpleNamespace(log=lambda row, *, step: sent.append((row, step)))
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     Trackers(make_config("telemetry.wandb_project=mine"), run, notes.append).step(ROWS[1])
     assert sent == [{"project": "mine", "name": "sums", "resume": "allow", "id": "sums"}, (ROWS[1], 1)]
 
