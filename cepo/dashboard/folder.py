@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cepo.dashboard.browser import GroupBrowser
 from cepo.errors import UserError
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines, Row, parsed
+from cepo.run.rollouts import Rollouts
 
 ALIVE_SECONDS = 15.0
 """A trainer that has not written its status for this long counts as dead."""
@@ -32,6 +34,7 @@ class Watched:
         self.run = run
         self.metrics = Lines(run.metrics)
         self.failures = Lines(run.failures)
+        self.browser = GroupBrowser(Rollouts(run.rollouts))
 
     def steps(self) -> list[Row]:
         """The rows of metrics.jsonl, without rows that have no valid step."""
@@ -40,13 +43,6 @@ class Watched:
     def given_up(self) -> list[Row]:
         """The rows of failures.jsonl, without rows that have no valid step."""
         return [row for row in self.failures.refresh() if isinstance(row.get("step"), int)]
-
-    def groups(self, step: int) -> list[Row]:
-        """The groups of a step that the run wrote to rollouts/; empty if it wrote none."""
-        try:
-            return parsed(self.run.rollouts_of(step).read_bytes())
-        except FileNotFoundError:
-            return []
 
     def image(self, sha256: str) -> bytes | None:
         """The bytes of an image of the run's problems; None if there is no such image."""

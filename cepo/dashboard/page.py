@@ -18,6 +18,7 @@ _SCRIPTS = (
     "cards.js",
     "times.js",
     "groups.js",
+    "browser.js",
     "runs.js",
     "start.js",
 )

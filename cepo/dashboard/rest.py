@@ -16,32 +16,24 @@ from starlette.exceptions import HTTPException
 
 from cepo.dashboard.folder import FINAL, Watched, by_name
 from cepo.dashboard.page import page
-from cepo.net.rest import Refusal, surface
+from cepo.dashboard.rollouts import MAX_STEP, Offset, absent, add_routes
+from cepo.net.rest import surface
 from cepo.prompts.images import MEDIA_TYPES, checked
 
 MAX_ROWS = 1000
-MAX_GROUPS = 64
 MAX_FAILURES = 500
-MAX_STEP = 2**53
-"""Larger numbers are not exact in a browser."""
 POLL_SECONDS = 0.4
 KEEP_ALIVE_SECONDS = 15.0
 EVENTS = "text/event-stream"
 FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 """For images: their name is a digest, so their content never changes."""
 
-Step = Annotated[int, Path(ge=0, le=MAX_STEP)]
 Since = Annotated[int, Query(ge=0, le=MAX_STEP, description="the first step to return")]
-Offset = Annotated[int, Query(ge=0, le=MAX_STEP)]
 Sha256 = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="one of a group's `images`")]
 Name = Annotated[str, Query(max_length=300, description="a name from /v1/runs; default: the run itself")]
 
 
-def _absent(why: str) -> dict[int | str, dict[str, Any]]:
-    return {404: {"model": Refusal, "description": why}}
-
-
-_PICTURE = _absent("the run has no such image") | {200: {"content": {each: {} for each in MEDIA_TYPES.values()}}}
+_PICTURE = absent("the run has no such image") | {200: {"content": {each: {} for each in MEDIA_TYPES.values()}}}
 
 
 def application(watched: Sequence[Watched]) -> FastAPI:
@@ -63,19 +55,11 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """The run, and the runs that it is compared with."""
         return [{"name": name, **each.summary()} for name, each in runs.items()]
 
-    @app.get("/v1/metrics", tags=["run"], responses=_absent("no run of that name is shown here"))
+    @app.get("/v1/metrics", tags=["run"], responses=absent("no run of that name is shown here"))
     def metrics(since: Since = 0, limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = MAX_ROWS, run: Name = "") -> Any:
         """Rows of metrics from a step on. `next` is the step at which the next page begins; null at the end."""
         rows = [row for row in _named(runs, run).steps() if row["step"] >= since]
         return {"rows": rows[:limit], "next": rows[limit]["step"] if len(rows) > limit else None}
-
-    @app.get("/v1/steps/{step}/groups", tags=["run"], responses=_absent("the run has no such step"))
-    def groups(step: Step, offset: Offset = 0, limit: Annotated[int, Query(ge=1, le=MAX_GROUPS)] = 8) -> Any:
-        """The groups of a step that the run wrote to rollouts/, with the evidence and advantage of every token."""
-        rows = run.groups(step)
-        if not rows and step not in {row["step"] for row in run.steps()}:
-            raise HTTPException(404, f"the run has no step {step}")
-        return {"step": step, "total": len(rows), "groups": rows[offset : offset + limit]}
 
     @app.get("/v1/images/{sha256}", tags=["run"], response_class=Response, responses=_PICTURE)
     def image(sha256: Sha256) -> Response:
@@ -92,6 +76,8 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """Groups and samples that failed, with the reason; the newest first."""
         rows = [row for row in reversed(run.given_up()) if row.get("step", 0) >= since]
         return {"total": len(rows), "failures": rows[offset : offset + limit]}
+
+    add_routes(app, run)
 
     @app.get("/v1/events", tags=["run"], response_class=StreamingResponse, responses={200: {"content": {EVENTS: {}}}})
     async def events(since: Since = 0) -> StreamingResponse:

@@ -19,6 +19,7 @@ import tomli_w
 from cepo.errors import UserError
 from cepo.net.files import append_lines, make_folder, replace_file
 from cepo.run.lines import Lines, Row, parsed
+from cepo.run.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
@@ -166,7 +167,7 @@ class RunDir:
         return Lines(self.metrics).refresh()
 
     def rollouts_of(self, step: int) -> Path:
-        """The path of a step's groups; the file exists only if the run wrote groups of that step."""
+        """The path of a step's groups; a large file has `.gz` after this name (`cepo.run.rollouts`)."""
         return self.rollouts / f"step-{step:06d}.jsonl"
 
     def truncate(self, step: int) -> None:
@@ -175,9 +176,7 @@ class RunDir:
             lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
             kept = [line + b"\n" for line in lines if any(row.get("step", step) < step for row in parsed(line))]
             replace_file(path, b"".join(kept))
-        for path in self.rollouts.glob("step-*.jsonl"):
-            if int(path.stem.removeprefix("step-")) >= step:
-                path.unlink()
+        Rollouts(self.rollouts).truncate(step)
 
 
 def lines_of(rows: Sequence[Row]) -> bytes:

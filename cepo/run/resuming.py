@@ -41,7 +41,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "loop": {"fixed": "seed lag", "free": "steps deterministic"},
     "eval": {"free": "every prompts samples temperature top_p top_k presence_penalty"},
     "checkpoint": {"free": "every keep keep_policies keep_best patience"},
-    "telemetry": {"free": "tensorboard wandb_project trackers rollouts_per_step"},
+    "telemetry": {"free": "tensorboard wandb_project trackers rollouts_per_step rollouts_gigabytes"},
     "engine": {
         "free": "device gpu_memory_utilization max_num_seqs max_lora_rank teacher tensor_parallel trainer_processes"
     },

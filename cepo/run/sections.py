@@ -241,8 +241,10 @@ class TelemetryConfig(Section):
     trackers: tuple[str, ...] = Field(default=(), strict=False)
     """User functions as `module:function` that open other trackers, such as MLflow. Each takes the run and returns a
     function that is called with every row of metrics and its step."""
-    rollouts_per_step: int = Field(default=2, ge=0)
-    """Groups per step that are written to rollouts/ with the credit of every token."""
+    rollouts_per_step: int | None = Field(default=None, ge=0)
+    """Largest number of groups per step that are written to rollouts/ with the credit of every token. Unset: all."""
+    rollouts_gigabytes: float = Field(default=20.0, gt=0)
+    """Size of rollouts/ above which the groups of the oldest steps are removed."""
 
     @field_validator("trackers")
     @classmethod

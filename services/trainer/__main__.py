@@ -32,6 +32,7 @@ from cepo.prompts.spans import pieces
 from cepo.run.file import load
 from cepo.run.folder import RunDir
 from cepo.run.lock import IN_USE, FolderInUse, locked
+from cepo.run.rollouts import Rollouts
 from cepo.service import chassis
 from cepo.service.bus import Bus, RedisBus
 from cepo.service.image_cache import serve_images
@@ -43,6 +44,7 @@ from services.trainer.learning.processes import make_learner, serve_rank, start_
 from services.trainer.loop import Run, train
 from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
+from services.trainer.rollouts import CachedDecoder, RolloutWriter
 from services.trainer.status import Status
 from services.trainer.teacher import Teacher
 from services.trainer.trackers import Trackers
@@ -169,7 +171,9 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
         ),
         trackers=Trackers(config, folder, status.note),
         status=status,
-        pieces=partial(pieces, renderer.tokenizer),
+        rollouts=RolloutWriter(
+            Rollouts(folder.rollouts), config.telemetry, partial(pieces, CachedDecoder(renderer.tokenizer))
+        ),
         beside=beside,
     )
 

@@ -28,7 +28,6 @@ from services.trainer.pipeline import Pipeline
 from services.trainer.publisher import Publisher
 from services.trainer.report import (
     Groups,
-    Pieces,
     accuracy,
     failures,
     finished,
@@ -36,8 +35,8 @@ from services.trainer.report import (
     group_metrics,
     halves,
     versions,
-    write_rollouts,
 )
+from services.trainer.rollouts import RolloutWriter
 from services.trainer.status import Status, StepRow
 from services.trainer.teacher import Teacher
 from services.trainer.trackers import Trackers
@@ -59,7 +58,7 @@ class Run:
     checkpoints: Checkpoints
     trackers: Trackers
     status: Status
-    pieces: Pieces
+    rollouts: RolloutWriter
     beside: AbstractAsyncContextManager[None]
     """Runs beside the loop in this process: the teacher's stage if it is colocated, otherwise nothing."""
     gap: GapWatch = field(init=False)
@@ -93,10 +92,16 @@ async def train(run: Run, stop: asyncio.Event) -> None:
                 row.add({"accuracy/eval": accuracy(groups), **halves(groups)})
         _report(run, row, tasks)
         last = stop.is_set() or step + 1 == run.config.loop.steps or _plateaued(run)
-        await asyncio.to_thread(run.checkpoints.maybe_save, pipeline, last=last)
+        await asyncio.to_thread(_save, run, pipeline, last=last)
         if last:
             break
     run.status.enter("drained" if stop.is_set() else "done")
+
+
+def _save(run: Run, pipeline: Pipeline, *, last: bool) -> None:
+    """Saves a checkpoint if one is due, after the groups of its steps; the engines sample the next step meanwhile."""
+    run.rollouts.finish()
+    run.checkpoints.maybe_save(pipeline, last=last)
 
 
 def _plateaued(run: Run) -> bool:
@@ -180,7 +185,7 @@ async def _collect(run: Run, tasks: Sequence[PromptTask], supply: Supply, row: S
 
 
 def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:
-    """Computes the advantages of a step, updates the policy and writes the step's rollouts.
+    """Computes the advantages of a step, updates the policy and begins to write the step's rollouts.
 
     Returns:
         Metrics of the groups and of the update.
@@ -198,7 +203,7 @@ def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:
     if warning := run.gap.warning(learned["rollout/logp_gap"], step):
         run.status.note(warning)
     prompts = [group for group in chosen if group.task.origin is None]
-    write_rollouts(run.folder.rollouts_of(step), prompts, adv_BT, run.config.telemetry.rollouts_per_step, run.pieces)
+    run.rollouts.train(step, prompts, adv_BT)
     return metrics | learned
 
 
@@ -236,6 +241,7 @@ async def _evaluated(run: Run, pipeline: Pipeline) -> Groups:
     run.folder.append_failures(failures(groups, ended_step, run.folder))
     if not finished(groups):
         raise UserError(f"every evaluation group failed, the first because: {first_failure(groups, run.folder)}")
+    await asyncio.to_thread(run.rollouts.held_out, pipeline.newest.policy.version, finished(groups))
     if failed := len(groups) - len(finished(groups)):
         log.warning("%d of %d evaluation groups failed and are not counted in the accuracy", failed, len(groups))
     return groups

@@ -1,28 +1,21 @@
-"""Reports of a step: the metrics of its groups, the rollout file with token credit."""
+"""Reports of a step: the metrics of its groups, and its failures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from statistics import pstdev
-from typing import Any
-
-from torch import Tensor
 
 from cepo.errors import UserError
 from cepo.messages.groups import (
     ContextName,
     EvidencedGroup,
     EvidenceReason,
-    EvidenceRow,
     FinishReason,
     GroupFailed,
     Outcome,
     Stage,
     Verdict,
 )
-from cepo.net.files import replace_file
 from cepo.run.best import CHOICE, PROBLEMS, REPORT
 from cepo.run.causes import root_cause
 from cepo.run.folder import RunDir
@@ -41,8 +34,6 @@ REASONS = (
 SERVICES = {Stage.ROLLOUT: "rollout", Stage.VERIFY: "verifier", Stage.TEACH: "teacher"}
 """The service of each stage."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
-Pieces = Callable[[Sequence[int]], list[str]]
-"""Splits a response into the text of its tokens. Example: [417, 9, 88] -> ["23", "+", "45"]."""
 
 
 def finished(groups: Groups) -> list[EvidencedGroup]:
@@ -186,48 +177,6 @@ def failures(groups: Groups, step: int, run: RunDir) -> list[Row]:
                 error = f"{verdict.outcome.name.lower()}: {verdict.reason}"
                 rows.append({**about, "sample": sample, "stage": "verify", "error": error, "deliveries": 1})
     return rows
-
-
-def write_rollouts(file: Path, groups: Groups, adv_BT: Tensor, limit: int, pieces: Pieces) -> None:
-    """Writes groups of a step as JSON lines, with the text, the advantage and the log-probs of every token.
-
-    Args:
-        groups: the groups whose samples are the rows of adv_BT, in order.
-        limit: the number of groups to write.
-    """
-    row, lines = 0, []
-    for group in finished(groups)[:limit]:
-        samples: list[dict[str, Any]] = []
-        for completion, verdict in zip(group.scored.rollout.completions, group.scored.verdicts, strict=True):
-            length = len(completion.token_ids)
-            samples.append(
-                {
-                    "text": completion.text,
-                    "token_ids": list(completion.token_ids),
-                    "tokens": pieces(completion.token_ids),
-                    "outcome": verdict.outcome.name.lower(),
-                    "extracted": verdict.extracted,
-                    "reward": None if verdict.failed else verdict.reward,
-                    "reason": verdict.reason,
-                    "advantage": adv_BT[row, :length].tolist(),
-                    "evidence": [_evidence(evidence.rows[len(samples)]) for evidence in group.evidence],
-                }
-            )
-            row += 1
-        task = group.task
-        asked = {
-            "prompt": [m.model_dump(exclude_defaults=True) for m in task.messages],
-            "images": [i.sha256 for i in task.images],
-        }
-        about = {"group": task.group_id, **asked, "answer": task.reference_answer}
-        lines.append(json.dumps({**about, "samples": samples}))
-    if lines:
-        replace_file(file, "\n".join(lines) + "\n")
-
-
-def _evidence(row: EvidenceRow) -> dict[str, Any]:
-    named = {"context": row.context.name, "reason": row.reason.name, "answer": row.answer, "source": row.source}
-    return {**named, "logps": list(row.logps)}
 
 
 def _mean(values: Sequence[float | bool]) -> float:

@@ -17,6 +17,7 @@ from cepo.net.settings import Settings
 from cepo.prompts.images import ImageStore
 from cepo.run.folder import RunDir
 from cepo.run.metrics import METRICS
+from cepo.run.rollouts import Rollouts
 from tests.browser.chromium import Browser, needs_chromium
 from tests.helpers import serving
 from tests.helpers.runs import make_failure, make_metrics, make_run, make_status, write_groups
@@ -69,7 +70,7 @@ def tab(browser: Browser) -> Iterator[Browser]:
 
 def opened(tab: Browser, url: str) -> None:
     tab.open(url)
-    tab.until(f"!isNaN({SELECTED}) && loaded.step !== null")
+    tab.until(f"!isNaN({SELECTED}) && loaded.step !== null && (opened.group || opened.error)")
 
 
 def text(tab: Browser, selector: str) -> str:
@@ -193,7 +194,7 @@ def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: 
     with served(run) as url:
         opened(tab, url)
         tab.until("document.querySelectorAll('#groups .token').length === 15")
-        assert text(tab, "#groups-title").lower() == "groups of step 5"
+        assert text(tab, "#groups-title").lower() == "rollouts of step 5"
         assert "20 + 30 = ?" in text(tab, "#groups h3")
         assert "r⁻ 60" in text(tab, "#groups .chips")
         shades = tab.run("[...document.querySelectorAll('.token')].map(t => t.style.backgroundColor)")
@@ -213,6 +214,76 @@ def test_the_groups_of_a_step_show_verdicts_and_token_credit(tab: Browser, run: 
         tab.run("document.activeElement.blur()")
         tab.press("ArrowLeft", "ArrowLeft")
         tab.until("document.getElementById('groups').innerText.includes('telemetry.rollouts_per_step')")
+
+
+def listed(tab: Browser) -> list[str]:
+    """The places of the responses in the list, such as "train/5/0/1"."""
+    return tab.run("[...document.querySelectorAll('#list [role=option]')].map(row => row.dataset.place)")
+
+
+def select(tab: Browser, name: str, value: str) -> None:
+    tab.run(
+        f"(s => {{ s.value = {json.dumps(value)}; s.dispatchEvent(new Event('input', {{bubbles: true}})); }})"
+        f"(document.querySelector('#find [name={name}]'))"
+    )
+
+
+def test_responses_of_every_step_are_searched_filtered_and_sorted(tab: Browser, run: RunDir) -> None:
+    store = Rollouts(run.rollouts)
+    store.write("held-out", 6, store.groups("train", 5, 0, 1))
+    store.truncate(7)
+    count = "document.getElementById('found-count').textContent === '{}'"
+    with served(run) as url:
+        opened(tab, url)
+        assert listed(tab) == [f"train/5/{at}/{sample}" for at in (0, 1) for sample in (0, 1)]
+        select(tab, "order", "wrong")
+        tab.until("document.querySelector('#list').firstElementChild.dataset.place === 'train/5/0/1'")
+        select(tab, "scope", "all")
+        select(tab, "reason", "differs from 50")
+        tab.until(count.format("5 responses"))
+        select(tab, "source", "held-out")
+        tab.until(count.format("1 response"))
+        tab.until("document.getElementById('groups').innerText.includes('held out, v6, group 1')")
+        select(tab, "source", "")
+        select(tab, "reason", "")
+        tab.type("#find [name=text]", "(step 4)")
+        tab.until(count.format("4 responses"))
+        assert text(tab, "#groups-title").lower() == "rollouts of all steps"
+        tab.type("#find [name=text]", "no response has this")
+        tab.until("document.getElementById('groups').innerText === 'No response fits.'")
+        tab.type("#find [name=text]", "20 +")
+        tab.type("#find [name=lowest]", "0.5")
+        tab.until(count.format("5 responses"))
+        assert tab.failures() == []
+
+
+def test_the_address_names_a_token_and_leads_back_to_it(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        tab.run("document.querySelector('#list [role=option]:nth-child(4)').click()")
+        tab.until("opened.at === 1 && opened.sample === 1 && opened.group")
+        tab.click('.token[data-at="12"]')
+        assert tab.run("location.hash") == "#train/5/1/1/12"
+        assert tab.run("document.getElementById('permalink').hash") == "#train/5/1/1/12"
+        tab.run("location.hash = '#train/4/0/1/13'")
+        tab.until("document.activeElement.dataset.at === '13'")
+        assert tab.run(SELECTED) == "4"
+        assert tab.run("document.getElementById('follow').ariaPressed") == "false"
+        tab.open("about:blank")
+        opened(tab, f"{url}#train/5/1/1/12")
+        tab.until("document.querySelector('.token.linked')?.dataset.at === '12'")
+        tab.until("document.querySelector('#list [aria-selected=true]')?.dataset.place === 'train/5/1/1'")
+        assert "log P given r⁻" in text(tab, "#tip")
+        assert tab.failures() == []
+
+
+def test_the_groups_of_a_step_appear_when_they_reach_the_disk(tab: Browser, run: RunDir) -> None:
+    with served(run) as url:
+        opened(tab, url)
+        run.append(make_metrics(6))
+        tab.until(f"{SELECTED} === '6' && document.getElementById('groups').innerText.includes('on disk')")
+        write_groups(run, 6)
+        tab.until("document.getElementById('groups').innerText.includes('(step 6)')")
 
 
 def test_a_group_shows_the_images_of_its_problem(tab: Browser, run: RunDir) -> None:

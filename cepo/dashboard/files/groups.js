@@ -1,26 +1,28 @@
-// The groups of a step: prompts, responses with their verdicts, and the credit of every token.
+// One group: its prompt, its responses with their verdicts, and the credit of every token.
 
-const chosen = { group: 0, sample: 0 };
 const OUTCOMES = { correct: ["✓", "right"], wrong: ["✗", "wrong"], unparsed: ["?", "wrong"], truncated: ["…", "wrong"] };
-let loaded = { step: null, groups: [], total: 0, error: "" }, loading = 0;
+// The group that is shown: its place in the run, the chosen response, and the token that a link names.
+const opened = { source: "train", number: null, at: 0, sample: 0, token: null, group: null, error: "" };
 
-function wantGroups() {
-  clearTimeout(loading);
-  if (loaded.step !== view.step) loading = setTimeout(loadGroups, 120);
-}
+const markOf = (outcome) => OUTCOMES[outcome] ?? ["!", "wrong"];
+const linkOf = ({ source, number, at, sample, token }) => `#${[source, number, at, sample, ...(token === null ? [] : [token])].join("/")}`;
+const wordsOf = ({ source, number, at }) => `${source === "train" ? `step ${number}` : `held out, v${number}`}, group ${at + 1}`;
 
-async function loadGroups() {
-  const step = view.step;
-  let found = { groups: [], total: 0, error: "" };
-  try {
-    found = { ...found, ...(await ask(`v1/steps/${step}/groups?limit=64`)) };
-  } catch (error) {
-    found.error = error.message;
+// Shows a response of a group; reads the group unless it is the one that is shown.
+async function openGroup(place) {
+  const same = opened.group && ["source", "number", "at"].every((key) => opened[key] === place[key]);
+  Object.assign(opened, { token: null }, place, same ? {} : { group: null, error: "" });
+  if (!same) {
+    const wanted = linkOf(opened);
+    try {
+      const group = await ask(`v1/rollouts/${opened.source}/${opened.number}/${opened.at}`);
+      if (wanted !== linkOf(opened)) return;
+      opened.group = group;
+    } catch (error) {
+      opened.error = error.message;
+    }
   }
-  if (step !== view.step) return;
-  loaded = { ...found, step };
-  chosen.group = Math.min(chosen.group, Math.max(0, found.groups.length - 1));
-  drawGroups();
+  drawGroup();
 }
 
 function radios(label, count, at, name, pick) {
@@ -36,42 +38,53 @@ function radios(label, count, at, name, pick) {
   return box;
 }
 
-function pick(change, group) {
-  setFollowing(false); // a reader of a group stays at its step
-  Object.assign(chosen, change);
-  drawGroups();
-  $("groups").querySelector(`[aria-label="${group}"] [aria-checked="true"]`).focus();
+// The reader of a group stays at it, and the address of the page names what is read.
+function pick(change) {
+  setFollowing(false);
+  Object.assign(opened, { token: null }, change);
+  drawGroup();
+  history.replaceState(null, "", linkOf(opened));
 }
 
-function drawGroups() {
+function drawGroup() {
   hideTip();
-  $("groups-title").textContent = `Groups of step ${loaded.step ?? "–"}`;
-  const { groups, total, error } = loaded;
-  if (error || !groups.length) {
-    const none = rowsOf().length ? "The run wrote no groups of this step; telemetry.rollouts_per_step sets how many it writes." : "No step yet.";
-    $("groups").replaceChildren(element("p", { className: "note" }, error || none));
+  const { group, error } = opened;
+  markRow();
+  if (!group) {
+    $("groups").replaceChildren(element("p", { className: "note" }, error));
     return;
   }
-  const group = groups[chosen.group], samples = group.samples;
-  chosen.sample = Math.min(chosen.sample, samples.length - 1);
-  const right = (each) => each.samples.filter((sample) => sample.outcome === "correct").length;
-  const names = (i) => [`Group ${i + 1}`, element("small", {}, `${right(groups[i])} of ${groups[i].samples.length} correct`)];
+  const samples = group.samples;
+  opened.sample = Math.min(opened.sample, samples.length - 1);
   const sampleName = (i) => {
     const { outcome, reward } = samples[i];
-    const [mark, kind] = OUTCOMES[outcome] ?? ["!", "wrong"];
+    const [mark, kind] = markOf(outcome);
     return [element("span", {}, element("span", { className: `mark ${kind}`, ariaLabel: outcome }, mark), ` Response ${i + 1}`),
       element("small", {}, `reward ${reward === null ? "–" : number(reward, 2)}, A ${signed(median(samples[i].advantage), 2)}`)];
   };
   const pictures = element("div", { className: "pictures", hidden: true });
   fillPictures(pictures, group.images ?? []);
   const asked = group.prompt.map((message) => message.content).join("\n\n");
-  const kept = total > groups.length ? ` (${groups.length} of ${total})` : "";
+  const toResponse = (at) => {
+    pick({ sample: at });
+    $("groups").querySelector('[aria-label="Response"] [aria-checked="true"]').focus();
+  };
   $("groups").replaceChildren(
-    radios("Group", groups.length, chosen.group, names, (at) => pick({ group: at, sample: 0 }, "Group")),
+    element("p", { className: "note" }, `${wordsOf(opened)} · `, element("a", { href: linkOf(opened), id: "permalink" }, "link")),
     element("h3", {}, asked), pictures,
-    element("p", { className: "chips" }, chip("answer", group.answer), ...hints(samples[chosen.sample]), kept),
-    radios("Response", samples.length, chosen.sample, sampleName, (at) => pick({ sample: at }, "Response")),
-    ...drawSample(samples[chosen.sample]));
+    element("p", { className: "chips" }, chip("answer", group.answer), ...hints(samples[opened.sample])),
+    radios("Response", samples.length, opened.sample, sampleName, toResponse),
+    ...drawSample(samples[opened.sample]));
+  if (opened.token !== null) showLinked();
+}
+
+// The token that a link names: in view, with the focus and its numbers.
+function showLinked() {
+  const token = $("groups").querySelector(`.token[data-at="${opened.token}"]`);
+  if (!token) return;
+  token.classList.add("linked");
+  token.scrollIntoView({ block: "center" });
+  token.focus({ preventScroll: true });
 }
 
 async function fillPictures(place, names) {
@@ -94,20 +107,33 @@ function drawSample(sample) {
   const verdict = element("p", { className: "note" }, `${sample.outcome.replaceAll("_", " ")}${sample.extracted ? `, read as ${sample.extracted}` : ""}${sample.reason ? `: ${sample.reason}` : ""}`);
   const box = element("div", { className: "tokens", role: "listbox", ariaLabel: "Tokens" });
   box.onkeydown = (event) => { if (event.target.closest(".token")) event.stopPropagation(); moveFocus(event); };
+  box.onclick = (event) => linkTo(event.target.closest(".token"));
   if (!sample.tokens) {
     box.append(sample.text);
     return [verdict, box];
   }
   const base = Math.abs(median(sample.advantage)), delta = deltaOf(sample);
   sample.tokens.forEach((text, t) => {
-    const advantage = sample.advantage[t];
+    const advantage = sample.advantage[t] ?? 0;
     const shade = base ? (advantage - Math.sign(advantage) * base) / base : 0;
     const nodes = drawToken(text, t, (made) => tellToken(made, sample, t, shade, delta));
     paint(nodes[0], text, { shade, delta: delta?.[t] ?? null, clipped: false });
     box.append(...nodes);
   });
   const legend = element("p", { className: "legend", "aria-hidden": "true" }, element("span", {}, "pushed down"), element("i"), element("span", {}, "pushed up"));
-  return [verdict, box, base ? legend : element("p", { className: "note" }, "A is 0: all rewards of the group are equal, so no token gets credit.")];
+  const pale = sample.advantage.length ? "A is 0: all rewards of the group are equal, so no token gets credit." : "A held-out response: nothing is learned from it, so it has no credit.";
+  return [verdict, box, base ? legend : element("p", { className: "note" }, pale)];
+}
+
+// A click on a token makes the address of the page a link to it.
+function linkTo(token) {
+  if (!token) return;
+  setFollowing(false);
+  opened.token = Number(token.dataset.at);
+  document.querySelectorAll(".linked").forEach((other) => other.classList.remove("linked"));
+  token.classList.add("linked");
+  $("permalink").href = linkOf(opened);
+  history.replaceState(null, "", linkOf(opened));
 }
 
 const CONTEXTS = { PLAIN: "plain", ANSWER: "given r⁺", REJECTED: "given r⁻" };
@@ -124,6 +150,6 @@ function tellToken(made, sample, t, shade, delta) {
   hideTip();
   made.classList.add("mate");
   const lines = [...sample.evidence.map((each) => [`log P ${contextName(each.context)}`, number(each.logps[t] ?? null)]),
-    ...(delta ? [["δ", signed(delta[t])]] : []), ["advantage", signed(sample.advantage[t])], ["relative to the median token", `${signed(100 * shade, 0)} %`]];
+    ...(delta ? [["δ", signed(delta[t])]] : []), ["advantage", signed(sample.advantage[t] ?? null)], ["relative to the median token", `${signed(100 * shade, 0)} %`]];
   showTip(made, element("strong", {}, visible(sample.tokens[t]) || "▪"), ` id ${sample.token_ids[t]}`, element("table", {}, element("tbody", {}, ...lines.map((line) => row(line)))));
 }

@@ -33,7 +33,7 @@ function drawStep() {
   $("step-value").textContent = rows.length ? view.step : "–";
   drawTimes();
   drawCompared();
-  if (rows.length) wantGroups(); else drawGroups();
+  if (rows.length) wantGroups(); else openFirst();
 }
 
 function hoverAt(step) {
@@ -112,7 +112,9 @@ async function load() {
   $("about").textContent = [algorithm?.name?.toUpperCase(), model && `on ${model}`, prompts && `${prompts} prompts × ${samples} responses a step`].filter(Boolean).join(" · ");
   drawRuns();
   await loadFailures();
+  await loadSummary();
   changed();
+  if (first) await followLink();
 }
 
 async function ended() {
@@ -149,6 +151,7 @@ async function watchRun() {
 view.runs = [];
 view.shown = [{ name: "", rows: [] }];
 makeCards();
+startBrowser();
 $("step").oninput = (event) => choose(Number(event.target.value));
 $("back").onclick = () => choose(view.step - 1);
 $("forth").onclick = () => choose(view.step + 1);

@@ -59,7 +59,7 @@ KEYS = {
     "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer "
     "wrong",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
-    "telemetry": "rollouts_per_step tensorboard trackers wandb_project",
+    "telemetry": "rollouts_gigabytes rollouts_per_step tensorboard trackers wandb_project",
 }
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
 import pytest
-import torch
 
 from cepo.errors import UserError
 from cepo.messages.arrays import Float32Array
@@ -25,7 +23,6 @@ from cepo.messages.groups import (
 )
 from cepo.run.folder import RunDir
 from cepo.service.stage import GIVEN_UP
-from services.trainer.learning.batch import pack
 from services.trainer.report import (
     accuracy,
     failures,
@@ -35,7 +32,6 @@ from services.trainer.report import (
     hint_metrics,
     judged,
     versions,
-    write_rollouts,
 )
 from tests.helpers.factories import (
     make_config,
@@ -138,24 +134,6 @@ def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
     assert finished([make_failed()]) == []
 
 
-def test_written_rollouts_hold_every_tokens_advantage_and_evidence(tmp_path: Path) -> None:
-    groups: list[EvidencedGroup | GroupFailed] = [make_failed(), *make_ragged([(3, 0), (2, 4)])]
-    batch = pack(finished(groups))
-    adv_BT = torch.arange(16.0).reshape(4, 4)
-    write_rollouts(tmp_path / "step-000007.jsonl", groups, adv_BT, 2, texts)
-    rows = [json.loads(line) for line in (tmp_path / "step-000007.jsonl").read_text().splitlines()]
-    assert [row["group"] for row in rows] == ["run/0/0", "run/0/1"]
-    samples = [sample for row in rows for sample in row["samples"]]
-    assert [sample["advantage"] for sample in samples] == [[0.0, 1.0, 2.0], [], [8.0, 9.0], [12.0, 13.0, 14.0, 15.0]]
-    for i, sample in enumerate(samples):
-        group = finished(groups)[i // 2]
-        assert sample["token_ids"] == list(batch.response_ids[i])
-        assert sample["tokens"] == texts(sample["token_ids"])
-        assert [e["logps"] for e in sample["evidence"]] == [list(e.rows[i % 2].logps) for e in group.evidence]
-        assert [e["context"] for e in sample["evidence"]] == ["ANSWER", "REJECTED"]
-        assert sample["outcome"] == ("wrong", "correct")[i % 2]
-
-
 def test_what_was_given_up_is_named_with_its_reason(tmp_path: Path) -> None:
     timeout = make_verdict(0.0).model_copy(update={"outcome": Outcome.TIMEOUT, "reason": "comparing took longer"})
     judged_but_one = EvidencedGroup(scored=make_scored(verdicts=[make_verdict(1.0), timeout]))
@@ -191,15 +169,6 @@ def test_a_group_whose_workers_ended_is_told_with_what_ended_them(tmp_path: Path
 def test_the_oldest_version_of_each_engine_is_told() -> None:
     assert versions([make_evidenced([1.0, 0.0]), make_failed()])["version/rollout"] == make_task().policy.version
     assert versions([make_failed()]) == {}
-
-
-def test_as_many_rollouts_are_written_as_asked_for(tmp_path: Path) -> None:
-    groups = make_ragged([(3, 1), (2, 4)])
-    batch = pack(groups)
-    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 0, texts)
-    assert list(tmp_path.iterdir()) == []
-    write_rollouts(tmp_path / "step-000000.jsonl", groups, batch.mask_BT, 1, texts)
-    assert len((tmp_path / "step-000000.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_last_line_cut_by_a_crash_is_left_out_and_overwritten(tmp_path: Path) -> None:
