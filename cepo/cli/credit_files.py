@@ -13,6 +13,7 @@ from cepo.cli.arguments import read_text
 from cepo.credit import METHODS, CreditRequest
 from cepo.errors import UserError, first_mistake
 from cepo.prompts import images
+from cepo.run.rollouts import content
 
 _REQUESTS = TypeAdapter(list[CreditRequest])
 _METHOD_KEYS = ("name", "lam", "eps_w", "no_negative", "exclude_self")
@@ -36,7 +37,7 @@ def read(file: Path) -> Input:
     Raises:
         UserError: the file holds no request; names the line or the place in the list, and the field.
     """
-    text = read_text(file)
+    text = content(file).decode() if file.name.endswith(".jsonl.gz") and file.is_file() else read_text(file)
     run = _config(file)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     try:

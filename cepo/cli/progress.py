@@ -175,13 +175,13 @@ class ProgressDisplay:
 
     def _next(self, file: Path) -> list[tuple[str, str]]:
         other = "rlsd" if self._config.algorithm.name == "grpo" else "grpo"
-        samples = sorted(self._folder.rollouts.glob("*.jsonl"))
+        samples = sorted(self._folder.rollouts.glob("*.jsonl*"))
         suggestions = [
             (f"{PROGRAM} export {quote(str(self._folder.path))} adapter", "the trained adapter, for PEFT or vLLM")
         ]
         if samples:
             suggestions.append(
-                (f"head -n 1 {quote(str(samples[-1]))}", "one group with the evidence and advantage of every token")
+                (f"{PROGRAM} dashboard {quote(str(self._folder.path))}", "every response with the credit of its tokens")
             )
         if not (self._config.algorithm.offline or self._config.algorithm.scores_steps):  # GRPO and RLSD need other data
             suggestions.append(

@@ -67,7 +67,7 @@ def device(run: Preflight) -> Findings:
 
 
 def disk(run: Preflight) -> Findings:
-    """The disk of the run folder has room for adapters and checkpoints, and the engines' cache for theirs."""
+    """The disk of the run folder has room for adapters, checkpoints and rollouts, and the engines' cache for theirs."""
     free = _room(run.folder, run.sizes.disk_bytes, "the run writes", "free space or give another --run-dir")
     yield "ok", f"about {sizes.shown(run.sizes.disk_bytes)} for adapters and checkpoints, {sizes.shown(free)} free"
     engines = [name for name in ("rollout", "teacher") if name in (run.starts or run.sizes.holders)]

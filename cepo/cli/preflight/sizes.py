@@ -21,7 +21,9 @@ ADAPTER_BYTES = 4
 OPTIMISER_BYTES = 12
 """Per weight of an adapter: AdamW's two moments and the gradient, in float32."""
 SPARE_BYTES = 256 * 2**20
-"""For logs, rollouts and Redis in the run folder."""
+"""For logs and Redis in the run folder."""
+ROLLOUT_TOKEN_BYTES = 18
+"""Per token in rollouts/, with its advantage and its log-probs in two contexts, compressed."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,20 @@ class Sizes:
 
     @property
     def disk_bytes(self) -> int:
-        """The adapters and checkpoints that the run keeps; with an EMA teacher there are two adapters per version."""
+        """The adapters, checkpoints and rollouts of the run; with an EMA teacher there are two adapters per version."""
         adapters, steps = 2 if self.config.algorithm.teacher_source.source == "ema" else 1, self.config.loop.steps
         checkpoints = self.config.checkpoint.keep * (adapters * ADAPTER_BYTES + OPTIMISER_BYTES)
         kept = checkpoints + adapters * min(steps, self.config.checkpoint.keep_policies or steps) * ADAPTER_BYTES
-        return self.adapter_parameters * kept + SPARE_BYTES
+        return self.adapter_parameters * kept + self._rollout_bytes + SPARE_BYTES
+
+    @property
+    def _rollout_bytes(self) -> int:
+        """The training groups in rollouts/, at their longest."""
+        sampling, telemetry = self.config.sampling, self.config.telemetry
+        limit = telemetry.rollouts_per_step
+        groups = sampling.prompts if limit is None else min(sampling.prompts, limit)
+        tokens = self.config.loop.steps * groups * sampling.samples * sampling.max_tokens
+        return int(min(tokens * ROLLOUT_TOKEN_BYTES, telemetry.rollouts_gigabytes * 1e9))
 
 
 def measure(config: RunConfig) -> Sizes:
