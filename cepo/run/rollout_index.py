@@ -57,7 +57,7 @@ ORDERS = {
 Order = Literal["newest", "wrong", "longest", "shortest", "reward", "least reward"]
 
 
-class Place(NamedTuple):
+class Extent(NamedTuple):
     """Where a group is in its file, in bytes."""
 
     offset: int
@@ -117,7 +117,7 @@ class RolloutIndex:
         """Source and number of the files whose groups are here."""
         return set(self._connection.execute("SELECT DISTINCT source, number FROM groups"))
 
-    def add(self, source: str, number: int, groups: Sequence[Row], places: Sequence[Place]) -> None:
+    def add(self, source: str, number: int, groups: Sequence[Row], places: Sequence[Extent]) -> None:
         """Adds the groups of a file, in place of those that it had."""
         self.remove(source, number)
         for at, (group, place) in enumerate(zip(groups, places, strict=True)):
@@ -160,12 +160,12 @@ class RolloutIndex:
         )
         return dict(zip(_COLUMNS, selected.fetchone(), strict=True))
 
-    def place(self, source: str, number: int, at: int) -> Place | None:
+    def place(self, source: str, number: int, at: int) -> Extent | None:
         """Where the file of a step or version has a group; None if it has no such group."""
         row = self._connection.execute(
             "SELECT start, size FROM groups WHERE source = ? AND number = ? AND at = ?", (source, number, at)
         ).fetchone()
-        return Place(*row) if row else None
+        return Extent(*row) if row else None
 
     def summary(self) -> Row:
         """The values that a search can filter by, with the number of responses of each.

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cepo.net.files import replace_file
 from cepo.run.lines import Row, parsed
-from cepo.run.rollout_index import INDEX_ERRORS, Place, RolloutIndex
+from cepo.run.rollout_index import INDEX_ERRORS, Extent, RolloutIndex
 
 PLAIN_BYTES = 2**20
 """The largest file that is written without compression."""
@@ -75,7 +75,7 @@ class Rollouts:
         path = self.path(source, number)
         return sum(1 for line in content(path).split(b"\n") if line.endswith(b"}")) if path else 0
 
-    def at(self, source: str, number: int, place: Place) -> Row | None:
+    def at(self, source: str, number: int, place: Extent) -> Row | None:
         """The group at a place that the index names; None if the file has changed since."""
         path = self.path(source, number)
         if path is None:
@@ -149,12 +149,12 @@ def content(path: Path) -> bytes:
     return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
-def places(lines: Sequence[bytes]) -> list[Place]:
+def places(lines: Sequence[bytes]) -> list[Extent]:
     """Offset and size of each stored line. Example: lines of 3 and 4 bytes are at (0, 3) and (3, 4)."""
     ends = [0]
     for line in lines:
         ends.append(ends[-1] + len(line))
-    return [Place(start, len(line)) for start, line in zip(ends, lines, strict=False)]
+    return [Extent(start, len(line)) for start, line in zip(ends, lines, strict=False)]
 
 
 def stored_lines(path: Path) -> list[bytes]:
