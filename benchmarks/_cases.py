@@ -13,7 +13,7 @@ from cepo.answers.perturb import changes, rewrites
 from cepo.data.columns import recognised
 from cepo.data.rows import column, read_rows
 from cepo.errors import UserError
-from cepo.run.sections import DataConfig
+from cepo.run.data import DataConfig
 
 OWN = Path(__file__).parent / "cases" / "verdicts.jsonl"
 """The cases of this repository."""

@@ -119,6 +119,11 @@ class Algorithm(BaseModel):
         return False
 
     @property
+    def continues(self) -> bool:
+        """Whether follow-up tasks continue from the first tokens of a response."""
+        return False
+
+    @property
     def whole_groups(self) -> bool:
         """Whether the loss compares the sequences of a group, so that a micro-batch must not split a group."""
         return self.offline

@@ -30,7 +30,7 @@ def model_card(config: RunConfig, run: RunDir, adapter: Path, *, merged: bool) -
         ("method", f"`{config.algorithm.name}`" + _options(config)),
         ("policy", f"version {version} of run `{run.name}`, {config.loop.steps} steps, seed {config.loop.seed}"),
         ("LoRA", f"rank {config.lora.rank}, alpha {config.lora.alpha}"),
-        ("training data", f"`{_data(config.data.train)}`" + _digest(run, "train")),
+        ("training data", ", ".join(f"`{_data(name)}`" for name in config.data.names) + _digest(run, "train")),
         ("held-out data", f"`{_data(config.data.eval)}`" + _digest(run, "eval") if config.data.eval else "none"),
         *_accuracy(run, version),
         ("adapter sha256", f"`{_sha256(adapter / 'adapter_model.safetensors')}`"),

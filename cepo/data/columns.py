@@ -11,7 +11,7 @@ from cepo.data.rows import column, has_column
 from cepo.errors import UserError
 
 if TYPE_CHECKING:
-    from cepo.run.sections import DataConfig
+    from cepo.run.data import DataConfig
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def _row(problem: Problem) -> dict[str, Any]:
         "solution": problem.solution,
         "rejected": problem.rejected,
         "images": [image.model_dump() for image in problem.images],
+        "source": problem.source,
+        "columns": problem.columns,
     }
     return {key: value for key, value in row.items() if value not in ("", [])}
 
@@ -116,4 +118,6 @@ def _problem(line: bytes) -> Problem:
         images=tuple(ImageRef(**image) for image in row.get("images", ())),
         solution=row.get("solution", ""),
         rejected=row.get("rejected", ""),
+        source=row.get("source", ""),
+        columns=row.get("columns", ""),
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from cepo.messages.arrays import Float32Array, Int32Array
+from cepo.messages.environments import Environment as Environment, Played as Played
 from cepo.messages.reward import Reward as Reward
 from cepo.messages.spans import Given as Given, check_given, given_tokens
 from cepo.messages.tasks import (
@@ -62,6 +63,8 @@ class Completion(Contract):
     """Where the reasoning steps end, in tokens, if the task has a step delimiter: `(3, 7, T)` are three steps."""
     given: tuple[Given, ...] = ()
     """The tokens that were not sampled, such as tool results and user turns; empty for a response of one turn."""
+    played: Played | None = None
+    """What the task's environment made of it; None without an environment."""
 
     @property
     def length(self) -> int:
@@ -146,6 +149,8 @@ class Verdict(Contract):
     """Sum of the overlong, length and repetition penalties, which the reward includes."""
     functions: float = Field(default=0.0, allow_inf_nan=False)
     """Sum of the values of the reward functions, which the reward includes."""
+    environment: float = Field(default=0.0, allow_inf_nan=False)
+    """The environment's reward times its weight, which the reward includes."""
     step_rewards: tuple[float, ...] = ()
     """The scorer's value for each reasoning step, if the task names a scorer; empty for an empty response."""
 

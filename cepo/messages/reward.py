@@ -11,7 +11,8 @@ from cepo.names import require_functions
 
 
 class Reward(Contract):
-    """The reward of a response: weighted accuracy and format, minus the penalties, plus the values of the functions.
+    """The reward of a response: weighted accuracy and format, minus the penalties, plus the environment's reward and
+    the values of the functions.
 
     A term with weight 0 is disabled. The default is the reward of the paper, R in {0, 1}.
     """
@@ -35,6 +36,11 @@ class Reward(Contract):
     """Penalty of a response that consists only of repeated n-grams."""
     repetition_ngram: int = Field(default=20, ge=1)
     """Length of the n-grams whose repetition is counted, in tokens."""
+    judge: str = Field(default="", pattern=r"^(environment)?$")
+    """What decides whether a response is correct. "": the verifier, which compares its answer with the reference.
+    "environment": the accuracy is the environment's reward, cut to [0, 1], also on held-out problems."""
+    environment: float = 0.0
+    """Weight of the environment's reward, as it is, beside the accuracy."""
     functions: tuple[str, ...] = Field(default=(), strict=False)
     """User functions as `module:function`. Each returns a number that is added to the reward."""
     scorer: str = Field(default="", pattern=r"^$|^https?://[^\s,]+$")

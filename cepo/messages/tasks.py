@@ -11,6 +11,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from cepo.messages.arrays import Int32Array
+from cepo.messages.environments import Environment as Environment
 from cepo.messages.reward import Reward
 from cepo.messages.vocabulary import (
     ContextName,
@@ -181,8 +182,13 @@ class PromptTask(Contract):
     base_share: float = Field(default=0.0, ge=0, lt=1)
     """Weight of the base model's logits in the teacher's logits: `(1 - share) * teacher + share * base`."""
 
+    environment: Environment | None = None
+    """Answers the policy's turns; None: a response is one turn."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.environment is not None and self.prefix:
+            raise ValueError("a task in an environment has no prefix, because no environment could continue from one")
         if list(self.route) != sorted(set(self.route)):
             raise ValueError(f"route must keep the order of the stages, got {self.route}")
         if any(ask.context is not ContextName.PLAIN for ask in self.asks) and "{answer}" not in self.hint:

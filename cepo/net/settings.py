@@ -60,6 +60,13 @@ class Settings(BaseModel):
     """Reward functions that the verifier may call, as comma-separated `module:function`. Messages cannot add any."""
     step_scorers: str = Field(default="", pattern=r"^$|^https?://[^\s,]+(,https?://[^\s,]+)*$")
     """Comma-separated URLs that the verifier may call to score reasoning steps. Messages cannot add any."""
+    environments: str = Field(
+        default="", pattern=r"^$|^([\w.]+:\w+|https?://[^\s,]+)(,([\w.]+:\w+|https?://[^\s,]+))*$"
+    )
+    """Environments that the rollout service may run, as comma-separated `module:Class` and URLs. Messages cannot add
+    any."""
+    environment_processes: int = Field(default=64, ge=1)
+    """Trajectories that are played in environments at the same time; one of a class takes a process."""
 
     model: str = ""
     """Hugging Face name or folder of the base model (rollout and teacher)."""

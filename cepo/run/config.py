@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from cepo.algo.variants import AnyAlgorithm
 from cepo.messages.groups import Feedback, Reward
+from cepo.run.data import DataConfig
 from cepo.run.sections import (
     CheckpointConfig,
-    DataConfig,
     EngineConfig,
     EvalConfig,
     LoopConfig,
@@ -75,15 +75,8 @@ class RunConfig(Section):
                 f"sampling.max_tokens={self.sampling.max_tokens} leaves no room for a prompt in "
                 f"model.max_length={self.model.max_length}; lower the first or raise the second"
             )
-        if self.reward.overlong_buffer > self.sampling.max_tokens:
-            raise ValueError(
-                f"reward.overlong_buffer={self.reward.overlong_buffer} is above "
-                f"sampling.max_tokens={self.sampling.max_tokens}, the length at which it ends; lower it"
-            )
-        if self.algorithm.scores_steps and not self.reward.scorer:
-            raise ValueError(f"algorithm.name={self.algorithm.name!r} needs a URL that scores steps in reward.scorer")
-        if self.reward.scorer and not self.algorithm.scores_steps:
-            raise ValueError(f"reward.scorer has no effect: {self.algorithm.name} uses no step rewards")
+        for reward in self.rewards:
+            self._reward_fits(reward)
         if not self.algorithm.learns_at(self.loop.steps - 1):
             raise ValueError(
                 f"loop.steps={self.loop.steps} ends before the policy learns: {self.algorithm.name} trains another "
@@ -103,9 +96,36 @@ class RunConfig(Section):
                 f"sampling.prompts={self.sampling.prompts} cannot be split into "
                 f"optim.minibatches={self.optim.minibatches} equal parts"
             )
+        self._environments_fit()
         self._feedback_exists()
         self._log_probs_compare()
         return self
+
+    def _reward_fits(self, reward: Reward) -> None:
+        if reward.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer={reward.overlong_buffer} is above "
+                f"sampling.max_tokens={self.sampling.max_tokens}, the length at which it ends; lower it"
+            )
+        if self.algorithm.scores_steps and not reward.scorer:
+            raise ValueError(f"algorithm.name={self.algorithm.name!r} needs a URL that scores steps in reward.scorer")
+        if reward.scorer and not self.algorithm.scores_steps:
+            raise ValueError(f"reward.scorer has no effect: {self.algorithm.name} uses no step rewards")
+
+    def _environments_fit(self) -> None:
+        """Refuses methods that cannot replay an environment, and rewards of an environment that is not there."""
+        played = self.data.environments
+        if played and (self.algorithm.offline or self.algorithm.continues):
+            raise ValueError(
+                f"data.environment={played[0]!r} does not fit algorithm.name={self.algorithm.name!r}, which trains on "
+                "given responses or continues from the middle of one; use another method, or no environment"
+            )
+        for title in [source.title for source in self.data.sources] or [""]:
+            reward = self.reward_of(title)
+            if (reward.judge or reward.environment) and not self.data.of(title).environment:
+                key = "reward.judge" if reward.judge else "reward.environment"
+                where = f" of the source {title!r}" if title else ""
+                raise ValueError(f"{key} has no effect: the problems{where} have no environment; set data.environment")
 
     def _log_probs_compare(self) -> None:
         """Refuses to compare log-probs of a part of a distribution with those of the whole.
@@ -121,6 +141,26 @@ class RunConfig(Section):
                 f"kept tokens alone, and algorithm.{key} compares them with the whole distribution; set "
                 "sampling.temperature=1, or sampling.top_p=1 and sampling.top_k=0"
             )
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """The rewards of the run and of its sources."""
+        return (self.reward, *(source.reward for source in self.data.sources if source.reward is not None))
+
+    def reward_of(self, title: str) -> Reward:
+        """The reward of a source's problems; without such a source, that of the run."""
+        source = self.data.source(title)
+        return self.reward if source is None or source.reward is None else source.reward
+
+    @property
+    def reward_functions(self) -> tuple[str, ...]:
+        """Every reward function that the run's tasks name."""
+        return tuple(dict.fromkeys(name for reward in self.rewards for name in reward.functions))
+
+    @property
+    def step_scorers(self) -> tuple[str, ...]:
+        """Every URL that scores the steps of the run's tasks."""
+        return tuple(dict.fromkeys(reward.scorer for reward in self.rewards if reward.scorer))
 
     @property
     def raw_logprobs(self) -> bool:

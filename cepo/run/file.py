@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -106,8 +106,9 @@ def _explain(error: ValidationError) -> str:
     # A mistyped section is both an unknown key and a missing one; the unknown key is what the user wrote.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     parts = [str(part) for part in first["loc"]]
-    if parts[:1] == ["algorithm"] and len(parts) > 2:
-        parts.pop(1)  # the union's tag
+    tag = 1 if parts[:1] == ["algorithm"] and len(parts) > 2 else 2 if parts[:2] == ["data", "train"] else 0
+    if 0 < tag < len(parts):
+        parts.pop(tag)  # which member of the union it is
     key = ".".join(parts)
     match first["type"]:
         case "extra_forbidden":
@@ -139,11 +140,21 @@ def _nearest(word: str, known: Sequence[str], parents: Sequence[str]) -> str:
 def _known_keys(parents: list[str], loc: tuple[int | str, ...]) -> list[str]:
     from cepo.algo.variants import ALGORITHMS
     from cepo.run.config import RunConfig
+    from cepo.run.data import SourceConfig
 
     section: Any = RunConfig
+    if parents[:2] == ["data", "train"]:
+        section, parents = SourceConfig, [key for key in parents[3:] if key == "reward"]
     for parent in parents:
-        section = ALGORITHMS[str(loc[1])] if parent == "algorithm" else section.model_fields[parent].annotation
+        section = (
+            ALGORITHMS[str(loc[1])] if parent == "algorithm" else _section(section.model_fields[parent].annotation)
+        )
     return sorted(section.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    """The class of a section, which may be optional."""
+    return next((each for each in get_args(annotation) if each is not type(None)), annotation)
 
 
 def _set(tree: Tree, override: str) -> None:
@@ -168,8 +179,17 @@ def _set(tree: Tree, override: str) -> None:
 def _resolve_paths(tree: Tree, folder: Path) -> None:
     for section, key in (("model", "path"), ("data", "train"), ("data", "eval")):
         node = tree.get(section)
-        if isinstance(node, dict) and isinstance(node.get(key), str) and is_path(node[key]):
-            try:
-                node[key] = str((folder / Path(node[key]).expanduser()).resolve())
-            except RuntimeError as error:
-                raise UserError(f"config key {section}.{key}={node[key]!r}: {error}") from error
+        if isinstance(node, dict):
+            _resolve(node, key, f"{section}.{key}", folder)
+    sources = node.get("train") if isinstance(node := tree.get("data"), dict) else None
+    for at, source in enumerate(sources if isinstance(sources, list) else ()):
+        if isinstance(source, dict):
+            _resolve(source, "path", f"data.train.{at}.path", folder)
+
+
+def _resolve(node: Tree, key: str, name: str, folder: Path) -> None:
+    if isinstance(node.get(key), str) and is_path(node[key]):
+        try:
+            node[key] = str((folder / Path(node[key]).expanduser()).resolve())
+        except RuntimeError as error:
+            raise UserError(f"config key {name}={node[key]!r}: {error}") from error

@@ -160,8 +160,9 @@ class Stack:
             "http_port": int(self.http[name].rpartition(":")[2]),
             "trainer_address": self.grpc["trainer"],
             "verifier_address": self.grpc["verifier"],
-            "step_scorers": config.reward.scorer if name == "verifier" else "",
-            "reward_functions": ",".join(config.reward.functions) if name == "verifier" else "",
+            "step_scorers": ",".join(config.step_scorers) if name == "verifier" else "",
+            "reward_functions": ",".join(config.reward_functions) if name == "verifier" else "",
+            "environments": ",".join(config.data.environments) if name == "rollout" else "",
         }
         return Settings.from_environment(name).model_copy(update=ours)
 

@@ -40,6 +40,8 @@ METRICS: dict[str, dict[str, str]] = {
         "groups/all_wrong": "share of groups in which no response is correct",
         "groups/zero_spread": "share of groups with equal rewards, whose advantages are zero",
         "groups/single": "share of groups with fewer than two verdicts",
+        "source/*": "of each source in `[[data.train]]`: number of groups, accuracy, mean reward, and share of groups "
+        "with equal rewards",
         "tokens/generated": "number of sampled tokens",
         "tokens/continued": "number of these that were sampled in follow-up tasks",
         "tokens/measured": "number of response tokens that the teacher scored, counted once per context",

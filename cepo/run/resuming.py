@@ -28,7 +28,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "data": {
         "problems": "train eval question answer images solution rejected split eval_split where eval_where limit "
         "system instruction on_bad_row",
-        "fixed": "answer_kind hint placement template",
+        "fixed": "answer_kind curriculum environment hint max_turns placement template",
     },
     "algorithm": {"fixed": "*"},
     "lora": {"fixed": "rank alpha targets"},
@@ -69,6 +69,9 @@ def class_of(key: str) -> Class:
         KeyError: the key is not classified.
     """
     section, _, name = key.partition(".") if "." in key else ("", "", key)
+    if key.startswith("data.train."):  # of a source, such as data.train.0.share
+        name = name.split(".")[2]
+        return "problems" if name in ("path", *KEYS["data"]["problems"].split()) else "fixed"
     for kind, names in KEYS[section].items():
         if names == "*" or name.partition(".")[0] in names.split():
             return kind
@@ -131,6 +134,8 @@ def _leaves(tree: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, A
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{parents}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from _leaves({str(at): each for at, each in enumerate(value)}, f"{parents}{name}.")
         else:
             yield parents + name, value
 

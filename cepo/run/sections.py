@@ -5,18 +5,13 @@ The text under a key is its documentation: it is the field's `description`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cepo.answers.kinds import parse_kind
-from cepo.errors import UserError
-from cepo.messages.hints import HINT, INSTRUCTION, PROMPT
 from cepo.names import require_functions
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-Condition = Annotated[str, Field(pattern=r"^[^=~]+[=~]")]
 
 
 class Section(BaseModel):
@@ -50,79 +45,6 @@ class LoraConfig(Section):
         if bad := {"lm_head", "embed_tokens"} & set(self.targets):
             raise ValueError(
                 f"lora.targets: leave out {sorted(bad)}; the engines ignore adapters of these layers when they score"
-            )
-        return self
-
-
-class DataConfig(Section):
-    train: str = Field(min_length=1)
-    """Training problems: a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a Hugging Face name with an
-    optional subset, such as "openai/gsm8k:main". Files and folders start with `.`, `/` or `~`; relative ones are
-    relative to the run file."""
-    eval: str = ""
-    """Held-out problems, named like `train`. Empty: the run measures no held-out accuracy."""
-    question: str = ""
-    """Column of the question, a text or chat messages; dots reach into nested values, as in "prompt.0.content". Empty:
-    recognised by name (`question`, `problem` or `prompt`)."""
-    answer: str = ""
-    """Column of the reference answer; dots reach into nested values, as in "reward_model.ground_truth". Empty:
-    recognised by name (`answer`, `reward_model.ground_truth` or `solution`)."""
-    images: str = ""
-    """Column of a row's image or list of images: bytes, paths or data URIs. Empty: `images` or `image`, if the data
-    set has such a column."""
-    solution: str = ""
-    """Column of a worked solution, for methods that show one to the teacher. Empty: none."""
-    rejected: str = "rejected"
-    """Column of the rejected response, for methods that learn from pairs (`dpo`, `ctdpo`); `answer` then names the
-    column of the chosen response."""
-    answer_kind: str = ""
-    """How answers are compared, such as "choice" or "number tolerance=1%". Empty: inferred from each reference."""
-    split: str = "train"
-    """Split of a Hugging Face data set to train on."""
-    eval_split: str = "test"
-    """Split of a Hugging Face data set to evaluate on."""
-    where: tuple[Condition, ...] = Field(default=(), strict=False)
-    """Conditions that a training row must all meet: "column=value", or "column~value" for a text or list that contains
-    the value. Example: ["level=5", "topic~algebra"]."""
-    eval_where: tuple[Condition, ...] = Field(default=(), strict=False)
-    """The same for held-out rows."""
-    limit: int = Field(default=0, ge=0)
-    """Number of training rows to use, drawn at random with `loop.seed`. 0: all."""
-    template: dict[str, JsonValue] = {}
-    """Arguments of the model's chat template, such as {enable_thinking = false}; a template that reads no such argument
-    is an error. `chat_template` names one of a tokenizer's several templates, such as "tool_use"."""
-    system: str = ""
-    """System message put before every question. Empty: none."""
-    instruction: str = INSTRUCTION
-    """Line added after the question; with {question}, the whole turn, as in "{question} Be brief.". Empty: none, for
-    data that holds its own instruction."""
-    hint: str = HINT
-    """Line that shows the teacher an answer; {answer} is replaced by the answer. With {prompt}, the whole turn, as in
-    "{prompt}.\\nA sample answer: {answer}"."""
-    placement: Literal["user", "assistant", "system"] = "user"
-    """Where the hint stands: "user" is after the question and the instruction (the paper), "assistant" at the start of
-    the answer (the paper's code), "system" in the system message."""
-    on_bad_row: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that cannot be used, because its prompt is too long, or its answer is missing or cannot be
-    graded: "refuse" stops before the run begins and names the row, "drop" leaves the row out."""
-
-    @field_validator("answer_kind")
-    @classmethod
-    def _known_kind(cls, kind: str) -> str:
-        try:
-            parse_kind(kind)
-        except UserError as error:
-            raise ValueError(f"data.answer_kind: {error}") from error
-        return kind
-
-    @model_validator(mode="after")
-    def _hint_has_answer(self) -> Self:
-        if "{answer}" not in self.hint:
-            raise ValueError(f"data.hint={self.hint!r} must contain {{answer}}, or every context is the same")
-        if PROMPT in self.hint and self.placement != "user":
-            raise ValueError(
-                f"data.hint={self.hint!r} contains {{prompt}}, the user's turn, so it needs "
-                f'data.placement="user", not "{self.placement}"'
             )
         return self
 

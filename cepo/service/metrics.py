@@ -58,6 +58,12 @@ QUEUE_OLDEST_SECONDS = Gauge(
 )
 
 GENERATED_TOKENS = Counter("cepo_generated_tokens_total", "Tokens that the rollout stage sampled")
+ENVIRONMENT_SECONDS = Histogram(
+    "cepo_environment_step_seconds", "Seconds an environment took to answer a turn", buckets=_BUCKETS
+)
+ENVIRONMENT_FAILURES = Counter(
+    "cepo_environment_failures_total", "Responses that their environment ended with an error, a crash or a timeout"
+)
 SCORED_TOKENS = Counter("cepo_scored_tokens_total", "Response tokens that the teacher scored, counted once per context")
 TRAINED_TOKENS = Counter("cepo_trained_tokens_total", "Tokens with a gradient in an update")
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])

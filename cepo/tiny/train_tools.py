@@ -14,7 +14,7 @@ from cepo.net.files import replace_folder
 from cepo.tiny import path
 from cepo.tiny.demos import Mixture
 from cepo.tiny.task import problems
-from cepo.tiny.tokenizer import END
+from cepo.tiny.tokenizer import END, build
 from cepo.tiny.tools import Conversation, conversations
 from cepo.tiny.train import Recipe, fit, loss_of, masked, parse_arguments, save
 
@@ -63,7 +63,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalL
 def main() -> None:
     """Trains the model and writes it to a folder."""
     out, recipe = parse_arguments(__doc__, RECIPE)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path())
+    tokenizer = build()
     model = train(recipe, tokenizer)
     with replace_folder(out) as scratch:
         save(model, tokenizer, scratch)

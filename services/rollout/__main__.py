@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
 import grpc
 
 from cepo.messages.groups import PromptTask, Stage
@@ -13,6 +17,7 @@ from cepo.service.bus import RedisBus
 from cepo.service.chassis import Service, main, stage_service, unary
 from cepo.service.image_cache import trainer_images
 from cepo.service.stage import StageLoop
+from services.rollout.environments.pool import Environments
 from services.rollout.handler import make_handler
 from services.rollout.vllm_patches import vllm_names
 
@@ -27,7 +32,9 @@ async def build(settings: Settings) -> Service:
     renderer = Renderer(settings.model, settings.template)
     adapters = trainer_cache("rollout", settings)
     generator = VllmGenerator(settings, renderer, adapters, trainer_images(settings).read)
-    handler = make_handler(generator, renderer, settings.max_model_len)
+    names = settings.environments.split(",") if settings.environments else ()
+    environments = Environments(names, settings.environment_processes)
+    handler = make_handler(generator, renderer, settings.max_model_len, environments)
 
     class RolloutServicer(services_pb2_grpc.RolloutServiceServicer):
         Generate = staticmethod(unary(PromptTask, handler))
@@ -36,9 +43,15 @@ async def build(settings: Settings) -> Service:
         services_pb2_grpc.add_RolloutServiceServicer_to_server(RolloutServicer(), server)
 
     loop = StageLoop.of(settings, bus, Stage.ROLLOUT, handler)
-    engine = resident(generator, bus, adapters, generator.watch)
+    engine = _beside(environments, resident(generator, bus, adapters, generator.watch))
     app = await application(generator, settings)
     return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine, app)
+
+
+@contextlib.asynccontextmanager
+async def _beside(environments: Environments, engine: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    async with environments, engine:
+        yield
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Turns a prompt task into a group of sampled responses: render the prompt, load the named policy, sample.
 
-A task with a prefix continues from that prefix; the prefix is part of each response in the group.
+A task with a prefix continues from that prefix; the prefix is part of each response in the group. A task with an
+environment is played, turn by turn.
 """
 
 from __future__ import annotations
@@ -13,12 +14,19 @@ from cepo.messages.groups import Completion, FinishReason, PromptTask, RolloutGr
 from cepo.prompts.renderer import Renderer
 from cepo.service.generator import Generator, RolloutPrompt, SampledResponse
 from cepo.service.metrics import GENERATED_TOKENS
+from services.rollout.environments.pool import Environments
+from services.rollout.playing import Player
 
 
 def make_handler(
-    generator: Generator, renderer: Renderer, max_model_len: int
+    generator: Generator, renderer: Renderer, max_model_len: int, environments: Environments | None = None
 ) -> Callable[[PromptTask], Awaitable[RolloutGroup]]:
-    """Returns the function that the stage loop and the gRPC servicer call for each task."""
+    """Returns the function that the stage loop and the gRPC servicer call for each task.
+
+    Args:
+        environments: those that tasks may name; None: none.
+    """
+    player = Player(generator, renderer, environments or Environments(()))
 
     async def generate(task: PromptTask) -> RolloutGroup:
         compact_ids = renderer.compact_ids(task.messages, len(task.images))
@@ -30,11 +38,17 @@ def make_handler(
                 f"length {max_model_len} of the rollout engine; shorten the prompt or lower max_tokens"
             )
         proof = await generator.load(task.policy)
+        if task.environment is not None:
+            completions = await player.play(task, task.environment, prompt)
+        else:
+            completions = await sampled(task, prompt)
+        return RolloutGroup(task=task, prompt_token_ids=Int32Array.of(prompt_ids), completions=completions, proof=proof)
+
+    async def sampled(task: PromptTask, prompt: RolloutPrompt) -> tuple[Completion, ...]:
         left = task.sampling.model_copy(update={"max_tokens": task.sampling.max_tokens - len(task.prefix)})
         samples = await generator.generate(prompt, task.samples, left, task.seed, task.policy)
         GENERATED_TOKENS.inc(sum(len(sample.token_ids) for sample in samples))
-        completions = tuple(_completion(sample, task, renderer) for sample in samples)
-        return RolloutGroup(task=task, prompt_token_ids=Int32Array.of(prompt_ids), completions=completions, proof=proof)
+        return tuple(_completion(sample, task, renderer) for sample in samples)
 
     return generate
 

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     ranks = start_ranks(folder, config)
     renderer = Renderer(config.model.path, config.data.template)
     store = ImageStore(folder.images)
-    problems = stored(folder, "train")
+    problems = replace(stored(folder, "train"), shares=config.data.shares)
     held_out = stored(folder, "eval") if config.data.eval else None
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
@@ -168,6 +169,7 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
             config.checkpoint.keep_policies,
             digests(folder)["train"],
             status.note,
+            feeder.history if config.data.curriculum else None,
         ),
         trackers=Trackers(config, folder, status.note),
         status=status,

@@ -1,8 +1,8 @@
 """Checkpoints of a run, from which it resumes bit for bit.
 
 A checkpoint holds the adapter, the optimizer, the auxiliary model, the RNG state, the averaged teacher, the digest of
-the problems, and the pipeline: the next step and the policies of the steps in flight. Lambda, the order of the data and
-the learning rate are functions of the step and are not stored.
+the problems, the pass rates of a curriculum, and the pipeline: the next step and the policies of the steps in flight.
+Lambda, the order of the data and the learning rate are functions of the step and are not stored.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pinned, Pipeline
 from services.trainer.publisher import Expected, Publisher
+from services.trainer.sources import PassHistory
 from services.trainer.teacher import Teacher
 
 FILE = "state.pt"
@@ -52,6 +53,7 @@ class Checkpoints:
         keep_policies: int = 0,
         problems_sha256: str = "",
         note: Note = log.warning,
+        history: PassHistory | None = None,
     ) -> None:
         """Takes the objects whose state is saved.
 
@@ -61,6 +63,7 @@ class Checkpoints:
             keep_policies: the number of adapter versions to keep; 0 keeps all.
             problems_sha256: the digest of the problems that the run trains on.
             note: tells the user what was damaged.
+            history: the pass rates of a run with a curriculum.
         """
         self._folder = folder
         self._learner = learner
@@ -71,6 +74,7 @@ class Checkpoints:
         self._keep_policies = keep_policies
         self._problems_sha256 = problems_sha256
         self._note = note
+        self._history = history
         self.best: Best | None = None
         """The best policy so far, whose adapter is never deleted; None to keep none."""
         self._named: set[str] = set()
@@ -100,6 +104,7 @@ class Checkpoints:
             "average": self._teacher.average,
             "problems_sha256": self._problems_sha256,
             **self._learner.state_dict(),
+            **({"pass_rates": self._history.state()} if self._history is not None else {}),
         }
         if broken := first_not_finite(state):
             raise diverged(f"{broken} is not finite after step {pipeline.next_step - 1}", self._folder.parent)
@@ -155,6 +160,8 @@ class Checkpoints:
             sections = "lora and algorithm sections"
             raise UserError(f"{folder} does not fit this run's {sections}; resume with the same ones") from error
         self._teacher.average = state["average"]
+        if self._history is not None and "pass_rates" in state:
+            self._history.load(state["pass_rates"])
         try:
             policies, teachers = (tuple(map(self._recalled, state[key])) for key in ("policies", "teachers"))
         except KeyError as error:

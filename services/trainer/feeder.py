@@ -1,6 +1,7 @@
 """Makes the tasks of a step, and publishes them.
 
-The tasks are a pure function of the seed, the step and the policies, so a resumed run needs no stored queue.
+The tasks are a pure function of the seed, the step, the policies and, with a curriculum, the pass rates of earlier
+steps, so a resumed run needs no stored queue.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from cepo.data.problems import Problem, Problems
-from cepo.messages.groups import Placement, PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
+from cepo.messages.groups import Environment, Placement, PolicyRef, PromptTask, Purpose, Reward, Sampling, Stage
 from cepo.run.config import RunConfig
+from cepo.run.data import DataConfig
 from cepo.service.bus import Bus, stream_of
+from services.trainer.sources import PassHistory
 
 MAX_WAITING = 4096
 """The number of groups on the rollout stream at which the feeder waits."""
@@ -44,15 +47,23 @@ class Feeder:
     train: Problems
     held_out: Problems | None
     bus: Bus
+    history: PassHistory = field(default_factory=PassHistory, kw_only=True)
+    """The pass rates so far, which a curriculum draws by."""
 
     def tasks(self, step: int, policy: PolicyRef, teacher: PolicyRef) -> tuple[PromptTask, ...]:
         """The training tasks of a step, which `policy` samples and `teacher` scores; none after the last step."""
         if step >= self.config.loop.steps:
             return ()
-        prompts = self.config.sampling.prompts
-        positions = range(step * prompts, (step + 1) * prompts)
-        problems = [self.train.at(position, self.config.loop.seed) for position in positions]
-        return tuple(self._task(problem, Purpose.TRAIN, step, i, policy, teacher) for i, problem in enumerate(problems))
+        problems = enumerate(self.problems(step))
+        return tuple(self._task(problem, Purpose.TRAIN, step, i, policy, teacher) for i, problem in problems)
+
+    def problems(self, step: int) -> list[Problem]:
+        """The training problems of a step, of which task i has problem i."""
+        prompts, seed = self.config.sampling.prompts, self.config.loop.seed
+        if self.config.data.curriculum == "pass_rate":
+            known = self.history.before(step - self.config.loop.lag)  # when the tasks of the step are published
+            return self.train.drawn(step, prompts, seed, known)
+        return [self.train.at(position, seed) for position in range(step * prompts, (step + 1) * prompts)]
 
     def supply(self, tasks: Sequence[PromptTask]) -> StepSupply:
         """Additional prompts for the step of these tasks, none of them twice and none that the tasks have.
@@ -89,6 +100,7 @@ class Feeder:
         self, problem: Problem, purpose: Purpose, step: int, index: int, policy: PolicyRef, teacher: PolicyRef
     ) -> PromptTask:
         config, training = self.config, purpose is Purpose.TRAIN
+        data = config.data.of(problem.source)
         asks = config.algorithm.asks_at(step) if training else ()
         return PromptTask(
             run=self.run,
@@ -98,7 +110,7 @@ class Feeder:
             messages=problem.messages,
             images=problem.images,
             reference_answer=problem.answer,
-            answer_kind=config.data.answer_kind,
+            answer_kind=data.answer_kind,
             reference_solution=problem.solution,
             hint=config.data.hint,
             placement=Placement[config.data.placement.upper()],
@@ -112,8 +124,23 @@ class Feeder:
             teacher=teacher,
             base_share=config.algorithm.teacher_source.base_share if training else 0.0,
             step_delimiter=config.algorithm.reasoning_delimiter if training else "",
-            reward=config.reward if training else Reward(),  # only the accuracy of held-out problems is used
+            reward=config.reward_of(problem.source)
+            if training
+            else Reward(),  # only the accuracy of held-out problems is used
         )
+
+
+def _reward(config: RunConfig, problem: Problem, purpose: Purpose) -> Reward:
+    """The reward of a problem. Of held-out problems only the accuracy is used."""
+    if purpose is Purpose.TRAIN:
+        return config.reward_of(problem.source)
+    return Reward(judge=config.reward.judge if config.data.environment else "")
+
+
+def _environment(data: DataConfig, problem: Problem) -> Environment | None:
+    if not data.environment:
+        return None
+    return Environment(name=data.environment, row=problem.columns, max_turns=data.max_turns)
 
 
 def _sampling(config: RunConfig, purpose: Purpose) -> Sampling:

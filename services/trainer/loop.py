@@ -37,6 +37,7 @@ from services.trainer.report import (
     versions,
 )
 from services.trainer.rollouts import RolloutWriter
+from services.trainer.sources import source_metrics
 from services.trainer.status import Status, StepRow
 from services.trainer.teacher import Teacher
 from services.trainer.trackers import Trackers
@@ -80,6 +81,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
         row = StepRow(run.status, tasks[0], before if step == 0 else {})
         with row.phase("rollout"):
             groups = await _collect(run, tasks, supply, row)
+            row.add(_remembered(run, groups, step))
         with row.phase("train"):
             row.add(await asyncio.to_thread(_learn, run, groups, supply, step))
         with row.phase("publish"):
@@ -182,6 +184,13 @@ async def _collect(run: Run, tasks: Sequence[PromptTask], supply: Supply, row: S
     run.folder.append_failures(failures(groups, tasks[0].step, run.folder))
     row.add({"time/teacher_exposed_seconds": run.collector.exposed_seconds - exposed})
     return groups
+
+
+def _remembered(run: Run, groups: Groups, step: int) -> Metrics:
+    """Records the pass rates of a step for the curriculum; returns the metrics of its sources."""
+    problems, done = run.feeder.problems(step), finished(groups)
+    run.feeder.history.record(step, problems, done)
+    return source_metrics(problems, done)
 
 
 def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:

@@ -46,8 +46,7 @@ class PairFeeder(Feeder):
 
     def group(self, task: PromptTask) -> ScoredGroup:
         """The pair of a task as a scored group: the chosen response, then the rejected response."""
-        position = task.step * self.config.sampling.prompts + task.index
-        problem = self.train.at(position, self.config.loop.seed)
+        problem = self.problems(task.step)[task.index]
         completions = tuple(
             Completion(
                 token_ids=Int32Array.of(self.renderer.response_ids(text)),

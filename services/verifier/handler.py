@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cepo.messages.groups import FinishReason, RolloutGroup, ScoredGroup
+from services.verifier.played import in_environment
 from services.verifier.pool import GraderPool
 from services.verifier.rewards import check_allowed, rewarded
 from services.verifier.scorers import StepScorers
@@ -31,5 +32,6 @@ class Verifier:
             Item(c.text, task.reference_answer, task.answer_kind, c.finish_reason is FinishReason.LENGTH, question)
             for c in group.completions
         ]
-        verdicts = await rewarded(group, await self._pool.grade(items), self._pool)
+        graded = zip(group.completions, await self._pool.grade(items), strict=True)
+        verdicts = await rewarded(group, [in_environment(task, each, verdict) for each, verdict in graded], self._pool)
         return ScoredGroup(rollout=group, verdicts=await self._scorers.scored(group, verdicts))

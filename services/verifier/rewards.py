@@ -1,4 +1,6 @@
-"""The reward of a response: accuracy, format, penalties and the user's reward functions. Lengths are in tokens.
+"""The reward of a response: accuracy, format, penalties, the environment's reward and the user's reward functions.
+
+Lengths are in tokens.
 
 The penalty is the sum of terms that are at most 0, except the length term, which rewards a short correct response.
 """
@@ -56,8 +58,10 @@ def _earned(
         - rule.repetition * (repeated(tuple(completion.token_ids), rule.repetition_ngram) if rule.repetition else 0.0)
     )
     outcome = rule.accuracy * verdict.accuracy + rule.wrong * (1.0 - verdict.accuracy)
-    reward = outcome + rule.format * verdict.format + penalty + extra
-    return verdict.model_copy(update={"reward": reward, "penalty": penalty, "functions": extra})
+    environment = rule.environment * completion.played.reward if completion.played is not None else 0.0
+    reward = outcome + rule.format * verdict.format + penalty + environment + extra
+    terms = {"reward": reward, "penalty": penalty, "environment": environment, "functions": extra}
+    return verdict.model_copy(update=terms)
 
 
 async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, pool: GraderPool) -> float | Failure:

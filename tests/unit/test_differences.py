@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cepo.algo.variants import ALGORITHMS
 from cepo.messages.reward import Reward
-from cepo.run.sections import DataConfig
+from cepo.run.data import DataConfig
 from tests.helpers.factories import RUNS
 
 ROOT = Path(__file__).parents[2]

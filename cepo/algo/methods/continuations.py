@@ -61,6 +61,10 @@ class Continued(PartCredit):
     """Largest number of states of a response whose values are estimated. The first ones are; what follows them is a
     single part."""
 
+    @property
+    def continues(self) -> bool:
+        return True
+
     @abstractmethod
     def states(self, completion: Completion) -> list[int]:
         """Lengths, in tokens, of the prefixes whose values are needed: ascending, each shorter than the response."""

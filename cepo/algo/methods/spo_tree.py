@@ -44,6 +44,10 @@ class SpoTree(Decisive):
     """Divisor of an advantage: none, or std, the standard deviation of the values among its siblings. The released
     configurations call them rloo and grpo."""
 
+    @property
+    def continues(self) -> bool:
+        return True
+
     def follow_up(self, groups: Sequence[EvidencedGroup], step: int, supply: Supply) -> tuple[PromptTask, ...]:
         """The continuations of every prefix that is known so far, in the same order in each round."""
         level_of = {group.task.index: self._level(group) for group in groups}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cepo.cli.preflight.grading import check_gold, example_verdicts
+from cepo.cli.preflight.grading import GoldCheck, check_gold, example_verdicts
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.data import audit
-from cepo.data.problems import drop, load_sets
+from cepo.data.problems import Problem, drop, load_sets
 from cepo.errors import UserError
 from cepo.messages.groups import ContextName, Reward
 from cepo.run.folder import RunDir
@@ -38,12 +38,15 @@ def answers(run: Preflight) -> Findings:
     seed = run.config.loop.seed
     sets = {name: loaded for name, loaded in run.sets.items() if name == "eval" or not run.config.algorithm.offline}
     samples = {name: audit.sample(loaded.problems, seed, every=run.every_row) for name, loaded in sets.items()}
-    answers = (problem.answer for sample in samples.values() for problem in sample)
-    gold = check_gold(answers, run.config.data.answer_kind)
-    reasons = gold.ungradable
+    golds = _golds(run, [problem for sample in samples.values() for problem in sample])
     for name, sample in samples.items():
         loaded = run.sets[name]
-        bad_rows = {problem.row: reasons[problem.answer] for problem in sample if problem.answer in reasons}
+        checked = [(problem, golds[_kind(run, problem)]) for problem in sample]
+        bad_rows = {
+            problem.row: gold.ungradable[problem.answer]
+            for problem, gold in checked
+            if problem.answer in gold.ungradable
+        }
         dropped = [drop(f"{loaded.source}, row {row}: {reason}", run.config.data) for row, reason in bad_rows.items()]
         rest = "" if len(sample) == len(loaded.problems) else f", a sample of {len(loaded.problems)}"
         good = len(sample) - len(bad_rows)
@@ -52,7 +55,9 @@ def answers(run: Preflight) -> Findings:
             f"{name}: {good} of {len(sample)} reference answers verify, and do not when changed{rest}",
         )
         narrow = [
-            f"row {problem.row}: {gold.narrow[problem.answer]}" for problem in sample if problem.answer in gold.narrow
+            f"row {problem.row}: {gold.narrow[problem.answer]}"
+            for problem, gold in checked
+            if problem.answer in gold.narrow
         ]
         if narrow:
             yield "note", f"{name}: right answers in another spelling are refused: {len(narrow)} rows"
@@ -63,6 +68,16 @@ def answers(run: Preflight) -> Findings:
         elif bad_rows:
             yield from _dropped(loaded.source, dropped)
             _leave_out(run, name, bad_rows, dropped)
+
+
+def _golds(run: Preflight, problems: Sequence[Problem]) -> dict[str, GoldCheck]:
+    """The check of the reference answers of each answer kind."""
+    kinds = dict.fromkeys(_kind(run, problem) for problem in problems)
+    return {kind: check_gold((p.answer for p in problems if _kind(run, p) == kind), kind) for kind in kinds}
+
+
+def _kind(run: Preflight, problem: Problem) -> str:
+    return run.config.data.of(problem.source).answer_kind
 
 
 def _leave_out(run: Preflight, name: str, bad_rows: dict[int, str], dropped: list[str]) -> None:
@@ -80,13 +95,16 @@ def reward(run: Preflight) -> Findings:
     if run.config.algorithm.offline:
         yield "ok", "none: the run trains on pairs"
         return
-    if run.config.reward == Reward():
-        yield "ok", "1 for a right answer, 0 for any other"
-        return
-    right, wrong = example_verdicts(run.config, run.train.problems[0], run.renderer)
-    yield "ok", f"a boxed right answer alone earns {right.reward:.4g}, a boxed wrong one {wrong.reward:.4g}"
-    if right.reward <= wrong.reward:
-        yield "note", "a right answer earns no more than a wrong one: check [reward]"
+    for title in dict.fromkeys(problem.source for problem in run.train.problems):
+        rule, whose = run.config.reward_of(title), f"{title}: " if title else ""
+        if rule == Reward():
+            yield "ok", f"{whose}1 for a right answer, 0 for any other"
+            continue
+        first = next(problem for problem in run.train.problems if problem.source == title)
+        right, wrong = example_verdicts(run.config, first, run.renderer)
+        yield "ok", f"{whose}a boxed right answer alone earns {right.reward:.4g}, a boxed wrong one {wrong.reward:.4g}"
+        if right.reward <= wrong.reward:
+            yield "note", f"{whose}a right answer earns no more than a wrong one: check [reward]"
 
 
 def repeats(run: Preflight) -> Findings:

@@ -131,7 +131,7 @@ def _mistakes(variants: Sequence[_Graded], kind: str) -> list[tuple[_Graded, str
 
 
 def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) -> tuple[Verdict, Verdict]:
-    """The verdicts of a right and a wrong response to a problem, with the run's reward.
+    """The verdicts of a right and a wrong response to a problem, with its reward.
 
     Raises:
         UserError: a reward function cannot be loaded, or a reward function or the step scorer fails.
@@ -140,8 +140,8 @@ def example_verdicts(config: RunConfig, problem: Problem, renderer: Renderer) ->
     right, wrong = asyncio.run(_scored(_group(config, problem, texts, renderer))).verdicts
     for verdict in (right, wrong):
         if verdict.failed:
-            if config.reward.scorer and "step scorer" in verdict.reason:
-                raise UserError(f"reward.scorer={config.reward.scorer}: {verdict.reason}; start it, or fix it")
+            if (rule := config.reward_of(problem.source)).scorer and "step scorer" in verdict.reason:
+                raise UserError(f"reward.scorer={rule.scorer}: {verdict.reason}; start it, or fix it")
             raise UserError(f"reward.functions: {verdict.reason}; fix the function")
     return right, wrong
 
@@ -164,13 +164,13 @@ def _group(config: RunConfig, problem: Problem, texts: Sequence[str], renderer: 
         purpose=Purpose.TRAIN,
         messages=problem.messages,
         reference_answer=problem.answer,
-        answer_kind=config.data.answer_kind,
+        answer_kind=config.data.of(problem.source).answer_kind,
         hint=config.data.hint,
         samples=len(texts),
         sampling=Sampling(max_tokens=config.sampling.max_tokens),
         seed=0,
         route=(Stage.ROLLOUT, Stage.VERIFY),
-        reward=config.reward,
+        reward=config.reward_of(problem.source),
         step_delimiter=config.algorithm.reasoning_delimiter,
     )
     proof = PolicyProof(policy=BASE_POLICY, bound_modules=0, canary_logp=0.0, tokenizer_sha256="", engine="check")

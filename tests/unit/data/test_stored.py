@@ -64,7 +64,7 @@ def test_a_run_resumes_on_the_same_problems_alone(tmp_path: Path) -> None:
     before = contents(run)
     begin_run(run, config.model_copy(update={"name": "renamed"}), resume=True)
     assert contents(run) == before
-    path = Path(config.data.train)
+    path = Path(str(config.data.train))
     path.write_text(path.read_text().replace('"4"', '"5"'))
     with pytest.raises(UserError) as caught:
         begin_run(run, config, resume=True)

@@ -46,8 +46,8 @@ KEYS = {
     "algorithm.dpo": "beta label_smoothing name",
     "algorithm.ctdpo": "beta estimator_lr estimator_steps label_smoothing name only_rejected strength",
     "checkpoint": "every keep keep_best keep_policies patience",
-    "data": "answer answer_kind eval eval_split eval_where hint images instruction limit on_bad_row placement question "
-    "rejected solution split system template train where",
+    "data": "answer answer_kind curriculum environment eval eval_split eval_where hint images instruction limit "
+    "max_turns on_bad_row placement question rejected solution split system template train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher tensor_parallel trainer_processes",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
@@ -56,8 +56,8 @@ KEYS = {
     "name": "",
     "optim": "gradient_checkpointing lr max_grad_norm minibatches schedule tokens_per_microbatch warmup_steps "
     "weight_decay",
-    "reward": "accuracy format functions length overlong_buffer overlong_factor repetition repetition_ngram scorer "
-    "wrong",
+    "reward": "accuracy environment format functions judge length overlong_buffer overlong_factor repetition "
+    "repetition_ngram scorer wrong",
     "sampling": "max_tokens prompts samples temperature top_k top_p",
     "telemetry": "rollouts_gigabytes rollouts_per_step tensorboard trackers wandb_project",
 }

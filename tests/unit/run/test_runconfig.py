@@ -151,7 +151,7 @@ def test_a_method_without_importance_weights_may_lag_too(tmp_path: Path) -> None
             "config key reward.overlong_buffer=49 is above sampling.max_tokens=48, the length at which it ends; lower ",
         ),
         ("reward.accuracy=-1.0", "config key reward.accuracy=-1.0: Input should be greater than or equal to 0"),
-        ("reward.acuracy=1.0", "config key reward.acuracy is unknown; known here: accuracy, format, functions, "),
+        ("reward.acuracy=1.0", "config key reward.acuracy is unknown; known here: accuracy, environment, format, "),
         (
             'reward.functions=["./mine.py"]',
             "config key reward.functions='./mine.py': write module:function, as in my_rewards:brief",

@@ -65,7 +65,7 @@ EVIDENCE_REASON_NO_SOLUTION: EvidenceReason
 EVIDENCE_REASON_TOO_FEW: EvidenceReason
 
 class PromptTask(_message.Message):
-    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward", "step_delimiter", "base_share")
+    __slots__ = ("run", "step", "index", "purpose", "messages", "images", "reference_answer", "answer_kind", "hint", "samples", "sampling", "seed", "asks", "teach_when", "route", "policy", "teacher", "reference_solution", "placement", "prefix", "origin", "reward", "step_delimiter", "base_share", "environment")
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +90,7 @@ class PromptTask(_message.Message):
     REWARD_FIELD_NUMBER: _ClassVar[int]
     STEP_DELIMITER_FIELD_NUMBER: _ClassVar[int]
     BASE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     run: str
     step: int
     index: int
@@ -114,7 +115,18 @@ class PromptTask(_message.Message):
     reward: _policy_pb2.Reward
     step_delimiter: str
     base_share: float
-    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[bytes] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ..., base_share: _Optional[float] = ...) -> None: ...
+    environment: Environment
+    def __init__(self, run: _Optional[str] = ..., step: _Optional[int] = ..., index: _Optional[int] = ..., purpose: _Optional[_Union[_policy_pb2.Purpose, str]] = ..., messages: _Optional[_Iterable[_Union[_policy_pb2.Message, _Mapping]]] = ..., images: _Optional[_Iterable[_Union[_policy_pb2.ImageRef, _Mapping]]] = ..., reference_answer: _Optional[str] = ..., answer_kind: _Optional[str] = ..., hint: _Optional[str] = ..., samples: _Optional[int] = ..., sampling: _Optional[_Union[_policy_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., asks: _Optional[_Iterable[_Union[_policy_pb2.Ask, _Mapping]]] = ..., teach_when: _Optional[_Union[_policy_pb2.TeachWhen, str]] = ..., route: _Optional[_Iterable[_Union[_policy_pb2.Stage, str]]] = ..., policy: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., teacher: _Optional[_Union[_policy_pb2.PolicyRef, _Mapping]] = ..., reference_solution: _Optional[str] = ..., placement: _Optional[_Union[_policy_pb2.Placement, str]] = ..., prefix: _Optional[bytes] = ..., origin: _Optional[_Union[Origin, _Mapping]] = ..., reward: _Optional[_Union[_policy_pb2.Reward, _Mapping]] = ..., step_delimiter: _Optional[str] = ..., base_share: _Optional[float] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ...) -> None: ...
+
+class Environment(_message.Message):
+    __slots__ = ("name", "row", "max_turns")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    row: str
+    max_turns: int
+    def __init__(self, name: _Optional[str] = ..., row: _Optional[str] = ..., max_turns: _Optional[int] = ...) -> None: ...
 
 class Origin(_message.Message):
     __slots__ = ("kind", "index", "sample")
@@ -135,20 +147,34 @@ class Given(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
-    __slots__ = ("token_ids", "logps", "text", "finish_reason", "step_ends", "given")
+    __slots__ = ("token_ids", "logps", "text", "finish_reason", "step_ends", "given", "played")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STEP_ENDS_FIELD_NUMBER: _ClassVar[int]
     GIVEN_FIELD_NUMBER: _ClassVar[int]
+    PLAYED_FIELD_NUMBER: _ClassVar[int]
     token_ids: bytes
     logps: bytes
     text: str
     finish_reason: FinishReason
     step_ends: _containers.RepeatedScalarFieldContainer[int]
     given: _containers.RepeatedCompositeFieldContainer[Given]
-    def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ..., given: _Optional[_Iterable[_Union[Given, _Mapping]]] = ...) -> None: ...
+    played: Played
+    def __init__(self, token_ids: _Optional[bytes] = ..., logps: _Optional[bytes] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., step_ends: _Optional[_Iterable[int]] = ..., given: _Optional[_Iterable[_Union[Given, _Mapping]]] = ..., played: _Optional[_Union[Played, _Mapping]] = ...) -> None: ...
+
+class Played(_message.Message):
+    __slots__ = ("turns", "reward", "failure", "timed_out")
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
+    turns: int
+    reward: float
+    failure: str
+    timed_out: bool
+    def __init__(self, turns: _Optional[int] = ..., reward: _Optional[float] = ..., failure: _Optional[str] = ..., timed_out: _Optional[bool] = ...) -> None: ...
 
 class PolicyProof(_message.Message):
     __slots__ = ("policy", "bound_modules", "canary_logp", "tokenizer_sha256", "engine", "first_token_at", "canary_logps")
@@ -181,7 +207,7 @@ class RolloutGroup(_message.Message):
     def __init__(self, task: _Optional[_Union[PromptTask, _Mapping]] = ..., prompt_token_ids: _Optional[bytes] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., proof: _Optional[_Union[PolicyProof, _Mapping]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions", "step_rewards")
+    __slots__ = ("outcome", "reward", "accuracy", "extracted", "normalised", "reason", "format", "penalty", "functions", "environment", "step_rewards")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +217,7 @@ class Verdict(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     PENALTY_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     STEP_REWARDS_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     reward: float
@@ -201,8 +228,9 @@ class Verdict(_message.Message):
     format: float
     penalty: float
     functions: float
+    environment: float
     step_rewards: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ..., format: _Optional[float] = ..., penalty: _Optional[float] = ..., functions: _Optional[float] = ..., step_rewards: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., reward: _Optional[float] = ..., accuracy: _Optional[float] = ..., extracted: _Optional[str] = ..., normalised: _Optional[str] = ..., reason: _Optional[str] = ..., format: _Optional[float] = ..., penalty: _Optional[float] = ..., functions: _Optional[float] = ..., environment: _Optional[float] = ..., step_rewards: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ScoredGroup(_message.Message):
     __slots__ = ("rollout", "verdicts")

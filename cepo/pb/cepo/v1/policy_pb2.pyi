@@ -165,7 +165,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., presence_penalty: _Optional[float] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("accuracy", "wrong", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "functions", "scorer")
+    __slots__ = ("accuracy", "wrong", "format", "overlong_buffer", "overlong_factor", "length", "repetition", "repetition_ngram", "judge", "environment", "functions", "scorer")
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     WRONG_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +174,8 @@ class Reward(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     REPETITION_FIELD_NUMBER: _ClassVar[int]
     REPETITION_NGRAM_FIELD_NUMBER: _ClassVar[int]
+    JUDGE_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     accuracy: float
@@ -184,9 +186,11 @@ class Reward(_message.Message):
     length: float
     repetition: float
     repetition_ngram: int
+    judge: str
+    environment: float
     functions: _containers.RepeatedScalarFieldContainer[str]
     scorer: str
-    def __init__(self, accuracy: _Optional[float] = ..., wrong: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
+    def __init__(self, accuracy: _Optional[float] = ..., wrong: _Optional[float] = ..., format: _Optional[float] = ..., overlong_buffer: _Optional[int] = ..., overlong_factor: _Optional[float] = ..., length: _Optional[float] = ..., repetition: _Optional[float] = ..., repetition_ngram: _Optional[int] = ..., judge: _Optional[str] = ..., environment: _Optional[float] = ..., functions: _Optional[_Iterable[str]] = ..., scorer: _Optional[str] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content", "extra")
