@@ -124,9 +124,8 @@ class Feeder:
             teacher=teacher,
             base_share=config.algorithm.teacher_source.base_share if training else 0.0,
             step_delimiter=config.algorithm.reasoning_delimiter if training else "",
-            reward=config.reward_of(problem.source)
-            if training
-            else Reward(),  # only the accuracy of held-out problems is used
+            reward=_reward(config, problem, purpose),
+            environment=_environment(data, problem),
         )
 
 
