@@ -71,7 +71,8 @@ def test_a_curriculum_draws_by_the_rates_that_are_known_when_the_tasks_are_publi
 def test_each_source_has_its_metrics() -> None:
     metrics = source_metrics(problems("sums", "abc", "sums"), [group(0, 1, 0), group(1, 1, 1), group(2, 0, 0)])
     assert metrics == {
-        "source/sums/groups": 2.0, "source/sums/accuracy": 0.25, "source/sums/reward": 0.25, "source/sums/no_spread": 0.5,
+        "source/sums/groups": 2.0, "source/sums/accuracy": 0.25, "source/sums/reward": 0.25,
+        "source/sums/no_spread": 0.5,
         "source/abc/groups": 1.0, "source/abc/accuracy": 1.0, "source/abc/reward": 1.0, "source/abc/no_spread": 1.0,
     }  # fmt: skip
     assert source_metrics(problems("", ""), [group(0, 1, 0)]) == {}
