@@ -35,6 +35,7 @@ COMMANDS = {
     "export": Command("cepo.cli.export", "export", "Write the trained adapter, or a merged model."),
     "status": Command("cepo.cli.status", "status", "Print the trainer's current phase and step."),
     "dashboard": Command("cepo.cli.dashboard", "dashboard", "Serve a page with a run's curves, groups and failures."),
+    "replay": Command("cepo.cli.replay", "replay", "Score the same held-out problems at several policy versions."),
     "up": Command("cepo.cli.services", "up", "Start rollout, teacher and verifier, and print their addresses."),
     "down": Command("cepo.cli.services", "down", "Stop the services that `cepo up` started here."),
     "serve": Command("cepo.cli.serve", "serve", "Run one service in a container; the trainer resumes its run."),

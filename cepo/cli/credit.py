@@ -74,18 +74,20 @@ def credit(
         requests = [credit_view.with_rlsd(request) for request in requests]
     name = model or given.model or str(cepo.tiny.path())
 
-    scored = _scored(requests, given.places, name, policy, files)
-    replies = asyncio.run(_each(scored, given.places, seen=seen, lines=given.form == "lines"))
+    in_order = scored(requests, given.places, name, policy, files)
+    replies = asyncio.run(_each(in_order, given.places, seen=seen, lines=given.form == "lines"))
     if html is not None:
         _write_page(html, requests[0], replies[0])
     if not seen and given.form != "lines":
         print((_REPLIES.dump_json(replies) if given.form == "list" else replies[0].model_dump_json().encode()).decode())
 
 
-async def _each(scored: AsyncIterator[CreditReply], places: list[str], *, seen: bool, lines: bool) -> list[CreditReply]:
+async def _each(
+    in_order: AsyncIterator[CreditReply], places: list[str], *, seen: bool, lines: bool
+) -> list[CreditReply]:
     """The replies; each is printed as soon as it is there, if a person sees it or if it has a line of its own."""
     replies: list[CreditReply] = []
-    async for reply in scored:
+    async for reply in in_order:
         if seen:
             place = places[len(replies)].rstrip(".: ")
             credit_view.show(reply, Console(highlight=False, markup=False), place)
@@ -133,7 +135,7 @@ def _method(method: Method, name: str) -> Method:
     return Method.model_validate(given | {"name": name})
 
 
-async def _scored(
+async def scored(
     requests: list[CreditRequest], places: list[str], model: str, policy: PolicyRef, files: dict[str, bytes]
 ) -> AsyncIterator[CreditReply]:
     """Yields the replies in order. The graders start while the libraries of the model are imported."""

@@ -38,7 +38,7 @@ def read(file: Path) -> Input:
         UserError: the file holds no request; names the line or the place in the list, and the field.
     """
     text = content(file).decode() if file.name.endswith(".jsonl.gz") and file.is_file() else read_text(file)
-    run = _config(file)
+    run = configuration(file.absolute().parent.parent)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     try:
         if text.lstrip().startswith("["):
@@ -73,11 +73,11 @@ def _of_line(file: Path, number: int, line: str, run: dict[str, Any]) -> CreditR
 def _request(text: str, file: Path, run: dict[str, Any]) -> CreditRequest:
     row = _is_object(text)
     if row and "samples" in row and "prompt" in row:
-        return CreditRequest.model_validate(_of_group(row, file.absolute().parent.parent, run))
+        return CreditRequest.model_validate(of_group(row, file.absolute().parent.parent, run))
     return CreditRequest.model_validate_json(text)
 
 
-def _of_group(row: dict[str, Any], folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+def of_group(row: dict[str, Any], folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     """The request for a group of rollouts/step-NNNNNN.jsonl, with the method of the run if it is one of METHODS."""
     samples: list[dict[str, Any]] = row["samples"]
     responses = [
@@ -103,10 +103,10 @@ def _is_object(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _config(file: Path) -> dict[str, Any]:
-    """The configuration of the run whose folder holds rollouts/FILE; empty if there is none."""
+def configuration(run_dir: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder; empty if there is none."""
     try:
-        return tomllib.loads((file.absolute().parent.parent / "config.toml").read_text("utf-8"))
+        return tomllib.loads((run_dir / "config.toml").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -19,6 +19,7 @@ from cepo.dashboard.page import page
 from cepo.dashboard.rollouts import MAX_STEP, Offset, absent, add_routes
 from cepo.net.rest import surface
 from cepo.prompts.images import MEDIA_TYPES, checked
+from cepo.run.replay import replay
 
 MAX_ROWS = 1000
 MAX_FAILURES = 500
@@ -76,6 +77,11 @@ def application(watched: Sequence[Watched]) -> FastAPI:
         """Groups and samples that failed, with the reason; the newest first."""
         rows = [row for row in reversed(run.given_up()) if row.get("step", 0) >= since]
         return {"total": len(rows), "failures": rows[offset : offset + limit]}
+
+    @app.get("/v1/replay", tags=["run"])
+    def replayed() -> dict[str, Any]:
+        """The responses to the same held-out problems at several policy versions."""
+        return replay(run.run.path)
 
     add_routes(app, run)
 

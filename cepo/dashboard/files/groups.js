@@ -1,10 +1,8 @@
 // One group: its prompt, its responses with their verdicts, and the credit of every token.
 
-const OUTCOMES = { correct: ["✓", "right"], wrong: ["✗", "wrong"], unparsed: ["?", "wrong"], truncated: ["…", "wrong"] };
 // The group that is shown: its place in the run, the chosen response, and the token that a link names.
 const opened = { source: "train", number: null, at: 0, sample: 0, token: null, group: null, error: "" };
 
-const markOf = (outcome) => OUTCOMES[outcome] ?? ["!", "wrong"];
 const linkOf = ({ source, number, at, sample, token }) => `#${[source, number, at, sample, ...(token === null ? [] : [token])].join("/")}`;
 const wordsOf = ({ source, number, at }) => `${source === "train" ? `step ${number}` : `held out, v${number}`}, group ${at + 1}`;
 
@@ -92,8 +90,6 @@ async function fillPictures(place, names) {
   const found = answers.filter((answer) => answer.ok);
   drawPictures(place, await Promise.all(found.map(async (answer) => asText(await answer.blob()))));
 }
-
-const chip = (name, value, why = "") => element("span", { className: "chip" }, `${name} `, element("b", {}, value), element("small", {}, why && ` ${why}`));
 
 const hints = (sample) => sample.evidence.filter((each) => each.context === "REJECTED" && each.answer).map((each) =>
   chip("r⁻", each.answer, each.source >= 0 ? `from response ${each.source + 1}` : ""));

@@ -113,6 +113,7 @@ async function load() {
   drawRuns();
   await loadFailures();
   await loadSummary();
+  showReplay(await ask("v1/replay"));
   changed();
   if (first) await followLink();
 }

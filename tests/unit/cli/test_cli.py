@@ -36,6 +36,7 @@ OPTIONS = {
     "export": "--policy --merge",
     "status": "--json --watch",
     "dashboard": "--compare --port",
+    "replay": "--html --model",
     "up": "--set --redis",
     "down": "",
     "serve": "--set --run-dir",
