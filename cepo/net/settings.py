@@ -61,7 +61,7 @@ class Settings(BaseModel):
     step_scorers: str = Field(default="", pattern=r"^$|^https?://[^\s,]+(,https?://[^\s,]+)*$")
     """Comma-separated URLs that the verifier may call to score reasoning steps. Messages cannot add any."""
     environments: str = Field(
-        default="", pattern=r"^$|^([\w.]+:\w+|https?://[^\s,]+)(,([\w.]+:\w+|https?://[^\s,]+))*$"
+        default="", pattern=r"^$|^([\w.]+:[\w-]+|https?://[^\s,]+)(,([\w.]+:[\w-]+|https?://[^\s,]+))*$"
     )
     """Environments that the rollout service may run, as comma-separated `module:Class` and URLs. Messages cannot add
     any."""

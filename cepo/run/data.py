@@ -14,7 +14,7 @@ from cepo.messages.hints import HINT, INSTRUCTION, PROMPT
 from cepo.run.sections import Section
 
 Condition = Annotated[str, Field(pattern=r"^[^=~]+[=~]")]
-Environment = Annotated[str, Field(pattern=r"^$|^[\w.]+:\w+$|^https?://[^\s,]+$")]
+Environment = Annotated[str, Field(pattern=r"^$|^[\w.]+:[\w-]+$|^https?://[^\s,]+$")]
 OWN_KEYS = (
     "question", "answer", "images", "solution", "answer_kind", "environment", "max_turns", "split", "where", "limit",
     "system", "instruction",
@@ -100,8 +100,8 @@ class DataConfig(Section):
     answer_kind: str = ""
     """How answers are compared, such as "choice" or "number tolerance=1%". Empty: inferred from each reference."""
     environment: Environment = ""
-    """Environment of the training and held-out problems, `module:Class` or a URL that answers `POST /step`; responses
-    then have several turns. Empty: none."""
+    """Environment of the training and held-out problems: `module:Class`, a URL that answers `POST /step`, or
+    `verifiers:NAME`. Responses then have several turns. Empty: none."""
     max_turns: int = Field(default=8, ge=1)
     """Largest number of turns that the policy takes in an environment."""
     split: str = "train"

@@ -62,6 +62,7 @@ class Spec:
                 "gpu_memory_utilization": config.engine.gpu_memory_utilization,
                 "tensor_parallel": config.engine.tensor_parallel,
                 "raw_logprobs": config.raw_logprobs,
+                "environments": ",".join(config.data.environments) if self.name == "rollout" else "",
             }
         )
 

@@ -162,7 +162,6 @@ class Stack:
             "verifier_address": self.grpc["verifier"],
             "step_scorers": ",".join(config.step_scorers) if name == "verifier" else "",
             "reward_functions": ",".join(config.reward_functions) if name == "verifier" else "",
-            "environments": ",".join(config.data.environments) if name == "rollout" else "",
         }
         return Settings.from_environment(name).model_copy(update=ours)
 

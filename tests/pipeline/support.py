@@ -20,6 +20,7 @@ from cepo.net.environment import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "deploy" / "runs" / "tiny_cepo.toml"
+TOOLS = ROOT / "deploy" / "runs" / "tiny_tools_cepo.toml"
 SMALL = ("loop.steps=6", "sampling.prompts=6", "eval.prompts=8", "eval.every=3", "engine.max_num_seqs=64")
 """Settings of a run that takes seconds once the engines are up."""
 SLOW_SECONDS = 60.0

@@ -20,6 +20,7 @@ from typing import Any
 
 from cepo.errors import UserError
 from cepo.service.killable import confine
+from services.rollout.environments.adapted import PREFIX, adapted
 from services.rollout.environments.protocol import MAX_REPLY_BYTES
 
 MEMORY_BYTES = 4 * 2**30
@@ -42,6 +43,8 @@ def load(names: Iterable[str]) -> dict[str, Callable[[], Any]]:
 def _loaded(name: str) -> Callable[[], Any]:
     module, _, attribute = name.partition(":")
     try:
+        if name.startswith(PREFIX):
+            return adapted(name.removeprefix(PREFIX))
         made = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise UserError(

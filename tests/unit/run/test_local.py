@@ -108,6 +108,14 @@ def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -
     assert set(given.values()) <= {"", None}
 
 
+def test_the_rollout_service_alone_is_given_the_runs_environments(tmp_path: Path) -> None:
+    sources = 'data.train=[{path="a", environment="http://127.0.0.1:9"}, {path="b", environment="verifiers:a-b"}]'
+    stack = Stack(make_config("data.environment=mine:Game", sources), RunDir(tmp_path / "run"))
+    given = {name: child.environment.get("CEPO_ENVIRONMENTS") for name, child in stack.children.items()}
+    assert given.pop("rollout") == "mine:Game,http://127.0.0.1:9,verifiers:a-b"
+    assert set(given.values()) <= {"", None}
+
+
 def test_on_policy_the_trainer_has_every_core_and_the_others_half(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     half = str(max(1, cores // 2))
