@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,13 +20,14 @@ from rich.table import Table
 
 from cepo.cli.arguments import RedisUrl
 from cepo.cli.sweep_plot import draw
-from cepo.cli.sweep_results import RunResult, as_json, as_markdown, measured, row_cells, summarised
-from cepo.cli.train import train
+from cepo.cli.sweep_results import RunResult, as_json, as_markdown, measured, row_cells, seed_folder, summarised
+from cepo.cli.train import run as train
 from cepo.errors import UserError, first_mistake
 from cepo.net.files import replace_file
 from cepo.run import file as runfile
 from cepo.run.best import plateaued
 from cepo.run.folder import RunDir
+from cepo.run.local import KeptServices
 
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
@@ -71,7 +73,8 @@ def sweep(
 ) -> None:
     """Trains the runs that are not complete, then prints the table and writes the results.
 
-    The seeds are in the outer loop, so that a stopped sweep has compared all runs on the seeds that it finished.
+    The seeds are in the outer loop, so that a stopped sweep has compared all runs on the seeds that it finished. The
+    services are kept between runs that give them the same settings, and such runs come one after another.
 
     Raises:
         UserError: the sweep file, a run file or the seeds are invalid, or a run was stopped.
@@ -81,15 +84,18 @@ def sweep(
     runs = {entry.name: (file.parent / entry.file, [*entry.set, *(set or ())]) for entry in plan.run}
     configs = {name: runfile.load(run_file, overrides) for name, (run_file, overrides) in runs.items()}
     steps = {name: config.loop.steps for name, config in configs.items()}
-    for seed in numbers:
-        for name, (run_file, overrides) in runs.items():
-            run = RunDir(folder / name if seed is None else folder / name / f"seed-{seed}")
-            if ended(run, configs[name]):
-                continue
-            own = overrides if seed is None else [*overrides, f"loop.seed={seed}"]
-            train(run_file, run_dir=run.path, set=own, resume=run.config.is_file(), redis=redis)
-            if not ended(run, configs[name]):
-                raise UserError(f"{name} was stopped; resume with the same command")
+    with closing(KeptServices(folder / "services", redis)) as kept:
+        for seed in numbers:
+            left = [name for name in runs if not ended(seed_folder(folder, name, seed), configs[name])]
+            while left:
+                name = next((name for name in left if kept.keeps(configs[name])), left[0])
+                left.remove(name)
+                run_file, overrides = runs[name]
+                own = overrides if seed is None else [*overrides, f"loop.seed={seed}"]
+                run, config = seed_folder(folder, name, seed), runfile.load(run_file, own)
+                train(run_file, config, run, resume=run.config.is_file(), redis=redis, kept=kept)
+                if not ended(run, config):
+                    raise UserError(f"{name} was stopped; resume with the same command")
     results = collect(plan, folder, numbers, set or ())
     replace_file(folder / "results.json", as_json(plan.name, results, steps))
     replace_file(folder / "results.md", as_markdown(plan.name, results, steps))
@@ -153,7 +159,7 @@ def collect(plan: Sweep, folder: Path, seeds: Sequence[int | None], overrides: S
         overrides: keys that the command overrode in every run.
     """
     runs = [
-        RunResult(entry.name, entry.file, (*entry.set, *overrides), measured(folder / entry.name, seeds))
+        RunResult(entry.name, entry.file, (*entry.set, *overrides), measured(folder, entry.name, seeds))
         for entry in plan.run
     ]
     return [summarised(run, runs[0] if at else None) for at, run in enumerate(runs)]

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Literal
 
 from cepo.run.folder import RunDir
 
 RESAMPLES = 10_000
+Measure = Literal["after", "training"]
 Row = Mapping[str, float | None]
 
 
@@ -35,6 +37,9 @@ class SeedResult:
     """(steps, generated tokens, held-out accuracy) of every evaluation."""
     seconds: float
     """Mean seconds of a step."""
+    training: float | None = None
+    """Mean accuracy of the training batches of all steps, which is the area under the curve of accuracy against steps.
+    A batch is sampled before it is trained on, so in the first epoch its problems are new to the policy."""
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> SeedResult:
@@ -49,7 +54,8 @@ class SeedResult:
                 curve.append((at, tokens, accuracy))
         after = curve[-1][2] if curve and curve[-1][0] > 0 else None
         seconds = fmean([row.get("time/step_seconds") or 0.0 for row in rows]) if rows else 0.0
-        return cls(before, after, tuple(curve), seconds)
+        batches = [accuracy for row in rows if (accuracy := row.get("accuracy/train")) is not None]
+        return cls(before, after, tuple(curve), seconds, fmean(batches) if batches else None)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class RunResult:
     """Its standard deviation over seeds, unbiased; None with fewer than two."""
     difference: Difference | None = None
     """None for the first run."""
+    training_difference: Difference | None = None
+    """The same for the mean accuracy of the training batches."""
 
 
 def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES) -> tuple[float, float]:
@@ -89,13 +97,16 @@ def mean_interval(values: Sequence[float], *, resamples: int = RESAMPLES) -> tup
     return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
 
 
-def paired(results: Mapping[int, SeedResult], first: Mapping[int, SeedResult]) -> Difference | None:
+def paired(
+    results: Mapping[int, SeedResult], first: Mapping[int, SeedResult], measure: Measure = "after"
+) -> Difference | None:
     """The difference of two runs within each seed that both have finished; None without such a seed."""
-    gaps = [
-        after - base
+    values = [
+        (getattr(results[seed], measure), getattr(first[seed], measure))
         for seed in sorted(results.keys() & first.keys())
-        if (after := results[seed].after) is not None and (base := first[seed].after) is not None
+        if results[seed].after is not None and first[seed].after is not None
     ]
+    gaps = [value - base for value, base in values if value is not None and base is not None]
     if not gaps:
         return None
     low, high = mean_interval(gaps) if len(gaps) > 1 else (None, None)
@@ -113,6 +124,7 @@ def summarised(run: RunResult, first: RunResult | None) -> RunResult:
         fmean(finals) if finals else None,
         stdev(finals) if len(finals) > 1 else None,
         paired(run.seeds, first.seeds) if first is not None else None,
+        paired(run.seeds, first.seeds, "training") if first is not None else None,
     )
 
 
@@ -149,10 +161,10 @@ def as_markdown(name: str, runs: Sequence[RunResult], steps: Mapping[str, int]) 
         "",
         f"Commit {commit()}; seeds {', '.join(map(str, seeds))}. Accuracy is held-out accuracy after the last step: "
         "mean and standard deviation over seeds. The difference is to the first run with the same seed, with its 95 % "
-        "bootstrap interval over seeds.",
+        "bootstrap interval over seeds. Training is the mean accuracy of the training batches of all steps.",
         "",
-        "| run | before | after | difference | seeds | steps | generated tokens | seconds a step |",
-        "|---|---|---|---|---|---|---|---|",
+        "| run | before | after | difference | training | difference | seeds | steps | generated tokens | s / step |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         cells = row_cells(run)
@@ -160,8 +172,8 @@ def as_markdown(name: str, runs: Sequence[RunResult], steps: Mapping[str, int]) 
             fmean([result.curve[-1][1] if result.curve else 0 for result in run.seeds.values()]) if run.seeds else 0
         )
         lines.append(
-            f"| {run.name} | {cells[0]} | {cells[1]} | {cells[2]} | {len(run.seeds)} | {steps[run.name]} | "
-            f"{tokens:,.0f} | {cells[3]} |"
+            f"| {run.name} | {cells[0]} | {cells[1]} | {cells[2]} | {training_cells(run)} | {len(run.seeds)} | "
+            f"{steps[run.name]} | {tokens:,.0f} | {cells[3]} |"
         )
     lines += ["", "| run | run file | overrides |", "|---|---|---|"]
     lines += [f"| {run.name} | `{run.file}` | {' '.join(f'`{key}`' for key in run.set) or '-'} |" for run in runs]
@@ -175,20 +187,39 @@ def row_cells(run: RunResult) -> tuple[str, str, str, str]:
     after = "-" if run.mean is None else f"{run.mean:.2%}"
     if run.deviation is not None:
         after += f" ± {run.deviation:.2%}"
-    difference = "-"
-    if (gap := run.difference) is not None:
-        difference = f"{100 * gap.mean:+.2f} points"
-        if gap.low is not None and gap.high is not None:
-            difference += f" [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}]"
     seconds = fmean([result.seconds for result in run.seeds.values()]) if run.seeds else 0.0
-    return before, after, difference, f"{seconds:.1f}"
+    return before, after, points(run.difference), f"{seconds:.1f}"
 
 
-def measured(folder: Path, seeds: Sequence[int | None]) -> dict[int, SeedResult]:
+def training_cells(run: RunResult) -> str:
+    """A run's mean accuracy of the training batches and its difference to the first run, as two cells."""
+    means = [result.training for result in run.seeds.values() if result.training is not None]
+    return f"{fmean(means):.2%} | {points(run.training_difference)}" if means else "- | -"
+
+
+def points(difference: Difference | None) -> str:
+    """A difference in percentage points with its interval, such as "+2.33 points [+2.00, +3.00]"; "-" without one."""
+    if difference is None:
+        return "-"
+    text = f"{100 * difference.mean:+.2f} points"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]"
+    return text
+
+
+def seed_folder(folder: Path, name: str, seed: int | None) -> RunDir:
+    """The folder of a run in a sweep's folder, such as cepo/cepo-seed-3.
+
+    The folder's name is the run's id, and runs that share their services need ids of their own.
+    """
+    return RunDir(folder / name if seed is None else folder / name / f"{name}-seed-{seed}")
+
+
+def measured(folder: Path, name: str, seeds: Sequence[int | None]) -> dict[int, SeedResult]:
     """The results of the seeds of a run that have started. None stands for the seed of the run file."""
     results = {}
     for seed in seeds:
-        run = RunDir(folder if seed is None else folder / f"seed-{seed}")
+        run = seed_folder(folder, name, seed)
         if rows := run.rows():
             results[_own_seed(run) if seed is None else seed] = SeedResult.of(rows)
     return results

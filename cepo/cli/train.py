@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,7 @@ from cepo.prompts.images import ImageStore
 from cepo.run import file as runfile
 from cepo.run.deployment import SPECS
 from cepo.run.folder import RunDir
-from cepo.run.local import Stack, running
+from cepo.run.local import KeptServices, Stack, running
 from cepo.run.lock import check_free, locked
 from cepo.run.resuming import check_changes, record
 
@@ -79,7 +79,14 @@ def resume(
 
 
 def run(
-    file: Path, config: RunConfig, folder: RunDir, *, resume: bool, allowed: Sequence[str] = (), redis: str = ""
+    file: Path,
+    config: RunConfig,
+    folder: RunDir,
+    *,
+    resume: bool,
+    allowed: Sequence[str] = (),
+    redis: str = "",
+    kept: KeptServices | None = None,
 ) -> None:
     """Runs or resumes a run to its end.
 
@@ -88,6 +95,7 @@ def run(
     Args:
         file: the run file that the summary suggests for further runs.
         allowed: fixed keys that a resume may change.
+        kept: services that run on after the run; default: the run starts and stops its own.
 
     Raises:
         UserError: a check blocks the run, the resume would change what it computes, or a second Ctrl-C stopped it.
@@ -98,7 +106,8 @@ def run(
     check_free(folder.launcher_lock, folder.trainer_lock)
     progress = ProgressDisplay(config, folder, redis)
     store = ImageStore(folder.images)
-    preflight = Preflight(config, folder.path, redis, starts=tuple(SPECS), store=store, resume=resume)
+    starts = ("trainer",) if kept is not None and kept.keeps(config) else tuple(SPECS)
+    preflight = Preflight(config, folder.path, redis, starts=starts, store=store, resume=resume)
     with ExitStack() as held:
         with store.transaction():
             notes = [finding.text for finding in run_checks(preflight) if finding.state == "note"]
@@ -106,11 +115,14 @@ def run(
             held.enter_context(locked(folder.launcher_lock))
             begin(folder, config, preflight.sets, resume=resume, excluded=preflight.excluded)
             record(folder, changed)
-        _train(Stack(config, folder, redis), progress)
+        if kept is None:
+            _train(Stack(config, folder, redis), progress, running)
+        else:
+            _train(kept.stack(config, folder), progress, kept.running)
     progress.summary(file)
 
 
-def _train(stack: Stack, progress: ProgressDisplay) -> None:
+def _train(stack: Stack, progress: ProgressDisplay, running: Callable[[Stack], AbstractContextManager[Stack]]) -> None:
     """Runs the processes until the run has ended, or is drained."""
     interrupts = 0
 

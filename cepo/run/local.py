@@ -15,15 +15,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cepo.errors import Unreachable
 from cepo.net.connections import free_ports, shown
-from cepo.net.files import replace_file
+from cepo.net.files import make_folder, replace_file
 from cepo.net.settings import Settings
 from cepo.run import embedded
 from cepo.run.child import Child
-from cepo.run.deployment import SPECS, environment, processes
+from cepo.run.deployment import SPECS, Spec, environment, processes
 from cepo.run.folder import RunDir
 from cepo.run.lines import Lines
 from cepo.run.redis_watch import RedisWatch
@@ -49,6 +50,7 @@ class Stack:
         services: Sequence[str] = tuple(SPECS),
         *,
         own_ports: bool = True,
+        home: RunDir | None = None,
     ) -> None:
         """Plans the processes; nothing is started.
 
@@ -57,11 +59,13 @@ class Stack:
             services: the services to start; the caller serves at the address of a service that is left out.
             own_ports: whether to take free ports, so that several runs fit on one machine; otherwise the ports of the
                 table are used.
+            home: the folder of Redis and of the logs of every process except the trainer; default: `run`.
         """
         planned = processes(config)
         specs = [spec for spec in planned if spec.name in services]
         ports = iter(free_ports(2 * len(SPECS) + 1))
         self.run = run
+        self._home = home or run
         self._redis_port = next(ports)
         password = secrets.token_urlsafe(32)
         self.redis_url = redis_url or f"redis://:{password}@127.0.0.1:{self._redis_port}/0"
@@ -76,21 +80,40 @@ class Stack:
         if not redis_url:
             self.children["redis"] = self._redis(password)
         for spec in specs:
-            command = [sys.executable, *spec.command(*[str(run.path)] * (spec.name == "trainer"))]
-            variables = environment(spec.settings(config, self._settings(spec.name, config)))
-            self.children[spec.name] = Child(spec.name, command, variables, run.logs / f"{spec.name}.log")
+            self.children[spec.name] = self._child(spec, config)
+
+    def serves(self, config: RunConfig) -> bool:
+        """Whether the services of this stack, other than the trainer, are those of another run too."""
+        planned = {spec.name: spec for spec in processes(config)}
+        if planned.keys() != self.grpc.keys():
+            return False
+        return all(
+            self._child(spec, config).environment == self.children[name].environment
+            for name, spec in planned.items()
+            if name != "trainer"
+        )
+
+    def follow(self, config: RunConfig, run: RunDir) -> None:
+        """Plans the trainer of another run, which `start` starts; the last run has ended, and `serves` holds."""
+        self.run = run
+        self._metrics = Lines(run.metrics)
+        self._steps = 0
+        self._draining = False
+        trainer = next(spec for spec in processes(config) if spec.name == "trainer")
+        self.children["trainer"] = self._child(trainer, config)
 
     def start(self) -> None:
-        """Starts Redis, waits for it, then starts the services.
+        """Starts Redis, waits for it, then starts the services; processes that were started before are left alone.
 
         Raises:
             Unreachable: the embedded Redis does not start.
         """
-        if "redis" in self.children:
+        if "redis" in self.children and not self.children["redis"].started:
             self.children["redis"].start()
             self._await_redis()
         for name in self.http:
-            self.children[name].start()
+            if not self.children[name].started:
+                self.children[name].start()
         addresses = {"redis": shown(self.redis_url), "grpc": self.grpc, "http": self.http}
         replace_file(self.run.path / "services.json", json.dumps(addresses, indent=2) + "\n")
 
@@ -150,7 +173,14 @@ class Stack:
             child.terminate()
         for child in others + ([redis] if redis else []):
             child.stop(min(grace, SERVICE_STOP_SECONDS))
-        shutil.rmtree(self.run.path / "redis", ignore_errors=True)
+        shutil.rmtree(self._home.path / "redis", ignore_errors=True)
+
+    def _child(self, spec: Spec, config: RunConfig) -> Child:
+        is_trainer = spec.name == "trainer"
+        command = [sys.executable, *spec.command(*[str(self.run.path)] * is_trainer)]
+        variables = environment(spec.settings(config, self._settings(spec.name, config)))
+        logs = self.run.logs if is_trainer else self._home.logs
+        return Child(spec.name, command, variables, logs / f"{spec.name}.log")
 
     def _settings(self, name: str, config: RunConfig) -> Settings:
         """The user's settings (tokens, certificates, host) with the addresses of this stack."""
@@ -166,8 +196,8 @@ class Stack:
         return Settings.from_environment(name).model_copy(update=ours)
 
     def _redis(self, password: str) -> Child:
-        command = embedded.command(self.run.path / "redis", self._redis_port, password)
-        return Child("redis", command, {}, self.run.logs / "redis.log")
+        command = embedded.command(self._home.path / "redis", self._redis_port, password)
+        return Child("redis", command, {}, self._home.logs / "redis.log")
 
     def _await_redis(self) -> None:
         from redis import Redis
@@ -197,3 +227,50 @@ def running(stack: Stack) -> Iterator[Stack]:
         raise
     finally:
         stack.stop(grace)
+
+
+class KeptServices:
+    """The services of several runs, one after another: only the trainer is started anew for each run.
+
+    A run whose services need other settings gets a new stack, and the old one is stopped first.
+    """
+
+    def __init__(self, folder: Path, redis_url: str = "") -> None:
+        """Starts nothing.
+
+        Args:
+            folder: gets the logs of the services and of Redis.
+        """
+        self._home = RunDir(folder)
+        self._redis_url = redis_url
+        self._stack: Stack | None = None
+
+    def keeps(self, config: RunConfig) -> bool:
+        """Whether the services that run now are those of a run."""
+        return self._stack is not None and self._stack.serves(config)
+
+    def stack(self, config: RunConfig, run: RunDir) -> Stack:
+        """The stack of the next run, not started if it is a new one."""
+        if self._stack is not None and self._stack.serves(config):
+            self._stack.follow(config, run)
+            return self._stack
+        self.close()
+        make_folder(self._home.logs)
+        self._stack = Stack(config, run, self._redis_url, home=self._home)
+        return self._stack
+
+    @contextlib.contextmanager
+    def running(self, stack: Stack) -> Iterator[Stack]:
+        """Starts what does not run yet; after an interrupt or an error, every process is stopped at once."""
+        try:
+            stack.start()
+            yield stack
+        except BaseException:
+            self.close(grace=0.0)
+            raise
+
+    def close(self, grace: float = STOP_SECONDS) -> None:
+        """Stops every process."""
+        if self._stack is not None:
+            self._stack.stop(grace)
+            self._stack = None

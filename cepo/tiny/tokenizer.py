@@ -4,6 +4,7 @@ All 256 bytes are in the vocabulary, so any text encodes and decodes unchanged. 
 prompts and a paragraph of prose, so that each word of the instruction and of the hint is one token.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,8 +44,12 @@ def corpus() -> list[str]:
     return [PROSE, *questions, *turns * 50]
 
 
-def build() -> PreTrainedTokenizerFast:
-    """Trains the tokenizer; the result is deterministic."""
+def build(texts: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer; the result is deterministic.
+
+    Args:
+        texts: the texts that the merges are learned from; default: `corpus()`.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -59,7 +64,7 @@ def build() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(corpus(), trainer)
+    backend.train_from_iterator(corpus() if texts is None else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,

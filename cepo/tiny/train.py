@@ -54,12 +54,12 @@ class Recipe:
         return [self.clean if step < clean_steps else self.full for step in range(self.num_steps)]
 
 
-def new_model() -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 with about 0.85 million parameters."""
+def new_model(hidden_size: int = 128) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3; of size 128 it has about 0.85 million parameters."""
     config = Qwen3Config(
         vocab_size=VOCABULARY_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -15,7 +15,9 @@ from cepo.cli.sweep_plot import draw
 from cepo.cli.sweep_results import RunResult, as_json, as_markdown, mean_interval
 from cepo.errors import UserError
 from cepo.run import file as runfile
+from cepo.run.config import RunConfig
 from cepo.run.folder import RunDir
+from cepo.run.local import KeptServices
 from tests.helpers.factories import RUNS
 
 SWEEPS = Path(__file__).parents[3] / "deploy" / "sweeps"
@@ -26,7 +28,8 @@ def test_every_run_of_a_shipped_sweep_loads(path: Path) -> None:
     found = sweep.read(path)
     assert found.name == path.stem
     for entry in found.run:
-        assert runfile.load(path.parent / entry.file, list(entry.set)).loop.steps == 50
+        steps = 12 if path.stem.startswith("evidence") else 50
+        assert runfile.load(path.parent / entry.file, list(entry.set)).loop.steps == steps
 
 
 def test_the_learning_rate_is_not_what_tells_the_methods_of_table_2_apart() -> None:
@@ -59,7 +62,13 @@ def rows(after: float, *, before: float = 0.5) -> list[dict[str, float]]:
     return [
         {"step": 0, "accuracy/eval_before": before, "time/step_seconds": 1.0, "tokens/generated": 100.0},
         {"step": 1, "accuracy/eval": 0.75, "time/step_seconds": 3.0, "tokens/generated": 100.0},
-        {"step": 2, "accuracy/eval": after, "time/step_seconds": 2.0, "tokens/generated": 100.0},
+        {
+            "step": 2,
+            "accuracy/eval": after,
+            "accuracy/train": after,
+            "time/step_seconds": 2.0,
+            "tokens/generated": 100.0,
+        },
     ]
 
 
@@ -91,7 +100,7 @@ def test_runs_are_compared_within_each_seed(tmp_path: Path) -> None:
     finals = {"first": [0.40, 0.50, 0.60, 0.61], "second": [0.42, 0.52, 0.63]}
     for name, values in finals.items():
         for seed, after in enumerate(values):
-            write_rows(tmp_path / name / f"seed-{seed}", rows(after))
+            write_rows(tmp_path / name / f"{name}-seed-{seed}", rows(after))
     first, second = sweep.collect(plan_of("first", "second"), tmp_path, [0, 1, 2, 3])
     assert (first.mean, first.deviation) == pytest.approx((fmean(finals["first"]), stdev(finals["first"])))
     assert first.difference is None
@@ -102,7 +111,8 @@ def test_runs_are_compared_within_each_seed(tmp_path: Path) -> None:
     assert (gap.low, gap.high) == pytest.approx((0.02, 0.03))
     assert "+2.33 points [+2.00, +3.00]" in printed([first, second])
     document = as_markdown("s", [first, second], {"first": 3, "second": 3})
-    assert "| second | 50.00% | 52.33% ± 10.50% | +2.33 points [+2.00, +3.00] | 3 | 3 | 300 | 2.0 |" in document
+    points = "+2.33 points [+2.00, +3.00]"
+    assert f"| second | 50.00% | 52.33% ± 10.50% | {points} | 52.33% | {points} | 3 | 3 | 300 | 2.0 |" in document
     stored = json.loads(as_json("s", [first, second], {"first": 3, "second": 3}))
     assert stored["runs"][1]["seeds"]["2"]["curve"] == [[0, 0, 0.5], [2, 200, 0.75], [3, 300, 0.63]]
     assert draw("s", [first, second], tmp_path / "curves")[0].read_bytes().startswith(b"\x89PNG")
@@ -147,12 +157,11 @@ def test_a_sweep_trains_what_is_not_complete_and_resumes_what_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`train` is replaced, because training would start engines."""
-    calls: list[tuple[str, list[str], bool, str]] = []
+    calls: list[tuple[str, int, bool, str]] = []
 
-    def train(file: Path, *, run_dir: Path, set: list[str], resume: bool, redis: str) -> None:
-        calls.append((run_dir.name, set, resume, redis))
-        run = RunDir(run_dir)
-        run.create(runfile.load(file, set), resume=resume)
+    def train(file: Path, config: RunConfig, run: RunDir, *, resume: bool, redis: str, kept: KeptServices) -> None:
+        calls.append((run.name, config.loop.steps, resume, redis))
+        run.create(config, resume=resume)
         for step in range(len(run.rows()), 2):
             run.append({"step": step, "time/step_seconds": 1.0})
 
@@ -165,33 +174,50 @@ def test_a_sweep_trains_what_is_not_complete_and_resumes_what_was_stopped(
     stopped.create(runfile.load(RUNS / "tiny_cepo.toml", ["loop.steps=2"]), resume=False)
     stopped.append({"step": 0, "time/step_seconds": 1.0})
     sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=2"], redis="redis://r/0")
-    expected = [("a", ["loop.steps=2"], False, "redis://r/0"), ("b", ["loop.steps=2"], True, "redis://r/0")]
+    expected = [("a", 2, False, "redis://r/0"), ("b", 2, True, "redis://r/0")]
     assert calls == expected
     sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=2"])
     assert calls == expected
     with pytest.raises(UserError, match=r"^a was stopped; resume with the same command$"):
         sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"])
     assert capsys.readouterr().out.count("seconds a step") == 2
-    assert "b | - | - | - | 1 | 2 |" in (folder / "results.md").read_text()
+    assert "b | - | - | - | - | - | 1 | 2 |" in (folder / "results.md").read_text()
 
 
 def test_a_sweep_with_seeds_trains_every_run_with_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[tuple[str, int]] = []
 
-    def train(file: Path, *, run_dir: Path, set: list[str], resume: bool, redis: str) -> None:
-        config = runfile.load(file, set)
-        trained.append((str(run_dir.relative_to(folder)), config.loop.seed))
-        RunDir(run_dir).create(config, resume=resume)
+    def train(file: Path, config: RunConfig, run: RunDir, *, resume: bool, redis: str, kept: KeptServices) -> None:
+        trained.append((str(run.path.relative_to(folder)), config.loop.seed))
+        run.create(config, resume=resume)
         for row in rows(0.6 + config.loop.seed / 100):
-            RunDir(run_dir).append(row)
+            run.append(row)
 
     folder = tmp_path / "runs"
     monkeypatch.setattr(sweep, "train", train)
     text = "".join(f'[[run]]\nname = "{name}"\nfile = "{RUNS / "tiny_cepo.toml"}"\n' for name in "ab")
     (tmp_path / "s.toml").write_text('name = "s"\n' + text)
     sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"], seeds="4-5")
-    assert trained == [("a/seed-4", 4), ("b/seed-4", 4), ("a/seed-5", 5), ("b/seed-5", 5)]
+    assert trained == [(f"{name}/{name}-seed-{seed}", seed) for seed in (4, 5) for name in "ab"]
     written = {"results.json", "results.md", "curves.png", "curves.svg"}
     assert {path.name for path in folder.iterdir()} == {"a", "b"} | written
     sweep.sweep(tmp_path / "s.toml", run_dir=folder, set=["loop.steps=3"], seeds="4-5")
     assert len(trained) == 4
+
+
+def test_the_evidence_is_written_for_every_method_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shortened form of docs/evidence.md's command; a nightly test runs it with engines."""
+
+    def train(file: Path, config: RunConfig, run: RunDir, *, resume: bool, redis: str, kept: KeptServices) -> None:
+        run.create(config, resume=resume)
+        for row in rows(0.5 + config.loop.seed / 100):
+            run.append(row)
+
+    monkeypatch.setattr(sweep, "train", train)
+    sweep.sweep(SWEEPS / "evidence.toml", run_dir=tmp_path, set=["loop.steps=3"], seeds="0-1")
+    names = [entry.name for entry in sweep.read(SWEEPS / "evidence.toml").run]
+    assert names[:4] == ["grpo", "rlsd", "cepo", "cepo-own-answer"]
+    stored = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [(run["name"], len(run["seeds"])) for run in stored] == [(name, 2) for name in names]
+    configs = [runfile.load(SWEEPS / entry.file, list(entry.set)) for entry in sweep.read(SWEEPS / "evidence.toml").run]
+    assert len({(config.optim.lr, config.sampling.prompts, config.sampling.samples) for config in configs}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 from cepo.errors import UserError
 from cepo.run.child import MAX_RESTARTS, Child, ServiceDown
 from cepo.run.folder import RunDir
-from cepo.run.local import Stack, running
+from cepo.run.local import KeptServices, Stack, running
 from cepo.run.redis_watch import RedisWatch
 from tests.helpers.factories import make_config
 from tests.helpers.processes import ends
@@ -98,6 +99,43 @@ def test_a_colocated_teacher_is_no_process(tmp_path: Path) -> None:
     stack = Stack(make_config("engine.teacher=colocated"), RunDir(tmp_path))
     assert set(stack.children) == {"redis", "rollout", "verifier", "trainer"}
     assert set(stack.grpc) == set(stack.http) == {"rollout", "verifier", "trainer"}
+
+
+def test_kept_services_get_a_new_trainer_for_each_run_and_give_way_to_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[str, str]] = []
+    stopped: list[str] = []
+
+    def start(child: Child) -> None:
+        started.append((child.name, child.command[-1]))
+        child.started.append(time.monotonic())
+
+    monkeypatch.setattr(Child, "start", start)
+    monkeypatch.setattr(Child, "stop", lambda child, grace: stopped.append(child.name))
+    monkeypatch.setattr(Stack, "_await_redis", lambda stack: None)
+    kept = KeptServices(tmp_path / "services")
+    config, other = make_config(), make_config("engine.max_num_seqs=7")
+    runs = [make_run(tmp_path / name) for name in ("one", "two", "three")]
+    assert not kept.keeps(config)
+    with kept.running(kept.stack(config, runs[0])) as first:
+        assert [name for name, _ in started] == ["redis", "rollout", "verifier", "teacher", "trainer"]
+        assert first.children["rollout"].log == tmp_path / "services" / "logs" / "rollout.log"
+        assert first.children["trainer"].log == runs[0].logs / "trainer.log"
+    assert kept.keeps(make_config("algorithm.name=grpo"))
+    assert not kept.keeps(other)
+    with kept.running(kept.stack(config, runs[1])) as second:
+        assert second is first
+        assert started[5:] == [("trainer", str(runs[1].path))]
+        assert json.loads((runs[1].path / "services.json").read_text())["grpc"] == first.grpc
+    assert stopped == []
+    third = kept.stack(other, runs[2])
+    assert third is not first
+    assert {*stopped} == {"redis", "rollout", "verifier", "teacher", "trainer"}
+    with pytest.raises(KeyboardInterrupt), kept.running(third):
+        raise KeyboardInterrupt
+    assert len(stopped) == 10
+    assert not kept.keeps(other)
 
 
 def test_the_verifier_alone_is_given_the_runs_reward_functions(tmp_path: Path) -> None:
