@@ -3,7 +3,7 @@
 Four turns say how far to turn a dial. The fifth, the decision, says which digit of the start to set its dial to: the
 largest, the smallest, or the digit of another dial. The turns touch different dials, so they may be made in any order,
 and every line of a solution copies the whole lock. A wrong decision is therefore carried to the answer, whose digits
-say how each dial was turned.
+say how each dial was turned. The data files have the first two kinds of decision alone: the model guesses the third.
 
 Example: the lock shows 27413, "A up 3, B down 2, C to most, D up 4, E to 5" has the answer 55755.
 
@@ -38,6 +38,11 @@ class LockProblem:
     def decision(self) -> int:
         """Index of the dial whose turn is the decision."""
         return next(dial for dial, turn in self.turns if turn.startswith("as "))
+
+    @property
+    def names_extreme(self) -> bool:
+        """Whether the decision names the largest or the smallest digit, not another dial."""
+        return dict(self.turns)[self.decision].split()[1] in (LARGEST, SMALLEST)
 
     @property
     def digits(self) -> dict[int, str]:
@@ -108,11 +113,16 @@ def write(path: Path, rows: Iterator[LockProblem]) -> None:
     replace_file(path, "".join(lines))
 
 
+def extremes(seed: int, *, held_out: bool) -> Iterator[LockProblem]:
+    """Yields the problems of the data files: their decision names an extreme, which the model has partly learned."""
+    return (problem for problem in locks(seed, held_out=held_out) if problem.names_extreme)
+
+
 def main() -> None:
     """Writes the training and the held-out problems."""
     make_folder(DATA)
-    write(DATA / "lock_train.jsonl", islice(locks(0, held_out=False), 2048))
-    write(DATA / "lock_eval.jsonl", islice(locks(1, held_out=True), 256))
+    write(DATA / "lock_train.jsonl", islice(extremes(0, held_out=False), 2048))
+    write(DATA / "lock_eval.jsonl", islice(extremes(1, held_out=True), 256))
 
 
 if __name__ == "__main__":

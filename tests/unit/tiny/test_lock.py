@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cepo.messages.hints import HINT
-from cepo.tiny.lock import LockProblem, locks
+from cepo.tiny.lock import LockProblem, extremes, locks
 from cepo.tiny.lock_demos import LockMixture, lock_demonstrations, solution
 from cepo.tiny.lock_roles import ROLES, parse, roles, summary, wrong_decision
 from cepo.tiny.task import DATA
@@ -39,7 +39,7 @@ def test_a_problem_has_one_decision_and_its_answer_shows_every_turn() -> None:
 @pytest.mark.parametrize(("name", "seed", "held_out"), [("train", 0, False), ("eval", 1, True)])
 def test_the_shipped_locks_are_what_the_task_writes(name: str, seed: int, held_out: bool) -> None:
     rows = [json.loads(line) for line in (DATA / f"lock_{name}.jsonl").read_text().splitlines()]
-    drawn = islice(locks(seed, held_out=held_out), len(rows))
+    drawn = islice(extremes(seed, held_out=held_out), len(rows))
     assert [(row["question"], row["answer"]) for row in rows] == [(each.question, each.answer) for each in drawn]
 
 
@@ -109,7 +109,7 @@ def test_the_shipped_model_credits_the_step_that_errs() -> None:
         logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
 
-    for problem in islice(locks(1, held_out=True), 24):
+    for problem in islice(extremes(1, held_out=True), 24):
         response, answer = solution(problem, rng.choice(problem.wrong_decisions), rng)
         ids = [*tiny.encode(response), END_ID]
         right, rejected = (logps(prompt_ids(problem.question, hint), ids) for hint in (problem.answer, answer))
