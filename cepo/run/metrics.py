@@ -93,6 +93,8 @@ METRICS: dict[str, dict[str, str]] = {
         "credit/fork_fraction": "share of these other tokens",
         "credit/ruled_out_blamed": "share of wrong responses in which the first token with a probability below 5 % "
         "under r+ is blamed: delta below -`dead_band`; over those that have such a token",
+        "credit/answer_share": "CEPO, RLCSD: share of the total size of delta that lies on the final answer, over the "
+        "first 16 groups; the rest is on the steps",
         "credit/clip_fraction": "share of weights outside 1 - eps_w and 1 + eps_w",
         "credit/clip_low_fraction": "share of weights below 1 - eps_w",
         "credit/clip_high_fraction": "share of weights above 1 + eps_w",

@@ -27,8 +27,10 @@ from services.trainer.learning.learner import Learner
 from services.trainer.pipeline import Pipeline
 from services.trainer.publisher import Publisher
 from services.trainer.report import (
+    ANSWER_GROUPS,
     Groups,
     accuracy,
+    answer_share,
     failures,
     finished,
     first_failure,
@@ -213,7 +215,7 @@ def _learn(run: Run, groups: Groups, supply: Supply, step: int) -> Metrics:
         run.status.note(warning)
     prompts = [group for group in chosen if group.task.origin is None]
     run.rollouts.train(step, prompts, adv_BT)
-    return metrics | learned
+    return metrics | learned | answer_share(prompts[:ANSWER_GROUPS], run.rollouts.pieces)
 
 
 def _note_skipped(run: Run, learned: Metrics, step: int) -> None:

@@ -16,11 +16,13 @@ from cepo.messages.groups import (
     Stage,
     Verdict,
 )
+from cepo.messages.vocabulary import DEAD_BAND
 from cepo.run.best import CHOICE, PROBLEMS, REPORT
 from cepo.run.causes import root_cause
 from cepo.run.folder import RunDir
 from cepo.run.lines import Row
 from cepo.service.stage import GIVEN_UP
+from services.trainer.rollouts import Pieces
 
 REASONS = (
     EvidenceReason.ASKED,
@@ -31,6 +33,8 @@ REASONS = (
     EvidenceReason.TOO_FEW,
 )
 """The reasons that an r- can have, in the order of their metrics."""
+ANSWER_GROUPS = 16
+"""Groups of a step whose responses are split into tokens for `answer_share`."""
 SERVICES = {Stage.ROLLOUT: "rollout", Stage.VERIFY: "verifier", Stage.TEACH: "teacher"}
 """The service of each stage."""
 Groups = Sequence[EvidencedGroup | GroupFailed]
@@ -177,6 +181,34 @@ def failures(groups: Groups, step: int, run: RunDir) -> list[Row]:
                 error = f"{verdict.outcome.name.lower()}: {verdict.reason}"
                 rows.append({**about, "sample": sample, "stage": "verify", "error": error, "deliveries": 1})
     return rows
+
+
+def answer_share(groups: Groups, pieces: Pieces) -> dict[str, float]:
+    """The share of the sum of |delta| on the final answer: the last place of the extracted answer in each response.
+
+    delta is the log-prob under the first r+ less that under the first r-; without both there is no metric. A delta
+    within the dead band counts as 0.
+    """
+    on_answer, total = 0.0, 0.0
+    for group in finished(groups):
+        rows = {evidence.ask.context: evidence.rows for evidence in reversed(group.evidence)}
+        if not {ContextName.ANSWER, ContextName.REJECTED} <= rows.keys():
+            return {}
+        for at, completion in enumerate(group.scored.rollout.completions):
+            right, rejected = rows[ContextName.ANSWER][at], rows[ContextName.REJECTED][at]
+            answer = group.scored.verdicts[at].extracted
+            if not (right.applicable and rejected.applicable) or len(right.logps) != len(completion.token_ids):
+                continue
+            texts = pieces(completion.token_ids)
+            first = "".join(texts).rfind(answer) if answer else -1
+            start = 0
+            for text, plus, minus in zip(texts, right.logps, rejected.logps, strict=True):
+                size = abs(plus - minus)
+                size = size if size > DEAD_BAND else 0.0
+                total += size
+                on_answer += size * (0 <= first < start + len(text) and start < first + len(answer))
+                start += len(text)
+    return {"credit/answer_share": on_answer / total if total else 0.0}
 
 
 def _mean(values: Sequence[float | bool]) -> float:

@@ -40,7 +40,7 @@ class RolloutWriter:
         self._rollouts = rollouts
         self._limit = telemetry.rollouts_per_step
         self._bytes = telemetry.rollouts_gigabytes * 1e9
-        self._pieces = pieces
+        self.pieces = pieces
         self._thread = ThreadPoolExecutor(1, "rollouts")
         self._writing: Future[None] | None = None
 
@@ -83,7 +83,7 @@ class RolloutWriter:
         for group in groups[: self._limit]:
             samples = len(group.scored.verdicts)
             advantages = None if adv_BT is None else adv_BT[row : row + samples]
-            records.append(record(group, advantages, self._pieces))
+            records.append(record(group, advantages, self.pieces))
             row += samples
         self._rollouts.write(source, number, records)
         self._rollouts.bound(self._bytes)

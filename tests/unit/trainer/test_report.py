@@ -25,6 +25,7 @@ from cepo.run.folder import RunDir
 from cepo.service.stage import GIVEN_UP
 from services.trainer.report import (
     accuracy,
+    answer_share,
     failures,
     finished,
     first_failure,
@@ -132,6 +133,34 @@ def test_a_step_of_failures_reports_zeros_and_the_failures() -> None:
     assert metrics.pop("groups/failed") == metrics.pop("groups/total") == 2.0
     assert set(metrics.values()) == {0.0}
     assert finished([make_failed()]) == []
+
+
+def test_the_share_of_credit_on_the_final_answer_is_that_of_its_last_place() -> None:
+    """The answer 12 stands in two lines; only the second is the final answer. 0.005 nats are within the dead band."""
+    pieces = ["1", "2", "\n", "{1", "2", "}"]
+    (group,) = make_ragged([(6, 6)])
+    verdicts = [v.model_copy(update={"extracted": "12"}) for v in group.scored.verdicts]
+    deltas = {ContextName.ANSWER: (-3.0, 0.0, 0.005, -0.5, -0.5, 0.0), ContextName.REJECTED: (0.0,) * 6}
+    evidence = [
+        each.model_copy(
+            update={
+                "rows": tuple(
+                    row.model_copy(
+                        update={"logps": Float32Array.of(deltas[each.ask.context]), "applicable": index == 0}
+                    )
+                    for index, row in enumerate(each.rows)
+                )
+            }
+        )
+        for each in group.evidence
+    ]
+    scored = group.scored.model_copy(update={"verdicts": tuple(verdicts)})
+    group = group.model_copy(update={"scored": scored, "evidence": tuple(evidence)})
+    assert answer_share([group, make_failed()], lambda ids: pieces) == {"credit/answer_share": 0.25}
+    alone = group.model_copy(update={"evidence": tuple(evidence[:1])})
+    assert answer_share([alone], lambda ids: pieces) == {}
+    none = scored.model_copy(update={"verdicts": tuple(v.model_copy(update={"extracted": ""}) for v in verdicts)})
+    assert answer_share([group.model_copy(update={"scored": none})], lambda ids: pieces) == {"credit/answer_share": 0.0}
 
 
 def test_what_was_given_up_is_named_with_its_reason(tmp_path: Path) -> None:
