@@ -8,6 +8,7 @@ Example, with the decision C: the roles of the last two lines of a solution are
     \\boxed{56408}           words answer answer answer answer answer words
 """
 
+import gzip
 import json
 import re
 import sys
@@ -63,10 +64,15 @@ def wrong_decision(problem: LockProblem, text: str) -> bool:
     return all((box[1][dial] != digits[dial]) == (dial == problem.decision) for dial in digits)
 
 
+def stored_groups(file: Path) -> list[dict[str, Any]]:
+    """The groups of a file of rollouts, or of the compressed file of that name."""
+    data = file.read_bytes() if file.is_file() else gzip.decompress(file.with_name(f"{file.name}.gz").read_bytes())
+    return [json.loads(line) for line in data.splitlines()]
+
+
 def credits(run: Path, step: int) -> Iterator[tuple[LockProblem, dict[str, Any], list[float]]]:
     """The problem, the stored sample and the delta of every measured response of a step."""
-    for line in (run / "rollouts" / f"step-{step:06d}.jsonl").read_text().splitlines():
-        group = json.loads(line)
+    for group in stored_groups(run / "rollouts" / f"step-{step:06d}.jsonl"):
         problem = parse(group["prompt"][-1]["content"])
         for sample in group["samples"]:
             if len(sample["evidence"]) < 2:
