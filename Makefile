@@ -8,13 +8,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BENCHMARKS := $(filter-out report,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help gpu train test nightly check bench docs proto sbom format clean
+.PHONY: help gpu train test nightly images check bench docs proto sbom format clean
 
 help:
 	@echo "make train   train the tiny model with CEPO: embedded Redis, four services, a few minutes on two cores"
 	@echo "make gpu     install for NVIDIA GPUs instead: driver 580 or newer (CUDA 13), Ampere or newer; then .venv/bin/cepo"
 	@echo "make test    the CPU test suite; ARGS=\"-k name\" for a part of it"
 	@echo "make nightly the long tests that 'make test' leaves out; ARGS as for test"
+	@echo "make images  the pip steps of the container images, and a run in namespaces like containers; needs root, no Docker"
 	@echo "make check   format, lint, types, import rules, generated code, dependencies"
 	@echo "make docs    the reference pages of docs/ from the code"
 	@echo "make bench   every benchmark, to benchmarks/results and docs/benchmarks.md; ARGS=--quick for about a minute each"
@@ -53,6 +54,9 @@ endif
 
 nightly: $(INSTALLED)
 	@$(BIN)/python -m pytest -m nightly $(ARGS)
+
+images: $(INSTALLED)
+	@$(BIN)/python -m pytest -m nightly tests/images $(ARGS)
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .

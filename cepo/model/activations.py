@@ -88,7 +88,7 @@ def pass_bytes(
     make_lean(peft)
     if checkpointing:
         checkpoint_layers(model)
-    prompts, responses = _group(tokens, len(model.get_input_embeddings().weight))
+    prompts, responses = counted_group(tokens, len(model.get_input_embeddings().weight))
     with torch.set_grad_enabled(training), LiveBytes(peft) as live:
         states = response_states(model, prompts, responses, 1.0)
         logp_N = target_logps(states.hidden_ND, states.target_N, model.get_output_embeddings().weight, 1.0)
@@ -97,7 +97,7 @@ def pass_bytes(
     return live.peak
 
 
-def _group(tokens: int, words: int) -> tuple[list[list[int]], list[list[int]]]:
+def counted_group(tokens: int, words: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and responses with `tokens` distinct tokens: a shared prompt of a fifth, at most 512, and responses."""
     shared = min(RESPONSE, tokens // 5)
     left = tokens - shared

@@ -1,7 +1,7 @@
 """Processes as containers run them, without a container engine: a mount namespace with its own root.
 
-The root file system holds the system's programs and libraries, read-only, and only the folders that are named; a process
-runs as a user without capabilities and sees the processes of its own namespace.
+The root file system holds the system's programs and libraries, read-only, and only the folders that are named; a
+process runs as a user without capabilities and sees the processes of its own namespace.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 POSSIBLE = os.geteuid() == 0 and shutil.which("unshare") is not None and shutil.which("setpriv") is not None
 SYSTEM = ("bin", "etc", "lib", "lib32", "lib64", "sbin", "usr")
 DEVICES = ("null", "zero", "full", "random", "urandom")
+PYTHON = f"{sys.base_prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
 UNPRIVILEGED = "--clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all"
 
 
@@ -44,7 +45,7 @@ class Box:
             *(self._system(name) for name in SYSTEM),
             *([] if sys.base_prefix.startswith("/usr") else self._bound(Path(sys.base_prefix), sys.base_prefix, "ro")),
             "mkdir -p dev proc tmp image/bin && mount -t proc proc proc",
-            f"ln -s {shlex.quote(sys._base_executable)} image/bin/python",
+            f"ln -s {shlex.quote(PYTHON)} image/bin/python",
             "mount -t tmpfs -o mode=755 tmpfs dev && mkdir dev/shm",
             *(f"touch dev/{name} && mount --bind /dev/{name} dev/{name}" for name in DEVICES),
             f"mount -t tmpfs -o mode=1777,size={self.shm_bytes} tmpfs dev/shm",
@@ -57,13 +58,19 @@ class Box:
             "" if self.writable_root else "mount -o remount,ro,bind dev && mount -o remount,ro,bind .",
             f'exec chroot . {become} /usr/bin/env -C {self.working_dir} PATH="$inside" {shlex.join(words)}',
         ]
-        namespaces = ["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+        namespaces = ["--mount", "--pid", "--fork", "--propagation", "private"]
         return ["unshare", *namespaces, "bash", "-c", "\n".join(lines)]
 
-    def run(self, words: Sequence[str], scratch: Path, variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, words: Sequence[str], scratch: Path, variables: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end; only the given variables are set."""
         return subprocess.run(
-            self.command(words, scratch), env=dict(variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command(words, scratch),
+            env=dict(variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     @staticmethod
@@ -72,7 +79,9 @@ class Box:
         path = Path("/") / name
         if path.is_symlink():
             return f"ln -s {path.readlink()} {name}"
-        return f"mkdir {name} && mount --rbind /{name} {name} && mount -o remount,ro,bind {name}" if path.is_dir() else ""
+        return (
+            f"mkdir {name} && mount --rbind /{name} {name} && mount -o remount,ro,bind {name}" if path.is_dir() else ""
+        )
 
     @staticmethod
     def _bound(folder: Path, inside: str, mode: str) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cepo.net.environment import child_environment
 from tests.images.box import Box
 from tests.images.dockerfile import ROOT, stages
@@ -39,7 +41,7 @@ class Images:
 
     def _build(self, name: str) -> Path:
         folder = self._folder / name
-        for part in ("cepo", "build", "bin", "context"):
+        for part in ("cepo", "bin", "context", "scratch"):
             (folder / part).mkdir(parents=True)
         tracked = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
         subprocess.run(["tar", "-x", "-C", folder / "context"], input=tracked, check=True)
@@ -47,30 +49,25 @@ class Images:
             shutil.copytree(
                 self.environment("cpu"), folder / "cepo", dirs_exist_ok=True, symlinks=True, copy_function=os.link
             )
-        *_, build = stages(name)[:2] if name == "rollout" else stages(name)[:1]
-        for command in build.runs:
-            if "triton.backends" in command:
-                self._triton(folder)
-            if not command.startswith("useradd"):
-                self._run(folder, command)
-        return folder / "cepo"
-
-    def _triton(self, folder: Path) -> None:
-        """Installs the Triton that PyTorch's CUDA build brings, where PyTorch has no CUDA."""
-        pins = (ROOT / "deploy" / "requirements" / "gpu.txt").read_text()
-        (pin,) = re.findall(r"^triton==\S+", pins, re.MULTILINE)
-        self._run(folder, f"python -c 'import triton' || pip install --no-cache-dir --no-deps {pin}")
-
-    def _run(self, folder: Path, command: str) -> None:
+        commands = [command for command in stages(name)[0].runs if not command.startswith("useradd")]
+        places = [at for at, command in enumerate(commands) if "triton.backends" in command]
+        for at in places:
+            commands.insert(at, triton())
         packages = {f"/opt/{path.name}": path for path in Path("/opt").iterdir() if path.name != "cepo"}
-        folders = {"/opt/cepo": folder / "cepo", "/build": folder / "build", "/context": folder / "context"}
-        box = Box(folders | packages | {"/usr/local/bin": folder / "bin"}, frozenset(packages), writable_root=True)
+        folders = {"/opt/cepo": folder / "cepo", "/context": folder / "context", "/usr/local/bin": folder / "bin"}
+        box = Box(folders | packages, set(packages), writable_root=True)
         machine = {key: value for key, value in child_environment({}).items() if MACHINE.match(key)}
         variables = {"PATH": f"/opt/cepo/bin:{PATH}", "HOME": "/tmp", **machine}
-        scratch = folder / "scratch"
-        scratch.mkdir(exist_ok=True)
-        ended = box.run(["bash", "-ec", command], scratch, variables)
-        assert ended.returncode == 0, f"{command}\n{ended.stdout[-3000:]}"
+        ended = box.run(["bash", "-exc", "\n".join(commands)], folder / "scratch", variables)
+        assert ended.returncode == 0, ended.stdout[-3000:]
+        return folder / "cepo"
+
+
+def triton() -> str:
+    """A command that installs the Triton that PyTorch's CUDA build brings, where PyTorch has no CUDA."""
+    pins = (ROOT / "deploy" / "requirements" / "gpu.txt").read_text()
+    (pin,) = re.findall(r"^triton==\S+", pins, re.MULTILINE)
+    return f"python -c 'import triton' || pip install --no-cache-dir --no-deps {pin}"
 
 
 class Container:
@@ -99,6 +96,13 @@ class Container:
         with (folder / f"{self.name}.log").open("wb") as log:
             command = self._box.command(self.command, self._scratch(folder))
             return subprocess.Popen(command, env=self.variables, stdout=log, stderr=subprocess.STDOUT)
+
+    @staticmethod
+    def end(process: subprocess.Popen[bytes]) -> None:
+        """Kills a started service; with the first process of its namespace, all of them end."""
+        for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+            child.kill()
+        process.wait()
 
     def run(self, words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         """Runs another command in such a container."""

