@@ -96,9 +96,11 @@ def by_ids(engine: Any, prompts: list[Ids], responses: list[Ids]) -> list[list[f
 
 def timed(work: Callable[[], list[list[float]]], logp_BT: Tensor) -> dict[str, Any]:
     """Median seconds after a first round; `refused` with vLLM's reason where it cannot."""
+    from vllm.exceptions import VLLMValidationError
+
     try:
         theirs_BT = torch.tensor(work())
-    except ValueError as error:
+    except VLLMValidationError as error:
         return {"refused": str(error).splitlines()[0]}
     seconds = []
     for _ in range(ROUNDS):

@@ -143,3 +143,4 @@ def await_health(container: Container, process: subprocess.Popen[bytes], folder:
         log = (folder / f"{container.name}.log").read_text()[-3000:]
         assert process.poll() is None, log
         assert time.monotonic() < deadline, log
+        time.sleep(2)
