@@ -45,6 +45,7 @@ class Box:
             *(self._system(name) for name in SYSTEM),
             *([] if sys.base_prefix.startswith("/usr") else self._bound(Path(sys.base_prefix), sys.base_prefix, "ro")),
             "mkdir -p dev proc tmp image/bin && mount -t proc proc proc",
+            "mkdir sys && mount --rbind /sys sys && mount -o remount,ro,bind sys",
             f"ln -s {shlex.quote(PYTHON)} image/bin/python",
             "mount -t tmpfs -o mode=755 tmpfs dev && mkdir dev/shm",
             *(f"touch dev/{name} && mount --bind /dev/{name} dev/{name}" for name in DEVICES),
