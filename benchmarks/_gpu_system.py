@@ -45,6 +45,9 @@ def system(shape: str, folder: Path, seconds: float) -> dict[str, Any]:
         figures: dict[str, Any] = {"start_seconds": round(started, 1)}
         figures["canary"] = asyncio.run(canary(engines, *settings))
         figures["reload"] = reloads(engines, *settings)
+        trained(
+            engines, tiny("cepo", *settings, step.FROZEN, "loop.steps=2"), "warm-up"
+        )  # compiles the teacher's kernels
         figures["steps"] = dict(cases(engines, lengths, settings, deadline))
     return figures | {"memory": planned(settings, used)}
 
