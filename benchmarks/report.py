@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
+from benchmarks._picture import draw
 from benchmarks._report import RESULTS
 
 Result = dict[str, Any]
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 CHART = PAGE.with_suffix(".png")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-WIDTH, ROW, LEFT, RIGHT, TOP = 1000, 44, 130, 90, 70
-MET, MISSED, INK, PALE = "#0072b2", "#d55e00", "#1a1a1a", "#dddddd"
 
 
 def results(folder: Path) -> list[Result]:
@@ -66,25 +63,6 @@ def table(found: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def chart(found: Sequence[Result], file: Path) -> None:
-    """A bar chart of each ratio divided by its aim; the line is the aim."""
-    height = TOP + ROW * len(found) + 30
-    image = Image.new("RGB", (WIDTH, height), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
-    shares = [result["ratio"] / result["aim"] for result in found]
-    scale = (WIDTH - LEFT - RIGHT) / max(1.0, *shares)
-    draw.text((20, 16), "Ratio to the alternative, as a multiple of the aim (line: the aim)", INK, font)
-    for row, (result, share) in enumerate(zip(found, shares, strict=True)):
-        y, end = TOP + row * ROW, LEFT + scale * share
-        draw.text((LEFT - 10, y + 14), result["name"], INK, font, anchor="rm")
-        draw.rectangle((LEFT, y, end, y + 28), MET if result["met"] else MISSED)
-        draw.text((end + 8, y + 14), f"{share:.2f}", INK, font, anchor="lm")
-    at = LEFT + scale
-    draw.line((at, TOP - 14, at, height - 20), INK, 2)
-    draw.line((LEFT, TOP - 14, LEFT, height - 20), PALE, 1)
-    image.save(file, optimize=True)
-
-
 def write(page: Path, text: str) -> None:
     """Replaces the text between the page's two markers."""
     before, _, rest = page.read_text().partition(BEGIN)
@@ -95,7 +73,7 @@ def write(page: Path, text: str) -> None:
 def main() -> None:
     """Reads all results and writes the page and the chart."""
     found = results(RESULTS)
-    chart(found, CHART)
+    draw(found, CHART)
     write(PAGE, table(found))
 
 

@@ -34,6 +34,12 @@ def document(
 
 
 @cache
+def shared_style() -> str:
+    """The style of every page: colours for light and dark, cards, buttons and fields."""
+    return (_SHARED / "base.css").read_text("utf-8")
+
+
+@cache
 def _shell(title: str, folder: Path, styles: tuple[str, ...], scripts: tuple[str, ...]) -> str:
     looks = [*(_SHARED / name for name in _STYLES), *(folder / name for name in styles)]
     code = [*(_SHARED / name for name in _SCRIPTS), *(folder / name for name in scripts)]

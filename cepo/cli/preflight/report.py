@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cepo.cli.preflight.examples import ExamplePrompt
 from cepo.cli.preflight.preflight import CheckFinding
+from cepo.pages import shared_style
 from cepo.prompts.pixels import picture
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "bold red")}
@@ -23,21 +24,39 @@ CONTEXT_CHARACTERS = 80
 DRAWING_PIXELS = 96
 """The largest width and height of a drawing; a character shows two pixels, one above the other."""
 PAGE = """<!doctype html>
+<html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{name}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-body {{ color: #1a1a1a; background: #fff; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: 1rem; }}
-figure {{ margin: 1rem 0; }}
-img {{ max-width: 100%; min-width: 12rem; border: 1px solid #ccc; }}
-mark {{ background: #ffe08a; }}
-td {{ padding: 0 1rem 0 0; vertical-align: top; }}
+{style}
+main {{ padding-bottom: 2rem; }}
+main > * {{ min-width: 0; }}
+h1 {{ overflow-wrap: anywhere; padding: 1.75rem 0 .5rem; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: .6rem 0 0; font: .92rem/1.5 var(--mono); }}
+h2 {{ text-transform: none; letter-spacing: 0; font-size: .9rem; }}
+figure {{ margin: 0; }}
+figcaption {{ color: var(--soft); overflow-wrap: anywhere; }}
+img {{ max-width: 100%; min-width: 12rem; border: 1px solid var(--line); border-radius: 9px; background: #fff; }}
+mark {{ background: rgb(var(--up) / .3); color: inherit; border-radius: 4px; }}
+dl {{ display: grid; grid-template-columns: 3.2rem 6rem 1fr; gap: .35rem .8rem; margin: 0; }}
+dl div {{ display: contents; }}
+dt, dd {{ margin: 0; overflow-wrap: anywhere; min-width: 0; }}
+dt {{ font-weight: 600; }}
+.ok {{ color: rgb(var(--up)); }} .note {{ color: var(--soft); }} .fail {{ color: var(--warn); font-weight: 700; }}
+@media (max-width: 46rem) {{
+  dl {{ grid-template-columns: 3.2rem 1fr; }}
+  dl dd:last-child {{ grid-column: 1 / -1; margin: 0 0 .5rem; }}
+}}
 </style>
+<main>
 <h1>{name}</h1>
-<table>{findings}</table>
+<section class="card"><dl>{findings}</dl></section>
 {figures}
 {prompts}
+</main>
+</html>
 """
 
 
@@ -94,25 +113,33 @@ def html_page(
     name: str, findings: Iterable[CheckFinding], prompts: Sequence[ExamplePrompt], images: Sequence[bytes]
 ) -> str:
     """The findings, the images of the example and its prompts with marked hints, as one HTML document."""
-    rows = [(finding.state, finding.check, finding.text) for finding in findings]
     figures = zip(images, prompts[0].images, strict=True) if images else ()
     return PAGE.format(
         name=escape(name),
-        findings="\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows),
+        style=shared_style(),
+        findings="\n".join(map(_line, findings)),
         figures="\n".join(_figure(number, *figure) for number, figure in enumerate(figures, start=1)),
         prompts="\n".join(map(_section, prompts)),
     )
 
 
+def _line(finding: CheckFinding) -> str:
+    kind = finding.state if finding.state in MARKS else "note"
+    cells = f"<dt>{escape(finding.check)}</dt><dd>{escape(finding.text)}</dd>"
+    return f'<div><dd class="{kind}">{escape(finding.state)}</dd>{cells}</div>'
+
+
 def _figure(number: int, data: bytes, description: str) -> str:
     kind, caption = escape(description.partition(",")[0]), escape(f"image {number}: {description}")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    image = f'<img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption>'
+    return f'<figure class="card">{image}</figure>'
 
 
 def _section(prompt: ExamplePrompt) -> str:
     before, hint, after = prompt.parts
     marked = f"<mark>{escape(hint)}</mark>" if hint else ""
     return (
-        f"<h2>{escape(prompt.title)}, {prompt.tokens} tokens</h2>\n<pre>{escape(before)}{marked}{escape(after)}</pre>"
+        f'<section class="card"><h2>{escape(prompt.title)}, {prompt.tokens} tokens</h2>\n'
+        f"<pre>{escape(before)}{marked}{escape(after)}</pre></section>"
     )

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from benchmarks import _gpu, _plain, _processes, report
+from benchmarks import _gpu, _picture, _plain, _processes, report
 from benchmarks._report import RESULTS
 from benchmarks._shapes import Group, case
 from benchmarks._stack import tiny
@@ -62,11 +62,30 @@ def test_the_page_keeps_what_stands_around_the_table(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
 
 
-def test_the_chart_has_a_row_for_each_result(tmp_path: Path) -> None:
-    report.chart([make_result(), make_result(ratio=3.0)], tmp_path / "chart.png")
+def test_the_chart_has_a_row_for_each_comparison_with_its_figures_in_units(tmp_path: Path) -> None:
+    _picture.draw(
+        [make_result(name="step"), make_result(name="vision"), make_result(name="bus")], tmp_path / "chart.png"
+    )
     with Image.open(tmp_path / "chart.png") as image:
-        assert image.size == (report.WIDTH, report.TOP + 2 * report.ROW + 30)
-        assert image.convert("RGB").getpixel((report.LEFT + 5, report.TOP + 10)) == (0xD5, 0x5E, 0x00)
+        assert image.size == (_picture.WIDTH, _picture.TOP + 2 * _picture.ROW + _picture.BOTTOM)
+        blue, grey = (image.convert("RGB").getpixel((_picture.LEFT + 20, _picture.TOP + y)) for y in (34, 59))
+    assert blue[2] > blue[0] + 100
+    assert max(grey) - min(grey) < 30
+    step = next(each for each in _picture.COMPARISONS if each.name == "step")
+    ours, theirs = (_picture.bar(step, make_result(), side) for side in ("ours", "alternative"))
+    assert _picture.sentence(step, ours, theirs) == "The price of token credit: a step takes 1.25 s, with GRPO 1.00 s"
+
+
+def test_the_interval_of_a_share_is_that_of_wilson() -> None:
+    assert _picture.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert _picture.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_every_comparison_of_the_chart_has_a_result() -> None:
+    results = {result["name"]: result for result in report.results(RESULTS)}
+    for comparison in _picture.COMPARISONS:
+        bars = [_picture.bar(comparison, results[comparison.name], side) for side in ("ours", "alternative")]
+        assert all(0 < each.low <= each.value <= each.high for each in bars)
 
 
 def test_every_result_has_a_benchmark_with_a_question() -> None:
