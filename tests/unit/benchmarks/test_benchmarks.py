@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from benchmarks import _gpu, _picture, _plain, _processes, report
+from benchmarks import _gpu, _picture, _plain, _processes, heat_map, report
 from benchmarks._report import RESULTS
 from benchmarks._shapes import Group, case
 from benchmarks._stack import tiny
@@ -23,8 +24,10 @@ from benchmarks.learner import on_gpu as learn_on_gpu
 from benchmarks.score import on_gpu as score_on_gpu
 from benchmarks.train import task
 from benchmarks.vision import on_gpu as vision_on_gpu
+from cepo.credit import CreditRequest
 from cepo.model.forward import response_logps
 from cepo.prompts.renderer import Renderer
+from tests.helpers.credit import make_credit, toy_grade
 
 
 def make_result(**changes: Any) -> dict[str, Any]:
@@ -74,6 +77,21 @@ def test_the_chart_has_a_row_for_each_comparison_with_its_figures_in_units(tmp_p
     step = next(each for each in _picture.COMPARISONS if each.name == "step")
     ours, theirs = (_picture.bar(step, make_result(), side) for side in ("ours", "alternative"))
     assert _picture.sentence(step, ours, theirs) == "The price of token credit: a step takes 1.25 s, with GRPO 1.00 s"
+
+
+def test_the_heat_map_has_a_panel_for_each_method_and_lines_for_the_response(tmp_path: Path) -> None:
+    request = CreditRequest.model_validate_json(heat_map.REQUEST.read_text())
+    panels = heat_map.panels(asyncio.run(make_credit(grader=toy_grade)(request)))
+    assert [name for name, _ in panels] == ["GRPO", "RLSD", "CEPO"]
+    assert set(heat_map.shares(panels[0][1])) == {0.0}
+    assert max(heat_map.shares(panels[2][1])) <= 0.25 + 1e-9
+    for name, look in heat_map.LOOKS.items():
+        heat_map.draw(["asked", "told"], panels, look, tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (
+                2 * (2 * heat_map.LEFT + 3 * heat_map.PANEL),
+                2 * (heat_map.TOP + 6 * heat_map.LINE + 26),
+            )
 
 
 def test_the_interval_of_a_share_is_that_of_wilson() -> None:
