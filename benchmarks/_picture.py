@@ -166,7 +166,7 @@ def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
 def _row(canvas: ImageDraw.ImageDraw, top: int, comparison: Comparison, result: Mapping[str, Any]) -> None:
     sides = [bar(comparison, result, side) for side in ("ours", "alternative")]
     scale = (WIDTH - LEFT - RIGHT) / max(side.high for side in sides)
-    _text(canvas, 24, top + 8, sentence(comparison, *sides, result.get("cases")), 18, INK)
+    _text(canvas, 24, top + 8, sentence(comparison, sides[0], sides[1], result.get("cases")), 18, INK)
     labels = zip(sides, (OURS, THEIRS), ("CEPO", comparison.theirs), strict=True)
     for at, (side, colour, label) in enumerate(labels):
         y, end = top + 24 + at * 25, LEFT + scale * side.value

@@ -126,7 +126,10 @@ def test_the_files_that_commands_write_show_markup_as_text(tab: Browser, tmp_pat
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 360)])
 def test_the_check_page_fits_a_phone_in_light_and_dark(tab: Browser, tmp_path: Path, scheme: str, width: int) -> None:
     page = tmp_path / "check.html"
-    findings = [CheckFinding("data", "ok", "data.train=" + "/a-long-folder" * 30), CheckFinding("disk", "fail", "full")]
+    findings = [
+        CheckFinding("data", "ok", "data.train=" + "/a-long-folder" * 30),
+        CheckFinding("disk", "note", "nearly full"),
+    ]
     prompts = [ExamplePrompt("r+, the right answer as hint", "before 51 after", "51", 7)]
     page.write_text(html_page("cepo check run.toml", findings, prompts, []))
     tab.scheme(scheme)
@@ -135,5 +138,5 @@ def test_the_check_page_fits_a_phone_in_light_and_dark(tab: Browser, tmp_path: P
     assert tab.run("document.documentElement.scrollWidth") == width
     ink, ground = (tab.run(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
     assert (sum(map(int, ink[4:-1].split(", "))) < sum(map(int, ground[4:-1].split(", ")))) is (scheme == "light")
-    assert tab.run("document.querySelector('dl .fail').innerText") == "fail"
+    assert tab.run("document.querySelector('dl .note').innerText") == "note"
     assert tab.run("document.querySelector('mark').innerText") == "51"
