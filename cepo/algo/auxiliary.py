@@ -152,7 +152,7 @@ class TrainedAuxiliaryModel(AuxiliaryModel):
     def take_step(self) -> None:
         """Makes an optimiser step with the gradients, unless one is not finite: it would make every weight NaN."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+        if not gradients or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
             self.optimizer.step()
         else:
             self.skipped += 1

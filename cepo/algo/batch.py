@@ -173,4 +173,11 @@ def _items(value: Tensor | Sequence[Any], rows: Tensor) -> Tensor | Sequence[Any
 
 def _tensors_on(instance: Any, device: Any) -> dict[str, Any]:
     """The tensor fields of a dataclass, on a device."""
-    return {name: value.to(device) for name, value in vars(instance).items() if isinstance(value, Tensor)}
+    return {name: _on(value, device) for name, value in vars(instance).items() if isinstance(value, Tensor)}
+
+
+def _on(value: Tensor, device: Any) -> Tensor:
+    """A tensor on a device; a copy to a GPU leaves from pinned memory and does not wait for the work before it."""
+    if torch.device(device).type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -29,8 +29,10 @@ def plan(
         The exit status: 1 if the run does not fit; the settings with which it would are printed.
 
     Raises:
-        UserError: the run file or the size is wrong, or the model's config.json cannot be read.
+        UserError: the run file or the size is wrong, the model's config.json cannot be read, or the evidence of a group
+            is too large to send.
     """
+    from cepo.algo.methods.distillation import check_support
     from cepo.cli.preflight import memory_plan, sizes
     from cepo.prompts.renderer import require_model
     from cepo.run import file as runfile
@@ -39,6 +41,7 @@ def plan(
     config = runfile.load(file, set or [])
     require_model(config.model.path)
     measured = sizes.measure(config)
+    check_support(config.algorithm.asks, measured.vocabulary, config.sampling.group_tokens)
     count = sizes.pass_counter(measured)
     planned = memory_plan.plan_memory(measured, card, count)
     for line in planned.lines():

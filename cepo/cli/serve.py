@@ -16,6 +16,7 @@ import typer
 
 from cepo.cli.arguments import Overrides, RunFile
 from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.machine_checks import kv_cache_bytes
 from cepo.cli.preflight.preflight import Preflight
 from cepo.data.stored import begin, digests
 from cepo.errors import UserError
@@ -71,7 +72,9 @@ def serve(
         if not (node or digests(folder)):  # the other machines receive the run from machine 0
             prepare(config, folder, surroundings.redis_url)
         arguments, launcher = [str(folder.path)], [] if node is None else TORCHRUN
-    variables = child_environment(environment(spec.settings(config, surroundings)))
+    elif service == "rollout" and not surroundings.kv_cache_memory_bytes:
+        surroundings = surroundings.model_copy(update={"kv_cache_memory_bytes": kv_cache_bytes(config)})
+    variables = child_environment(environment(spec.settings(config, surroundings), service))
     os.execve(sys.executable, [sys.executable, *launcher, *spec.command(*arguments)], variables)
 
 

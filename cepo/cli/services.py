@@ -21,6 +21,7 @@ import typer
 
 from cepo.cli.arguments import Overrides, RedisUrl, RunFile
 from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.machine_checks import kv_cache_bytes
 from cepo.cli.preflight.preflight import Preflight
 from cepo.errors import UserError
 from cepo.net.connections import web_client
@@ -55,7 +56,8 @@ def up(
     """
     config, folder = runfile.load(file, set or ()), RunDir(FOLDER)
     if supervise:
-        _supervise(Stack(config, folder, redis, ENGINES, own_ports=False))
+        planned = kv_cache_bytes(config)
+        _supervise(Stack(config, folder, redis, ENGINES, own_ports=False, kv_cache_bytes=planned))
         return
     pid = supervisor()
     if pid is not None:

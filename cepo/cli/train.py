@@ -13,6 +13,7 @@ import typer
 
 from cepo.cli.arguments import AllowChange, Overrides, RedisUrl, RunFile
 from cepo.cli.preflight.checks import run_checks
+from cepo.cli.preflight.machine_checks import kv_cache_bytes
 from cepo.cli.preflight.preflight import Preflight
 from cepo.cli.progress import ProgressDisplay
 from cepo.data.stored import begin
@@ -116,9 +117,10 @@ def run(
             begin(folder, config, preflight.sets, resume=resume, excluded=preflight.excluded)
             record(folder, changed)
         if kept is None:
-            _train(Stack(config, folder, redis), progress, running)
+            stack = Stack(config, folder, redis, kv_cache_bytes=kv_cache_bytes(config))
+            _train(stack, progress, running)
         else:
-            _train(kept.stack(config, folder), progress, kept.running)
+            _train(kept.stack(config, folder, kv_cache_bytes(config)), progress, kept.running)
     progress.summary(file)
 
 

@@ -20,12 +20,13 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cepo.model.tree import TokenTree
+from cepo.model.transfer import to_device
+from cepo.model.tree import BLOCK, TokenTree
 
 NAME = "cepo_tree"
 
@@ -60,9 +61,21 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+MAX_KERNELS = 256
+"""Compiled variants of FlexAttention that a process keeps, more than there are padded sizes. Above torch's own limit of
+8 it would run the unfused reference, which materialises the scores."""
+
+
 @cache
 def _compiled_flex() -> Any:
-    return torch.compile(flex_attention)
+    """FlexAttention compiled for each padded size.
+
+    One kernel for all sizes (`dynamic=True`) gave NaN with masks that change at each call (pytorch#186775). Wrong
+    gradients of keys and values (pytorch#158212) need tokens that attend to nothing; here each attends to itself.
+    """
+    torch._dynamo.config.recompile_limit = MAX_KERNELS
+    torch._dynamo.config.accumulated_recompile_limit = MAX_KERNELS
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
@@ -125,13 +138,38 @@ def _subtree_mask(stop_N: Tensor) -> Tensor:
 
 
 def block_mask(tree: TokenTree, device: torch.device) -> BlockMask:
-    """The tree as FlexAttention's mask."""
-    stop_N, size = tree.stop_N.to(device), len(tree.stop_N)
+    """The tree as FlexAttention's mask, from the ends of the descendants; no tensor of all query-key pairs is made.
+
+    A block of BLOCK queries and BLOCK keys is partial if any of its queries attends to any of its keys, and full if
+    each attends to all. A block before the queries' own is partial if one of its tokens has a descendant there, and
+    full if the descendants of each of its tokens reach beyond it. The queries' own block is partial, since attention
+    is causal. The tables are made on the CPU.
+    """
+    size = len(tree.stop_N)
+    blocks = -(-size // BLOCK)
+    ends_KN = torch.nn.functional.pad(tree.stop_N, (0, blocks * BLOCK - size)).view(blocks, BLOCK)
+    at_K = torch.arange(blocks)
+    start_Q1, before_QK = at_K[:, None] * BLOCK, at_K < at_K[:, None]
+    any_QK = (before_QK & (ends_KN.amax(dim=1) > start_Q1)) | (at_K == at_K[:, None])
+    full_QK = before_QK & (ends_KN.amin(dim=1) >= start_Q1 + BLOCK)
+    stop_N = to_device(tree.stop_N, device)
 
     def attends(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < stop_N[k])
 
-    return create_block_mask(attends, None, None, size, size, device=str(device))
+    tables = (*_ordered(any_QK & ~full_QK), *_ordered(full_QK))
+    mask = BlockMask.from_kv_blocks(*tables, BLOCK_SIZE=BLOCK, mask_mod=attends, seq_lengths=(size, size))
+    for name, table in vars(mask).items():
+        if isinstance(table, Tensor):
+            setattr(mask, name, to_device(table, device))
+    return mask
+
+
+def _ordered(holds_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of key blocks of each query block, [1, 1, Q], and their indices first, [1, 1, Q, K]."""
+    counts_Q = holds_QK.sum(dim=1, dtype=torch.int32)
+    first_QK = holds_QK.int().argsort(dim=1, descending=True, stable=True).int()
+    return counts_Q[None, None], first_QK[None, None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:

@@ -31,6 +31,7 @@ from cepo.model import attention
 from cepo.model.head import target_logps
 from cepo.model.linear import FastLinear
 from cepo.model.rope import choose_factors
+from cepo.model.transfer import to_device
 from cepo.model.tree import padded_passes, passes, token_tree
 from cepo.model.vision import Features, keyed, language_inputs
 from cepo.prompts.canary import canary_places
@@ -51,12 +52,18 @@ class ResponseStates:
     target_N: Tensor
     """The response tokens."""
     valid_BT: Tensor
-    """True for the N response tokens, False for given tokens and padding."""
+    """True for the N response tokens, False for given tokens and padding; on the CPU."""
     head: Any
     temperature: float
     """Logits are divided by it before the softmax."""
     lengths: Sequence[int]
     """Number of tokens of each response, given tokens included."""
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each response token, [N] each, on the device of the hidden states."""
+        row_N, column_N = self.valid_BT.nonzero(as_tuple=True)
+        return to_device(row_N, self.hidden_ND.device), to_device(column_N, self.hidden_ND.device)
 
     @cached_property
     def logp_BT(self) -> Tensor:
@@ -78,7 +85,7 @@ class ResponseStates:
         Returns:
             [B, T, ...] for a rule that returns [C, ...]; 0 at given tokens and on padding.
         """
-        inputs_N = [input_BT[self.valid_BT] for input_BT in inputs_BT]
+        inputs_N = [input_BT[self.places] for input_BT in inputs_BT]
         size = max(1, CHUNK_BYTES // (4 * len(self.head.weight)))
         columns = [column.split(size) for column in (self.hidden_ND, self.target_N, *inputs_N)]
         chunks = list(zip(*columns, strict=True))
@@ -88,10 +95,10 @@ class ResponseStates:
 
     def pooled_BD(self) -> Tensor:
         """Mean hidden state of each response: [B, D] float32, 0 for an empty response."""
-        row_N = self.valid_BT.nonzero(as_tuple=True)[0]
-        sum_BD = torch.zeros(len(self.valid_BT), self.hidden_ND.shape[1], device=self.hidden_ND.device)
-        sum_BD = sum_BD.index_add(0, row_N, self.hidden_ND.float())
-        return sum_BD / self.valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        device = self.hidden_ND.device
+        sum_BD = torch.zeros(len(self.valid_BT), self.hidden_ND.shape[1], device=device)
+        sum_BD = sum_BD.index_add(0, self.places[0], self.hidden_ND.float())
+        return sum_BD / to_device(self.valid_BT.sum(dim=1, keepdim=True).clamp(min=1), device)
 
     def _apply(self, rule: Rule, hidden_CD: Tensor, *columns_C: Tensor) -> Tensor:
         with FastLinear():
@@ -101,7 +108,7 @@ class ResponseStates:
     def _spread(self, value_N: Tensor) -> Tensor:
         """[N, ...] to [B, T, ...], 0 at given tokens and on padding."""
         spread_BT = torch.zeros(*self.valid_BT.shape, *value_N.shape[1:], dtype=value_N.dtype, device=value_N.device)
-        return spread_BT.index_put(self.valid_BT.nonzero(as_tuple=True), value_N)
+        return spread_BT.index_put(self.places, value_N)
 
 
 def sampled(logits_NV: Tensor, target_N: Tensor) -> Tensor:
@@ -131,8 +138,9 @@ def response_states(
     device = head.weight.device
     lengths = [len(r) for r in responses]
     width = max(lengths, default=0)
-    valid_BT = torch.arange(width, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
-    target_N = torch.tensor([token for response in responses for token in response], dtype=torch.long, device=device)
+    valid_BT = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    target_N = torch.tensor([token for response in responses for token in response], dtype=torch.long)
+    target_N = to_device(target_N, device)
     if width == 0:
         hidden_ND = head.weight.new_zeros(0, head.weight.shape[1])
         return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature, lengths)
@@ -147,9 +155,10 @@ def response_states(
         hidden_ND = _padded_states(model, rows, starts, device)
     if any(given):
         masks = [sampled_mask(row, tokens) for row, tokens in zip(given, lengths, strict=True)]
-        sampled_N = torch.tensor([each for mask in masks for each in mask], device=device)
+        sampled_N = torch.tensor([each for mask in masks for each in mask])
         valid_BT = valid_BT.masked_scatter(valid_BT, sampled_N)
-        hidden_ND, target_N = hidden_ND[sampled_N], target_N[sampled_N]
+        kept_N = to_device(sampled_N.nonzero().flatten(), device)
+        hidden_ND, target_N = hidden_ND[kept_N], target_N[kept_N]
     return ResponseStates(hidden_ND, target_N, valid_BT, head, temperature, lengths)
 
 
@@ -162,26 +171,29 @@ def _tree_states(
 ) -> Tensor:
     """Hidden states [N, D] from the last prompt token of each row on, row after row. Shared prefixes run once."""
     if any(images):
-        tree = token_tree(keyed(model, rows, starts, images)).padded()
+        tree = token_tree(keyed(model, rows, starts, images)).padded(device.type)
         language, inputs = model.base_model.language_model, language_inputs(model, tree, images)
     else:
-        tree = token_tree(rows).padded()
+        tree = token_tree(rows).padded(device.type)
         language = body(model)
-        inputs = {"input_ids": tree.ids_N[None].to(device), "position_ids": tree.depth_N[None].to(device)}
+        inputs = {
+            "input_ids": to_device(tree.ids_N[None], device),
+            "position_ids": to_device(tree.depth_N[None], device),
+        }
     plan = attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1])
     # transformers leaves a mask of four dimensions unchanged; a layer that adds it ends in NaN, which the probe sees
     mask = torch.full((1, 1, 1, 1), torch.nan, device=device)
     with FastLinear():
         hidden_SD = language(**inputs, attention_mask=mask, use_cache=False, tree=plan).last_hidden_state[0]
     at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
-    return hidden_SD.index_select(0, at_N.to(device))
+    return hidden_SD.index_select(0, to_device(at_N, device))
 
 
 def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int], device: torch.device) -> Tensor:
     """The same states from a right-padded batch, for models that do not support trees."""
-    tensors = [torch.tensor(row, device=device) for row in rows]
-    ids_BS = pad_sequence(tensors, batch_first=True)
-    mask_BS = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    tensors = [torch.tensor(row) for row in rows]
+    ids_BS = to_device(pad_sequence(tensors, batch_first=True), device)
+    mask_BS = to_device(pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True), device)
     with FastLinear():
         hidden_BSD = body(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     return torch.cat([hidden_BSD[i, start - 1 : len(rows[i])] for i, start in enumerate(starts)])

@@ -32,6 +32,13 @@ def product(input_ND: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -
     return _onednn(input_ND, weight_OD, bias_O, "none", [], "")
 
 
+def product_float32(input_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    """input @ weight.T of operands in lower precision, accumulated and returned in float32: [N, O]. Has no gradient."""
+    if input_ND.device.type == "cpu":  # PyTorch has the kernel with another output type on GPUs alone
+        return product(input_ND.float(), weight_OD.float())
+    return torch.mm(input_ND, weight_OD.T, out_dtype=torch.float32)
+
+
 def _takes(input_ND: Tensor, weight_OD: Tensor) -> bool:
     """Whether oneDNN computes this product: both operands are float32 on the CPU, and the input is not empty."""
     operands = (input_ND, weight_OD)

@@ -158,7 +158,8 @@ def _gap(model: Any, reference: OwnPass, adapter: Sequence[Tensor], *, quiet: bo
         if not quiet:
             raise
         return math.inf
-    finite = all(bool(slope.isfinite().all()) for slope in slopes if slope is not None)
+    checks = [slope.isfinite().all() for slope in slopes if slope is not None]
+    finite = not checks or bool(torch.stack(checks).all())
     rows = zip(logp_BT.detach().float().cpu(), reference.logps, strict=True)
     gap = max(float((logp_T[: len(own_T)] - own_T).abs().max()) for logp_T, own_T in rows)
     return gap if finite and math.isfinite(gap) else math.inf

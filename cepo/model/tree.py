@@ -25,9 +25,13 @@ from torch import Tensor
 
 MIN_SAVED = 8
 """A branching point that saves fewer tokens is dropped: each one costs two more attention calls per layer."""
-STEP = 32
-"""Passes are padded to a multiple of this size: the first use of a new size costs oneDNN as much as a small pass."""
-STEPS = 16
+BLOCK = 128
+"""Tokens of a block of FlexAttention's mask."""
+STEP = {"cpu": 32, "cuda": BLOCK, "meta": BLOCK}
+"""Passes are padded to a multiple of this size, by the type of the device. The first use of a new size costs oneDNN as
+much as a small pass. On a GPU a kernel is compiled for it, and faults of compiled FlexAttention need a last block that
+is incomplete (pytorch#153799, pytorch#159247)."""
+STEPS = {"cpu": 16, "cuda": 8, "meta": 8}
 """Large passes are padded further, so that at most this many sizes lie between a power of two and the next."""
 PASS_TOKENS = 64
 """Fixed cost of a pass, in tokens, when rows are cut into passes."""
@@ -56,13 +60,16 @@ class TokenTree:
     paths: tuple[Tensor, ...]
     """For each row, in the caller's order, the indices of its tokens."""
 
-    def padded(self) -> TokenTree:
+    def padded(self, device: str = "cpu") -> TokenTree:
         """Adds padding tokens that belong to no row, so that passes have few distinct sizes.
 
-        Example: 33 tokens become 64, 1,025 tokens become 1,088.
+        Example: on the CPU 33 tokens become 64, and 1,025 tokens become 1,088; on a GPU 128 and 1,152.
+
+        Args:
+            device: the type of the device that runs the pass.
         """
         size = len(self.ids_N)
-        step = max(STEP, 2 ** (size - 1).bit_length() // (2 * STEPS))
+        step = max(STEP[device], 2 ** (size - 1).bit_length() // (2 * STEPS[device]))
         padding = torch.arange(-size % step)
         return TokenTree(
             torch.cat([self.ids_N, torch.zeros_like(padding)]),

@@ -84,6 +84,9 @@ class Settings(BaseModel):
     max_loras: int = Field(default=2, ge=1)
     """Largest number of loaded adapters; at least lag + 2."""
     gpu_memory_utilization: float = Field(default=0.6, gt=0, lt=1)
+    kv_cache_memory_bytes: int = Field(default=0, ge=0)
+    """KV cache of the rollout engine on each GPU. 0: vLLM takes what its share leaves, measured while other processes
+    may be loading."""
     raw_logprobs: bool = False
     """Whether the rollout engine returns log-probs of the model's whole distribution, before temperature, top_p, top_k
     and penalties. Otherwise they are of the distribution that it samples from."""

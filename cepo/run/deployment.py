@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cepo.net.environment import variable
 from cepo.net.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def processes(config: RunConfig) -> list[Spec]:
     return [spec for spec in SPECS.values() if (spec.name, config.engine.teacher) != ("teacher", "colocated")]
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings, service: str = "") -> dict[str, str]:
     """The environment of a service's process: its settings, and variables that silence its libraries and set threads.
 
     vLLM spawns its engine process, as its own server does. A forked process would not load plugins, and PyTorch's
-    threads can fail in it.
+    threads can fail in it. On a GPU the passes of teacher and trainer have many sizes, and PyTorch's allocator would
+    hold blocks of each; expandable segments avoid that. vLLM does not take them everywhere.
     """
     quiet = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -105,6 +107,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if settings.device == "cuda" and service in ("teacher", "trainer"):
+        quiet["PYTORCH_ALLOC_CONF"] = variable("PYTORCH_ALLOC_CONF") or "expandable_segments:True"
     if not settings.threads:
         return {**settings.to_environment(), **quiet}
     return {

@@ -51,6 +51,7 @@ class Stack:
         *,
         own_ports: bool = True,
         home: RunDir | None = None,
+        kv_cache_bytes: int = 0,
     ) -> None:
         """Plans the processes; nothing is started.
 
@@ -60,12 +61,14 @@ class Stack:
             own_ports: whether to take free ports, so that several runs fit on one machine; otherwise the ports of the
                 table are used.
             home: the folder of Redis and of the logs of every process except the trainer; default: `run`.
+            kv_cache_bytes: the KV cache of the rollout engine on each GPU; 0 leaves it to the user's settings.
         """
         planned = processes(config)
         specs = [spec for spec in planned if spec.name in services]
         ports = iter(free_ports(2 * len(SPECS) + 1))
         self.run = run
         self._home = home or run
+        self._kv_cache_bytes = kv_cache_bytes
         self._redis_port = next(ports)
         password = secrets.token_urlsafe(32)
         self.redis_url = redis_url or f"redis://:{password}@127.0.0.1:{self._redis_port}/0"
@@ -178,7 +181,7 @@ class Stack:
     def _child(self, spec: Spec, config: RunConfig) -> Child:
         is_trainer = spec.name == "trainer"
         command = [sys.executable, *spec.command(*[str(self.run.path)] * is_trainer)]
-        variables = environment(spec.settings(config, self._settings(spec.name, config)))
+        variables = environment(spec.settings(config, self._settings(spec.name, config)), spec.name)
         logs = self.run.logs if is_trainer else self._home.logs
         return Child(spec.name, command, variables, logs / f"{spec.name}.log")
 
@@ -193,7 +196,9 @@ class Stack:
             "step_scorers": ",".join(config.step_scorers) if name == "verifier" else "",
             "reward_functions": ",".join(config.reward_functions) if name == "verifier" else "",
         }
-        return Settings.from_environment(name).model_copy(update=ours)
+        settings = Settings.from_environment(name).model_copy(update=ours)
+        planned = settings.kv_cache_memory_bytes or self._kv_cache_bytes
+        return settings.model_copy(update={"kv_cache_memory_bytes": planned})
 
     def _redis(self, password: str) -> Child:
         command = embedded.command(self._home.path / "redis", self._redis_port, password)
@@ -249,14 +254,14 @@ class KeptServices:
         """Whether the services that run now are those of a run."""
         return self._stack is not None and self._stack.serves(config)
 
-    def stack(self, config: RunConfig, run: RunDir) -> Stack:
-        """The stack of the next run, not started if it is a new one."""
+    def stack(self, config: RunConfig, run: RunDir, kv_cache_bytes: int = 0) -> Stack:
+        """The stack of the next run, not started if it is a new one; `kv_cache_bytes` as of `Stack`."""
         if self._stack is not None and self._stack.serves(config):
             self._stack.follow(config, run)
             return self._stack
         self.close()
         make_folder(self._home.logs)
-        self._stack = Stack(config, run, self._redis_url, home=self._home)
+        self._stack = Stack(config, run, self._redis_url, home=self._home, kv_cache_bytes=kv_cache_bytes)
         return self._stack
 
     @contextlib.contextmanager

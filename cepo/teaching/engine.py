@@ -28,6 +28,7 @@ from cepo.model.lora import make_lean
 from cepo.model.probe import prove
 from cepo.model.rope import positions
 from cepo.model.shared import SharedModel
+from cepo.model.transfer import to_device
 from cepo.net.settings import Settings
 from cepo.prompts.canary import FIRST_PLACES
 from cepo.prompts.pixels import Patches
@@ -232,7 +233,7 @@ class TransformersScorer:
         images = [[self._base.features.of(image, patches) for image in pair.images] for pair in pairs]
         given = [pair.given for pair in pairs]
         states = response_states(self._base.model, contexts, responses, temperature, images, given)
-        share_B = torch.tensor([pair.base_share for pair in pairs], device=states.valid_BT.device)
+        share_B = torch.tensor([pair.base_share for pair in pairs])
         if not share_B.any():
             return states
         self._activate(BASE_POLICY)
@@ -261,6 +262,6 @@ def nearer(states: ResponseStates, base: ResponseStates, share_B: Tensor) -> Res
         base: the base model's, of the same tokens.
         share_B: the base model's share of the logits of each sequence, within [0, 1].
     """
-    share_N1 = share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None]
+    share_N1 = to_device(share_B.repeat_interleave(states.valid_BT.sum(dim=1))[:, None], states.hidden_ND.device)
     mixed_ND = states.hidden_ND.float().lerp(base.hidden_ND.float(), share_N1)
     return replace(states, hidden_ND=mixed_ND.to(states.hidden_ND.dtype))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cepo.model.forward import ResponseStates
+from cepo.model.transfer import to_device
 from cepo.teaching.handler import Likeliest, Logps
 
 
@@ -42,7 +43,7 @@ def gather(states: ResponseStates, ids: Sequence[bytes]) -> list[Likeliest]:
     def at_ids(logits_NV: Tensor, target_N: Tensor, ids_Nk: Tensor) -> Tensor:
         return logits_NV.gather(1, ids_Nk) - logits_NV.logsumexp(dim=1, keepdim=True)
 
-    logps = _rows(states, states.per_token(at_ids, ids_BTk.to(states.valid_BT.device)))
+    logps = _rows(states, states.per_token(at_ids, to_device(ids_BTk, states.hidden_ND.device)))
     return [Likeliest(row, _bytes(logp_Tk)) for row, logp_Tk in zip(ids, logps, strict=True)]
 
 

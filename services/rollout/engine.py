@@ -29,6 +29,7 @@ from cepo.prompts.canary import FIRST_PLACES, canary_places
 from cepo.prompts.images import MAX_IMAGES
 from cepo.prompts.pixels import picture
 from cepo.prompts.renderer import Renderer
+from cepo.service import gpu
 from cepo.service.adapters import AdapterCache
 from cepo.service.generator import RolloutPrompt, SampledResponse
 from cepo.service.image_cache import ReadImage, no_images
@@ -42,6 +43,8 @@ WATCH_SECONDS = 0.5
 NOWHERE = "nowhere.invalid"
 """The only host that chat requests may load media from. RFC 6761 reserves it, so there is no such host; vLLM reads an
 empty list as every host."""
+LARGE_CARD_BYTES = 70 * 10**9
+LARGE_CARD_TOKENS, SMALL_CARD_TOKENS = 8192, 4096
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -203,6 +206,12 @@ def _sample(completion: Any) -> SampledResponse:
     return SampledResponse(ids, logps, completion.finish_reason == "stop")
 
 
+def batched_tokens() -> int:
+    """The most tokens of a batch on a GPU, as vLLM's own server chooses them; an engine without it would take 2,048."""
+    smallest = min((card.total for card in gpu.memory()), default=0)
+    return LARGE_CARD_TOKENS if smallest >= LARGE_CARD_BYTES else SMALL_CARD_TOKENS
+
+
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
     args: dict[str, Any] = {
         "model": settings.model,
@@ -229,4 +238,6 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         args |= cpu_arguments(whole_responses=settings.vllm_cpu_patches)
     else:
         args["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        args["kv_cache_memory_bytes"] = settings.kv_cache_memory_bytes or None
+        args["max_num_batched_tokens"] = max(batched_tokens(), settings.max_num_seqs)
     return AsyncEngineArgs(**args)

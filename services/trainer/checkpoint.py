@@ -215,7 +215,7 @@ def _read(folder: Path) -> dict[str, Any]:
         with ZipFile(file) as archive:  # PyTorch does not compare the checksums
             if damaged := archive.testzip():
                 raise DamagedCheckpoint(f"{file} is damaged: {damaged} does not have its checksum")
-        state: dict[str, Any] = torch.load(file, weights_only=True)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{file} is missing") from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, BadZipFile, UnpicklingError) as error:
@@ -226,7 +226,7 @@ def _read(folder: Path) -> dict[str, Any]:
 def _named(saved: Path) -> set[str]:
     """The adapter folders that a run needs when it resumes from a checkpoint; none if the checkpoint is damaged."""
     try:
-        state: dict[str, Any] = torch.load(saved / FILE, weights_only=True, mmap=True)
+        state: dict[str, Any] = torch.load(saved / FILE, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError):
         return set()
     return {row["folder"] for key in ("policies", "teachers") for row in state[key]}

@@ -124,7 +124,7 @@ class Publisher:
             return (
                 f"{proof.engine} bound {proof.bound_modules} of {expected.bound_modules} modules of {proof.policy.name}"
             )
-        if fault := canary_fault(tuple(proof.canary_logps), expected.canary_logps, self._dtype):
+        if fault := canary_fault(tuple(proof.canary_logps), expected.canary_logps, self._dtype, self._learner.layers):
             return f"{proof.engine} under {proof.policy.name}: {fault}"
         if proof.first_token_at and proof.policy in self._published_at:
             waited = proof.first_token_at - self._published_at[proof.policy]
@@ -155,7 +155,7 @@ class Publisher:
     def restored_otherwise(self, policy: PolicyRef) -> str:
         """How the canary under the learner's weights differs from the one of a recalled version; empty if it agrees."""
         now, then = self._learner.canary(self._canary_ids), self._expected[policy].canary_logps
-        if not canary_fault(now, then, self._dtype):
+        if not canary_fault(now, then, self._dtype, self._learner.layers):
             return ""
         return f"{sum(now):.4f}, and {sum(then):.4f} when {policy.name} was saved"
 

@@ -27,6 +27,8 @@ Support = Literal["teacher_topk", "student_topk", "full", "sampled"]
 Shown = Literal["answer", "solution", "peer_answer", "peer_full"]
 MAX_VOCABULARY = 4096
 """The largest vocabulary whose whole distribution is sent from the teacher to the trainer for every token."""
+MAX_EVIDENCE_BYTES = 2**28
+"""The most evidence of a group; a value in Redis has at most twice as many bytes."""
 
 
 class Distillation(Algorithm):
@@ -236,16 +238,41 @@ def masked_sum(value_BT: Tensor, mask_BT: Tensor) -> float:
     return float(torch.where(mask_BT.bool(), value_BT, 0.0).sum())
 
 
-def check_support(asks: tuple[Ask, ...], vocabulary: int) -> None:
-    """Refuses asks for the full distribution of a large vocabulary, which is too much to send for every token.
+def evidence_bytes(asks: tuple[Ask, ...], vocabulary: int, tokens: int) -> int:
+    """The bytes of the distributions that the teacher sends for a group, 8 for each token id and its log-prob.
+
+    Example: the 50 likeliest tokens at 8 x 1,024 positions take 3.3 MB, a vocabulary of 151,936 tokens takes 10 GB.
+
+    Args:
+        tokens: response tokens of the group.
+    """
+    return sum(8 * (ask.top or vocabulary) * tokens for ask in asks if ask.want is Want.DISTRIBUTION)
+
+
+def check_support(asks: tuple[Ask, ...], vocabulary: int, tokens: int) -> None:
+    """Refuses asks for distributions that are too much to send for every token.
+
+    Args:
+        tokens: the most response tokens of a group.
 
     Raises:
-        UserError: an ask wants the full distribution, and the vocabulary has more than `MAX_VOCABULARY` tokens.
+        UserError: an ask wants the full distribution, and the vocabulary has more than `MAX_VOCABULARY` tokens; or the
+            evidence of a group exceeds `MAX_EVIDENCE_BYTES`.
     """
-    if vocabulary > MAX_VOCABULARY and any(ask.want is Want.DISTRIBUTION and ask.top == 0 for ask in asks):
+    size = evidence_bytes(asks, vocabulary, tokens)
+    sent = f"the evidence of a group of {tokens} response tokens takes {size / 1e6:,.0f} MB"
+    if any(ask.want is Want.DISTRIBUTION and ask.top == 0 for ask in asks):
+        if vocabulary > MAX_VOCABULARY or size > MAX_EVIDENCE_BYTES:
+            raise UserError(
+                f'algorithm.support="full": {sent} with a vocabulary of {vocabulary} tokens (at most {MAX_VOCABULARY} '
+                f'and {MAX_EVIDENCE_BYTES / 1e6:.0f} MB can travel); set algorithm.support = "teacher_topk" or '
+                '"student_topk"'
+            )
+    elif size > MAX_EVIDENCE_BYTES:
+        most = max(1, max(ask.top for ask in asks) * MAX_EVIDENCE_BYTES // size)
         raise UserError(
-            f'algorithm.support="full": the model\'s vocabulary has {vocabulary} tokens and at most {MAX_VOCABULARY} '
-            'can travel for every token; set algorithm.support = "teacher_topk" or "student_topk"'
+            f"algorithm.top: {sent}, more than the {MAX_EVIDENCE_BYTES / 1e6:.0f} MB that can travel; set it to "
+            f"{most} or less, or lower sampling.max_tokens"
         )
 
 

@@ -243,7 +243,8 @@ class PolicyGradient(Algorithm):
             entropy_BT = student.per_token(entropy)
             loss_BT = loss_BT - self.entropy_coef * entropy_BT
             sums_BT["entropy/mean"] = entropy_BT.detach()
-        sums = {key: float(torch.where(mask_BT.bool(), value, 0.0).sum()) for key, value in sums_BT.items()}
+        sum_of = [torch.where(mask_BT.bool(), value_BT, 0.0).sum() for value_BT in sums_BT.values()]
+        sums = dict(zip(sums_BT, torch.stack(sum_of).tolist(), strict=True))  # a GPU is waited for once
         loss = self._reduced(loss_BT, batch, minibatch, self.aggregation) + divergence
         return LossOutput(loss, sums, loss_tokens=int(mask_BT.sum()))
 

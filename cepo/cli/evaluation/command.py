@@ -19,6 +19,7 @@ from cepo.cli.evaluation.measuring import Plan, measure
 from cepo.cli.evaluation.plot import Line, pass_at_k_svg
 from cepo.cli.evaluation.scores import ALL, MeasuredPolicy, as_data, sample_lines, scores, table
 from cepo.cli.preflight.checks import CHECKS
+from cepo.cli.preflight.machine_checks import kv_cache_bytes
 from cepo.cli.preflight.preflight import Preflight
 from cepo.data.problems import load_problems
 from cepo.errors import UserError
@@ -86,7 +87,7 @@ def evaluate(
     console.print(f"{len(plan.problems.problems)} problems of {plan.problems.source}", soft_wrap=True)
     console.print(_sampling(plan.config), soft_wrap=True)
     make_folder(results.logs)
-    stack = Stack(plan.config, results, redis, SERVICES)
+    stack = Stack(plan.config, results, redis, SERVICES, kv_cache_bytes=kv_cache_bytes(plan.config))
     try:
         with running(stack):
             measured = asyncio.run(measure_all(plan, stack, results.path, console))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cepo.cli.preflight import sizes
-from cepo.cli.preflight.memory_plan import ENGINES, GpuCard, fitting_settings, plan_memory, refusal
+from cepo.cli.preflight.memory_plan import ENGINES, GpuCard, fitting_settings, plan_memory, planned_cache, refusal
 from cepo.cli.preflight.preflight import Findings, Preflight
 from cepo.errors import UserError
 from cepo.net.connections import no_redis, shown
@@ -17,6 +18,9 @@ from cepo.run import embedded
 from cepo.service import gpu
 from cepo.service.bus import ADDRESS_HINT
 from cepo.service.gpu import GpuMemory
+
+if TYPE_CHECKING:
+    from cepo.run.config import RunConfig
 
 UNCHECKED_BYTES = 80 * 10**9
 """The card of the plan on a machine without a GPU."""
@@ -104,6 +108,24 @@ def memory(run: Preflight) -> Findings:
         f"KV cache up to {sizes.shown(estimate.cache_bytes)} for "
         f"{engine.max_num_seqs} full sequences; activations come on top",
     )
+
+
+def kv_cache_bytes(config: RunConfig) -> int:
+    """The KV cache that the plan gives the rollout engine on each GPU of this machine.
+
+    vLLM would measure how much memory is free, and count what teacher and trainer load meanwhile as its own.
+
+    Returns:
+        Bytes; 0 on the CPU, without a GPU here, and for a model that cannot be counted or does not fit.
+    """
+    cards = gpu.memory()
+    if config.engine.device == "cpu" or not cards:
+        return 0
+    try:
+        measured = sizes.measure(config)
+    except UserError:
+        return 0
+    return planned_cache(measured, GpuCard(min(card.total for card in cards), len(cards)))
 
 
 def _planned(run: Preflight) -> Findings:

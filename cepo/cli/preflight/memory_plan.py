@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cepo.cli.preflight.sizes import ADAPTER_BYTES, BYTES, CountPass, Sizes
+from cepo.algo.methods.distillation import evidence_bytes
+from cepo.cli.preflight.sizes import ADAPTER_BYTES, BYTES, OPTIMISER_BYTES, CountPass, Sizes
 from cepo.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,14 +24,16 @@ CONTEXT_BYTES = 3 * GIB // 4
 """The CUDA context of a process, with the workspaces of its libraries."""
 FRAGMENTATION = 0.1
 """Share of the activations that the allocator holds in addition."""
-ENGINE_BYTES = 3 * GIB // 4
-"""vLLM's activations of a batch and its CUDA graphs."""
+ENGINE_BYTES = GIB
+"""vLLM's activations of a batch of 8,192 tokens and its CUDA graphs."""
 LOGITS_COPIES = 3
 """Float32 copies of the logits of a batch that vLLM holds while it samples."""
 VISION_BYTES = GIB // 2
 """Image features that a process keeps (256 MiB), and its pass over one image."""
 MOMENTS_BYTES = 8
 """Per weight of an adapter: AdamW's two moments in float32. The gradient is among the counted activations."""
+OWN_SHARE = 0.85
+"""vLLM's share of a card that it has to itself."""
 SEQUENCES = 8
 """Full sequences that the KV cache should hold, when a smaller share for vLLM is looked for."""
 ENGINES = ("rollout", "teacher", "trainer")
@@ -77,6 +80,8 @@ class MemoryPlan:
     """Whether all processes are on one card."""
     sequence_bytes: int
     """The KV cache of one sequence of `model.max_length` on one GPU."""
+    evidence_bytes: int = 0
+    """The most bytes of the distributions that the teacher sends for a group."""
 
     @property
     def needed_bytes(self) -> int:
@@ -111,9 +116,13 @@ class MemoryPlan:
             figures = [*(process.parts.get(name, 0) for name in PART_NAMES), process.total_bytes]
             yield f"{process.process:<10}" + "".join(f"{figure / GIB:>10.1f}" for figure in figures)
         yield f"{'in all' if self.shared else 'most':<10}{self.needed_bytes / GIB:>60.1f}"
+        if self.evidence_bytes:
+            yield f"the evidence of a group takes up to {self.evidence_bytes / 1e6:.3g} MB in Redis"
         if self.sequences >= 1 and self.processes[0].process == "rollout":
-            tokens = self.config.model.max_length
+            tokens, share = self.config.model.max_length, self.config.engine.gpu_memory_utilization
             yield f"the KV cache holds {self.sequences} sequences of {tokens} tokens"
+            if not self.shared and share < OWN_SHARE and len(self.processes) > 1:
+                yield f"vLLM takes {share:g} of a card of its own; engine.gpu_memory_utilization={OWN_SHARE} is safe"
 
 
 def plan_memory(sizes: Sizes, card: GpuCard, count: CountPass, services: Sequence[str] = ENGINES) -> MemoryPlan:
@@ -133,11 +142,18 @@ def plan_memory(sizes: Sizes, card: GpuCard, count: CountPass, services: Sequenc
         make(sizes, card, count) for name, make in makers.items() if name in services and (name != "teacher" or alone)
     ]
     sequence = config.model.max_length * sizes.cache_numbers * BYTES[config.model.dtype] // engine.tensor_parallel
-    return MemoryPlan(config, card, tuple(processes), card.count < used, sequence)
+    evidence = evidence_bytes(config.algorithm.asks, sizes.vocabulary, config.sampling.group_tokens)
+    return MemoryPlan(config, card, tuple(processes), card.count < used, sequence, evidence)
+
+
+def planned_cache(sizes: Sizes, card: GpuCard) -> int:
+    """The bytes of vLLM's KV cache on each GPU; 0 if its share leaves none for a sequence of full length."""
+    plan = plan_memory(sizes, card, lambda *_: 0, ("rollout",))
+    return plan.processes[0].parts["KV cache"] if plan.sequences >= 1 else 0
 
 
 def _rollout(sizes: Sizes, card: GpuCard, count: CountPass) -> ProcessMemory:
-    """vLLM fills its share of the card: the KV cache gets what the rest leaves of it."""
+    """vLLM gets its share of the card: the KV cache has what the rest leaves of it."""
     config, engine = sizes.config, sizes.config.engine
     slots = config.max_loras * sizes.adapter_parameters * BYTES[config.model.dtype]
     adapters = slots * engine.max_lora_rank // (config.lora.rank * engine.tensor_parallel)
@@ -153,9 +169,15 @@ def _rollout(sizes: Sizes, card: GpuCard, count: CountPass) -> ProcessMemory:
 
 
 def _teacher(sizes: Sizes, card: GpuCard, count: CountPass) -> ProcessMemory:
-    scoring = count(_scored_tokens(sizes.config), False, False)
     adapters = sizes.config.max_loras * sizes.adapter_parameters * ADAPTER_BYTES
-    return _torch_process("teacher", sizes, sizes.weights_bytes, adapters, scoring)
+    return _torch_process("teacher", sizes, sizes.weights_bytes, adapters, _scoring(sizes, count))
+
+
+def _scoring(sizes: Sizes, count: CountPass) -> int:
+    """A scoring pass, with ids and log-probs of the likeliest tokens as doubles: twice their bytes in a message."""
+    tokens, asks = _scored_tokens(sizes.config), sizes.config.algorithm.asks
+    likeliest = max((2 * evidence_bytes((ask,), sizes.vocabulary, tokens) for ask in asks), default=0)
+    return count(tokens, False, False) + likeliest
 
 
 def _trainer(sizes: Sizes, card: GpuCard, count: CountPass) -> ProcessMemory:
@@ -165,11 +187,13 @@ def _trainer(sizes: Sizes, card: GpuCard, count: CountPass) -> ProcessMemory:
     layers, gathered = sizes.layer_parameters * one, 2 * sizes.layer_parameters // max(1, sizes.layers) * one
     weights = sizes.weights_bytes - layers + layers // ranks + gathered * (ranks > 1)
     adapters = sizes.adapter_parameters * (ADAPTER_BYTES + MOMENTS_BYTES)
+    adapters += sizes.auxiliary_parameters * (ADAPTER_BYTES + OPTIMISER_BYTES)  # its gradients outlive its passes
     # one row longer than the budget is a pass of its own
     tokens = min(max(config.optim.tokens_per_microbatch, config.model.max_length), _step_tokens(config))
     passes = count(tokens, True, config.optim.gradient_checkpointing)
+    passes += 3 * evidence_bytes(config.algorithm.asks, sizes.vocabulary, tokens) // 2  # ids of 8 bytes
     if config.engine.teacher == "colocated":  # scoring and training take turns
-        passes = max(passes, count(_scored_tokens(config), False, False))
+        passes = max(passes, _scoring(sizes, count))
         adapters += config.max_loras * sizes.adapter_parameters * ADAPTER_BYTES
     return _torch_process("trainer", sizes, weights, adapters, passes)
 

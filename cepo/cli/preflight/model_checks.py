@@ -20,7 +20,7 @@ def model(run: Preflight) -> Findings:
     positions = run.sizes.positions
     if 0 < positions < length:
         raise UserError(f"model.max_length={length} is above the {positions} positions of {path}; lower it")
-    check_support(run.config.algorithm.asks, run.sizes.vocabulary)
+    check_support(run.config.algorithm.asks, run.sizes.vocabulary, run.config.sampling.group_tokens)
     yield "ok", f"{path}, {run.sizes.parameters / 1e6:.4g} M parameters, {run.config.model.dtype}"
     yield from _family(run)
     if not run.config.algorithm.offline:

@@ -32,6 +32,8 @@ class Sizes:
 
     parameters: int
     adapter_parameters: int
+    auxiliary_parameters: int
+    """Weights that the method trains beside the policy: PPO's critic, ctDPO's estimators, CLIPO's head."""
     adapted_modules: int
     layers: int
     """Decoder layers, which the ranks of a trainer shard; 0 if the family has no list of them."""
@@ -130,10 +132,12 @@ def measure(config: RunConfig) -> Sizes:
     adapted = [layers[name] for name in {name: None for names in bound.values() for name in names}]
     plain = {n for n, m in layers.items() if not isinstance(m, torch.nn.Embedding) and m is not head}
     parameters = dict(model.named_parameters())
+    adapter_parameters = sum(config.lora.rank * sum(module.weight.shape) for module in adapted)
     decoder_layers = getattr(model.get_decoder(), "layers", None) or ()
     counts = Sizes(
         parameters=sum(parameter.numel() for parameter in parameters.values()),  # tied weights count once
-        adapter_parameters=sum(config.lora.rank * sum(module.weight.shape) for module in adapted),
+        adapter_parameters=adapter_parameters,
+        auxiliary_parameters=_auxiliary_parameters(config, adapter_parameters, head.weight.shape[1]),
         adapted_modules=len(adapted),
         positions=positions(model_config),
         layers=len(decoder_layers),
@@ -150,6 +154,31 @@ def measure(config: RunConfig) -> Sizes:
         config=config,
     )
     return replace(counts, peft_refusal=_peft_refusal(model, config))
+
+
+@dataclass(frozen=True)
+class _CountedContext:
+    """The part of the trainer's `AuxiliaryContext` from which an auxiliary model makes its weights."""
+
+    adapter_parameters: int
+    hidden_size: int
+    seed: int = 0
+
+    def add_adapter(self, adapter: str) -> list[Any]:
+        import torch
+
+        return [torch.nn.Parameter(torch.empty(self.adapter_parameters))]
+
+
+def _auxiliary_parameters(config: RunConfig, adapter_parameters: int, hidden_size: int) -> int:
+    """Counts the weights of the method's auxiliary model on the meta device."""
+    import torch
+
+    context: Any = _CountedContext(adapter_parameters, hidden_size)
+    with torch.device("meta"):
+        auxiliary = config.algorithm.auxiliary_model(context)
+    model = getattr(auxiliary, "model", None)
+    return 0 if model is None else sum(parameter.numel() for parameter in model.parameters())
 
 
 def pass_counter(sizes: Sizes) -> CountPass:

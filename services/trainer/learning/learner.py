@@ -30,6 +30,7 @@ from cepo.model.forward import ResponseStates, canary_logps, checkpoint_layers, 
 from cepo.model.lora import make_lean
 from cepo.model.probe import prove
 from cepo.model.shared import SharedModel
+from cepo.model.transfer import on_cpu
 from cepo.run.config import RunConfig
 from cepo.service.adapters import FILES
 from services.trainer.learning.context import POLICY, LearnerContext, ReadPatches, no_images
@@ -61,7 +62,8 @@ class Learner:
         self._config = config
         self.ranks = ranks
         base = load_causal_lm(config.model.path, config.model.dtype, "cpu", config.model.max_length)
-        check_support(config.algorithm.asks, base.get_output_embeddings().weight.shape[0])
+        vocabulary = base.get_output_embeddings().weight.shape[0]
+        check_support(config.algorithm.asks, vocabulary, config.sampling.group_tokens)
         self.peft = _with_adapter(base, config)
         self._model: Any = self.peft.get_base_model()
         self.base = SharedModel(self._model, self.peft, trained_adapter=POLICY)
@@ -78,15 +80,21 @@ class Learner:
         """Updates without an optimizer step, because their gradient was not finite, since the last one with a step."""
 
     @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        return int(self._model.config.get_text_config().num_hidden_layers)
+
+    @property
     def bound_modules(self) -> int:
         """The number of modules that the adapter changes."""
         with self.base.lock:
             return sum(isinstance(module, LoraLayer) for module in self.peft.modules())
 
     def adapter(self) -> dict[str, Tensor]:
-        """A copy of the adapter's weights, by their names in PEFT's format."""
+        """A copy of the adapter's weights on the CPU, by their names in PEFT's format."""
         with self.base.lock:
-            return {name: value.detach().clone() for name, value in get_peft_model_state_dict(self.peft).items()}
+            weights: dict[str, Tensor] = on_cpu(get_peft_model_state_dict(self.peft))
+        return weights
 
     def load_adapter(self, adapter: Mapping[str, Tensor]) -> None:
         """Replaces the adapter's weights in this process.
@@ -112,13 +120,13 @@ class Learner:
         self.load_adapter(adapter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which the learner resumes bit for bit, including the RNG state."""
+        """The state from which the learner resumes bit for bit, including the RNG state. Its tensors are on the CPU."""
         with self.base.lock:  # a scorer that loads an adapter draws random numbers, and restores the RNG state after
             rng = torch.get_rng_state()
         return {
             "adapter": self.adapter(),
-            "optimizer": self.optimizer.state_dict(),
-            "auxiliary": self.auxiliary.state_dict(),
+            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "auxiliary": on_cpu(self.auxiliary.state_dict()),
             "rng": rng,
         }
 
@@ -147,7 +155,7 @@ class Learner:
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         plain["inference_mode"] = True
         text = json.dumps(plain, indent=2, sort_keys=True, default=str)
-        weights = {name: value.cpu().contiguous() for name, value in sorted(self.adapter().items())}
+        weights = {name: value.contiguous() for name, value in sorted(self.adapter().items())}
         return dict(zip(FILES, (text.encode(), save(weights, metadata={"format": "pt"})), strict=True))
 
     def learning_rate(self, step: int) -> float:

@@ -15,6 +15,7 @@ from cepo.algo.base import Algorithm, LossOutput, Metrics
 from cepo.algo.batch import TrainBatch
 from cepo.algo.diagnostics import engine_metrics
 from cepo.model.forward import ResponseStates
+from cepo.model.transfer import to_device
 from services.trainer.learning.ranks import Ranks
 
 
@@ -71,9 +72,9 @@ class TokenRecord:
 
     def write(self, rows: Sequence[int], logp_BT: Tensor, logp_old_BT: Tensor, sampled_BT: Tensor) -> None:
         """Writes the values of a micro-batch, which may be narrower than the batch."""
-        values = ((self.logp_BT, logp_BT), (self.logp_old_BT, logp_old_BT), (self.sampled_BT, sampled_BT))
-        for whole_BT, micro_BT in values:
-            whole_BT[rows, : micro_BT.shape[1]] = micro_BT.detach().cpu()
+        micro_3BT = torch.stack([logp_BT.detach(), logp_old_BT, sampled_BT]).cpu()
+        for whole_BT, micro_BT in zip((self.logp_BT, self.logp_old_BT, self.sampled_BT), micro_3BT, strict=True):
+            whole_BT[rows, : micro_BT.shape[1]] = micro_BT
 
 
 @dataclass
@@ -109,8 +110,9 @@ class PolicyUpdate:
         if self.logp_old_BT is None:
             logp_old_BT = student.logp_BT.detach()
         else:
-            logp_old_BT = self.logp_old_BT[rows, :width].to(device)
-        output = self.algorithm.loss(student, logp_old_BT, micro, self.adv_BT[rows, :width].to(device), minibatch)
+            logp_old_BT = to_device(self.logp_old_BT[rows, :width], device)
+        adv_BT = to_device(self.adv_BT[rows, :width], device)
+        output = self.algorithm.loss(student, logp_old_BT, micro, adv_BT, minibatch)
         output.loss.backward()
         sampled_BT = micro.mask_BT * ~micro.demonstration_B[:, None]
         self.totals.add(_totals_of(output, sampled_BT, micro.mask_BT))  # after backward: it waits for the device
@@ -133,8 +135,7 @@ class PolicyUpdate:
 
 
 def _totals_of(output: LossOutput, sampled_BT: Tensor, mask_BT: Tensor) -> UpdateTotals:
-    sampled = int(sampled_BT.sum())
-    demonstrated = int(mask_BT.sum()) - sampled
+    loss, sampled, trained = torch.stack([output.loss.detach(), sampled_BT.sum(), mask_BT.sum()]).tolist()
     sums = dict(output.token_sums), dict(output.demonstration_sums)
-    counted = sampled if output.loss_tokens is None else output.loss_tokens
-    return UpdateTotals(float(output.loss.detach()), sampled, demonstrated, counted, *sums)
+    counted = int(sampled) if output.loss_tokens is None else output.loss_tokens
+    return UpdateTotals(loss, int(sampled), int(trained - sampled), counted, *sums)

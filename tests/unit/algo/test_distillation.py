@@ -249,8 +249,16 @@ def test_options_that_mean_nothing_are_refused_with_the_reason(options: dict[str
 
 
 def test_a_whole_distribution_is_refused_for_a_large_vocabulary() -> None:
-    check_support(Opsd(support="full").asks, 4096)
+    check_support(Opsd(support="full").asks, 4096, 8000)
     for algorithm in (Opsd(), Sdpo(), Opsd(support="sampled", beta=1.0), Grpo()):
-        check_support(algorithm.asks, 151_936)
-    with pytest.raises(UserError, match="vocabulary has 4097 tokens and at most 4096 can travel"):
-        check_support(Opsd(support="full").asks, 4097)
+        check_support(algorithm.asks, 151_936, 8000)
+    with pytest.raises(UserError, match=r"takes 262 MB with a vocabulary of 4097 tokens \(at most 4096 and 268 MB can"):
+        check_support(Opsd(support="full").asks, 4097, 8000)
+    with pytest.raises(UserError, match=r'of 8192 response tokens takes 9,957 MB .* set algorithm.support = "teacher'):
+        check_support(Opsd(support="full").asks, 151_936, 8192)
+
+
+def test_evidence_that_redis_does_not_take_is_refused_with_the_number_of_tokens_that_fit() -> None:
+    check_support(Opsd(top=2000).asks, 151_936, 8 * 2048)
+    with pytest.raises(UserError, match=r"^algorithm.top: .* 16384 response tokens takes 655 MB, .* set it to 2048 or"):
+        check_support(Opsd(top=5000).asks, 151_936, 8 * 2048)

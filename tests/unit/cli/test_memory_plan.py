@@ -13,11 +13,13 @@ from transformers import AutoConfig
 from cepo.cli import main
 from cepo.cli.preflight import sizes
 from cepo.cli.preflight.checks import CHECKS
+from cepo.cli.preflight.machine_checks import kv_cache_bytes
 from cepo.cli.preflight.memory_plan import GIB, GpuCard, fitting_settings, parse_gpu, plan_memory
 from cepo.cli.preflight.preflight import Preflight
 from cepo.errors import UserError
-from cepo.model import head
+from cepo.model import head, lora, tree
 from cepo.model.activations import pass_bytes
+from cepo.model.linear import product
 from cepo.run import file as runfile
 from cepo.run.sections import LINEAR_LAYERS
 from cepo.service import gpu
@@ -26,7 +28,7 @@ from tests.helpers.factories import RUNS, make_config
 
 CONFIGS = Path(__file__).parents[2] / "helpers" / "model_configs"
 DEFAULT = RUNS / "gsm8k_cepo.toml"
-OF_1_7B = {(True, False): 65.77 / 16384, (True, True): 4.89 / 16384, (False, False): 3.017 / 32768}
+OF_1_7B = {(True, False): 42.92 / 16384, (True, True): 3.762 / 16384, (False, False): 1.642 / 32768}
 """GiB a token of a pass of Qwen3-1.7B, by training and checkpointing; the nightly test counts them."""
 
 
@@ -80,8 +82,10 @@ def small(name: str, **overrides: Any) -> Any:
 def test_counts_on_the_meta_device_are_those_of_real_tensors(
     name: str, overrides: dict[str, int], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(head.TILES, "cpu", head.TILES["cuda"])
+    for sizes_of_device in (head.TILES, tree.STEP, tree.STEPS):
+        monkeypatch.setitem(sizes_of_device, "cpu", sizes_of_device["cuda"])
     config = small(name, **overrides)
+    monkeypatch.setattr(lora, "product_float32", lambda one, other: product(one, other).float())  # as on a GPU
     counted, real = (
         pass_bytes(config, "bfloat16", LINEAR_LAYERS, 16, 200, device=device, **options) for device in ("meta", "cpu")
     )
@@ -113,8 +117,7 @@ def test_the_default_run_fits_cards_from_48_gb(default: sizes.Sizes, card: str, 
     [
         ("24GB", "optim.gradient_checkpointing=true"),
         ("48GB", "optim.gradient_checkpointing=true"),
-        ("80GB", "optim.gradient_checkpointing=true"),
-        ("141GB", "engine.gpu_memory_utilization=0.35"),
+        ("80GB", "engine.gpu_memory_utilization=0.2"),
     ],
 )
 def test_without_checkpointing_the_default_run_is_refused_with_the_setting_that_fits(
@@ -234,3 +237,51 @@ def test_checkpointing_is_the_default_on_cuda_alone() -> None:
     assert make_config("engine.device=cuda").optim.gradient_checkpointing
     assert not make_config("engine.device=cuda", "optim.gradient_checkpointing=false").optim.gradient_checkpointing
     assert not make_config("engine.device=cpu").optim.gradient_checkpointing
+
+
+@pytest.mark.parametrize(("file", "more"), [("grpo", 0), ("ppo", 1), ("ctdpo", 2), ("clipo-gsm8k", 0.1)])
+def test_models_that_a_method_trains_beside_the_policy_are_counted(
+    default: sizes.Sizes, file: str, more: float
+) -> None:
+    """A critic is an adapter with a head, ctDPO has two adapters; each weight has 16 bytes with its gradient."""
+    model = f"model.path={default.config.model.path}"
+    run = sizes.measure(runfile.load(RUNS / f"{file}.toml", [model]))
+    assert run.auxiliary_parameters == pytest.approx(
+        more * run.adapter_parameters, rel=0.01, abs=0.5 * run.adapter_parameters * (more == 0.1)
+    )
+    (trainer,) = plan_memory(run, parse_gpu("80GB"), count_1_7b, ("trainer",)).processes
+    assert trainer.parts["adapters"] == 12 * run.adapter_parameters + 16 * run.auxiliary_parameters
+
+
+def test_a_whole_vocabulary_is_refused_with_the_bytes_of_a_group(
+    default: sizes.Sizes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--set", f"model.path={default.config.model.path}"]
+    assert main(["plan", str(RUNS / "opsd-official.toml"), *model, "--gpu", "141GB"]) == 2
+    refused = capsys.readouterr().err
+    assert (
+        "the evidence of a group of 8192 response tokens takes 9,957 MB with a vocabulary of 151936 tokens" in refused
+    )
+    assert 'set algorithm.support = "teacher_topk"' in refused
+    run = sizes.measure(runfile.load(RUNS / "opsd-official-top50.toml", model[1:]))
+    plan = plan_memory(run, parse_gpu("80GB"), count_1_7b)
+    assert "the evidence of a group takes up to 3.28 MB in Redis" in list(plan.lines())
+
+
+def test_the_planned_cache_does_not_depend_on_what_others_have_loaded(
+    default: sizes.Sizes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_memory(default, parse_gpu("80GB"), count_1_7b).processes[0].parts["KV cache"]
+    for used in (0, 20 * GIB):
+        monkeypatch.setattr(gpu, "memory", lambda used=used: [GpuMemory(80 * 10**9, used)])
+        assert kv_cache_bytes(default.config) == planned > 20 * GIB
+    monkeypatch.setattr(gpu, "memory", lambda: [GpuMemory(4 * 10**9, 0)])
+    assert kv_cache_bytes(default.config) == 0
+    monkeypatch.setattr(gpu, "memory", list)
+    assert kv_cache_bytes(default.config) == 0
+
+
+def test_a_card_of_its_own_can_be_filled(default: sizes.Sizes) -> None:
+    hint = "vLLM takes 0.5 of a card of its own; engine.gpu_memory_utilization=0.85 is safe"
+    assert hint in list(plan_memory(default, parse_gpu("3x80GB"), count_1_7b).lines())
+    assert hint not in list(plan_memory(default, parse_gpu("80GB"), count_1_7b).lines())

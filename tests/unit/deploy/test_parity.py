@@ -101,9 +101,27 @@ def test_the_processes_are_those_of_the_launcher(
         settings = settings_of(variables, monkeypatch)
         if spec.follows_run:
             settings = spec.settings(config, settings)
-            assert without_addresses(environment(settings)) == without_addresses(child.environment)
+            assert without_addresses(environment(settings, spec.name)) == without_addresses(child.environment)
         else:
             assert settings.concurrency == spec.concurrency == int(child.environment["CEPO_CONCURRENCY"])
+
+
+def test_on_a_gpu_the_passes_of_teacher_and_trainer_get_expandable_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, cuda = "PYTORCH_ALLOC_CONF", Settings(device="cuda")
+    monkeypatch.delenv(key, raising=False)
+    given = {name: environment(cuda, name).get(key) for name in SPECS}
+    assert given == dict.fromkeys(SPECS) | dict.fromkeys(("teacher", "trainer"), "expandable_segments:True")
+    assert key not in environment(Settings(), "trainer")
+    monkeypatch.setenv(key, "max_split_size_mb:64")
+    assert environment(cuda, "trainer")[key] == "max_split_size_mb:64"
+
+
+def test_the_planned_cache_reaches_the_rollout_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "CEPO_KV_CACHE_MEMORY_BYTES"
+    stack = Stack(make_config("engine.device=cuda"), RunDir(tmp_path), kv_cache_bytes=5)
+    assert stack.children["rollout"].environment[key] == "5"
+    monkeypatch.setenv(key, "7")
+    assert Stack(make_config(), RunDir(tmp_path), kv_cache_bytes=5).children["rollout"].environment[key] == "7"
 
 
 def test_a_deterministic_runs_teacher_scores_a_group_at_a_time() -> None:

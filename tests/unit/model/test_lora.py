@@ -85,9 +85,41 @@ def test_layers_that_are_not_plain_are_left_to_peft() -> None:
         torch.testing.assert_close(lean(x), plain(x))
 
 
-def test_an_adapter_in_another_precision_is_left_to_peft() -> None:
+def test_a_float32_adapter_on_a_bfloat16_base_keeps_no_float32_copy_and_has_float32_gradients() -> None:
+    plain = adapted()
+    plain.base_model.model.to(torch.bfloat16)
+    for name, parameter in plain.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    lean = deepcopy(plain)
+    make_lean(lean)
+    x = torch.randn(16, 12, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        lean.base_model.model.inner(x)
+    assert {tensor.dtype for tensor in kept if tensor.shape[0] == 16} == {torch.bfloat16}
+    for one, other in zip(gradients(lean, x), gradients(plain, x), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one.float(), other.float(), rtol=0.02, atol=0.02 * float(other.float().abs().max()))
+
+
+def test_an_adapter_of_lower_precision_or_an_input_of_another_is_left_to_peft() -> None:
     lean = adapted()
     make_lean(lean)
     layer = lean.base_model.model.inner
-    layer.base_layer.to(torch.bfloat16)
-    assert layer(torch.ones(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    layer.lora_A.to(torch.bfloat16)
+    layer.lora_B.to(torch.bfloat16)
+    assert not layer._plain("default", torch.float32)
+    assert not adapted_lean()._plain("default", torch.bfloat16)
+    assert layer(torch.ones(3, 12)).dtype == torch.float32
+
+
+def adapted_lean() -> Any:
+    lean = adapted()
+    make_lean(lean)
+    return lean.base_model.model.inner

@@ -274,6 +274,9 @@ def test_a_tree_is_padded_with_tokens_of_no_row(size: int, padded: int) -> None:
     assert len(tree.ids_N) == len(tree.depth_N) == len(tree.stop_N) == padded
     assert tree.paths[0].tolist() == list(range(size))
     assert set(tree.stop_N[:size].tolist()) == {size}
+    on_gpu = len(token_tree([list(range(size))]).padded("cuda").ids_N)
+    assert on_gpu % 128 == 0
+    assert size <= on_gpu < max(size + 128, 1.125 * size)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def make_learner(*overrides: str) -> tuple[Learner, Any]:
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in [*learner.parameters, *with_weights(learner.auxiliary).model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.05)
+            parameter.add_((torch.randn(parameter.shape, generator=random) * 0.05).to(parameter.device))
     return learner, learner.auxiliary
 
 
@@ -181,7 +181,7 @@ def test_resuming_is_bit_identical_head_and_critic_included(tmp_path: Path, algo
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape))  # all state must come from the checkpoint
+            parameter.add_(torch.randn(parameter.shape).to(parameter.device))  # all state must come from the checkpoint
     assert second.checkpoints.restore() == Pipeline(3, (BASE,))
     assert timeless(second.train(3)) == timeless(reports[-1])
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()

@@ -7,7 +7,7 @@ import pytest
 import cepo.tiny
 from cepo.prompts.canary import FIRST_PLACES, canary_places
 from cepo.prompts.renderer import Renderer
-from services.trainer.canary import canary_fault
+from services.trainer.canary import canary_bounds, canary_fault
 
 PLACES = canary_places(1000)
 TRAINER = [-0.1 * place**0.3 for place in range(len(PLACES))]
@@ -37,16 +37,16 @@ def test_a_longer_canary_begins_with_the_shorter_one(length: int) -> None:
 
 def test_rounding_is_let_pass_by_data_type() -> None:
     noise = {place: (-1) ** i * 0.08 for i, place in enumerate(PLACES)}
-    assert canary_fault(moved(noise), TRAINER, "bfloat16") == ""
-    assert canary_fault(moved(noise), TRAINER, "float32") != ""
-    assert canary_fault(moved({place: gap * 1e-3 for place, gap in noise.items()}), TRAINER, "float32") == ""
-    assert canary_fault([*moved({}), -7.0], TRAINER, "float32") == ""
+    assert canary_fault(moved(noise), TRAINER, "bfloat16", 28) == ""
+    assert canary_fault(moved(noise), TRAINER, "float32", 28) != ""
+    assert canary_fault(moved({place: gap * 1e-3 for place, gap in noise.items()}), TRAINER, "float32", 28) == ""
+    assert canary_fault([*moved({}), -7.0], TRAINER, "float32", 28) == ""
 
 
 def test_far_positions_that_differ_name_the_positions() -> None:
     """One nat a token beyond position 64 in bfloat16, as with other rotary factors; the first tokens agree."""
     far = {place: 1.0 * (-1) ** place for place in PLACES if place > 64} | {96: -1.2}
-    fault = canary_fault(moved(far), TRAINER, "bfloat16")
+    fault = canary_fault(moved(far), TRAINER, "bfloat16", 28)
     assert "most at position 96 by 1.2 (at most 0.1 and 1 in bfloat16): the engine computes far positions" in fault
 
 
@@ -60,9 +60,19 @@ def test_far_positions_that_differ_name_the_positions() -> None:
     ids=["shifted", "scattered", "one token"],
 )
 def test_each_bound_counts(gaps: dict[int, float]) -> None:
-    assert "the engine does not serve the weights" in canary_fault(moved(gaps), TRAINER, "bfloat16")
+    assert "the engine does not serve the weights" in canary_fault(moved(gaps), TRAINER, "bfloat16", 28)
+
+
+def test_bounds_grow_with_the_layers_and_the_spacing_of_the_data_type() -> None:
+    bounds = [canary_bounds("bfloat16", layers) for layers in (4, 28, 64)]
+    assert [each.mean for each in bounds] == pytest.approx([0.056, 0.102, 0.147], abs=1e-3)
+    assert [each.largest for each in bounds] == pytest.approx([0.56, 1.02, 1.47], abs=1e-2)
+    assert canary_bounds("float32", 64) == canary_bounds("float32", 4)
+    scattered = {place: 0.12 * (-1) ** place for place in PLACES}
+    assert canary_fault(moved(scattered), TRAINER, "bfloat16", 64) == ""
+    assert "(at most 0.056 and 0.56 in bfloat16)" in canary_fault(moved(scattered), TRAINER, "bfloat16", 4)
 
 
 def test_nothing_is_accepted_before_the_trainer_has_scored() -> None:
-    assert canary_fault(TRAINER, (), "float32") == "the trainer has not scored the canary yet"
+    assert canary_fault(TRAINER, (), "float32", 28) == "the trainer has not scored the canary yet"
     assert FIRST_PLACES == 16

@@ -149,7 +149,7 @@ def test_resuming_is_bit_identical_in_either_phase(tmp_path: Path, stopped: int)
     torch.manual_seed(77)
     with torch.no_grad():
         for parameter in [*second.learner.parameters, *with_weights(second.learner.auxiliary).model.parameters()]:
-            parameter.add_(torch.randn(parameter.shape))  # all state must come from the checkpoint
+            parameter.add_(torch.randn(parameter.shape).to(parameter.device))  # all state must come from the checkpoint
     second.checkpoints.restore()
     assert [timeless(second.train(step)) for step in range(stopped, 4)] == reports[stopped:]
     assert second.learner.adapter_files() == unbroken.learner.adapter_files()

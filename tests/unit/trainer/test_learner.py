@@ -35,7 +35,7 @@ def make_learner(*overrides: str) -> Learner:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in learner.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.05).to(parameter.device))
     return learner
 
 
