@@ -239,16 +239,13 @@ def test_checkpointing_is_the_default_on_cuda_alone() -> None:
     assert not make_config("engine.device=cpu").optim.gradient_checkpointing
 
 
-@pytest.mark.parametrize(("file", "more"), [("grpo", 0), ("ppo", 1), ("ctdpo", 2), ("clipo-gsm8k", 0.1)])
+@pytest.mark.parametrize(("file", "adapters"), [("gspo", 0), ("ppo", 1), ("ctdpo", 2)])
 def test_models_that_a_method_trains_beside_the_policy_are_counted(
-    default: sizes.Sizes, file: str, more: float
+    default: sizes.Sizes, file: str, adapters: int
 ) -> None:
     """A critic is an adapter with a head, ctDPO has two adapters; each weight has 16 bytes with its gradient."""
-    model = f"model.path={default.config.model.path}"
-    run = sizes.measure(runfile.load(RUNS / f"{file}.toml", [model]))
-    assert run.auxiliary_parameters == pytest.approx(
-        more * run.adapter_parameters, rel=0.01, abs=0.5 * run.adapter_parameters * (more == 0.1)
-    )
+    run = sizes.measure(runfile.load(RUNS / f"{file}.toml", [f"model.path={default.config.model.path}"]))
+    assert run.auxiliary_parameters == pytest.approx(adapters * run.adapter_parameters, rel=0.01)
     (trainer,) = plan_memory(run, parse_gpu("80GB"), count_1_7b, ("trainer",)).processes
     assert trainer.parts["adapters"] == 12 * run.adapter_parameters + 16 * run.auxiliary_parameters
 
