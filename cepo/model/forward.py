@@ -29,7 +29,7 @@ from cepo.errors import UserError
 from cepo.messages.spans import Given, sampled_mask
 from cepo.model import attention
 from cepo.model.head import target_logps
-from cepo.model.linear import FastLinear
+from cepo.model.linear import fast_linear
 from cepo.model.rope import choose_factors
 from cepo.model.transfer import to_device
 from cepo.model.tree import padded_passes, passes, token_tree
@@ -101,7 +101,7 @@ class ResponseStates:
         return sum_BD / to_device(self.valid_BT.sum(dim=1, keepdim=True).clamp(min=1), device)
 
     def _apply(self, rule: Rule, hidden_CD: Tensor, *columns_C: Tensor) -> Tensor:
-        with FastLinear():
+        with fast_linear(hidden_CD.device):
             logits_CV = self.head(hidden_CD)
         return rule(logits_CV.float() / self.temperature, *columns_C)
 
@@ -183,7 +183,7 @@ def _tree_states(
     plan = attention.plan(tree, device, width=model.get_output_embeddings().weight.shape[1])
     # transformers leaves a mask of four dimensions unchanged; a layer that adds it ends in NaN, which the probe sees
     mask = torch.full((1, 1, 1, 1), torch.nan, device=device)
-    with FastLinear():
+    with fast_linear(device):
         hidden_SD = language(**inputs, attention_mask=mask, use_cache=False, tree=plan).last_hidden_state[0]
     at_N = torch.cat([path[start - 1 :] for path, start in zip(tree.paths, starts, strict=True)])
     return hidden_SD.index_select(0, to_device(at_N, device))
@@ -194,7 +194,7 @@ def _padded_states(model: Any, rows: Sequence[list[int]], starts: Sequence[int],
     tensors = [torch.tensor(row) for row in rows]
     ids_BS = to_device(pad_sequence(tensors, batch_first=True), device)
     mask_BS = to_device(pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True), device)
-    with FastLinear():
+    with fast_linear(device):
         hidden_BSD = body(model)(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False).last_hidden_state
     return torch.cat([hidden_BSD[i, start - 1 : len(rows[i])] for i, start in enumerate(starts)])
 
@@ -242,7 +242,8 @@ def checkpoint_layers(model: Any) -> None:
     """
     if not model.supports_gradient_checkpointing:
         raise UserError("optim.gradient_checkpointing=true: this model does not support it; set it to false")
-    options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), FastLinear())}
+    options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), fast_linear(head.weight.device))}
+    head = model.get_output_embeddings()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from cepo.messages.groups import ImageRef
-from cepo.model.linear import FastLinear
+from cepo.model.linear import fast_linear
 from cepo.model.tree import TokenTree
 from cepo.prompts.pixels import Patches
 
@@ -49,7 +49,7 @@ def image_features(model: Any, image: Patches) -> Features:
     """Runs the vision part on one image alone, so that the features do not depend on other images."""
     device = model.get_output_embeddings().weight.device
     grid_13 = torch.tensor([image.grid], device=device)
-    with FastLinear():
+    with fast_linear(device):
         output = model.base_model.get_image_features(image.values_PF.to(device), grid_13, return_dict=True)
     (embedding_MD,) = output.pooler_output
     deep_LMD = torch.stack([layer for (layer,) in output.deepstack_features])

@@ -25,6 +25,8 @@ from cepo.run.sections import (
     TelemetryConfig,
 )
 
+CUDA_SEQUENCES = 256
+"""The default of `engine.max_num_seqs` on CUDA."""
 HINT_TOKENS = 128
 """Tokens reserved for a hint line whose answer is longer than the reference."""
 
@@ -66,6 +68,8 @@ class RunConfig(Section):
             object.__setattr__(self, "algorithm", self.algorithm.for_lagging_rollouts())
         if self.engine.device == "cuda" and "gradient_checkpointing" not in self.optim.model_fields_set:
             object.__setattr__(self, "optim", self.optim.model_copy(update={"gradient_checkpointing": True}))
+        if self.engine.device == "cuda" and "max_num_seqs" not in self.engine.model_fields_set:
+            object.__setattr__(self, "engine", self.engine.model_copy(update={"max_num_seqs": CUDA_SEQUENCES}))
         return self
 
     @model_validator(mode="after")

@@ -186,7 +186,8 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(default=0.5, gt=0, lt=1)
     """Share of the GPU's memory that the rollout engine takes, weights and KV cache together."""
     max_num_seqs: int = Field(default=128, ge=1)
-    """Largest number of sequences that the rollout engine samples at once."""
+    """Largest number of sequences that the rollout engine samples at once. Default: 256 with `engine.device = "cuda"`,
+    the sequences of a step by default."""
     max_lora_rank: int = Field(default=16, ge=1)
     """Largest adapter rank that the rollout engine accepts."""
     teacher: Literal["service", "colocated"] = "service"

@@ -66,7 +66,11 @@ class Syncs(Counter[str]):
 syncs = Syncs()
 
 
-class StandInTensor(torch.Tensor):
+_Tensor: Any = torch.Tensor
+"""Without its static types, which a subclass on another device does not keep."""
+
+
+class StandInTensor(_Tensor):
     """A tensor on the stand-in device."""
 
     numbers: Tensor
@@ -74,8 +78,8 @@ class StandInTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls: Any, numbers: Tensor) -> StandInTensor:
-        shape = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset()}
-        tensor: Any = torch.Tensor._make_wrapper_subclass(cls, numbers.size(), dtype=numbers.dtype, **shape)
+        shape = (numbers.size(), numbers.stride(), numbers.storage_offset())
+        tensor: Any = _Tensor._make_wrapper_subclass(cls, *shape, dtype=numbers.dtype)
         tensor.numbers = numbers
         return tensor
 
@@ -248,7 +252,7 @@ def table_attention(
             for row, count in enumerate(counts.tolist()):
                 blocks[at, row, indices[row, :count].long()] = True
         at_N = StandInTensor(torch.arange(size))
-        exact_NN = block_mask.mask_mod(at_N, at_N, at_N[:, None], at_N[None]).numbers
+        exact_NN = _numbers(block_mask.mask_mod(at_N, at_N, at_N[:, None], at_N[None]))
         partial_NN, full_NN = (each.repeat_interleave(block, 0).repeat_interleave(block, 1) for each in blocks)
         hidden_NN = StandInTensor(~((partial_NN & exact_NN) | full_NN))
     if enable_gqa:
@@ -272,9 +276,14 @@ def _of_cpu(kernel: Any) -> Any:
 def stand_in_cuda() -> Iterator[Syncs]:
     """Makes "cuda" the stand-in device within the context, in all threads; yields its counts, which start at zero."""
     syncs.clear()
-    methods = {"to": _to, "cpu": on_host, "cuda": lambda tensor, *_: on_device(tensor), "pin_memory": _pinned}
-    kernels = {name: _of_cpu(getattr(attention, name)) for name in ("_forward", "_backward")}
-    generator = {"get_rng_state": lambda *_: torch.empty(0), "set_rng_state": lambda *_: None}
+    methods: dict[str, Any] = {
+        "to": _to,
+        "cpu": on_host,
+        "cuda": lambda tensor, *_: on_device(tensor),
+        "pin_memory": _pinned,
+    }
+    kernels: dict[str, Any] = {name: _of_cpu(getattr(attention, name)) for name in ("_forward", "_backward")}
+    generator: dict[str, Any] = {"get_rng_state": lambda *_: torch.empty(0), "set_rng_state": lambda *_: None}
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter's `data` cannot change its class
     try:

@@ -12,6 +12,11 @@ The rest of the service imports only what vLLM exports from `vllm`, `vllm.inputs
 - `vision_model`, `vision_plugin`: Pillow's image processor for Qwen3-VL. Without them vLLM reads other pixels than the
   teacher and the trainer.
 
+On CUDA vLLM takes its Model Runner V2, on the CPU V1; `VLLM_USE_V2_MODEL_RUNNER=0` returns to V1. This service relies
+on what both have: adapters by a `lora_manager`, prompt log-probs that skip the prefix cache, log-probs of a given token
+after a prompt, log-probs after temperature, top_k and top_p, a random stream per request from its seed, and blocks of
+the prefix cache that are told apart by the adapter's name.
+
 `CEPO_VLLM_CPU_PATCHES=false` runs the service without `cpu_lora` and `scheduler`.
 """
 

@@ -233,10 +233,12 @@ def test_the_check_compares_the_plan_with_the_card_it_finds(
     assert findings[-1][1].startswith("the plan fits one card of ")
 
 
-def test_checkpointing_is_the_default_on_cuda_alone() -> None:
+def test_checkpointing_and_256_sequences_are_the_default_on_cuda_alone() -> None:
     assert make_config("engine.device=cuda").optim.gradient_checkpointing
     assert not make_config("engine.device=cuda", "optim.gradient_checkpointing=false").optim.gradient_checkpointing
     assert not make_config("engine.device=cpu").optim.gradient_checkpointing
+    devices = {device: runfile.load(DEFAULT, [f"engine.device={device}"]) for device in ("cpu", "cuda")}
+    assert {device: config.engine.max_num_seqs for device, config in devices.items()} == {"cpu": 128, "cuda": 256}
 
 
 @pytest.mark.parametrize(("file", "adapters"), [("gspo", 0), ("ppo", 1), ("ctdpo", 2)])

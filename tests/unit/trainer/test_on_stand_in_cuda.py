@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from cepo.messages.groups import BASE_POLICY
 from cepo.model import attention
+from cepo.model.linear import FastLinear
 from cepo.model.tree import token_tree
 from cepo.teaching.handler import Pair
 from cepo.testing import MemoryBus
@@ -83,6 +86,7 @@ def test_a_wrong_block_table_gives_a_wrong_result(syncs: Syncs) -> None:
     calls = attention.attention_calls(tree, 0)
     on_cpu = query.cpu()
     torch.testing.assert_close(right, attention.attend(on_cpu, on_cpu, on_cpu, calls, 0.25), rtol=0, atol=1e-5)
+    assert isinstance(plan, BlockMask)
     plan.kv_num_blocks = plan.kv_num_blocks.clamp(max=1)
     assert not torch.allclose(attention.attend(query, query, query, plan, 0.25).cpu(), right)
 
@@ -125,7 +129,8 @@ def test_an_update_waits_for_the_gpu_as_often_for_more_tokens_and_for_more_layer
         decoder.layers = decoder.layers[:layers]
         adv_BT = config.algorithm.advantages(batch, 0).adv_BT
         syncs.clear()
-        learner.update(batch, adv_BT, config.algorithm, 0)
+        with mock.patch.object(FastLinear, "__enter__", side_effect=AssertionError("for the CPU alone")):
+            learner.update(batch, adv_BT, config.algorithm, 0)
         counts.append(syncs.total())
     assert counts == [MICROBATCH_WAITS + 1] * 3  # and the gradient's norm
 
