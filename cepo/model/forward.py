@@ -242,8 +242,8 @@ def checkpoint_layers(model: Any) -> None:
     """
     if not model.supports_gradient_checkpointing:
         raise UserError("optim.gradient_checkpointing=true: this model does not support it; set it to false")
+    head: Any = model.get_output_embeddings()
     options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), fast_linear(head.weight.device))}
-    head = model.get_output_embeddings()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
