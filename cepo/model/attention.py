@@ -73,8 +73,9 @@ def _compiled_flex() -> Any:
     One kernel for all sizes (`dynamic=True`) gave NaN with masks that change at each call (pytorch#186775). Wrong
     gradients of keys and values (pytorch#158212) need tokens that attend to nothing; here each attends to itself.
     """
-    # as an argument, since torch's configuration counts in the thread alone that sets it
-    return torch.compile(flex_attention, dynamic=False, recompile_limit=MAX_KERNELS)
+    # as an argument, which its overloads lack: torch's configuration counts in the thread alone that sets it
+    compiler: Any = torch.compile
+    return compiler(flex_attention, dynamic=False, recompile_limit=MAX_KERNELS)
 
 
 def plan(tree: TokenTree, device: torch.device, width: int) -> Plan:
