@@ -24,7 +24,7 @@ from cepo.cli.preflight import sizes
 from cepo.cli.preflight.memory_plan import GpuCard, plan_memory
 from cepo.prompts.renderer import Renderer
 from cepo.service import gpu
-from services.trainer.canary import CANARY_BOUNDS
+from services.trainer.canary import canary_bounds
 
 VERSIONS, STEPS = 6, 2
 LENGTHS = {RESPONSE: 32, 2048: 8}
@@ -64,11 +64,12 @@ async def canary(engines: Services, *settings: str) -> dict[str, Any]:
         run.collector.expect(tasks)
         await run.feeder.publish(tasks)
         (group,) = await run.collector.take(tasks)
+        layers = run.learner.layers
         ours = run.learner.canary(Renderer(config.model.path).canary_ids(config.model.max_length - 1))
     if not hasattr(group, "scored"):
         return {"refused": group.error}
     gaps = [theirs - own for theirs, own in zip(group.scored.rollout.proof.canary_logps, ours, strict=False)]
-    bounds = CANARY_BOUNDS[config.model.dtype]
+    bounds = canary_bounds(config.model.dtype, layers)
     return {
         "tokens": len(gaps),
         "shift": abs(sum(gaps)) / len(gaps),
