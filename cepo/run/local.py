@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cepo.errors import Unreachable
 from cepo.net.connections import free_ports, shown
-from cepo.net.files import make_folder, replace_file
+from cepo.net.files import check_writable, make_folder, replace_file
 from cepo.net.settings import Settings
 from cepo.run import embedded
 from cepo.run.child import Child
@@ -127,6 +127,7 @@ class Stack:
             UserError: a process exited with 2: invalid user input.
             ServiceDown: a process keeps dying.
             Unreachable: Redis has not answered for minutes.
+            StorageError: Redis refuses writes, and the run folder, which holds its files, cannot be written.
         """
         trainer = self.children.get("trainer")
         if trainer is not None and trainer.exited and (self._draining or trainer.code == 0):
@@ -135,6 +136,8 @@ class Stack:
             self.children["redis"].check()
         if not self._watch.answers():
             return False
+        if "redis" in self.children and self._watch.refuses:
+            check_writable(self.run.path)
         if self._watch.was_silent:
             self._restart_after_silence()
         self._forgive()

@@ -31,6 +31,8 @@ class RedisWatch:
         self._silent_since: float | None = None
         self._told = False
         self._back_at = float("-inf")
+        self.refuses = False
+        """Whether Redis answered the newest ping with an error: its disk is full."""
 
     @property
     def was_silent(self) -> bool:
@@ -75,15 +77,18 @@ class RedisWatch:
     def _ping(self) -> bool:
         from redis import Redis
         from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
+        from redis.exceptions import RedisError, ResponseError
         from redis.retry import Retry
 
         if self._client is None:
             options: dict[str, Any] = {"socket_timeout": PING_SECONDS, "socket_connect_timeout": PING_SECONDS}
             options |= redis_options(self._url, Settings.from_environment().certificates)
             self._client = Redis.from_url(self._url, retry=Retry(NoBackoff(), 0), **options)
+        self.refuses = False
         try:
             self._client.ping()
+        except ResponseError:
+            self.refuses = True
         except (RedisError, OSError):
             return False
         return True

@@ -47,7 +47,7 @@ from cepo.service.protocol import (
     ready as ready,
     stream_of as stream_of,
 )
-from cepo.service.waiting import RETRY_SECONDS, RenewedConnection, answering, written
+from cepo.service.waiting import RETRY_SECONDS, RenewedConnection, answered, answering
 
 T = TypeVar("T")
 GROUP = "workers"
@@ -139,12 +139,12 @@ class RedisBus:
 
     async def publish(self, stream: str, messages: Sequence[StageMessage]) -> None:
         items = [part for message in messages for part in (type(message).__name__, to_bytes(message))]
-        keys, token = self._fence(_key(stream))
-        await self._write(lambda: self._publish(keys=keys, args=[token, *items]))
+        keys, proof = self._fence(_key(stream))
+        await self._ask(lambda: self._publish(keys=keys, args=[*proof, *items]))
 
     async def receive(self, stream: str, consumer: str, count: int, wait_seconds: float) -> list[Delivery]:
         try:
-            return await self._write(lambda: self._receive(stream, consumer, count, wait_seconds))
+            return await self._ask(lambda: self._receive(stream, consumer, count, wait_seconds))
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -152,10 +152,13 @@ class RedisBus:
             return []
 
     async def renew(self, consumer: str, deliveries: Sequence[Delivery]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for item in deliveries:
-                pipeline.xclaim(_key(item.stream), GROUP, consumer, 0, [item.id], justid=True)
-            await pipeline.execute(raise_on_error=False)
+        async def claims() -> None:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for item in deliveries:
+                    pipeline.xclaim(_key(item.stream), GROUP, consumer, 0, [item.id], justid=True)
+                await pipeline.execute(raise_on_error=False)
+
+        await self._ask(claims)
 
     async def complete(self, delivery: Delivery, stream: str, result: StageMessage | None) -> bool:
         name, body, tag = "", b"", b""
@@ -163,24 +166,25 @@ class RedisBus:
             name, body = type(result).__name__, to_bytes(result)  # a task is small, and Lua would copy the whole result
         elif result is not None:
             name, (body, tag) = type(result).__name__, around(delivery.message, result)
-        keys, token = self._fence(_key(delivery.stream), _key(stream))
-        args = [GROUP, delivery.id, name, body, tag, token]
-        return bool(await self._write(lambda: self._complete(keys=keys, args=args)))
+        keys, proof = self._fence(_key(delivery.stream), _key(stream))
+        args = [GROUP, delivery.id, name, body, tag, *proof]
+        return bool(await self._ask(lambda: self._complete(keys=keys, args=args)))
 
     async def depth(self, stream: str) -> int:
-        return int(await self._redis.xlen(_key(stream)))
+        return int(await self._ask(lambda: self._redis.xlen(_key(stream))))
 
     async def age(self, stream: str) -> float:
-        return max(0, await cast(Any, self._age(keys=[_key(stream)]))) / 1000
+        return max(0, await self._ask(lambda: cast(Any, self._age(keys=[_key(stream)])))) / 1000
 
     async def ends(self, stream: str) -> tuple[ItemId, ItemId] | None:
-        ids = [tuple(map(int, each.split(b"-"))) for each in await cast(Any, self._ends(keys=[_key(stream)]))]
+        reply = await self._ask(lambda: cast(Any, self._ends(keys=[_key(stream)])))
+        ids = [tuple(map(int, each.split(b"-"))) for each in reply]
         return cast(tuple[ItemId, ItemId], tuple(ids)) if ids else None
 
     @asynccontextmanager
     async def lease(self, run: str, holder: str) -> AsyncIterator[None]:
         async def call(source: str, key: str, args: list[Any]) -> Any:
-            return await self._write(lambda: self._redis.eval(source, 1, key, *args))
+            return await self._ask(lambda: self._redis.eval(source, 1, key, *args))
 
         lease = Lease(call, run, holder, self._lease_seconds)
         async with lease.held():
@@ -191,7 +195,7 @@ class RedisBus:
                 self._lease = None
 
     async def announce(self, policy: PolicyRef) -> None:
-        await cast(Any, self._redis.publish(ANNOUNCEMENTS, to_bytes(policy)))
+        await self._ask(lambda: cast(Any, self._redis.publish(ANNOUNCEMENTS, to_bytes(policy))))
 
     async def announcements(self) -> AsyncIterator[PolicyRef]:
         while True:
@@ -207,21 +211,23 @@ class RedisBus:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _fence(self, *keys: str) -> tuple[list[str], int | str]:
-        """The keys of a script and its fencing token; without a lease there is no token."""
-        return ([*keys, self._lease.key], self._lease.token) if self._lease else (list(keys), "")
+    def _fence(self, *keys: str) -> tuple[list[str], tuple[int | str, str]]:
+        """The keys of a script, with its fencing token and process; both are empty without a lease."""
+        lease = self._lease
+        return ([*keys, lease.key], (lease.token, lease.process)) if lease else (list(keys), ("", ""))
 
-    async def _write(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call, which waits while Redis refuses writes.
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call, which waits while Redis restarts or refuses writes. Every call to Redis is made here.
 
         Raises:
             UserError: this trainer has lost its lease.
+            RedisError: Redis still does not answer after `retry_seconds`.
             Unreachable: Redis still refuses after `retry_seconds`.
         """
         if self._lease and self._lease.successor:  # the Redis client may swallow the cancellation of the lease's block
             raise taken_over(self._run, self._lease.successor)
         try:
-            return await written(call, self._redis, self._address, self._retry_seconds)
+            return await answered(call, self._redis, self._address, self._retry_seconds)
         except ResponseError as error:
             _, fenced, holder = str(error).partition("FENCED ")
             if fenced:

@@ -52,7 +52,7 @@ class Lease:
         """The address of the trainer that has taken the run over, once this one knows it."""
         self._over = False
         self._call, self._run, self._holder, self._seconds = call, run, holder, seconds
-        self._process = _process(os.getpid())
+        self.process = _process(os.getpid())
 
     @contextlib.asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -76,19 +76,23 @@ class Lease:
         seen, watched, wait = "", 0.0, min(POLL_SECONDS, self._seconds / 10)
         free = ""
         while True:
-            arguments = [self._holder, self._process, free, int(1000 * FORGET_SECONDS)]
+            arguments = [self._holder, self.process, free, int(1000 * FORGET_SECONDS)]
             token, *present = await self._call(ACQUIRE, self.key, arguments)
             if token:
                 self.token = token
                 return
             holder, process, state = [each.decode() for each in present]
+            own = (holder, process) == (self._holder, self.process)  # Redis executed a call whose reply was lost
+            if own or _has_ended(process):
+                free, seen = state, ""
+                continue
             if seen and state != seen:
                 raise UserError(
                     f"run {self._run}: the trainer at {holder} works on it; stop that trainer first, or give this "
                     "run another name (--run-dir)"
                 )
             seen = state
-            if _has_ended(process) or watched >= self._seconds:
+            if watched >= self._seconds:
                 free = state
                 continue
             await asyncio.sleep(wait)
@@ -102,7 +106,7 @@ class Lease:
             await self._renew(beat)
 
     async def _renew(self, beat: int) -> None:
-        arguments = [self.token, self._holder, self._process, beat, int(1000 * FORGET_SECONDS)]
+        arguments = [self.token, self._holder, self.process, beat, int(1000 * FORGET_SECONDS)]
         successor = await self._call(RENEW, self.key, arguments)
         if successor:
             self.successor = successor.decode()

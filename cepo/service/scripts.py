@@ -7,33 +7,36 @@ after it. Therefore it has happened completely or not at all.
 from __future__ import annotations
 
 _FENCE = """
-local function fenced(key, token)
+local function fenced(key, token, process)
     if token == '' then return nil end
-    local held = redis.call('HMGET', key, 'token', 'holder')
-    if held[1] and tonumber(held[1]) > tonumber(token) then return redis.error_reply('FENCED ' .. held[2]) end
+    local held = redis.call('HMGET', key, 'token', 'process', 'holder')
+    local newer = tonumber(held[1] or 0) - tonumber(token)
+    if newer > 0 or newer == 0 and held[2] ~= process then return redis.error_reply('FENCED ' .. held[3]) end
 end
 """
-"""Refuses a trainer whose lease another trainer has taken over: the stored token is newer than its own."""
+"""Refuses a trainer whose lease another trainer has taken over: the stored token is newer than its own. It is equal if
+Redis had lost the acquisition of this trainer, so that its successor counted from the same token."""
 
 PUBLISH = (
     _FENCE
     + """
-local refused = fenced(KEYS[2], ARGV[1])
+local refused = fenced(KEYS[2], ARGV[1], ARGV[2])
 if refused then return refused end
-for i = 2, #ARGV, 2 do redis.call('XADD', KEYS[1], '*', 'type', ARGV[i], 'body', ARGV[i + 1]) end
+for i = 3, #ARGV, 2 do redis.call('XADD', KEYS[1], '*', 'type', ARGV[i], 'body', ARGV[i + 1]) end
 return 1
 """
 )
-"""Keys: stream, lease. Arguments: token or '', then type and body of each item."""
+"""Keys: stream, lease. Arguments: token or '', process of the trainer, then type and body of each item."""
 
 COMPLETE = (
     _FENCE
     + """
-local refused = fenced(KEYS[3], ARGV[6])
+local refused = fenced(KEYS[3], ARGV[6], ARGV[7])
 if refused then return refused end
 local input = ARGV[5] ~= '' and redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]  -- copied and hashed whole
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('XDEL', KEYS[1], ARGV[2])
+if input == nil then return 0 end  -- an operator deleted the item itself; the trainer publishes its group again
 local body = ARGV[4]
 if ARGV[5] ~= '' then
     local inner, size = input[2][4], ''
@@ -49,8 +52,8 @@ return 1
 """
 )
 """Keys: stream of the item, stream of the result, lease. Arguments: group, id of the item, type and body of the result,
-a protobuf tag, token or ''. With a tag, the body lacks the field that contains the item, and the script adds that field
-from the stream."""
+a protobuf tag, token or '', process of the trainer. With a tag, the body lacks the field that contains the item, and
+the script adds that field from the stream."""
 
 AGE = """
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
@@ -112,8 +115,9 @@ milliseconds until Redis may forget the lease. Returns the new token, or 0 and t
 present holder. The state changes with each renewal."""
 
 RENEW = """
-local held = redis.call('HMGET', KEYS[1], 'token', 'holder')
-if held[1] and tonumber(held[1]) > tonumber(ARGV[1]) then return held[2] end
+local held = redis.call('HMGET', KEYS[1], 'token', 'process', 'holder')
+local newer = tonumber(held[1] or 0) - tonumber(ARGV[1])
+if newer > 0 or newer == 0 and held[2] ~= ARGV[3] then return held[3] end
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'holder', ARGV[2], 'process', ARGV[3], 'beat', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return ''

@@ -1,4 +1,4 @@
-"""Waiting for a Redis that starts, stalls, or answers and cannot write: it has no memory or disk, or is no primary."""
+"""Waiting for a Redis that starts, restarts, stalls, or cannot write: it has no memory or disk, or is no primary."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
+    ConnectionError as RedisConnectionError,
+    MasterDownError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -32,6 +35,11 @@ RETRY_SECONDS = 60.0
 PROBE_SECONDS = 3.0
 _REFUSES = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN|UNBLOCKED)\b")
 """Errors of a Redis that cannot write now, also inside the message of a script's error."""
+_REFUSALS = (OutOfMemoryError, ReadOnlyError, MasterDownError)
+"""Errors from whose message the client removes the code."""
+_RESTARTS = (RedisConnectionError, RedisTimeoutError, NoScriptError)
+"""Errors of a Redis that restarted where the client does not repeat the call: while it takes a connection
+from its pool, or between the loading of a script and its call."""
 log = logging.getLogger(__name__)
 
 
@@ -70,18 +78,22 @@ async def answering(url: str, options: Mapping[str, Any], patience: float) -> No
             await asyncio.sleep(0.2)
 
 
-async def written(call: Callable[[], Awaitable[T]], redis: Redis, address: str, seconds: float) -> T:
-    """The result of a call, which is repeated while Redis refuses writes.
+async def answered(call: Callable[[], Awaitable[T]], redis: Redis, address: str, seconds: float) -> T:
+    """The result of a call, which is repeated while Redis restarts or refuses writes.
 
     Raises:
+        RedisError: Redis still does not answer after `seconds`.
         Unreachable: Redis still refuses after `seconds`.
     """
     begun, wait = time.monotonic(), 0.05
     while True:
         try:
             return await call()
+        except _RESTARTS:
+            if time.monotonic() - begun >= seconds:
+                raise
         except ResponseError as error:
-            if not (isinstance(error, OutOfMemoryError | ReadOnlyError) or _REFUSES.search(str(error))):
+            if not (isinstance(error, _REFUSALS) or _REFUSES.search(str(error))):
                 raise
             if time.monotonic() - begun >= seconds:
                 problem = f"Redis at {address} refuses writes: {error}; give it memory or disk space"

@@ -1,24 +1,18 @@
-"""The queue under faults: unreadable items, dead workers, a Redis that refuses writes, and two trainers on one run."""
+"""The queue under faults: unreadable items, dead workers, and a Redis that restarts or refuses writes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cepo.errors import Unreachable, UserError
-from cepo.service.bus import FAILURES, GROUP, IDLE_CLAIMS, MAX_FAILURES, RedisBus, ready
-from cepo.service.lease import LEASE_SECONDS, Lease
-from cepo.service.scripts import ACQUIRE, RENEW
+from cepo.errors import Unreachable
+from cepo.service.bus import FAILURES, GROUP, IDLE_CLAIMS, MAX_FAILURES, Delivery, RedisBus
 from cepo.testing import MemoryBus
-from tests.helpers.factories import make_group, make_task
+from tests.helpers.factories import make_group, make_scored, make_task
 from tests.helpers.processes import RedisServer
 from tests.unit.observe.alerting import counted
 
@@ -167,138 +161,65 @@ async def test_a_redis_that_refuses_writes_for_too_long_is_named_in_one_line(red
     await bus.close()
 
 
-@pytest.fixture
-async def trainers(redis_server: RedisServer) -> AsyncIterator[tuple[RedisBus, RedisBus]]:
-    """The connections of two trainers, with a short lease."""
-    made = RedisBus(redis_server.url, lease_seconds=0.3), RedisBus(redis_server.url, lease_seconds=0.3)
-    yield made
-    for bus in made:
-        await bus.close()
+async def test_an_item_that_was_deleted_while_a_worker_had_it_does_not_end_the_worker(bus: RedisBus) -> None:
+    await bus.publish("verify", [make_group()])
+    (item,) = await bus.receive("verify", "a", 1, 1.0)
+    await bus._redis.xdel("{cepo}:verify", item.id)
+    assert not await bus.complete(item, "teach", make_scored().model_copy(update={"rollout": item.message}))
+    assert (await bus._redis.xpending("{cepo}:verify", GROUP))["pending"] == 0
+    assert await bus.depth("teach") == 0
 
 
-@pytest.mark.parametrize("kind", ["memory", "redis"])
-async def test_a_second_trainer_is_refused_with_the_address_of_the_first(
-    kind: str, trainers: tuple[RedisBus, RedisBus]
+CALLS: dict[str, Callable[[RedisBus, Delivery], Awaitable[Any]]] = {
+    "publish": lambda bus, item: bus.publish("rollout", [make_task()]),
+    "receive": lambda bus, item: bus.receive("rollout", "a", 1, 0.01),
+    "renew": lambda bus, item: bus.renew("a", [item]),
+    "complete": lambda bus, item: bus.complete(item, "verify", make_group()),
+    "depth": lambda bus, item: bus.depth("rollout"),
+    "age": lambda bus, item: bus.age("rollout"),
+    "ends": lambda bus, item: bus.ends("rollout"),
+    "announce": lambda bus, item: bus.announce(make_task().policy),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_every_call_survives_a_redis_that_dies_where_the_client_does_not_repeat(
+    bus: RedisBus, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    memory = MemoryBus()
-    first, second = (memory, memory) if kind == "memory" else trainers
-    async with first.lease("run", "here:8051"):
-        with pytest.raises(UserError, match="run run: the trainer at here:8051 works on it"):
-            await second.lease("run", "there:8051").__aenter__()
-        async with second.lease("another run", "there:8051"):
-            pass
-    async with second.lease("run", "there:8051"):
-        pass
+    """The client repeats commands, but not the check of a connection that it takes from its pool."""
+    await bus.publish("rollout", [make_task()])
+    (item,) = await bus.receive("rollout", "a", 1, 1.0)
+    pool, failures = bus._redis.connection_pool, [RedisConnectionError("Connection not ready")] * 2
+    take = pool.get_connection
+
+    async def get_connection(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await take(*args)
+
+    monkeypatch.setattr(pool, "get_connection", get_connection)
+    await asyncio.wait_for(CALLS[name](bus, item), 10)
+    assert not failures
 
 
-async def test_a_trainer_that_lost_its_lease_publishes_nothing_and_takes_nothing(
-    trainers: tuple[RedisBus, RedisBus], redis_server: RedisServer
+@pytest.mark.parametrize("name", ["publish", "receive", "complete", "age", "ends"])
+async def test_a_redis_that_restarts_between_the_loading_of_a_script_and_its_call_is_asked_again(
+    bus: RedisBus, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    stalled, observer = trainers
-    taken = threading.Event()
+    await bus.publish("rollout", [make_task()])
+    (item,) = await bus.receive("rollout", "a", 1, 1.0)
+    load, restarts = bus._redis.script_load, 2
+    bus._next_claim.clear()
+    await bus._redis.script_flush()
 
-    async def succeed() -> None:
-        successor = RedisBus(redis_server.url, lease_seconds=0.3)
-        async with successor.lease("run", "successor:8051"):
-            await successor.publish("rollout", [make_task()])
-            taken.set()
-            await asyncio.sleep(1.0)
-        await successor.close()
+    async def script_load(script: str) -> Any:
+        nonlocal restarts
+        sha = await load(script)
+        if restarts:
+            restarts -= 1
+            await bus._redis.script_flush()
+        return sha
 
-    async def work() -> None:
-        async with stalled.lease("run", "stalled:8051"):
-            await stalled.publish("ready:run", [make_group()])
-            (item,) = await stalled.receive("ready:run", "stalled", 1, 1.0)
-            thread = threading.Thread(target=lambda: asyncio.run(succeed()))
-            thread.start()
-            assert taken.wait(60)  # stalls this trainer's event loop until its lease has run out
-            with pytest.raises(UserError, match="the trainer at successor:8051 has taken the run over"):
-                await stalled.complete(item, "ready:run", None)
-            try:
-                await stalled.publish("rollout", [make_task(index=1)])
-            finally:
-                await asyncio.to_thread(thread.join)
-
-    with pytest.raises(BaseExceptionGroup) as lost:
-        await work()
-    assert lost.group_contains(UserError, match="taken the run over")
-    assert (await observer.depth("rollout"), await observer.depth("ready:run")) == (1, 1)
-
-
-async def test_a_trainer_ends_when_it_notices_its_successor(trainers: tuple[RedisBus, RedisBus]) -> None:
-    first, other = trainers
-
-    async def work() -> None:
-        async with asyncio.timeout(60), first.lease("run", "first"):
-            await other._redis.hset("{cepo}:lease:run", mapping={"token": 99, "holder": "second"})
-            await asyncio.sleep(3600)
-
-    with pytest.raises(BaseExceptionGroup) as lost:
-        await work()
-    assert lost.group_contains(UserError, match="the trainer at second has taken the run over")
-
-
-async def test_a_trainer_that_lost_its_lease_ends_although_its_cancellation_was_swallowed(
-    trainers: tuple[RedisBus, RedisBus],
-) -> None:
-    """The Redis client swallows one cancellation in twenty, and a trainer that receives nothing publishes nothing."""
-    first, other = trainers
-
-    async def work() -> None:
-        async with asyncio.timeout(60), first.lease("run", "first"):
-            await other._redis.hset("{cepo}:lease:run", mapping={"token": 99, "holder": "second"})
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
-            await first.receive(ready("run"), "first", 1, 0.01)
-            await asyncio.sleep(60)
-
-    with pytest.raises(BaseExceptionGroup) as ended:
-        await work()
-    errors = ended.value.exceptions
-    assert [type(error) for error in errors] == [UserError, UserError]
-    assert all("the trainer at second has taken the run over" in str(error) for error in errors)
-
-
-async def test_a_lease_ends_although_the_cancellation_of_its_renewal_was_swallowed() -> None:
-    renewing = asyncio.Event()
-
-    async def call(source: str, key: str, args: list[Any]) -> Any:
-        if source == RENEW and args[3]:  # a renewal, and not the release
-            renewing.set()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
-        return [1] if source == ACQUIRE else b""
-
-    async with asyncio.timeout(10) as limit, Lease(call, "run", "first", 0.03).held():
-        await renewing.wait()
-    assert not limit.expired()
-
-
-async def test_a_trainer_keeps_a_run_whose_lease_redis_has_forgotten(trainers: tuple[RedisBus, RedisBus]) -> None:
-    first, other = trainers
-    async with first.lease("run", "first"):
-        await other._redis.flushall()
-        await first.publish("rollout", [make_task()])
-        await until(lambda: other._redis.exists("{cepo}:lease:run"))
-        assert await other._redis.hget("{cepo}:lease:run", "token") == b"1"
-
-
-DIES = """
-import asyncio, os, sys
-from cepo.service.bus import RedisBus
-
-async def main():
-    async with RedisBus(sys.argv[1]).lease("run", "killed"):
-        os.kill(os.getpid(), 9)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_killed_trainer_is_replaced_at_once_on_its_machine(bus: RedisBus, redis_server: RedisServer) -> None:
-    killed = subprocess.run([sys.executable, "-c", DIES, redis_server.url], check=False)
-    assert killed.returncode == -9
-    assert await bus._redis.hget("{cepo}:lease:run", "holder") == b"killed"
-    begun = time.monotonic()
-    async with bus.lease("run", "successor"):
-        assert time.monotonic() - begun < LEASE_SECONDS / 2
+    monkeypatch.setattr(bus._redis, "script_load", script_load)
+    await asyncio.wait_for(CALLS[name](bus, item), 10)
+    assert restarts == 0

@@ -1,6 +1,7 @@
-"""A deterministic run under random kills of every process, the launcher too, ends with the bytes of an undisturbed one.
+"""A deterministic run that is killed at random, or whose disk gets full, ends with the bytes of an undisturbed one.
 
-`test_training.py` kills each process once in every run of the suite.
+`test_training.py` kills each process once in every run of the suite; `tests/unit/net/test_disks.py` fills the disk of
+every writer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.support import TINY, TOOLS, command, kill, rows, started, wait_until
+from tests.helpers.disks import fill, small_disk
+from tests.pipeline.support import TINY, TOOLS, command, kill, rows, run, started, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)]
 STEPS = 6
@@ -25,6 +27,9 @@ KILLS = 4
 """Of services, between two kills of the launcher; five deaths of one service in two minutes would end the run."""
 LAUNCHES = 3
 PAUSE_SECONDS = 8.0
+FULL = "No space left on device; free space on its disk, then start again; a run continues with --resume"
+FULL_DISK_SECONDS = 60.0
+"""Many times what a run takes to end once its disk is full, on a busy machine."""
 
 
 def adapters(run_dir: Path) -> dict[str, str]:
@@ -84,3 +89,28 @@ def test_random_kills_of_every_process_change_no_byte(
     assert [row["step"] for row in metrics] == list(range(STEPS)), killed
     assert {(row["groups/total"], row["groups/failed"]) for row in metrics} == {(6.0, 0.0)}, killed
     assert adapters(run_dir) == undisturbed(file), killed
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_run_whose_disk_was_full_continues_to_the_same_bytes(
+    tmp_path: Path, undisturbed: Callable[[Path], dict[str, str]], after: int
+) -> None:
+    """The disk gets full while the services start, or between two steps."""
+    with small_disk(tmp_path / "disk", "320m") as disk:
+        run_dir = disk / "run"
+        with run(run_dir) as process:
+            wait_until(lambda: (run_dir / "services.json").exists() and len(rows(run_dir)) >= after, process)
+            ballast, filled = fill(disk), time.monotonic()
+            printed, _ = process.communicate()
+        assert time.monotonic() - filled < FULL_DISK_SECONDS
+        assert process.returncode == 2, printed
+        last = printed.splitlines()[-1]
+        assert last.startswith(f"cepo: {disk}"), printed
+        assert last.endswith(FULL), printed
+        assert len(rows(run_dir)) < STEPS
+        ballast.unlink()
+        with run(run_dir, "--resume") as process:
+            printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert [row["step"] for row in rows(run_dir)] == list(range(STEPS))
+        assert adapters(run_dir) == undisturbed(TINY)
