@@ -25,6 +25,7 @@ from cepo.messages.tasks import (
     Message as Message,
     Origin as Origin,
     PolicyRef as PolicyRef,
+    PolicyRequest as PolicyRequest,
     PromptTask as PromptTask,
     Sampling as Sampling,
 )

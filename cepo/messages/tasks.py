@@ -48,6 +48,23 @@ class PolicyRef(Contract):
         return f"v{self.version:06d}-{self.sha256[:12]}" if self.version else "base"
 
 
+class PolicyRequest(PolicyRef):
+    """A request for the bytes of an adapter, by a process that may send them on."""
+
+    port: int = Field(default=0, ge=0, le=65535)
+    """The gRPC port at which the caller sends on what it receives; 0 if it sends nothing on."""
+    service: str = Field(default="", pattern=r"^[\w.-]{0,63}$")
+    """The name in the caller's certificate."""
+    machine: str = Field(default="", max_length=253)
+    """Engines of one machine fetch an adapter over the network once."""
+    failed: str = Field(default="", max_length=300)
+    """The address of a holder that did not send the adapter, or sent other bytes."""
+
+    @property
+    def policy(self) -> PolicyRef:
+        return PolicyRef(version=self.version, sha256=self.sha256)
+
+
 BASE_POLICY = PolicyRef(version=0)
 
 

@@ -62,13 +62,18 @@ def free_ports(count: int) -> list[int]:
     return list(ports)
 
 
-def channel(address: str, settings: Settings) -> grpc.aio.Channel:
-    """A connection to another service, with mutual TLS if this process has certificates."""
+def channel(address: str, settings: Settings, name: str = "") -> grpc.aio.Channel:
+    """A connection to another service, with mutual TLS if this process has certificates.
+
+    Args:
+        name: the name in the certificate of the other service; by default that of the address.
+    """
     if not settings.certificates:
         return grpc.aio.insecure_channel(address, options=GRPC_OPTIONS)
     now = certificates_of(settings.certificates).current()
     credentials = grpc.ssl_channel_credentials(now.ca, now.key, now.certificate)
-    return grpc.aio.secure_channel(address, credentials, options=GRPC_OPTIONS)
+    options = [*GRPC_OPTIONS, *([("grpc.ssl_target_name_override", name)] if name else [])]
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def listen(server: grpc.aio.Server, address: str, settings: Settings) -> None:

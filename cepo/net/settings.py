@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +33,9 @@ class Settings(BaseModel):
     http_port: int = Field(default=0, ge=0, le=65535)
     trainer_address: str = "127.0.0.1:7051"
     """gRPC address of the trainer, from which adapters are fetched."""
+    machine: str = ""
+    """Name of the machine. Its engines fetch each adapter over the network once, and then from one another. Empty: the
+    host name; on Kubernetes, where every pod has a host name of its own, the name of the node."""
     verifier_address: str = ""
     """gRPC address of the verifier, which grades the responses of credit requests without r- or rewards. Empty: the
     teacher rejects such requests."""
@@ -104,6 +108,11 @@ class Settings(BaseModel):
         if not isinstance(json.loads(text), dict):
             raise ValueError("must be a JSON object")
         return text
+
+    @property
+    def machine_name(self) -> str:
+        """The name of the machine that this process runs on."""
+        return self.machine or socket.gethostname()
 
     @property
     def template(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from cachetools import LRUCache
 
 from cepo.errors import PolicyError, StorageError, Unreachable
-from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, PolicyRequest
 from cepo.net.files import replace_folder
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2
@@ -44,6 +44,11 @@ def digest(files: Mapping[str, bytes]) -> str:
         whole.update(f"{name}:{len(files[name])}:".encode())
         whole.update(files[name])
     return whole.hexdigest()
+
+
+def is_whole(policy: PolicyRef, files: Mapping[str, bytes]) -> bool:
+    """Whether files are those of an adapter's digest."""
+    return set(files) == set(FILES) and digest(files) == policy.sha256
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -72,20 +77,93 @@ async def fetch_adapter(settings: Settings, policy: PolicyRef) -> dict[str, byte
         Unreachable: the trainer does not answer in time.
         PolicyError: the trainer does not have this policy, or sends something else than an adapter.
     """
+    arriving = Arriving(policy)
+    async for chunk in from_trainer(settings, PolicyRequest(**policy.model_dump())):
+        arriving.add(chunk)
+    return arriving.files()
+
+
+def from_trainer(settings: Settings, request: PolicyRequest) -> AsyncIterator[services_pb2.PolicyChunk]:
+    """Yields what TrainerService.FetchPolicy sends.
+
+    Raises:
+        Unreachable: the trainer does not answer in time.
+        PolicyError: the trainer does not have this policy.
+    """
 
     def absent(details: str) -> PolicyError:
-        return PolicyError(f"the trainer at {settings.trainer_address} does not have {policy.name}: {details}")
+        return PolicyError(f"the trainer at {settings.trainer_address} does not have {request.name}: {details}")
 
-    files: dict[str, bytearray] = {}
-    async for chunk in stream_from_trainer(settings, "FetchPolicy", policy, absent):
-        _check_size(policy, chunk.file, sum(map(len, files.values())) + len(chunk.data))
-        files.setdefault(chunk.file, bytearray()).extend(chunk.data)
-    return {name: bytes(data) for name, data in files.items()}
+    return stream_from_trainer(settings, "FetchPolicy", request, absent)
 
 
-def _check_size(policy: PolicyRef, file: str, size: int) -> None:
-    if file not in FILES or size > MAX_ADAPTER_BYTES:
-        raise PolicyError(f"the trainer sends {file!r} for {policy.name}, {size} bytes so far: this is not an adapter")
+class Arriving:
+    """An adapter that is being received, which others may read along."""
+
+    def __init__(self, policy: PolicyRef) -> None:
+        self.policy = policy
+        self._sender = "the trainer"
+        self._chunks: list[services_pb2.PolicyChunk] = []
+        self._size = 0
+        self._at = 0
+        self._over: bool | None = None
+        self._news = asyncio.Event()
+
+    def add(self, chunk: services_pb2.PolicyChunk) -> None:
+        """Keeps the next chunk.
+
+        Raises:
+            PolicyError: the chunk is no part of an adapter, or the adapter is too large.
+        """
+        self._size += len(chunk.data)
+        if chunk.file not in FILES or self._size > MAX_ADAPTER_BYTES:
+            problem = f"{chunk.file!r} for {self.policy.name}, {self._size} bytes so far: this is not an adapter"
+            raise PolicyError(f"{self._sender} sends {problem}")
+        self._chunks[self._at : self._at + 1] = [chunk]
+        self._at += 1
+        self._tell()
+
+    def restart(self, sender: str) -> None:
+        """A sender begins with the first chunk. Readers continue where they are, because all send the same chunks."""
+        self._sender, self._size, self._at = sender, 0, 0
+
+    def end(self, *, whole: bool) -> None:
+        """Tells readers that nothing more arrives."""
+        self._over = whole
+        self._tell()
+
+    def files(self) -> dict[str, bytes]:
+        """What has arrived, by the name of the file."""
+        files: dict[str, list[bytes]] = {}
+        for chunk in self._chunks[: self._at]:
+            files.setdefault(chunk.file, []).append(chunk.data)
+        return {name: b"".join(parts) for name, parts in files.items()}
+
+    async def read_along(self, beat: float) -> AsyncIterator[services_pb2.PolicyChunk]:
+        """Yields all chunks as they arrive, and an empty one after `beat` seconds without any.
+
+        Raises:
+            Unreachable: the rest will not arrive.
+        """
+        sent = 0
+        while True:
+            for chunk in self._chunks[sent:]:
+                yield chunk
+                sent += 1
+            if self._over is False:
+                raise Unreachable(f"{self.policy.name} did not arrive here")
+            if sent < len(self._chunks):
+                continue
+            if self._over:
+                return
+            try:
+                await asyncio.wait_for(self._news.wait(), beat)
+            except TimeoutError:
+                yield services_pb2.PolicyChunk()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
 
 class _Folders(LRUCache[str, Path]):
@@ -116,13 +194,17 @@ class AdapterCache:
         async with self._fetching.setdefault(policy.name, asyncio.Lock()):  # waiting for one does not block others
             if policy.name not in self._folders:
                 files = await self._fetch(policy)
-                if set(files) != set(FILES) or digest(files) != policy.sha256:
+                if not is_whole(policy, files):
                     raise PolicyError(
                         f"adapter {policy.name} does not match its sha256: damaged in transit, or another policy"
                     )
                 write(folder, files)
                 self._folders[policy.name] = folder
             return self._folders[policy.name]
+
+    def kept(self, policy: PolicyRef) -> Path | None:
+        """The folder of an adapter; None if it is not in the cache."""
+        return self._folders.get(policy.name)
 
     def clear(self) -> None:
         """Deletes all folders."""
@@ -146,8 +228,12 @@ def trainer_cache(service: str, settings: Settings) -> AdapterCache:
     async def fetch(policy: PolicyRef) -> dict[str, bytes]:
         return await fetch_adapter(settings, policy)
 
-    root = settings.adapter_cache / f"{service}-{os.getpid()}"
-    return AdapterCache(root, fetch, keep=settings.max_loras)
+    return AdapterCache(cache_folder(service, settings), fetch, keep=settings.max_loras)
+
+
+def cache_folder(service: str, settings: Settings) -> Path:
+    """The folder of the adapters of this process."""
+    return settings.adapter_cache / f"{service}-{os.getpid()}"
 
 
 @asynccontextmanager

@@ -12,10 +12,11 @@ from cepo.messages.groups import PromptTask, Stage
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.prompts.renderer import Renderer
-from cepo.service.adapters import resident, trainer_cache
+from cepo.service.adapters import resident
 from cepo.service.bus import RedisBus
 from cepo.service.chassis import Service, main, stage_service, unary
 from cepo.service.image_cache import trainer_images
+from cepo.service.relay import AdapterRelay
 from cepo.service.stage import StageLoop
 from services.rollout.environments.pool import Environments
 from services.rollout.handler import make_handler
@@ -30,8 +31,8 @@ async def build(settings: Settings) -> Service:
 
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model, settings.template)
-    adapters = trainer_cache("rollout", settings)
-    generator = VllmGenerator(settings, renderer, adapters, trainer_images(settings).read)
+    relay = AdapterRelay("rollout", settings)
+    generator = VllmGenerator(settings, renderer, relay.cache, trainer_images(settings).read)
     names = settings.environments.split(",") if settings.environments else ()
     environments = Environments(names, settings.environment_processes)
     handler = make_handler(generator, renderer, settings.max_model_len, environments)
@@ -41,9 +42,10 @@ async def build(settings: Settings) -> Service:
 
     def register(server: grpc.aio.Server) -> None:
         services_pb2_grpc.add_RolloutServiceServicer_to_server(RolloutServicer(), server)
+        relay.register(server)
 
     loop = StageLoop.of(settings, bus, Stage.ROLLOUT, handler)
-    engine = _beside(environments, resident(generator, bus, adapters, generator.watch))
+    engine = _beside(environments, resident(generator, bus, relay.cache, generator.watch))
     app = await application(generator, settings)
     return stage_service("rollout", "cepo.v1.RolloutService", register, loop, engine, app)
 

@@ -8,10 +8,11 @@ from cepo.messages.groups import ScoredGroup, Stage
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.prompts.renderer import Renderer
-from cepo.service.adapters import resident, trainer_cache
+from cepo.service.adapters import resident
 from cepo.service.bus import RedisBus
 from cepo.service.chassis import Service, main, stage_service, unary
 from cepo.service.image_cache import trainer_images
+from cepo.service.relay import AdapterRelay
 from cepo.service.stage import StageLoop
 from cepo.teaching.handler import make_handler
 from services.teacher.credit import TokenCredit
@@ -26,9 +27,9 @@ async def build(settings: Settings) -> Service:
 
     bus = await RedisBus.connect(settings)
     renderer = Renderer(settings.model, settings.template)
-    adapters = trainer_cache("teacher", settings)
+    relay = AdapterRelay("teacher", settings)
     images = GivenImages(trainer_images(settings).read)
-    scorer = TransformersScorer(settings, renderer, adapters, images.read)
+    scorer = TransformersScorer(settings, renderer, relay.cache, images.read)
     handler = make_handler(scorer, renderer, scorer.context_length)
     grader = remote_verifier(settings) if settings.verifier_address else None
     app = application(TokenCredit(scorer, renderer, scorer.context_length, grader, images))
@@ -38,9 +39,10 @@ async def build(settings: Settings) -> Service:
 
     def register(server: grpc.aio.Server) -> None:
         services_pb2_grpc.add_TeacherServiceServicer_to_server(TeacherServicer(), server)
+        relay.register(server)
 
     loop = StageLoop.of(settings, bus, Stage.TEACH, handler)
-    engine = resident(scorer, bus, adapters)
+    engine = resident(scorer, bus, relay.cache)
     return stage_service("teacher", "cepo.v1.TeacherService", register, loop, engine, app)
 
 

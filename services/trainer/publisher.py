@@ -14,12 +14,13 @@ import grpc
 from torch import Tensor
 
 from cepo.errors import PolicyError, UserError, WireError
-from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef
+from cepo.messages.groups import BASE_POLICY, PolicyProof, PolicyRef, PolicyRequest
 from cepo.messages.wire import from_proto
 from cepo.pb.cepo.v1 import services_pb2
 from cepo.service import adapters
 from cepo.service.bus import Bus
 from services.trainer.canary import canary_fault
+from services.trainer.fanout import Fanout
 from services.trainer.finite import diverged, first_not_finite
 from services.trainer.learning.learner import Learner
 
@@ -52,6 +53,7 @@ class Publisher:
                 f"model.path: the base model gives the log-prob {broken[0]} in the trainer; its weights are damaged, "
                 f"or do not work in model.dtype={dtype}"
             )
+        self._fanout = Fanout()
         self._published_at: dict[PolicyRef, float] = {}
         self._reload_seconds: dict[PolicyRef, float] = {}
 
@@ -166,14 +168,15 @@ class Publisher:
     async def stream(
         self, request: object, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[services_pb2.PolicyChunk]:
-        """TrainerService.FetchPolicy: streams the files of a version in chunks."""
+        """TrainerService.FetchPolicy: streams the files of a version in chunks, or names a holder of them."""
         try:
-            policy = from_proto(PolicyRef, request)
+            asked = from_proto(PolicyRequest, request)
         except WireError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        policy = asked.policy
         if policy not in self._expected or policy == BASE_POLICY:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"{policy.name} was not published by this run")
-        for chunk in adapters.chunks(self.folder(policy)):
+        async for chunk in self._fanout.stream(asked, context.peer(), self.folder(policy)):
             yield chunk
 
     async def files(self, policy: PolicyRef) -> dict[str, bytes]:

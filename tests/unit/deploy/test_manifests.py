@@ -211,6 +211,8 @@ def test_nothing_talks_unless_it_must(overlay: tuple[str, list[Object]]) -> None
     policies = {o["metadata"]["name"]: o["spec"] for o in overlay[1] if o["kind"] == "NetworkPolicy"}
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert policies["adapters"]["ingress"][0]["ports"] == [{"port": SPECS["trainer"].grpc_port}]
+    engines = [{"port": SPECS[name].grpc_port} for name in ("rollout", "teacher")]
+    assert policies["to-adapters"]["egress"][1]["ports"] == policies["from-engines"]["ingress"][0]["ports"] == engines
     assert all("from" in rule for spec in policies.values() for rule in spec.get("ingress", ()))
     for name, direction, pod, peer in (
         ("grading", "ingress", "verifier", "teacher"),

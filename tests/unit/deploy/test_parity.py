@@ -43,7 +43,7 @@ def in_kubernetes(name: str, overlay: str) -> tuple[dict[str, Any], dict[str, st
 
 
 def without_addresses(variables: dict[str, str]) -> dict[str, str]:
-    machine = {"CEPO_TOKEN", "CEPO_TOKEN_FILE", "CEPO_THREADS", "OMP_NUM_THREADS"}
+    machine = {"CEPO_MACHINE", "CEPO_TOKEN", "CEPO_TOKEN_FILE", "CEPO_THREADS", "OMP_NUM_THREADS"}
     return {key: value for key, value in variables.items() if key not in ADDRESSES | machine}
 
 

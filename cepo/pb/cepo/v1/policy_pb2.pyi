@@ -120,6 +120,22 @@ class PolicyRef(_message.Message):
     sha256: str
     def __init__(self, version: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
+class PolicyRequest(_message.Message):
+    __slots__ = ("version", "sha256", "port", "service", "machine", "failed")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    sha256: str
+    port: int
+    service: str
+    machine: str
+    failed: str
+    def __init__(self, version: _Optional[int] = ..., sha256: _Optional[str] = ..., port: _Optional[int] = ..., service: _Optional[str] = ..., machine: _Optional[str] = ..., failed: _Optional[str] = ...) -> None: ...
+
 class Ask(_message.Message):
     __slots__ = ("context", "want", "otherwise", "exclude_self", "weights", "feedback", "tokens", "pick", "rank", "top", "support", "as_published", "without_images")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]

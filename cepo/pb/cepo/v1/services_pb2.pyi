@@ -35,13 +35,23 @@ class DrainReply(_message.Message):
     step: int
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
+class Holder(_message.Message):
+    __slots__ = ("address", "service")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    service: str
+    def __init__(self, address: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+
 class PolicyChunk(_message.Message):
-    __slots__ = ("file", "data")
+    __slots__ = ("file", "data", "holder")
     FILE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     file: str
     data: bytes
-    def __init__(self, file: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    holder: Holder
+    def __init__(self, file: _Optional[str] = ..., data: _Optional[bytes] = ..., holder: _Optional[_Union[Holder, _Mapping]] = ...) -> None: ...
 
 class ImageChunk(_message.Message):
     __slots__ = ("data",)

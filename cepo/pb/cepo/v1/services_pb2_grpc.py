@@ -264,7 +264,7 @@ class TrainerServiceStub:
                 _registered_method=True)
         self.FetchPolicy = channel.unary_stream(
                 '/cepo.v1.TrainerService/FetchPolicy',
-                request_serializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
+                request_serializer=cepo_dot_v1_dot_policy__pb2.PolicyRequest.SerializeToString,
                 response_deserializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
                 _registered_method=True)
         self.FetchImage = channel.unary_stream(
@@ -290,7 +290,8 @@ class TrainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchPolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sends a holder only to callers that name their port.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -316,7 +317,7 @@ def add_TrainerServiceServicer_to_server(servicer, server):
             ),
             'FetchPolicy': grpc.unary_stream_rpc_method_handler(
                     servicer.FetchPolicy,
-                    request_deserializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.FromString,
+                    request_deserializer=cepo_dot_v1_dot_policy__pb2.PolicyRequest.FromString,
                     response_serializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.SerializeToString,
             ),
             'FetchImage': grpc.unary_stream_rpc_method_handler(
@@ -404,7 +405,7 @@ class TrainerService:
             request,
             target,
             '/cepo.v1.TrainerService/FetchPolicy',
-            cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
+            cepo_dot_v1_dot_policy__pb2.PolicyRequest.SerializeToString,
             cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
             options,
             channel_credentials,
@@ -433,6 +434,81 @@ class TrainerService:
             '/cepo.v1.TrainerService/FetchImage',
             cepo_dot_v1_dot_policy__pb2.ImageRef.SerializeToString,
             cepo_dot_v1_dot_services__pb2.ImageChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class HolderServiceStub:
+    """Served by every engine: adapters from engine to engine.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.FetchPolicy = channel.unary_stream(
+                '/cepo.v1.HolderService/FetchPolicy',
+                request_serializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
+                response_deserializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
+                _registered_method=True)
+
+
+class HolderServiceServicer:
+    """Served by every engine: adapters from engine to engine.
+    """
+
+    def FetchPolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HolderServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'FetchPolicy': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchPolicy,
+                    request_deserializer=cepo_dot_v1_dot_policy__pb2.PolicyRef.FromString,
+                    response_serializer=cepo_dot_v1_dot_services__pb2.PolicyChunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'cepo.v1.HolderService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('cepo.v1.HolderService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class HolderService:
+    """Served by every engine: adapters from engine to engine.
+    """
+
+    @staticmethod
+    def FetchPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/cepo.v1.HolderService/FetchPolicy',
+            cepo_dot_v1_dot_policy__pb2.PolicyRef.SerializeToString,
+            cepo_dot_v1_dot_services__pb2.PolicyChunk.FromString,
             options,
             channel_credentials,
             insecure,
