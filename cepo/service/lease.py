@@ -82,8 +82,10 @@ class Lease:
                 self.token = token
                 return
             holder, process, state = [each.decode() for each in present]
-            own = (holder, process) == (self._holder, self.process)  # Redis executed a call whose reply was lost
-            if own or _has_ended(process):
+            if (holder, process) == (self._holder, self.process):
+                self.token = int(state.partition("/")[0])  # Redis has executed a call whose reply was lost
+                return
+            if _has_ended(process):
                 free, seen = state, ""
                 continue
             if seen and state != seen:
