@@ -37,16 +37,15 @@ CHAIN = 12
 
 
 class Chain(Fanout):
-    """Each engine follows the one before."""
+    """Each engine follows the one that asked before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: Engine | None = None
+        self._holders: dict[Engine | None, Engine | None] = {}
 
     def holder(self, engine: Engine | None, failed: str = "") -> Engine | None:
         """The engine that asked before."""
-        before, self._last = self._last, engine
-        return before
+        return self._holders.setdefault(engine, next(reversed(self._holders), None))
 
 
 async def ask_seconds(count: int = 300) -> float:
