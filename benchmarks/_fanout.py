@@ -68,7 +68,7 @@ class Crowd:
 
     trainer: str
     sha256: str
-    count: int
+    ports: Sequence[int]
     versions: int
     folder: Path
     tree: bool
@@ -81,7 +81,7 @@ class Crowd:
     async def _run(self, go: Any, done: Any) -> None:
         async with contextlib.AsyncExitStack() as stack:
             engines = []
-            for port in free_ports(self.count):
+            for port in self.ports:
                 settings = Settings(trainer_address=self.trainer, grpc_port=port, adapter_cache=self.folder / str(port))
                 relay = AdapterRelay("rollout", settings if self.tree else settings.model_copy(update={"grpc_port": 0}))
                 if self.tree:
@@ -125,8 +125,10 @@ async def spread(
         add = services_pb2_grpc.add_TrainerServiceServicer_to_server
         async with serving(lambda server: add(trainer, server)) as address:
             go, done = _SPAWN.Barrier(processes + 1), _SPAWN.Queue()
-            counts = [engines // processes + (i < engines % processes) for i in range(processes)]
-            crowds = [Crowd(address, digest(files), count, versions, folder, tree) for count in counts]
+            ports = free_ports(engines)
+            crowds = [
+                Crowd(address, digest(files), ports[i::processes], versions, folder, tree) for i in range(processes)
+            ]
             started = [_SPAWN.Process(target=crowd.run, args=(go, done), daemon=True) for crowd in crowds]
             for process in started:
                 process.start()
