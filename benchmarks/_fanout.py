@@ -22,7 +22,7 @@ from cepo.pb.cepo.v1 import services_pb2, services_pb2_grpc
 from cepo.service import adapters
 from cepo.service.adapters import CHUNK_BYTES, FILES, digest
 from cepo.service.relay import AdapterRelay
-from services.trainer.fanout import FOLLOWERS, Engine, Fanout
+from services.trainer.fanout import FOLLOWERS, Fanout, Peer
 
 VERSION = 1
 _SPAWN = multiprocessing.get_context("spawn")
@@ -156,7 +156,7 @@ class Rates:
     """From the arrival of a chunk at a holder until it is on its way to a follower."""
 
 
-def simulated(engines: Sequence[Engine], size: int, rates: Rates, *, tree: bool) -> Spread:
+def simulated(engines: Sequence[Peer], size: int, rates: Rates, *, tree: bool) -> Spread:
     """When each engine would have an adapter if all ask at once.
 
     A sender sends each chunk to its followers in turn, at its whole rate. Chunks arrive in order, so the times of an
@@ -165,13 +165,13 @@ def simulated(engines: Sequence[Engine], size: int, rates: Rates, *, tree: bool)
         received[k, f] = max(end of the sender's previous chunk, arrival[k] + hop, when f had asked) + chunk / rate
     """
     fanout, chunk, parts = Fanout(), CHUNK_BYTES / rates.bytes_per_second, -(-size // CHUNK_BYTES)
-    followers: dict[Engine | None, list[tuple[Engine, float]]] = {None: []}
+    followers: dict[Peer | None, list[tuple[Peer, float]]] = {None: []}
     for number, engine in enumerate(engines, 1):
         holder = fanout.holder(engine) if tree else None
         followers[holder].append((engine, number * rates.ask_seconds))
         followers[engine] = []
     copies, seconds = len(followers[None]), []
-    arrivals: dict[Engine | None, list[float]] = {None: [0.0] * parts}
+    arrivals: dict[Peer | None, list[float]] = {None: [0.0] * parts}
     for sender in (None, *engines):  # a holder asked before its followers did
         free, arrived = 0.0, arrivals.pop(sender)
         for engine, _ in followers[sender]:

@@ -20,7 +20,7 @@ from cepo.messages.groups import PolicyRef, PolicyRequest
 from cepo.net.settings import Settings
 from cepo.pb.cepo.v1 import services_pb2_grpc
 from cepo.service.adapters import from_trainer
-from services.trainer.fanout import Engine, Fanout
+from services.trainer.fanout import Fanout, Peer
 
 ENGINES = 1000
 ADAPTER_BYTES = 64 * 2**20
@@ -41,9 +41,9 @@ class Chain(Fanout):
 
     def __init__(self) -> None:
         super().__init__()
-        self._holders: dict[Engine | None, Engine | None] = {}
+        self._holders: dict[Peer | None, Peer | None] = {}
 
-    def holder(self, engine: Engine | None, failed: str = "") -> Engine | None:
+    def holder(self, engine: Peer | None, failed: str = "") -> Peer | None:
         """The engine that asked before."""
         return self._holders.setdefault(engine, next(reversed(self._holders), None))
 
@@ -52,7 +52,7 @@ async def ask_seconds(count: int = 300) -> float:
     """The trainer's time for one request that it answers with a holder, with the caller's part of it."""
     fanout, policy = Fanout(), PolicyRef(version=VERSION, sha256="0" * 64)
     for number in range(ENGINES):
-        fanout.holder(Engine(f"127.0.0.1:{number + 1}", machine=str(number), local=True))
+        fanout.holder(Peer(f"127.0.0.1:{number + 1}", machine=str(number), local=True))
     trainer, add = Trainer(Path(), fanout), services_pb2_grpc.add_TrainerServiceServicer_to_server
     async with serving(lambda server: add(trainer, server)) as address:
         settings, busy = Settings(trainer_address=address), time.process_time()
@@ -94,8 +94,8 @@ def main() -> None:
         name: [figures(each) for each in asyncio.run(spread(engines, PROCESSES, SMALL_BYTES, tree=tree, versions=2))]
         for name, tree in (("trainer alone", False), ("tree", True))
     }
-    own = [Engine(f"10.0.{i // 250}.{i % 250}:7052", machine=str(i)) for i in range(ENGINES)]
-    shared = [Engine(each.address, machine=str(i // PER_MACHINE)) for i, each in enumerate(own)]
+    own = [Peer(f"10.0.{i // 250}.{i % 250}:7052", machine=str(i)) for i in range(ENGINES)]
+    shared = [Peer(each.address, machine=str(i // PER_MACHINE)) for i, each in enumerate(own)]
     at_once = replace(rates, ask_seconds=0.0)
     tree = simulated(own, ADAPTER_BYTES, at_once, tree=True)
     transfer = ADAPTER_BYTES / rates.bytes_per_second

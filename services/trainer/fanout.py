@@ -37,7 +37,7 @@ FORGET_SECONDS = 2.5 * STAY_SECONDS
 
 
 @dataclass(frozen=True)
-class Engine:
+class Peer:
     """An engine that asks for a version and sends it on."""
 
     address: str
@@ -66,7 +66,7 @@ class Engine:
 
 @dataclass
 class _Node:
-    engine: Engine
+    engine: Peer
     holder: str = ""
     """The address of the engine that it follows; empty if the trainer sends it every version."""
     asked_at: float = 0.0
@@ -91,7 +91,7 @@ class Fanout:
         self._nodes: dict[str, _Node] = {}
         """By address, in the order in which they asked."""
 
-    def holder(self, engine: Engine | None, failed: str = "") -> Engine | None:
+    def holder(self, engine: Peer | None, failed: str = "") -> Peer | None:
         """The engine that sends versions to another engine; None: the trainer does.
 
         Args:
@@ -123,7 +123,7 @@ class Fanout:
             peer: the address of the caller, as gRPC gives it.
             folder: the folder of the version.
         """
-        if holder := self.holder(Engine.of(asked, peer, self._machine), asked.failed):
+        if holder := self.holder(Peer.of(asked, peer, self._machine), asked.failed):
             named = services_pb2.Holder(address=holder.address, service=holder.service)
             yield services_pb2.PolicyChunk(holder=named)
             return

@@ -10,20 +10,20 @@ import pytest
 
 from cepo.messages.groups import PolicyRequest
 from services.trainer import fanout as module
-from services.trainer.fanout import FOLLOWERS, NEAR_FOLLOWERS, Engine, Fanout
+from services.trainer.fanout import FOLLOWERS, NEAR_FOLLOWERS, Fanout, Peer
 from tests.helpers.factories import POLICY
 
 
-def engines(count: int, machines: int = 0) -> list[Engine]:
-    """Engines on so many machines; by default each on its own."""
-    return [Engine(f"10.0.{i // 250}.{i % 250}:7052", "rollout", str(i % (machines or count))) for i in range(count)]
+def engines(count: int, machines: int = 0) -> list[Peer]:
+    """Engines on a number of machines; by default each on its own."""
+    return [Peer(f"10.0.{i // 250}.{i % 250}:7052", "rollout", str(i % (machines or count))) for i in range(count)]
 
 
-def spread(fanout: Fanout, asking: list[Engine]) -> dict[Engine, Engine | None]:
+def spread(fanout: Fanout, asking: list[Peer]) -> dict[Peer, Peer | None]:
     return {engine: fanout.holder(engine) for engine in asking}
 
 
-def depth(sources: dict[Engine, Engine | None], engine: Engine) -> int:
+def depth(sources: dict[Peer, Peer | None], engine: Peer) -> int:
     holder = sources[engine]
     return 1 if holder is None else 1 + depth(sources, holder)
 
@@ -96,7 +96,7 @@ def test_engines_that_have_not_asked_for_long_are_forgotten(monkeypatch: pytest.
 def test_each_service_has_a_tree_because_it_needs_versions_of_its_own() -> None:
     fanout = Fanout()
     rollout = engines(5)
-    teachers = [Engine(each.address.replace("7052", "7053"), "teacher", each.machine) for each in rollout]
+    teachers = [Peer(each.address.replace("7052", "7053"), "teacher", each.machine) for each in rollout]
     sources = spread(fanout, [engine for pair in zip(rollout, teachers, strict=True) for engine in pair])
     assert all(holder is None or holder.service == engine.service for engine, holder in sources.items())
     assert Counter(sources.values())[None] == 2 * FOLLOWERS
@@ -104,18 +104,18 @@ def test_each_service_has_a_tree_because_it_needs_versions_of_its_own() -> None:
 
 def test_an_engine_is_known_by_the_address_of_its_connection_and_the_port_that_it_names() -> None:
     request = PolicyRequest(**POLICY.model_dump(), port=7052, service="rollout", machine="node-3")
-    known = Engine("10.0.0.7:7052", "rollout", "node-3")
-    assert Engine.of(request, "ipv4:10.0.0.7:40312", "node-1") == known
-    assert Engine.of(request, "ipv6:%5Bfd00::7%5D:40312", "node-1") == replace(known, address="[fd00::7]:7052")
-    assert Engine.of(request, "ipv6:%5B::1%5D:9", "node-3") == replace(known, address="[::1]:7052", local=True)
-    assert Engine.of(request, "ipv4:127.0.0.6:40312", "node-1") is None  # a proxy on the trainer's side
-    assert Engine.of(request, "unix:/tmp/socket", "node-1") is None
-    assert Engine.of(PolicyRequest(**POLICY.model_dump()), "ipv4:10.0.0.7:40312", "node-1") is None
+    known = Peer("10.0.0.7:7052", "rollout", "node-3")
+    assert Peer.of(request, "ipv4:10.0.0.7:40312", "node-1") == known
+    assert Peer.of(request, "ipv6:%5Bfd00::7%5D:40312", "node-1") == replace(known, address="[fd00::7]:7052")
+    assert Peer.of(request, "ipv6:%5B::1%5D:9", "node-3") == replace(known, address="[::1]:7052", local=True)
+    assert Peer.of(request, "ipv4:127.0.0.6:40312", "node-1") is None  # a proxy on the trainer's side
+    assert Peer.of(request, "unix:/tmp/socket", "node-1") is None
+    assert Peer.of(PolicyRequest(**POLICY.model_dump()), "ipv4:10.0.0.7:40312", "node-1") is None
 
 
 def test_an_engine_on_another_machine_is_not_sent_to_a_loopback_address() -> None:
     fanout = Fanout()
-    local = [Engine(f"127.0.0.1:{port}", "rollout", "here", local=True) for port in (1, 2, 3)]
+    local = [Peer(f"127.0.0.1:{port}", "rollout", "here", local=True) for port in (1, 2, 3)]
     assert list(spread(fanout, local).values()) == [None, None, local[0]]
     assert set(spread(fanout, engines(2)).values()) == {None}
 
