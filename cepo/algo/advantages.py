@@ -4,7 +4,7 @@ All estimators follow the same rules. Groups are found by id. A sample whose rew
 advantage is 0, and it is left out of all statistics. The same holds for a sample without peers, if the estimator
 compares peers. Padding is 0.
 
-Shapes: B sequences, T response tokens (padded). mask_BT is 1 on generated tokens, including the end of sequence.
+Shapes: B sequences, T response tokens (padded). mask_BT is 1 on sampled tokens, including the end of each turn.
 All results are float32.
 """
 
@@ -54,13 +54,13 @@ def terminal_reward(reward_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def return_to_go(token_reward_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
-    """return_BT: G_t = R_t + gamma G_{t+1} over response tokens, reset to 0 at masked positions."""
+    """return_BT: G_t = R_t + gamma G_{t+1}, with t + 1 the next token of the mask, and 0 at the other positions."""
     valid_BT = mask_BT.bool()
     return_BT = torch.zeros_like(token_reward_BT, dtype=torch.float32)
     running_B = return_BT.new_zeros(len(return_BT))
     for t in reversed(range(valid_BT.shape[1])):
-        running_B = torch.where(valid_BT[:, t], token_reward_BT[:, t] + gamma * running_B, 0.0)
-        return_BT[:, t] = running_B
+        running_B = torch.where(valid_BT[:, t], token_reward_BT[:, t] + gamma * running_B, running_B)
+        return_BT[:, t] = torch.where(valid_BT[:, t], running_B, 0.0)
     return return_BT
 
 

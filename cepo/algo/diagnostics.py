@@ -113,12 +113,12 @@ def position_metrics(delta_BT: Tensor, valid_BT: Tensor, mask_BT: Tensor, dead_b
     """Mean |delta| in each tenth of the responses, 00 the first; a delta within the dead band counts as 0.
 
     Args:
-        valid_BT: 1 on the tokens of the responses, whose number is a response's length.
+        valid_BT: 1 on the sampled tokens of the responses, whose number is a response's length.
         mask_BT: the weighed tokens.
     """
     size_BT = _beyond(delta_BT, dead_band)
     length_B1 = valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
-    tenth_BT = torch.arange(valid_BT.shape[1], device=valid_BT.device) * TENTHS // length_B1
+    tenth_BT = (valid_BT.long().cumsum(dim=1) - 1) * TENTHS // length_B1.long()
     return {f"credit/size_tenth_{at:02d}": masked_mean(size_BT, mask_BT & (tenth_BT == at)) for at in range(TENTHS)}
 
 

@@ -1,6 +1,6 @@
 """The clipped surrogate and its aggregation, with denominators that do not depend on the micro-batch split.
 
-Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, including the end of sequence.
+Shapes: B sequences, T response tokens (padded); mask_BT is 1 on sampled tokens, including the end of each turn.
 """
 
 from __future__ import annotations

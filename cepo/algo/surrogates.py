@@ -1,6 +1,6 @@
 """Alternatives to the clipped surrogate: GSPO, CISPO and SAPO, per token, for `cepo.algo.losses.aggregate`.
 
-Shapes: B sequences, T response tokens (padded); mask_BT is 1 on generated tokens, including the end of sequence.
+Shapes: B sequences, T response tokens (padded); mask_BT is 1 on sampled tokens, including the end of each turn.
 """
 
 from __future__ import annotations

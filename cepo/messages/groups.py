@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -16,7 +17,7 @@ from pydantic import Field, model_validator
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.environments import Environment as Environment, Played as Played
 from cepo.messages.reward import Reward as Reward
-from cepo.messages.spans import Given as Given, check_given, given_tokens
+from cepo.messages.spans import Given as Given, check_given, given_tokens, sampled_mask
 from cepo.messages.tasks import (
     BASE_POLICY as BASE_POLICY,
     MAX_INT64 as MAX_INT64,
@@ -69,9 +70,14 @@ class Completion(Contract):
 
     @property
     def length(self) -> int:
-        """The number of tokens that the policy wrote: T less the given tokens. The length of a response, to a reward,
-        a metric or a loss."""
+        """The number of tokens that the policy sampled: T less the given tokens. Rewards, metrics and losses count it
+        as the length of the response."""
         return len(self.token_ids) - given_tokens(self.given)
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that the policy sampled."""
+        return tuple(compress(self.token_ids, sampled_mask(self.given, len(self.token_ids))))
 
     @model_validator(mode="after")
     def _steps_ascend_to_the_end(self) -> Self:

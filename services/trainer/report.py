@@ -7,6 +7,7 @@ from statistics import pstdev
 
 from cepo.errors import UserError
 from cepo.messages.groups import (
+    Completion,
     ContextName,
     EvidencedGroup,
     EvidenceReason,
@@ -16,6 +17,7 @@ from cepo.messages.groups import (
     Stage,
     Verdict,
 )
+from cepo.messages.spans import given_tokens, sampled_spans
 from cepo.messages.vocabulary import DEAD_BAND
 from cepo.run.best import CHOICE, PROBLEMS, REPORT
 from cepo.run.causes import root_cause
@@ -80,8 +82,8 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     answered = finished(groups)
     done = [group for group in answered if group.task.origin is None]
     everything, verdicts = [v for group in done for v in group.scored.verdicts], judged(done)
-    completions = [c for group in done for c in group.scored.rollout.completions]
-    lengths = [len(c.token_ids) for c in completions]
+    completions = _completions(done)
+    lengths = [c.length for c in completions]
     accurate = [[v.correct for v in group.scored.verdicts if not v.failed] for group in done]
     rewards = [v.reward for v in verdicts]
     truncated = [c.finish_reason is FinishReason.LENGTH for c in completions]
@@ -96,6 +98,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "length/max": float(max(lengths, default=0)),
         "length/truncated_fraction": _mean(truncated),
         "length/empty_fraction": _mean([length == 0 for length in lengths]),
+        "length/turns": _mean([len(sampled_spans(c.given, len(c.token_ids))) for c in completions]),
         **{f"outcome/{o.name.lower()}": _mean([v.outcome is o for v in everything]) for o in Outcome},
         "samples/failed": float(len(everything) - len(verdicts)),
         "groups/total": float(len(groups)),
@@ -107,9 +110,8 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "groups/evidenced": _mean([bool(group.evidence) for group in done]),
         "tokens/generated": _sampled(answered),
         "tokens/continued": _sampled([group for group in answered if group.task.origin is not None]),
-        "tokens/measured": float(
-            sum(len(row.logps) for group in answered for evidence in group.evidence for row in evidence.rows)
-        ),
+        "tokens/given": float(sum(given_tokens(c.given) for c in _completions(answered))),
+        "tokens/measured": float(sum(map(_measured, answered))),
         "time/teacher_seconds": sum(group.seconds for group in answered),
         **hint_metrics(done),
     }
@@ -131,7 +133,17 @@ def hint_metrics(groups: Sequence[EvidencedGroup]) -> dict[str, float]:
 
 def _sampled(groups: Sequence[EvidencedGroup]) -> float:
     """The number of tokens that the engine sampled."""
-    return float(sum(len(c.logps) for group in groups for c in group.scored.rollout.completions))
+    return float(sum(len(c.logps) - given_tokens(c.given) for c in _completions(groups) if c.logps))
+
+
+def _measured(group: EvidencedGroup) -> int:
+    """The number of sampled tokens that the teacher scored, counted once per context."""
+    lengths = [c.length for c in group.scored.rollout.completions]
+    return sum(n for e in group.evidence for n, row in zip(lengths, e.rows, strict=True) if row.applicable)
+
+
+def _completions(groups: Sequence[EvidencedGroup]) -> list[Completion]:
+    return [completion for group in groups for completion in group.scored.rollout.completions]
 
 
 def versions(groups: Groups) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The reward of a response: accuracy, format, penalties, the environment's reward and the user's reward functions.
 
-Lengths are in tokens.
+Lengths are in tokens that the policy sampled; a tool result or a user turn adds nothing to them.
 
 The penalty is the sum of terms that are at most 0, except the length term, which rewards a short correct response.
 """
@@ -35,7 +35,7 @@ def check_allowed(rule: Reward, pool: GraderPool) -> None:
 async def rewarded(group: RolloutGroup, verdicts: Sequence[Verdict], pool: GraderPool) -> tuple[Verdict, ...]:
     """Adds the rewards to the verdicts of a group; if a reward function fails, the verdict is marked failed."""
     rule, completions = group.task.reward, group.completions
-    relative = shorter([len(c.token_ids) for c in completions], [v.accuracy for v in verdicts])
+    relative = shorter([c.length for c in completions], [v.accuracy for v in verdicts])
     extras = await asyncio.gather(*(_extra(group, c, v, pool) for c, v in zip(completions, verdicts, strict=True)))
     return tuple(
         _earned(rule, group, completion, verdict, rule.length * short, extra)
@@ -51,11 +51,10 @@ def _earned(
         return verdict.model_copy(update=failed)
     if verdict.failed:
         return verdict
-    tokens = len(completion.token_ids)
     penalty = (
         length
-        + rule.overlong_factor * overlong(tokens, group.task.sampling.max_tokens, rule.overlong_buffer)
-        - rule.repetition * (repeated(tuple(completion.token_ids), rule.repetition_ngram) if rule.repetition else 0.0)
+        + rule.overlong_factor * overlong(completion.length, group.task.sampling.max_tokens, rule.overlong_buffer)
+        - rule.repetition * (repeated(completion.sampled_ids, rule.repetition_ngram) if rule.repetition else 0.0)
     )
     outcome = rule.accuracy * verdict.accuracy + rule.wrong * (1.0 - verdict.accuracy)
     environment = rule.environment * completion.played.reward if completion.played is not None else 0.0
@@ -74,7 +73,7 @@ async def _extra(group: RolloutGroup, completion: Completion, verdict: Verdict, 
         answer=group.task.reference_answer,
         extracted=verdict.extracted,
         accuracy=verdict.accuracy,
-        tokens=len(completion.token_ids),
+        tokens=completion.length,
         truncated=completion.finish_reason is FinishReason.LENGTH,
     )
     total = 0.0

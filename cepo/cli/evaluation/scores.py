@@ -68,7 +68,7 @@ def as_data(measured: MeasuredPolicy) -> dict[str, Any]:
     """One policy's entry of results.json."""
     by_kind = scores(measured)
     verdicts = [verdict for group in measured.finished for verdict in group.scored.verdicts]
-    lengths = [len(c.token_ids) for group in measured.finished for c in group.scored.rollout.completions]
+    lengths = [c.length for group in measured.finished for c in group.scored.rollout.completions]
     outcomes = Counter(verdict.outcome.name.lower() for verdict in verdicts)
     return {
         "policy": measured.policy.name,
@@ -109,7 +109,7 @@ def sample_lines(measured: MeasuredPolicy) -> Iterator[str]:
             continue
         pairs = zip(group.scored.rollout.completions, group.scored.verdicts, strict=True)
         samples = [
-            {"text": c.text, "tokens": len(c.token_ids), "outcome": v.outcome.name.lower(), "extracted": v.extracted}
+            {"text": c.text, "tokens": c.length, "outcome": v.outcome.name.lower(), "extracted": v.extracted}
             for c, v in pairs
         ]
         yield json.dumps({**row, "samples": samples})
