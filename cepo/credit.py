@@ -11,6 +11,7 @@ training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -18,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, f
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
 from cepo.messages.requests import SentModel
+from cepo.messages.spans import Given, check_given
 from cepo.messages.vocabulary import DEAD_BAND
 from cepo.prompts.images import MAX_IMAGES
 
@@ -58,6 +60,13 @@ def _worded(sent: Any) -> Any:
     return sent
 
 
+def _unicode(messages: list[Message] | None) -> list[Message] | None:
+    for at, message in enumerate(messages or ()):
+        if any("\ud800" <= character <= "\udfff" for character in message.role + message.content + message.extra):
+            raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
+    return messages
+
+
 class Method(SentModel):
     """How log-probs become credit: A [(1 - lam) + lam clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)]."""
 
@@ -86,6 +95,15 @@ class Response(SentModel):
         default=None, description="tokenized by the teacher; write out the end-of-turn token to have it scored"
     )
     token_ids: TokenIds | None = Field(default=None, description="scored unchanged, never re-tokenized")
+    given: list[Given] = Field(
+        default=[],
+        description="with token_ids: the tokens that were given to the model between its turns, such as tool results",
+    )
+    messages: list[Message] | None = Field(
+        default=None,
+        description="the turns of a response with tools: assistant turns, which get credit, and the tool results and "
+        "user turns between them, which get none; needs a prompt of messages",
+    )
     reward: Scalar | None = Field(
         default=None, description="left out together with advantage: the response is graded against `positive`"
     )
@@ -93,9 +111,22 @@ class Response(SentModel):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if (self.text is None) == (self.token_ids is None):
-            raise ValueError("give either text or token_ids")
+        if sum(form is not None for form in (self.text, self.token_ids, self.messages)) != 1:
+            raise ValueError("give one of text, token_ids and messages")
+        if self.given and self.token_ids is None:
+            raise ValueError("given needs token_ids; in messages the roles say what was given")
+        check_given(self.given, len(self.token_ids or ()))
         return self
+
+    @field_validator("messages")
+    @classmethod
+    def _are_turns(cls, messages: list[Message] | None) -> list[Message] | None:
+        roles = [message.role for message in messages] if messages is not None else ["assistant"]
+        if roles[:1] != ["assistant"] or roles[-1:] != ["assistant"]:
+            raise ValueError("the first and the last turn of a response must be assistant turns")
+        if at := next((at for at, pair in enumerate(pairwise(roles), 1) if pair == ("assistant", "assistant")), 0):
+            raise ValueError(f"turn {at} follows an assistant turn; join them, or write what was given between them")
+        return _unicode(messages)
 
 
 AnyMethod = Annotated[Method, BeforeValidator(_named, json_schema_input_type=Method | MethodName)]
@@ -155,15 +186,14 @@ class CreditRequest(SentModel):
     def _one_prompt(self) -> Self:
         if sum(form is not None for form in (self.messages, self.prompt, self.prompt_token_ids)) != 1:
             raise ValueError("give one of messages, prompt and prompt_token_ids")
+        if self.messages is None and any(response.messages is not None for response in self.responses):
+            raise ValueError("responses of messages need a prompt of messages; or give token_ids and the given spans")
         return self
 
     @field_validator("messages")
     @classmethod
     def _are_unicode(cls, messages: list[Message] | None) -> list[Message] | None:
-        for at, message in enumerate(messages or ()):
-            if any("\ud800" <= character <= "\udfff" for character in message.role + message.content + message.extra):
-                raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
-        return messages
+        return _unicode(messages)
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -201,7 +231,7 @@ class Token(_Returned):
     weight: float = Field(description="exp(sign(advantage of the response) * delta)")
     weight_clipped: float
     clipped: bool
-    advantage: float = Field(description="the factor of this token's gradient in training")
+    advantage: float = Field(description="the factor of this token's gradient in training; 0 for a given token")
 
 
 class Negative(_Returned):
@@ -234,6 +264,9 @@ class ResponseCredit(_Returned):
     tokens: list[Token]
     reward: float | None
     advantage: float
+    given: list[Given] = Field(
+        default=[], description="the tokens that got no credit, because the model was given them between its turns"
+    )
     advantage_from: str = Field(
         description="given; group: normalised over the rewards of the responses, as in GRPO; "
         "single: one response has no group, so +1 for a reward of at least 0.5 and -1 below"

@@ -81,7 +81,8 @@ def of_group(row: dict[str, Any], folder: Path, run: dict[str, Any]) -> dict[str
     """The request for a group of rollouts/step-NNNNNN.jsonl, with the method of the run if it is one of METHODS."""
     samples: list[dict[str, Any]] = row["samples"]
     responses = [
-        {key: sample[key] for key in ("token_ids", "reward") if sample.get(key) is not None} for sample in samples
+        {key: sample[key] for key in ("token_ids", "given", "reward") if sample.get(key) is not None}
+        for sample in samples
     ]
     sent = {"messages": row["prompt"], "responses": responses, "positive": row.get("answer")}
     if row.get("images"):

@@ -14,6 +14,7 @@ class Reward(Contract):
     """The reward of a response: weighted accuracy and format, minus the penalties, plus the environment's reward and
     the values of the functions.
 
+    Lengths count the tokens that the policy sampled; tool results and user turns between its turns do not count.
     A term with weight 0 is disabled. The default is the reward of the paper, R in {0, 1}.
     """
 
@@ -29,7 +30,7 @@ class Reward(Contract):
     """Number of tokens before `max_tokens` over which the overlong penalty grows to its full size. DAPO has 4096 of
     20480."""
     overlong_factor: float = Field(default=1.0, ge=0)
-    """Overlong penalty of a response that fills `max_tokens`."""
+    """Overlong penalty of a response that fills `max_tokens` with sampled tokens."""
     length: float = Field(default=0.0, ge=0)
     """Weight of the length term, which favours responses that are shorter than the others of the group (Kimi k1.5)."""
     repetition: float = Field(default=0.0, ge=0)

@@ -29,6 +29,14 @@ function paint(made, text, { shade, delta, clipped }) {
   made.setAttribute("aria-label", spoken(text, { shade, delta, clipped }));
 }
 
+// The indices of the tokens that the model was given between its turns; they have no credit.
+const givenOf = (sample) => new Set((sample.given ?? []).flatMap(({ start, end }) => Array.from({ length: end - start }, (_, i) => start + i)));
+
+function paintGiven(made, text) {
+  made.classList.add("given");
+  made.setAttribute("aria-label", `${text.replaceAll("\n", " line break ").trim() || "space"}: given, no credit`);
+}
+
 const row = (cells, kind = "td") => element("tr", {}, ...cells.map((cell) => element(kind, {}, cell)));
 
 function showTip(made, ...children) {

@@ -15,8 +15,9 @@ from typing import Any
 
 from cepo.errors import UserError
 from cepo.messages.groups import ImageRef, Message, Placement
-from cepo.messages.hints import MARK, hint_line, with_hint
+from cepo.messages.hints import hint_line, with_hint
 from cepo.messages.spans import Given, sampled_spans
+from cepo.prompts import turns
 from cepo.prompts.canary import canary_text
 from cepo.prompts.control import ControlTokens
 from cepo.prompts.pixels import Pixels
@@ -25,8 +26,6 @@ from cepo.prompts.template import ChatTemplate
 
 CANARY_SPARE = 32
 """Tokens of the canary's text behind those that are used."""
-SAID = "QyzzyxQ"
-"""Stands for the text of a sampled turn while the template renders what follows it."""
 
 
 class Renderer:
@@ -68,7 +67,7 @@ class Renderer:
             UserError: the template reads no such argument.
         """
         other = copy.copy(self)
-        for name in ("control", "sha256", "_turn_end"):  # cached properties that depend on the template
+        for name in ("control", "sha256", "turn_end"):  # cached properties that depend on the template
             other.__dict__.pop(name, None)
         other.template = ChatTemplate(self.tokenizer, self._model, arguments)
         return other
@@ -92,9 +91,8 @@ class Renderer:
         Raises:
             UserError: the chat template rejects the messages.
         """
-        turns, tools = _turns(messages, images)
-        (turns, tools), shown = self.control.hidden((turns, tools))
-        return self.control.encode(self.template.render(turns, tools), shown)
+        conversation, shown = self.control.hidden(turns.template_turns(messages, images))
+        return self.control.encode(self.template.render(*conversation), shown)
 
     def expanded_ids(self, compact_ids: tuple[int, ...], images: Sequence[ImageRef]) -> tuple[int, ...]:
         """Repeats the placeholder of each image for the tokens of that image.
@@ -135,7 +133,7 @@ class Renderer:
 
     def response_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a given response, followed by the tokens with which the chat template ends its turn."""
-        return (*self.control.as_text(text), *self._turn_end)
+        return (*self.control.as_text(text), *self.turn_end)
 
     def given_ids(self, messages: Sequence[Message], reply: Sequence[Message]) -> tuple[int, ...]:
         """Token ids that follow a sampled turn: what the template writes after the turn's end, then `reply`, up to the
@@ -152,23 +150,13 @@ class Renderer:
         Raises:
             UserError: the chat template rejects the messages.
         """
-        *before, said = messages
-        turns, tools = _turns((*before, said.model_copy(update={"content": SAID}), *reply), 0)
-        (turns, tools), shown = self.control.hidden((turns, tools))
-        _, marked, after = self.template.render(turns, tools).rpartition(SAID)
-        if not marked:
-            raise UserError(
-                "the model's chat template drops the assistant's message before a reply; use another template"
-            )
-        ids = self.control.encode(after, shown)
-        end = next((at + 1 for at, token in enumerate(ids) if token in self._turn_end[-1:]), 0)
-        return ids[end if self.template.turn_end else 0 :]
+        return turns.given_ids(self, messages, reply)
 
     def text(self, token_ids: Sequence[int], given: Sequence[Given] = ()) -> str:
         """Decodes a response, without special tokens. A line break stands for the given tokens between two turns."""
-        turns = sampled_spans(given, len(token_ids)) if given else [(0, len(token_ids))]
+        spans = sampled_spans(given, len(token_ids)) or [(0, 0)]
         return "\n".join(
-            str(self.tokenizer.decode(token_ids[start:end], skip_special_tokens=True)) for start, end in turns
+            str(self.tokenizer.decode(token_ids[start:end], skip_special_tokens=True)) for start, end in spans
         )
 
     def step_ends(self, token_ids: Sequence[int], delimiter: str, given: Sequence[Given] = ()) -> tuple[int, ...]:
@@ -190,7 +178,7 @@ class Renderer:
         Raises:
             UserError: there are none.
         """
-        ids = {*self._configured_ends, *self._turn_end[-1:]}
+        ids = {*self._configured_ends, *self.turn_end[-1:]}
         if not ids:
             raise UserError(
                 f"model {self._model!r} has no end-of-sequence token: its tokenizer names none, generation_config.json "
@@ -214,7 +202,7 @@ class Renderer:
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     @cached_property
-    def _turn_end(self) -> tuple[int, ...]:
+    def turn_end(self) -> tuple[int, ...]:
         """The tokens that end an assistant's turn, up to the first control token of the template.
 
         Example: a template that ends turns with "<|im_end|>" and a line break gives the id of "<|im_end|>" alone, as
@@ -263,25 +251,6 @@ class Renderer:
         if self.template.arguments:
             content += json.dumps(self.template.arguments, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _turns(messages: Sequence[Message], images: int) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Messages in the format of chat templates, and the tools that the conversation declares.
-
-    A message without images keeps a string as its content, because not every template accepts a list of parts. For two
-    images, "a<image>b" becomes `[{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}]`.
-    """
-    turns: list[dict[str, Any]] = []
-    tools: list[Any] = []
-    for message in messages:
-        texts = message.content.split(MARK, 0 if message.role == "system" else images)
-        images -= len(texts) - 1
-        parts = [part for text in texts for part in ({"type": "image"}, {"type": "text", "text": text})][1:]
-        kept = [part for part in parts if part.get("text") != ""]
-        extra = json.loads(message.extra) if message.extra else {}
-        tools += extra.pop("tools", [])
-        turns.append({"role": message.role, "content": kept if len(texts) > 1 else message.content, **extra})
-    return turns, tools
 
 
 def require_model(path: str) -> None:

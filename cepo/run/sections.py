@@ -63,7 +63,7 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """Number of most likely tokens that are kept. 0: off. For log-probs see `top_p`."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Longest response in tokens; below `model.max_length`."""
+    """Longest response in tokens, tool results and user turns in it included; below `model.max_length`."""
 
     @property
     def group_tokens(self) -> int:

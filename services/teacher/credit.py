@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from cepo.credit import CreditReply, CreditRequest
 from cepo.errors import Unreachable, UserError
-from cepo.messages.groups import ContextName, EvidenceReason, ImageRef, PolicyProof, PolicyRef, ScoredGroup
+from cepo.messages.groups import ContextName, EvidenceReason, Given, ImageRef, PolicyProof, PolicyRef, ScoredGroup
 from cepo.prompts.renderer import Renderer
 from cepo.prompts.spans import Span, response_text, spans
 from cepo.teaching.contexts import Hint, hints
 from cepo.teaching.handler import Logps, Pair, Scorer
 from services.teacher.grading import Grader, completion, graded, needs_grading
 from services.teacher.images import GivenImages, pictures
-from services.teacher.prompts import Prompt, prompt_of, require_vocabulary, token_ids
+from services.teacher.prompts import Prompt, prompt_of, response_of
 from services.teacher.weighing import Standing, rejected_ask, rule_of, standings, weighed
 
 MAX_SCORED_TOKENS = 2**20
@@ -38,6 +38,8 @@ class _Group:
     ids: list[tuple[int, ...]]
     texts: list[str]
     places: list[list[Span]]
+    given: list[tuple[Given, ...]]
+    """The tokens of each response that were given."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,18 @@ class TokenCredit:
     def _read(self, request: CreditRequest, images: tuple[ImageRef, ...]) -> _Group:
         prompt = prompt_of(request, images, self._renderer)
         tokenizer = self._renderer.tokenizer
-        ids = []
+        ids, given = [], []
         for at, sent in enumerate(request.responses):
-            if sent.text is not None:
-                ids.append(token_ids(sent.text, self._renderer))
-            else:
-                ids.append(require_vocabulary(sent.token_ids or (), self._renderer, f"responses.{at}.token_ids"))
-            self._require_room(at, ids[at], prompt.plain, ContextName.PLAIN)
+            row, spans_of_row = response_of(sent, at, prompt, self._renderer)
+            self._require_room(at, row, prompt.plain, ContextName.PLAIN)
+            ids.append(row)
+            given.append(spans_of_row)
         texts = [
             response_text(tokenizer, row) if sent.text is None else sent.text
             for sent, row in zip(request.responses, ids, strict=True)
         ]
         places = [spans(tokenizer, row, text) for row, text in zip(ids, texts, strict=True)]
-        return _Group(request, prompt, ids, texts, places)
+        return _Group(request, prompt, ids, texts, places, given)
 
     def _require_room(self, at: int, ids: Sequence[int], prompt: Sequence[int], context: ContextName) -> None:
         if len(prompt) + len(ids) > self._max_model_len:
@@ -144,8 +145,13 @@ class TokenCredit:
         assert self._grader is not None
         stop = self._renderer.stop_ids
         completions = [
-            completion(self._renderer.text(ids), ids, ended=sent.text is not None or not stop.isdisjoint(ids[-1:]))
-            for ids, sent in zip(group.ids, request.responses, strict=True)
+            completion(
+                self._renderer.text(ids, given),
+                ids,
+                given,
+                ended=sent.text is not None or not stop.isdisjoint(ids[-1:]),
+            )
+            for ids, given, sent in zip(group.ids, group.given, request.responses, strict=True)
         ]
         proof = await self._loaded(request.policy)
         return await graded(request, group.prompt.messages, group.prompt.plain, completions, proof, self._grader)
@@ -158,7 +164,7 @@ class TokenCredit:
             if key not in contexts:
                 contexts[key] = group.prompt.hinted(hint.answer)
             self._require_room(at, group.ids[at], contexts[key], hint.context)
-            return Pair(contexts[key], group.ids[at], group.prompt.images)
+            return Pair(contexts[key], group.ids[at], group.prompt.images, given=group.given[at])
 
         chosen = _hints(request, scored)
         pairs = [{name: pair(at, hint) for name, hint in row.items()} for at, row in enumerate(chosen)]
@@ -221,6 +227,7 @@ def _reply(
                 group.texts[at],
                 group.ids[at],
                 group.places[at],
+                group.given[at],
                 standing[at],
                 {name: logps[pair] for name, pair in pairs.items()},
                 variant.hints[at].get(ContextName.REJECTED),

@@ -14,6 +14,7 @@ from cepo.messages.groups import (
     Completion,
     ContextName,
     FinishReason,
+    Given,
     Message,
     PolicyProof,
     PromptTask,
@@ -116,9 +117,13 @@ async def graded(
     return ScoredGroup(rollout=rollout, verdicts=verdicts)
 
 
-def completion(text: str, ids: tuple[int, ...], *, ended: bool) -> Completion:
+def completion(text: str, ids: tuple[int, ...], given: tuple[Given, ...], *, ended: bool) -> Completion:
     """Returns a response in the form that the grader takes; its log-probs are 0, because no engine sampled it."""
     reason = FinishReason.STOP if ended else FinishReason.LENGTH
     return Completion(
-        token_ids=Int32Array.of(ids), logps=Float32Array.of([0.0] * len(ids)), text=text, finish_reason=reason
+        token_ids=Int32Array.of(ids),
+        logps=Float32Array.of([0.0] * len(ids)),
+        text=text,
+        finish_reason=reason,
+        given=given,
     )

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cepo.credit import CreditRequest
+from cepo.credit import CreditRequest, Response
 from cepo.errors import UserError
-from cepo.messages.groups import ImageRef, Message
+from cepo.messages.groups import Given, ImageRef, Message
 from cepo.messages.hints import hinted_turn, with_hint, with_marks
 from cepo.prompts.renderer import Renderer
+from cepo.prompts.turns import trajectory_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Prompt:
     """The prompt in the form that the grader takes."""
     images: tuple[ImageRef, ...]
     """The images of every context, in the order of their placeholders."""
+    renderer: Renderer
+    """Renders the messages of the request, with its arguments of the chat template."""
 
 
 def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
@@ -60,7 +63,7 @@ def prompt_of(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Re
         (template, hint), shown = renderer.control.hidden((request.template, answer), beside=text)
         return _placed(renderer.control.encode(hinted_turn(head, template, hint) + tail, shown), images, renderer)
 
-    return Prompt(plain, hinted, (Message(role="user", content=text),), images)
+    return Prompt(plain, hinted, (Message(role="user", content=text),), images, renderer)
 
 
 def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer: Renderer) -> Prompt:
@@ -76,7 +79,33 @@ def _of_messages(request: CreditRequest, images: tuple[ImageRef, ...], renderer:
     def hinted(answer: str) -> tuple[int, ...]:
         return renderer.prompt_ids(with_hint(messages, request.template, answer), images)
 
-    return Prompt(plain, hinted, messages, images)
+    return Prompt(plain, hinted, messages, images, renderer)
+
+
+def response_of(
+    sent: Response, at: int, prompt: Prompt, renderer: Renderer
+) -> tuple[tuple[int, ...], tuple[Given, ...]]:
+    """Reads a response from its `text`, `token_ids` or `messages`.
+
+    Args:
+        at: the index of the response, for messages.
+
+    Returns:
+        Its token ids, and those of them that were given to the model.
+
+    Raises:
+        UserError: an id is outside the vocabulary, or the template rejects the messages.
+    """
+    if sent.text is not None:
+        return token_ids(sent.text, renderer), ()
+    if sent.messages is None:
+        ids = require_vocabulary(sent.token_ids or (), renderer, f"responses.{at}.token_ids")
+        return ids, tuple(sent.given)
+    try:
+        trajectory = trajectory_of(prompt.renderer, prompt.messages, sent.messages)
+    except UserError as error:
+        raise UserError(f"responses.{at}.messages: {error}") from error
+    return tuple(trajectory.token_ids), trajectory.given
 
 
 def _require_supported(images: Sequence[ImageRef], renderer: Renderer) -> None:

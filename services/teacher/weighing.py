@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -21,7 +22,8 @@ from cepo.algo.methods.cepo import Cepo
 from cepo.algo.methods.evidence import EvidenceRatio
 from cepo.algo.variants import ALGORITHMS
 from cepo.credit import CreditRequest, Grade, Method, Negative, ResponseCredit, Token
-from cepo.messages.groups import Ask, ContextName, ScoredGroup
+from cepo.messages.groups import Ask, ContextName, Given, ScoredGroup
+from cepo.messages.spans import sampled_mask
 from cepo.messages.vocabulary import CORRECT_FROM, DEAD_BAND
 from cepo.prompts.spans import Span
 from cepo.teaching.contexts import Hint
@@ -111,6 +113,7 @@ def weighed(
     text: str,
     ids: Sequence[int],
     places: Sequence[Span],
+    given: Sequence[Given],
     standing: Standing,
     logps: Mapping[ContextName, Logps],
     negative: Hint | None,
@@ -120,15 +123,19 @@ def weighed(
 
     Args:
         places: the [start, end) characters of each token in `text`.
+        given: the tokens that were given. They have no log-probs, no credit, and no part in the shares of the response.
         logps: T log-probs under each context; the rejected one is absent if the method does not need r- and there is
             no grader to choose it.
         negative: the hint under which the log-probs of the rejected context were measured.
     """
-    parts = _credit(standing.advantage, logps, rule)
+    sampled = sampled_mask(given, len(ids))
+    parts = _credit(standing.advantage, logps, rule, sampled)
     columns = (parts.delta_BT, parts.weight_BT, parts.weight_clipped_BT, parts.clipped_BT, parts.adv_BT)
     rows = zip(*(column[0].tolist() for column in columns), strict=True)
-    plain, positive = logps[ContextName.PLAIN], logps[ContextName.ANSWER]
-    rejected = logps.get(ContextName.REJECTED, (None,) * len(ids))
+    plain, positive, rejected = (
+        _measured(logps.get(context), sampled)
+        for context in (ContextName.PLAIN, ContextName.ANSWER, ContextName.REJECTED)
+    )
     tokens = [
         Token(
             id=token,
@@ -148,26 +155,37 @@ def weighed(
             zip(ids, places, rows, strict=True)
         )
     ]
+    own = list(compress(tokens, sampled))
     return ResponseCredit(
         text=text,
         tokens=tokens,
+        given=list(given),
         reward=standing.reward,
         advantage=standing.advantage,
         advantage_from=standing.source,
         grade=standing.grade,
         negative=_negative(negative),
-        delta_pos_fraction=_share([token.delta > rule.dead_band for token in tokens]),
-        delta_neg_fraction=_share([token.delta < -rule.dead_band for token in tokens]),
-        clip_rate=_share([token.clipped for token in tokens]),
-        sharpness=_sharpness(standing.advantage, logps, negative, rule.dead_band),
+        delta_pos_fraction=_share([token.delta > rule.dead_band for token in own]),
+        delta_neg_fraction=_share([token.delta < -rule.dead_band for token in own]),
+        clip_rate=_share([token.clipped for token in own]),
+        sharpness=_sharpness(standing.advantage, own, negative, rule.dead_band),
     )
 
 
-def _credit(advantage: float, logps: Mapping[ContextName, Logps], rule: Rule) -> Credit:
+def _measured(logps: Logps | None, sampled: Sequence[bool]) -> list[float | None]:
+    """The log-prob of each token; None for a given token, and for every token of a context that was not scored."""
+    if logps is None:
+        return [None] * len(sampled)
+    return [logp if own else None for logp, own in zip(logps, sampled, strict=True)]
+
+
+def _credit(advantage: float, logps: Mapping[ContextName, Logps], rule: Rule, sampled: Sequence[bool]) -> Credit:
     numerator_BT, denominator_BT = (
         torch.tensor([logps[context]], dtype=torch.float32) for context in (rule.numerator, rule.denominator)
     )
-    return credit(torch.full_like(numerator_BT, advantage), numerator_BT, denominator_BT, rule.lam, rule.eps_w)
+    sampled_BT = torch.tensor([sampled], dtype=torch.bool)
+    adv_BT = torch.where(sampled_BT, advantage, 0.0)
+    return credit(adv_BT, numerator_BT, denominator_BT, rule.lam, rule.eps_w, sampled_BT)
 
 
 def _negative(hint: Hint | None) -> Negative:
@@ -179,17 +197,16 @@ def _negative(hint: Hint | None) -> Negative:
     return Negative(context=hint.context.name.lower(), answer=hint.answer, source=hint.source, reason=reason)
 
 
-def _sharpness(
-    advantage: float, logps: Mapping[ContextName, Logps], negative: Hint | None, dead_band: float
-) -> float | None:
+def _sharpness(advantage: float, tokens: Sequence[Token], negative: Hint | None, dead_band: float) -> float | None:
     """Proposition 1: the share of tokens whose weight with r- exceeds the weight with the plain prompt."""
     has_rejected = negative is not None and negative.context is ContextName.REJECTED
-    plain = logps[ContextName.PLAIN]
-    if not has_rejected or advantage == 0 or not plain:
+    if not has_rejected or advantage == 0 or not tokens:
         return None
     sign = math.copysign(1.0, advantage)
-    pairs = zip(logps[ContextName.REJECTED], plain, strict=True)
-    return _share([sign * (base - rejected) > dead_band for rejected, base in pairs])
+    pairs = [(token.logp_negative, token.logp_plain) for token in tokens]
+    return _share(
+        [sign * (base - rejected) > dead_band for rejected, base in pairs if rejected is not None is not base]
+    )
 
 
 def _share(flags: Sequence[bool]) -> float:

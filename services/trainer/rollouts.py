@@ -105,6 +105,7 @@ def record(group: EvidencedGroup, advantages: Any, pieces: Pieces) -> Row:
                 "text": completion.text,
                 "token_ids": ids,
                 "tokens": pieces(ids),
+                **({"given": [span.model_dump() for span in completion.given]} if completion.given else {}),
                 "outcome": verdict.outcome.name.lower(),
                 "extracted": verdict.extracted,
                 "reward": None if verdict.failed else verdict.reward,

@@ -28,7 +28,7 @@ class Sample:
     """The answer of the response as written; empty if there is none."""
     accuracy: float
     tokens: int
-    """Length of the response in tokens."""
+    """Number of tokens that the policy sampled."""
     truncated: bool
     """Whether sampling stopped at max_tokens."""
 

@@ -58,7 +58,7 @@ function drawGroup() {
     const { outcome, reward } = samples[i];
     const [mark, kind] = markOf(outcome);
     return [element("span", {}, element("span", { className: `mark ${kind}`, ariaLabel: outcome }, mark), ` Response ${i + 1}`),
-      element("small", {}, `reward ${reward === null ? "–" : number(reward, 2)}, A ${signed(median(samples[i].advantage), 2)}`)];
+      element("small", {}, `reward ${reward === null ? "–" : number(reward, 2)}, A ${signed(equalShare(samples[i]), 2)}`)];
   };
   const pictures = element("div", { className: "pictures", hidden: true });
   fillPictures(pictures, group.images ?? []);
@@ -99,6 +99,12 @@ function median(values) {
   return sorted.length ? sorted[sorted.length >> 1] : 0;
 }
 
+// The median advantage of the tokens that the policy sampled.
+function equalShare(sample) {
+  const given = givenOf(sample);
+  return median(sample.advantage.filter((_, t) => !given.has(t)));
+}
+
 function drawSample(sample) {
   const verdict = element("p", { className: "note" }, `${sample.outcome.replaceAll("_", " ")}${sample.extracted ? `, read as ${sample.extracted}` : ""}${sample.reason ? `: ${sample.reason}` : ""}`);
   const box = element("div", { className: "tokens", role: "listbox", ariaLabel: "Tokens" });
@@ -108,8 +114,14 @@ function drawSample(sample) {
     box.append(sample.text);
     return [verdict, box];
   }
-  const base = Math.abs(median(sample.advantage)), delta = deltaOf(sample);
+  const given = givenOf(sample), base = Math.abs(equalShare(sample)), delta = deltaOf(sample);
   sample.tokens.forEach((text, t) => {
+    if (given.has(t)) {
+      const nodes = drawToken(text, t, (made) => showTip(made, element("strong", {}, visible(text) || "▪"), " given to the model: no credit"));
+      paintGiven(nodes[0], text);
+      box.append(...nodes);
+      return;
+    }
     const advantage = sample.advantage[t] ?? 0;
     const shade = base ? (advantage - Math.sign(advantage) * base) / base : 0;
     const nodes = drawToken(text, t, (made) => tellToken(made, sample, t, shade, delta));

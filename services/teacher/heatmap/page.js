@@ -101,12 +101,15 @@ function recolour() {
   $("eps-value").textContent = state.eps.toFixed(2);
   state.panels.forEach((panel, at) => {
     const response = responseOf(panel);
+    const given = givenOf(response);
     const credits = response.tokens.map((token) => creditOf(panel.method, token, response.advantage));
     const article = $("panels").children[at];
     article.querySelectorAll(".token").forEach((made, t) => {
-      paint(made, response.tokens[t].text, credits[t]);
+      const text = response.tokens[t].text;
+      given.has(t) ? paintGiven(made, text) : paint(made, text, credits[t]);
     });
-    const share = (test) => percent(credits.filter(test).length / Math.max(1, credits.length));
+    const own = credits.filter((_, t) => !given.has(t));
+    const share = (test) => percent(own.filter(test).length / Math.max(1, own.length));
     const figures = article.querySelectorAll("dd");
     const band = state.reply.dead_band;
     [(c) => c.clipped, (c) => c.delta > band, (c) => c.delta < -band].forEach((test, i) => { figures[i].textContent = share(test); });
@@ -121,6 +124,10 @@ function point(panel, at, made) {
   const shown = state.panels[panel];
   const response = responseOf(shown);
   const token = response.tokens[at];
+  if (givenOf(response).has(at)) {
+    showTip(made, element("strong", {}, visible(token.text) || "▪"), ` id ${token.id}, given to the model: no log-prob, no credit`);
+    return;
+  }
   const credits = state.panels.map((each) => creditOf(each.method, responseOf(each).tokens[at], responseOf(each).advantage));
   const compared = element("table", {}, element("thead", {}, row(["", ...state.panels.map((each) => METHODS[each.method].title)], "th")),
     element("tbody", {}, row(["δ", ...credits.map((c) => signed(c.delta))]), row(["weight", ...credits.map((c) => huge(c.weight))]),

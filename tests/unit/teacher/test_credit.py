@@ -15,6 +15,8 @@ from cepo.algo.variants import ALGORITHMS
 from cepo.credit import Method
 from cepo.errors import Unreachable, UserError
 from cepo.messages.groups import Message, PolicyProof, PolicyRef
+from cepo.messages.spans import sampled_mask
+from cepo.prompts.turns import trajectory_of
 from cepo.service.image_cache import no_images
 from cepo.testing import ToyScorer
 from services.teacher.credit import TokenCredit
@@ -200,3 +202,56 @@ async def test_arguments_of_the_chat_template_are_those_of_the_request(tmp_path:
         prompt_of(make_request(chat_template_kwargs={"thinking": False}), (), renderer)
     with pytest.raises(ValidationError, match="surrogates not allowed"):
         make_request(chat_template_kwargs={"enable_thinking": "\ud800"})
+
+
+async def test_given_tokens_have_no_credit_and_no_part_in_the_shares() -> None:
+    turns = [
+        {"role": "assistant", "content": "23+45"},
+        {"role": "tool", "content": "68"},
+        {"role": "assistant", "content": "68-17=41\n\\boxed{41}"},
+    ]
+    trajectory = trajectory_of(RENDERER, [Message(role="user", content=QUESTION)], [Message(**turn) for turn in turns])
+    ids, given = trajectory.token_ids, [span.model_dump() for span in trajectory.given]
+    forms = [{"messages": turns}, {"token_ids": ids, "given": given}]
+    replies = [
+        await make_credit(tiny_scorer())(make_request(responses=[form, {"text": RIGHT, "reward": 1.0}], negative="41"))
+        for form in forms
+    ]
+    assert replies[0].responses == replies[1].responses
+    response = replies[0].responses[0]
+    assert (response.grade.extracted if response.grade else None, response.reward) == ("41", 0.0)
+    assert [token.id for token in response.tokens] == ids
+    sampled = sampled_mask(response.given, len(ids))
+    own = [token for token, mine in zip(response.tokens, sampled, strict=True) if mine]
+    assert 0 < len(own) < len(ids)
+    for token in (token for token in response.tokens if token not in own):
+        assert (token.logp_plain, token.logp_positive, token.logp_negative) == (None, None, None)
+        assert (token.delta, token.weight, token.clipped, token.advantage) == (0, 1, False, 0)
+    assert all(token.logp_plain is not None and token.advantage < 0 for token in own)
+    assert response.clip_rate == sum(token.clipped for token in own) / len(own)
+    assert response.delta_neg_fraction == sum(token.delta < -0.01 for token in own) / len(own)
+
+
+@pytest.mark.parametrize(
+    ("response", "says"),
+    [
+        ({"token_ids": [5, 6], "given": [{"start": 1, "end": 3}]}, "given tokens up to 3 in a response of 2"),
+        ({"text": "x", "given": [{"start": 0, "end": 1}]}, "given needs token_ids"),
+        (
+            {"text": "x", "messages": [{"role": "assistant", "content": "x"}]},
+            "give one of text, token_ids and messages",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "must be assistant turns"),
+        ({"messages": []}, "must be assistant turns"),
+        ({"messages": [{"role": "assistant", "content": "x"}] * 2}, "turn 1 follows an assistant turn"),
+    ],
+)
+def test_a_response_of_turns_that_is_malformed_is_named(response: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        make_request(responses=[response])
+
+
+def test_a_response_of_messages_needs_a_prompt_of_messages() -> None:
+    turns = [{"role": "assistant", "content": "x"}]
+    with pytest.raises(ValidationError, match="responses of messages need a prompt of messages"):
+        make_request(messages=None, prompt="x", responses=[{"messages": turns}])
