@@ -11,14 +11,13 @@ training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
-from cepo.messages.requests import SentModel
+from cepo.messages.requests import SentModel, require_turns, require_unicode
 from cepo.messages.spans import Given, check_given
 from cepo.messages.vocabulary import DEAD_BAND
 from cepo.prompts.images import MAX_IMAGES
@@ -58,13 +57,6 @@ def _worded(sent: Any) -> Any:
     if not isinstance(sent, dict | Response):
         raise ValueError('give a text in quotes, or an object such as {"text": "...", "reward": 1.0}')
     return sent
-
-
-def _unicode(messages: list[Message] | None) -> list[Message] | None:
-    for at, message in enumerate(messages or ()):
-        if any("\ud800" <= character <= "\udfff" for character in message.role + message.content + message.extra):
-            raise ValueError(f"turn {at} holds a lone surrogate, which is no character")
-    return messages
 
 
 class Method(SentModel):
@@ -121,12 +113,7 @@ class Response(SentModel):
     @field_validator("messages")
     @classmethod
     def _are_turns(cls, messages: list[Message] | None) -> list[Message] | None:
-        roles = [message.role for message in messages] if messages is not None else ["assistant"]
-        if roles[:1] != ["assistant"] or roles[-1:] != ["assistant"]:
-            raise ValueError("the first and the last turn of a response must be assistant turns")
-        if at := next((at for at, pair in enumerate(pairwise(roles), 1) if pair == ("assistant", "assistant")), 0):
-            raise ValueError(f"turn {at} follows an assistant turn; join them, or write what was given between them")
-        return _unicode(messages)
+        return require_turns(messages)
 
 
 AnyMethod = Annotated[Method, BeforeValidator(_named, json_schema_input_type=Method | MethodName)]
@@ -193,7 +180,7 @@ class CreditRequest(SentModel):
     @field_validator("messages")
     @classmethod
     def _are_unicode(cls, messages: list[Message] | None) -> list[Message] | None:
-        return _unicode(messages)
+        return require_unicode(messages)
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -108,11 +108,13 @@ class ChatTemplate:
     def turn_end(self) -> str:
         """The text after an assistant's last turn, such as "<|im_end|>" and a line break; empty if there is none."""
         word = "QyzzyxQ"
-        try:
-            text = self._rendered((_PROBE[0], {"role": "assistant", "content": word}), (), opened=False)
-        except UserError:
-            return ""
-        return text.rpartition(word)[2] if word in text else ""
+        turns = (_PROBE[0], {"role": "assistant", "content": word})
+        for form in (turns, [{**turn, "content": _parts(turn["content"])} for turn in turns]):
+            with contextlib.suppress(UserError):
+                text = self._rendered(form, (), opened=False)
+                if word in text:
+                    return text.rpartition(word)[2]
+        return ""
 
     def _rendered(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], opened: bool) -> str:
         try:

@@ -25,11 +25,9 @@ def test_a_turn_and_what_follows_it_are_the_rendered_conversation(tmp_path: Path
     said = renderer.response_ids(SAID.content)
     whole = (*renderer.prompt_ids(QUESTION), *said, *renderer.given_ids((*QUESTION, SAID), reply))
     rendered = renderer.tokenizer.decode(renderer.prompt_ids((*QUESTION, SAID, *reply)))
-    opening = renderer.tokenizer.decode(renderer.prompt_ids(QUESTION)).partition(QUESTION[0].content)[2]
     decoded = renderer.tokenizer.decode(whole)
-    for text in (opening, *opening.split()):  # templates that open the turn with a thought write it once
-        if "think" in text:
-            rendered, decoded = rendered.replace(text, ""), decoded.replace(text, "")
+    if family == "deepseek":  # it opens a turn with a thought, and drops the thoughts of earlier turns
+        rendered, decoded = rendered.replace("<think>", ""), decoded.replace("<think>", "")
     assert "".join(decoded.split()) == "".join(rendered.split())
 
 

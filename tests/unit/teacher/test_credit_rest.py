@@ -81,8 +81,8 @@ async def test_a_page_is_asked_for_like_any_other_form() -> None:
     [
         ({"responses": []}, "responses: List should have at least 1 item"),
         ({"responses": [{"text": "x"}] * 65}, "responses: List should have at most 64 items"),
-        ({"responses": [{"text": "x"}, {}]}, "responses.1: give either text or token_ids"),
-        ({"responses": [{"text": "x", "token_ids": [1]}]}, "responses.0: give either text or token_ids"),
+        ({"responses": [{"text": "x"}, {}]}, "responses.1: give one of text, token_ids and messages"),
+        ({"responses": [{"text": "x", "token_ids": [1]}]}, "responses.0: give one of text, token_ids and messages"),
         ({"responses": [{"text": 3}]}, "responses.0.text: write a text in quotes"),
         ({"responses": [3]}, 'responses.0: give a text in quotes, or an object such as {"text": '),
         ({"responses": "x"}, "responses: write a list"),

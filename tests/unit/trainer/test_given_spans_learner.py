@@ -113,14 +113,14 @@ def test_the_learners_gradient_is_that_of_a_forward_pass_per_sequence() -> None:
     assert report["tokens/trained"] == float(total)
 
 
-@pytest.mark.parametrize("algorithm", ["cepo", "gspo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["'cepo'", "'gspo'", "'ppo', kl_coef=0.0"])
 def test_the_update_does_not_depend_on_numbers_at_given_tokens(algorithm: str) -> None:
     batch, files = packed(), []
     for junk in (0.0, -9.0):
         noisy = replace(
             batch, rollout_logp_BT=torch.where(batch.mask_BT.bool(), batch.rollout_logp_BT, torch.tensor(junk))
         )
-        learner = make_learner(f"algorithm.name={algorithm}")
+        learner = make_learner(f"algorithm={{name={algorithm}}}")
         learner.learn(noisy, 0)
         files.append(learner.adapter_files())
     assert files[0] == files[1]
