@@ -80,7 +80,7 @@ def spread(value: Tensor, at_BS: Tensor, width: int, fill: Tensor) -> Tensor:
 def with_given(batch: TrainBatch, masks: Sequence[Sequence[bool]], at_BS: Tensor, junk: float) -> TrainBatch:
     """The batch with given tokens in its responses. Every number at a given token, but the mask, is `junk`."""
 
-    def widened(instance: Any) -> dict[str, Tensor]:
+    def widened(instance: Any) -> dict[str, Any]:
         columns = {f.name: getattr(instance, f.name) for f in fields(instance) if f.metadata.get("axes") == "BT"}
         fills = {"mask_BT": 0.0, "top_ids_BTk": 0}
         return {
