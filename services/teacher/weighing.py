@@ -129,14 +129,39 @@ def weighed(
         negative: the hint under which the log-probs of the rejected context were measured.
     """
     sampled = sampled_mask(given, len(ids))
-    parts = _credit(standing.advantage, logps, rule, sampled)
+    tokens = _tokens(text, ids, places, _credit(standing.advantage, logps, rule, sampled), logps, sampled)
+    own = list(compress(tokens, sampled))
+    return ResponseCredit(
+        text=text,
+        tokens=tokens,
+        given=list(given),
+        reward=standing.reward,
+        advantage=standing.advantage,
+        advantage_from=standing.source,
+        grade=standing.grade,
+        negative=_negative(negative),
+        delta_pos_fraction=_share([token.delta > rule.dead_band for token in own]),
+        delta_neg_fraction=_share([token.delta < -rule.dead_band for token in own]),
+        clip_rate=_share([token.clipped for token in own]),
+        sharpness=_sharpness(standing.advantage, own, negative, rule.dead_band),
+    )
+
+
+def _tokens(
+    text: str,
+    ids: Sequence[int],
+    places: Sequence[Span],
+    parts: Credit,
+    logps: Mapping[ContextName, Logps],
+    sampled: Sequence[bool],
+) -> list[Token]:
     columns = (parts.delta_BT, parts.weight_BT, parts.weight_clipped_BT, parts.clipped_BT, parts.adv_BT)
     rows = zip(*(column[0].tolist() for column in columns), strict=True)
     plain, positive, rejected = (
         _measured(logps.get(context), sampled)
         for context in (ContextName.PLAIN, ContextName.ANSWER, ContextName.REJECTED)
     )
-    tokens = [
+    return [
         Token(
             id=token,
             text=text[start:end],
@@ -155,21 +180,6 @@ def weighed(
             zip(ids, places, rows, strict=True)
         )
     ]
-    own = list(compress(tokens, sampled))
-    return ResponseCredit(
-        text=text,
-        tokens=tokens,
-        given=list(given),
-        reward=standing.reward,
-        advantage=standing.advantage,
-        advantage_from=standing.source,
-        grade=standing.grade,
-        negative=_negative(negative),
-        delta_pos_fraction=_share([token.delta > rule.dead_band for token in own]),
-        delta_neg_fraction=_share([token.delta < -rule.dead_band for token in own]),
-        clip_rate=_share([token.clipped for token in own]),
-        sharpness=_sharpness(standing.advantage, own, negative, rule.dead_band),
-    )
 
 
 def _measured(logps: Logps | None, sampled: Sequence[bool]) -> list[float | None]:
