@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from cepo.messages.arrays import Float32Array, Int32Array
 from cepo.messages.environments import Environment as Environment, Played as Played
 from cepo.messages.reward import Reward as Reward
-from cepo.messages.spans import Given as Given, check_given, given_tokens, sampled_mask
+from cepo.messages.spans import Given as Given, check_given, check_unmeasured, given_tokens, sampled_mask
 from cepo.messages.tasks import (
     BASE_POLICY as BASE_POLICY,
     MAX_INT64 as MAX_INT64,
@@ -94,7 +94,7 @@ class Completion(Contract):
     @model_validator(mode="after")
     def _given_tokens_have_no_log_prob(self) -> Self:
         check_given(self.given, len(self.token_ids))
-        _check_unmeasured(self.given, self.logps, len(self.token_ids))
+        check_unmeasured(self.given, self.logps, len(self.token_ids))
         return self
 
 
@@ -264,7 +264,7 @@ class EvidencedGroup(Contract):
             if measured != wanted:
                 raise ValueError(f"{evidence.ask.context.name} has log-probs of lengths {measured}, responses {wanted}")
             for completion, row in zip(completions, evidence.rows, strict=True):
-                _check_unmeasured(completion.given, row.logps, len(completion.token_ids))
+                check_unmeasured(completion.given, row.logps, len(completion.token_ids))
         allowed = {self.task.policy_of(weights) for weights in Weights}
         if strangers := [proof.policy.name for proof in self.proofs if proof.policy not in allowed]:
             raise ValueError(f"scored by {strangers[0]}, a policy that the task does not name")
@@ -291,14 +291,6 @@ def _check_logps(logps: Sequence[float], tokens: str) -> None:
     total = sum(logps)
     if math.isnan(total) or total == math.inf:
         raise ValueError(f"a log-prob of {tokens} is not a number below infinity: the model that measured is broken")
-
-
-def _check_unmeasured(given: Sequence[Given], logps: Sequence[float], tokens: int) -> None:
-    """Refuses a log-prob of a given token. The log-probs are those of the last tokens of a response of `tokens`."""
-    missing = tokens - len(logps)
-    for span in given if logps else ():
-        if any(logps[span.start - missing : span.end - missing]):
-            raise ValueError(f"a log-prob of a token from {span.start} to {span.end}, which was given, not sampled")
 
 
 StageMessage = PromptTask | RolloutGroup | ScoredGroup | EvidencedGroup | GroupFailed

@@ -43,6 +43,14 @@ def check_given(given: Sequence[Given], tokens: int) -> None:
             raise ValueError(f"given tokens up to {before.end} and from {after.start} must be in order and apart")
 
 
+def check_unmeasured(given: Sequence[Given], logps: Sequence[float], tokens: int) -> None:
+    """Refuses a log-prob of a given token. The log-probs are those of the last tokens of a response of `tokens`."""
+    missing = tokens - len(logps)
+    for span in given if logps else ():
+        if any(logps[span.start - missing : span.end - missing]):
+            raise ValueError(f"a log-prob of a token from {span.start} to {span.end}, which was given, not sampled")
+
+
 def given_tokens(given: Sequence[Given]) -> int:
     """The number of given tokens."""
     return sum(span.end - span.start for span in given)
