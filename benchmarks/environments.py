@@ -23,6 +23,7 @@ from cepo.run.config import RunConfig
 from cepo.run.deployment import SPECS, environment
 from cepo.run.file import load
 from cepo.service.adapters import trainer_cache
+from cepo.service.killable import preload
 from cepo.testing import MemoryBus
 from services.rollout.environments.calculator import Calculator
 from services.rollout.environments.pool import Environments
@@ -106,6 +107,7 @@ def main() -> None:
         settings = SPECS["rollout"].settings(config, Settings())
         variables = child_environment({**environment(settings), STARTED: "1"})
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.environments", *sys.argv[1:]], variables)
+    preload("benchmarks.environments")  # each process of an environment imports the module that was started
     prompts, rounds = (12, 3) if asked.quick else (PROMPTS, ROUNDS)
     speeds = asyncio.run(measure(config, prompts, rounds))
     ours, alternative = median(speeds["ours"]), median(speeds["alternative"])

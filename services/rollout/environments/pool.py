@@ -61,7 +61,9 @@ class Environments:
             UserError: an environment cannot be imported.
         """
         if self._classes:
-            self._idle.append(await self._started())
+            first = self._process()
+            await first.start()
+            self._idle.append(first)
 
     async def close(self) -> None:
         """Kills every process and closes every connection."""
@@ -98,7 +100,7 @@ class Environments:
             if _is_url(episode.environment):
                 yield await self._remote(episode)
                 return
-            process = self._idle.pop() if self._idle else await self._started()
+            process = self._idle.pop() if self._idle else self._process()
             try:
                 await process.reset(episode.environment, episode.row, episode.seed)
                 yield process
@@ -108,10 +110,10 @@ class Environments:
             finally:
                 self._idle.append(process)
 
-    async def _started(self) -> EnvironmentProcess:
+    def _process(self) -> EnvironmentProcess:
+        """A process that starts with its first trajectory."""
         process = EnvironmentProcess(self._deadline_seconds, self._classes)
         self._processes.add(process)
-        await process.start()
         return process
 
     async def _remote(self, episode: Episode) -> RemoteEnvironment:

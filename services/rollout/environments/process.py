@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import Any
 
 from cepo.errors import UserError
@@ -12,6 +13,7 @@ from services.rollout.environments import serving
 from services.rollout.environments.protocol import MAX_REPLY_BYTES, EnvironmentFailure, EnvironmentStep, step_of
 
 START_SECONDS = 60.0
+PART_BYTES = 2**16
 preload("services.rollout.environments.serving")
 
 
@@ -58,32 +60,36 @@ class EnvironmentProcess(KillableProcess):
         return step_of(answer)
 
     async def _asked(self, question: dict[str, Any]) -> bytes:
-        try:
-            await asyncio.to_thread(self.connection.send_bytes, json.dumps(question).encode())
-        except OSError as error:
-            self.kill()
-            raise EnvironmentFailure("its process ended") from error
-        return await self._answer(self._deadline_seconds)
+        return await self._answer(self._deadline_seconds, json.dumps(question).encode())
 
-    async def _answer(self, seconds: float) -> bytes:
-        connection = self.connection
+    async def _answer(self, seconds: float, question: bytes = b"") -> bytes:
         try:
             async with asyncio.timeout(seconds):
-                await self.readable()
-                # in a thread: a child may stop in the middle of its answer
-                return await asyncio.to_thread(connection.recv_bytes, MAX_REPLY_BYTES)
+                if question:  # in a thread: a child that does not read takes no more than a pipe holds
+                    await asyncio.to_thread(self.connection.send_bytes, question)
+                return await self._line()
         except TimeoutError as error:
             self.kill()
             raise EnvironmentFailure(f"no answer within {seconds:g} s", timed_out=True) from error
-        except EOFError as error:
+        except OSError as error:
             self.kill()
             raise EnvironmentFailure("its process ended") from error
-        except OSError as error:  # `bad message length` is the only other one
-            self.kill()
-            raise EnvironmentFailure(f"its process ended, or answered more than {MAX_REPLY_BYTES} bytes") from error
         except BaseException:
             self.kill()  # the next answer would belong to this trajectory
             raise
+
+    async def _line(self) -> bytes:
+        """The child's next line. It is read as it comes, since a child may stop in the middle of it."""
+        descriptor, line = self.connection.fileno(), bytearray()
+        while not line.endswith(b"\n"):
+            await self.readable()
+            part = os.read(descriptor, PART_BYTES)
+            if not part:
+                raise ConnectionResetError
+            line += part
+            if len(line) > MAX_REPLY_BYTES + 1:
+                raise EnvironmentFailure(f"it answered more than {MAX_REPLY_BYTES} bytes")
+        return bytes(line[:-1])
 
 
 def _failed(answer: bytes) -> str:

@@ -1,16 +1,18 @@
 """Runs inside a child process: a user's environment class, which may loop, exhaust memory or crash.
 
 The parent sends JSON, `{"environment", "row", "seed"}` for a new trajectory and `{"message"}` for a turn of it. The
-child answers with JSON: an `EnvironmentStep`, or `{"failed": reason}`.
+child answers with a line of JSON: an `EnvironmentStep`, or `{"failed": reason}`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import json
 import math
+import os
 import random
 import signal
 import sys
@@ -62,19 +64,21 @@ def serve(connection: Connection, deadline_seconds: float, names: tuple[str, ...
     The first answer says that the child is ready, or why it is not.
     """
     confine(MEMORY_BYTES)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
+        _serve(connection, deadline_seconds, names)
+
+
+def _serve(connection: Connection, deadline_seconds: float, names: tuple[str, ...]) -> None:
     try:
         classes = load(names)
     except UserError as error:
-        connection.send_bytes(_json({"failed": str(error)}))
+        _send(connection, _json({"failed": str(error)}))
         return
-    connection.send_bytes(_json({}))
+    _send(connection, _json({}))
     environment: Any = None
     with asyncio.Runner() as runner:
         while True:
-            try:
-                asked = json.loads(connection.recv_bytes())
-            except EOFError:
-                return
+            asked = json.loads(connection.recv_bytes())
             signal.alarm(math.ceil(deadline_seconds) + ORPHAN_SECONDS)
             try:
                 if "row" in asked:
@@ -86,7 +90,7 @@ def serve(connection: Connection, deadline_seconds: float, names: tuple[str, ...
             except Exception as error:  # noqa: BLE001 any error is the outcome of this trajectory
                 reply = _json({"failed": one_line(error)})
             signal.alarm(0)
-            connection.send_bytes(reply)
+            _send(connection, reply)
 
 
 def _begun(made: Callable[[], Any], asked: dict[str, Any], runner: asyncio.Runner) -> Any:
@@ -125,6 +129,13 @@ def _stepped(answer: Any) -> dict[str, Any]:
         "messages": [{"content": each} if isinstance(each, str) else each for each in messages],
         "reward": float(reward),
     }
+
+
+def _send(connection: Connection, line: bytes) -> None:
+    """Writes a line of JSON. The parent reads lines, so that it need not trust a length that this process writes."""
+    rest = memoryview(line + b"\n")
+    while rest:
+        rest = rest[os.write(connection.fileno(), rest) :]
 
 
 def _json(value: Any) -> bytes:

@@ -93,7 +93,7 @@ class Partial:
         from multiprocessing.connection import Connection
 
         (connection,) = (each for each in gc.get_objects() if isinstance(each, Connection) and not each.closed)
-        raw = {"partial": b"\0\0\1\0half", "garbage": b"\0\0\0\2\xff\xfe", "huge": b"\x7f\xff\xff\xff"}
+        raw = {"partial": b'{"half', "garbage": b"\xff\xfe\n", "huge": b"x" * 2**22}
         os.write(connection.fileno(), raw[message["content"]])
         time.sleep(1000)
 

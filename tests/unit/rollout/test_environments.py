@@ -143,6 +143,15 @@ async def test_environments_that_hang_end_at_the_deadline_while_others_play(hast
     assert {(str(failure), failure.timed_out) for failure in failures} == {("no answer within 1 s", True)}
 
 
+async def test_many_that_stop_in_the_middle_of_an_answer_keep_no_other_waiting() -> None:
+    async with Environments(NAMES, at_once=10, deadline_seconds=1000) as pool:
+        stopped = [asyncio.create_task(played(pool, episode("Partial"), "partial")) for _ in range(9)]
+        assert await contents(pool, episode("Echo"), "x") == ["7 1 x"]
+        for each in stopped:
+            each.cancel()
+        await asyncio.gather(*stopped, return_exceptions=True)
+
+
 async def test_bytes_that_an_environment_writes_to_the_connection_are_a_failure(pool: Environments) -> None:
     with pytest.raises(EnvironmentFailure, match="its answer is not UTF-8: byte 0 is 0xff"):
         await played(pool, episode("Partial"), "garbage")
