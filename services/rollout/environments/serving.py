@@ -15,6 +15,7 @@ import math
 import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
@@ -133,9 +134,8 @@ def _stepped(answer: Any) -> dict[str, Any]:
 
 def _send(connection: Connection, line: bytes) -> None:
     """Writes a line of JSON. The parent reads lines, so that it need not trust a length that this process writes."""
-    rest = memoryview(line + b"\n")
-    while rest:
-        rest = rest[os.write(connection.fileno(), rest) :]
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.sendall(line + b"\n")
 
 
 def _json(value: Any) -> bytes:
