@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import _gpu, learner, score
 from benchmarks._gpu_system import system
-from benchmarks._gpu_vllm import alone
+from benchmarks._gpu_vllm import loaded, scored
 from benchmarks._shapes import Group, random_group, watched
 from cepo.model.activations import counted_group, pass_bytes
 from cepo.model.forward import checkpoint_layers, response_logps
@@ -134,7 +134,8 @@ PARTS: dict[str, Callable[[str, Path, float], dict[str, Any]]] = {
     "plan": plan,
     "score": scoring,
     "learner": learn,
-    "vllm": alone,
+    "vllm": scored,
+    "vllm_lora": loaded,
     "system": system,
 }
 

@@ -44,7 +44,8 @@ PARTS = (
     Part("plan", "Does a pass take the memory that `cepo plan` counts?", 60),
     Part("score", "Scoring a group under r+ and r-: the tree against padded rows", 60),
     Part("learner", "Forward and backward: the tree against plain PEFT, and a long sequence against prime-rl", 70),
-    Part("vllm", "Scoring and loading an adapter with vLLM alone", 110),
+    Part("vllm", "Scoring the same group with vLLM alone", 60),
+    Part("vllm_lora", "Loading an adapter with vLLM alone, to the first token", 90),
     Part("system", "The canary, publishing to the first token, and a step of CEPO against one of GRPO", 330),
 )
 
@@ -61,7 +62,7 @@ def run(part: Part, shape: str, folder: Path, seconds: float) -> dict[str, Any]:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 text=True,
-                env=child_environment(ALLOCATOR | (ENVIRONMENT if part.name == "vllm" else {})),
+                env=child_environment(ALLOCATOR | (ENVIRONMENT if part.name.startswith("vllm") else {})),
                 timeout=seconds + END_SECONDS,
             )
         if ended.returncode == 0 and (lines := ended.stdout.strip().splitlines()):

@@ -1,4 +1,4 @@
-"""vLLM alone, as a user would call it: scoring rows, and loading adapters. A part of the GPU benchmark.
+"""vLLM alone, as a user would call it: scoring rows, and loading adapters. Two parts of the GPU benchmark.
 
 Two ways to score: `prompt_logprobs`, which returns every row of the prompt, and `prompt_logprob_token_ids` from
 `prompt_logprob_start` on, which returns the response's tokens only and needs Model Runner V2, the runner on CUDA. The
@@ -27,28 +27,41 @@ PROMPT = 32
 """Tokens of the prompt whose first token is sampled with a new adapter."""
 
 
-def alone(shape: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Seconds of both ways to score and of loading an adapter, and the largest difference from CEPO's scores."""
-    group = random_group(_gpu.VOCABULARY[shape])
-    prompts, responses = group.rows(*score.CONTEXTS["r+ r-"])
+def scored(shape: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """Seconds of both ways to score, and the largest difference from CEPO's scores."""
+    group, contexts = random_group(_gpu.VOCABULARY[shape]), score.CONTEXTS["r+ r-"]
+    prompts, responses = group.rows(*contexts)
     model = _gpu.random_model(shape)
-    model.save_pretrained(folder / "model")
-    logp_BT = score.shared(model, group, score.CONTEXTS["r+ r-"]).cpu()
+    model.save_pretrained(folder / "scored")
+    logp_BT = score.shared(model, group, contexts).cpu()
+    del model
+    freed()
+    engine = started(folder / "scored", prompts, responses, enforce_eager=True)  # scoring uses no CUDA graphs
+    return {
+        "prompt_logprobs": timed(lambda: by_prompt(engine, prompts, responses), logp_BT),
+        "prompt_logprob_token_ids": timed(lambda: by_ids(engine, prompts, responses), logp_BT),
+    }
+
+
+def loaded(shape: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """Seconds of loading an adapter."""
+    prompts, responses = random_group(_gpu.VOCABULARY[shape]).rows("plain")
+    model = _gpu.random_model(shape)
+    model.save_pretrained(folder / "loaded")
     adapters = [folder / f"adapter-{number}" for number in range(ADAPTERS)]
     adapted = learner.with_adapter(model)
     for path in adapters:
         adapted.save_pretrained(path)
     del model, adapted
+    freed()
+    engine = started(folder / "loaded", prompts, responses, enable_lora=True, max_loras=2, max_lora_rank=16)
+    return loads(engine, adapters, prompts[0][:PROMPT])
+
+
+def freed() -> None:
+    """Frees the GPU memory of what was deleted; vLLM measures what is free."""
     gc.collect()
     torch.cuda.empty_cache()
-    engine = started(folder / "model", prompts, responses, enforce_eager=True)  # scoring uses no CUDA graphs
-    figures = {
-        "prompt_logprobs": timed(lambda: by_prompt(engine, prompts, responses), logp_BT),
-        "prompt_logprob_token_ids": timed(lambda: by_ids(engine, prompts, responses), logp_BT),
-    }
-    lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 16}
-    engine = started(folder / "model", prompts, responses, **lora)
-    return figures | {"load_lora_adapter": loads(engine, adapters, prompts[0][:PROMPT])}
 
 
 def started(model: Path, prompts: list[Ids], responses: list[Ids], **options: Any) -> Any:

@@ -133,7 +133,7 @@ def test_two_steps_run_in_containers(learner: str, images: Images, volumes: dict
                 Container.end(process)
     rows = [json.loads(line) for line in (volumes["/runs"] / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1]
-    assert (volumes["/runs"] / "run" / "checkpoints" / "step-2").is_dir()
+    assert (volumes["/runs"] / "run" / "checkpoints" / "step-000002").is_dir()
 
 
 def await_health(container: Container, process: subprocess.Popen[bytes], folder: Path, seconds: float = 900) -> None:

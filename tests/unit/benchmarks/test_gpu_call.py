@@ -82,7 +82,7 @@ def test_the_whole_call_runs_on_a_cpu_at_toy_sizes(tmp_path: Path) -> None:
     assert parts["learner"]["long_sequence"]["tokens_per_second"] > 0
     assert parts["vllm"]["prompt_logprobs"]["largest_difference"] < 1e-3
     assert "V2 model runner" in parts["vllm"]["prompt_logprob_token_ids"]["refused"]
-    assert parts["vllm"]["load_lora_adapter"]["first_token_seconds"] > 0
+    assert parts["vllm_lora"]["first_token_seconds"] > 0
     canary = parts["system"]["canary"]
     assert canary["largest"] <= canary["bounds"]["largest"]
     assert len(parts["system"]["steps"]) == 4
