@@ -37,7 +37,7 @@ INKED = """(chart => {
     })).length / wide;
 })(cards[0].chart)"""
 """Share of the pixel columns of the first chart in which its first curve has its full colour."""
-DASHED = "cards[0].chart.series.filter(series => series.dash).length"
+COLOURED = "new Set(cards[0].chart.series.slice(1).map(series => series.stroke())).size"
 
 
 @contextmanager
@@ -305,16 +305,44 @@ def test_a_group_shows_the_images_of_its_problem(tab: Browser, run: RunDir) -> N
 def test_other_runs_are_drawn_beside_it(tab: Browser, run: RunDir, tmp_path: Path) -> None:
     with served(run, make_run(tmp_path / "other", 9)) as url:
         opened(tab, url)
-        tab.until(f"{DASHED} === 1 && document.querySelectorAll('.keys .line.other').length > 0")
+        tab.until(f"{COLOURED} === 2 && document.querySelectorAll('#legend .swatch').length === 2")
+        assert text(tab, "#legend").split() == ["sums", "other"]
+        first = tab.run("cards[1].chart.series.slice(1).map(each => [each.stroke(), each.dash?.length ?? 0])")
+        assert [dash for _, dash in first] == [0, 2, 0, 2]  # train and held out of each run
+        assert first[0][0] == first[1][0] != first[2][0] == first[3][0]
         assert tab.run("[...document.querySelectorAll('#compared th')].map(h => h.textContent)") == [
             "up to step 5",
             "sums",
             "other",
         ]
         tab.click("#runs input")
-        tab.until(f"{DASHED} === 0 && document.querySelectorAll('.keys .line.other').length === 0")
+        tab.until(f"{COLOURED} === 1 && document.querySelectorAll('#legend .swatch').length === 0")
         tab.run("""addFile('mine.jsonl', '{"step": 5, "reward/mean": 0.25, "loss/policy": NaN}\\n{"step": 6, "rew')""")
         tab.until("document.getElementById('compared').innerText.includes('0.250')")
+        assert tab.failures() == []
+
+
+def test_curves_are_smoothed_and_drawn_over_tokens_and_time(tab: Browser, run: RunDir) -> None:
+    choose = "(s => {{ s.value = '{1}'; s.dispatchEvent(new Event('{2}')); }})(document.getElementById('{0}'))"
+    seconds = [make_metrics(step)["time/step_seconds"] for step in range(6)]
+    with served(run) as url:
+        opened(tab, url)
+        raw = tab.run("cards[0].chart.data[1]")
+        tab.run(choose.format("smoothing", 0.5, "input"))
+        tab.until("view.smoothing === 0.5 && cards[0].chart.data[1][1] !== " + str(raw[1]))
+        smooth = tab.run("cards[0].chart.data[1]")
+        assert smooth[:2] == pytest.approx([raw[0], (0.5 * raw[0] + raw[1]) / 1.5])
+        tab.run(choose.format("axis", "time", "change"))
+        tab.until("cards[0].chart.data[0][0] > 1")
+        assert tab.run("cards[0].chart.data[0]") == pytest.approx([sum(seconds[: n + 1]) for n in range(6)])
+        tab.drag(".plot .u-over", 0.99, 0.99)
+        tab.until("view.hover === 5")
+        tab.drag(".plot .u-over", 0.2, 0.8)
+        tab.until("!document.getElementById('unzoom').hidden")
+        tab.run(choose.format("axis", "tokens", "change"))
+        tab.until("document.getElementById('unzoom').hidden")
+        tab.run(choose.format("axis", "step", "change"))
+        tab.until("cards[0].chart.data[0][5] === 5")
         assert tab.failures() == []
 
 

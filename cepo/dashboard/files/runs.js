@@ -31,8 +31,13 @@ function drawRuns() {
   $("runs").replaceChildren(...others.map((run) => {
     const box = element("input", { type: "checkbox", checked: view.shown.includes(run) });
     box.onchange = () => show(run, box.checked);
-    return element("label", {}, box, run.name);
+    return element("label", {}, box, swatch(run), run.name);
   }));
+}
+
+// The runs that the colours stand for, beside the choice of the axis.
+function drawLegend() {
+  $("legend").replaceChildren(...(many() ? view.shown.map((run) => element("span", {}, swatch(run), run.name)) : []));
 }
 
 function show(run, wanted) {
@@ -58,7 +63,7 @@ function addFile(name, text) {
 
 function drawCompared() {
   if (view.shown.length < 2) {
-    $("compared").replaceChildren(element("p", { className: "note" }, view.runs.length > 1 ? "Tick a run to draw it as a dashed line." : "Start cepo dashboard with --compare OTHER_RUN_DIR, or add the metrics.jsonl of another run; it is drawn as a dashed line."));
+    $("compared").replaceChildren(element("p", { className: "note" }, view.runs.length > 1 ? "Tick a run to draw it in its colour." : "Start cepo dashboard with --compare OTHER_RUN_DIR, or add the metrics.jsonl of another run; each run has a colour."));
     return;
   }
   const value = (run, key) => run.rows.findLast((each) => each.step <= view.step && Number.isFinite(each[key]))?.[key];

@@ -20,6 +20,7 @@ function changed() {
     drawState();
     drawTiles();
     fillMetrics();
+    drawLegend();
     for (const card of cards) card.draw();
     drawStep();
   });
@@ -156,6 +157,16 @@ startBrowser();
 $("step").oninput = (event) => choose(Number(event.target.value));
 $("back").onclick = () => choose(view.step - 1);
 $("forth").onclick = () => choose(view.step + 1);
+$("axis").onchange = () => {
+  view.axis = $("axis").value;
+  zoomTo(null);
+  changed();
+};
+$("smoothing").oninput = () => {
+  view.smoothing = Number($("smoothing").value);
+  $("smoothing-value").textContent = view.smoothing ? view.smoothing.toFixed(2) : "off";
+  changed();
+};
 $("unzoom").onclick = () => zoomTo(null);
 $("follow").onclick = () => { setFollowing(!view.following); changed(); };
 $("other").onchange = async (event) => {
