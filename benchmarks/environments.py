@@ -107,7 +107,8 @@ def main() -> None:
         settings = SPECS["rollout"].settings(config, Settings())
         variables = child_environment({**environment(settings), STARTED: "1"})
         os.execve(sys.executable, [sys.executable, "-m", "benchmarks.environments", *sys.argv[1:]], variables)
-    preload("benchmarks.environments")  # each process of an environment imports the module that was started
+    for module in ("services.rollout.handler", "services.trainer.feeder"):
+        preload(module)  # each process of an environment imports the module that was started, and what that imports
     prompts, rounds = (12, 3) if asked.quick else (PROMPTS, ROUNDS)
     speeds = asyncio.run(measure(config, prompts, rounds))
     ours, alternative = median(speeds["ours"]), median(speeds["alternative"])

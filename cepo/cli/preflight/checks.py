@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cepo.cli.preflight import data_checks, engine_trial, machine_checks, model_checks
+from cepo.cli.preflight import data_checks, engine_trial, environment_checks, machine_checks, model_checks
 from cepo.cli.preflight.preflight import CheckFinding, Findings, Preflight
 
 CHECKS: dict[str, Callable[[Preflight], Findings]] = {
@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[Preflight], Findings]] = {
     "tokens": model_checks.tokens,
     "answers": data_checks.answers,
     "reward": data_checks.reward,
+    "environment": environment_checks.environments,
     "repeats": data_checks.repeats,
     "context": data_checks.context,
     "sampling": data_checks.sampling,

@@ -189,6 +189,18 @@ def test_the_reward_is_tried_on_a_right_and_a_wrong_answer(
     assert "reward.functions: absent:f cannot be imported: ModuleNotFoundError" in error["text"]
 
 
+def test_every_environment_begins_a_trajectory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    hostile, data = "tests.unit.rollout.hostile_environments", f"data.train={written(tmp_path, *GOOD)}"
+    reply = checked(capsys, data, f"data.environment={hostile}:Echo")
+    said = {finding["check"]: finding["text"] for finding in reply["findings"]}
+    assert said["environment"] == f"{hostile}:Echo begins with row 0"
+    error = checked(capsys, data, f"data.environment={hostile}:BadReset", code=2)["error"]
+    assert error["check"] == "environment"
+    assert error["text"].startswith(f"environment {hostile}:BadReset, row 0: ValueError: ")
+    error = checked(capsys, data, "data.environment=absent:Game", code=2)["error"]
+    assert "environment absent:Game cannot be imported: ModuleNotFoundError" in error["text"]
+
+
 def test_repeated_questions_and_leaks_are_noted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = written(tmp_path, *GOOD, GOOD[1])
     assert notes(checked(capsys, f"data.train={path}", f"data.eval={path}")) == [
