@@ -126,7 +126,10 @@ def test_whole_distributions_need_a_small_vocabulary(
     reply = checked(capsys, f"model.path={path.parent}", full, code=code)
     if code:
         assert reply["error"]["check"] == "model"
-        assert reply["error"]["text"].startswith('algorithm.support="full": the model\'s vocabulary has 4097 tokens')
+        refused = (
+            'algorithm.support="full": the evidence of a group of 320 response tokens takes 10 MB with a vocabulary of'
+        )
+        assert reply["error"]["text"].startswith(f"{refused} 4097 tokens (at most 4096 and 268 MB can travel)")
 
 
 def test_a_blocking_problem_in_text_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:

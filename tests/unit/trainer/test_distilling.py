@@ -136,5 +136,5 @@ async def test_the_tokens_the_teacher_service_finds_likeliest_for_the_policy_are
 def test_a_trainer_refuses_whole_distributions_of_a_large_vocabulary(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(cepo.tiny.path(), vocab_size=4097)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="vocabulary has 4097 tokens and at most 4096"):
+    with pytest.raises(UserError, match=r"with a vocabulary of 4097 tokens \(at most 4096 and 268 MB can travel"):
         Learner(make_config('algorithm={name="opsd", positive="answer", support="full"}', f"model.path={tmp_path}"))
