@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
@@ -15,18 +14,12 @@ from rich.console import Console
 
 import cepo.tiny
 from cepo.cli import credit_files, credit_view
-from cepo.credit import MAX_TOKENS, METHODS, CreditReply, CreditRequest, Method, Variant
+from cepo.cli.scoring import read_adapter, scoring, word
+from cepo.credit import METHODS, CreditReply, CreditRequest, Method, Variant
+from cepo.credit.decisive import with_rlsd
 from cepo.errors import StorageError, UserError
-from cepo.messages.groups import BASE_POLICY, PolicyRef, RolloutGroup, ScoredGroup
+from cepo.messages.groups import BASE_POLICY, PolicyRef
 from cepo.net.files import replace_file
-from cepo.net.settings import Settings
-from cepo.service import adapters
-from cepo.service.adapters import AdapterCache, Engine
-from cepo.service.image_cache import no_images
-
-if TYPE_CHECKING:
-    from cepo.prompts.renderer import Renderer
-    from services.teacher.credit import TokenCredit
 
 _REPLIES = TypeAdapter(list[CreditReply])
 
@@ -64,14 +57,14 @@ def credit(
         UserError: names the option or the field that does not fit.
     """
     given = credit_files.read(file)
-    policy, files = _adapter(adapter)
+    policy, files = read_adapter(adapter, "--adapter ")
     folder = file.absolute().parent
     requests = [_with_options(credit_files.with_images(request, folder), policy, compare) for request in given.requests]
     if html is not None and given.form != "one":
         raise UserError(f"--html shows one request, and {file} holds a list; give one object")
     seen = sys.stdout.isatty() and not json
     if seen:
-        requests = [credit_view.with_rlsd(request) for request in requests]
+        requests = [with_rlsd(request) for request in requests]
     name = model or given.model or str(cepo.tiny.path())
 
     in_order = scored(requests, given.places, name, policy, files)
@@ -107,16 +100,6 @@ def _write_page(html: Path, request: CreditRequest, reply: CreditReply) -> None:
     print(f"heat map written to {html}", file=sys.stderr)
 
 
-def _adapter(folder: Path | None) -> tuple[PolicyRef, dict[str, bytes]]:
-    if folder is None:
-        return BASE_POLICY, {}
-    try:
-        files = adapters.read(folder)
-    except OSError as error:
-        raise UserError(f"--adapter {folder}: no {' and '.join(adapters.FILES)} there") from error
-    return PolicyRef(version=1, sha256=adapters.digest(files)), files
-
-
 def _with_options(request: CreditRequest, policy: PolicyRef, compare: str | None) -> CreditRequest:
     """The request with the adapter and the methods of the command line."""
     changes: dict[str, Any] = {}
@@ -138,89 +121,16 @@ def _method(method: Method, name: str) -> Method:
 async def scored(
     requests: list[CreditRequest], places: list[str], model: str, policy: PolicyRef, files: dict[str, bytes]
 ) -> AsyncIterator[CreditReply]:
-    """Yields the replies in order. The graders start while the libraries of the model are imported."""
-    from cepo.prompts.renderer import Renderer
+    """Yields the replies in order."""
     from services.teacher.grading import needs_grading
-    from services.verifier.handler import Verifier
-    from services.verifier.pool import GraderPool
 
-    async def grade(group: RolloutGroup) -> ScoredGroup:
-        await starting
-        return await Verifier(pool).verify(group)
-
-    async with contextlib.AsyncExitStack() as stack:
-        with _word(f"loading {Path(model).name}"):
-            renderer = Renderer(model)
-            pool = GraderPool(workers=1)
-            stack.callback(pool.close)
-            is_graded = any(needs_grading(request, grade) for request in requests)
-            starting = asyncio.create_task(pool.start() if is_graded else asyncio.sleep(0))
-            stack.push_async_callback(asyncio.wait, [starting])  # a process that is about to start is closed too
-            await asyncio.sleep(0)  # lets the task start the process
-            score = await _scorer(stack, model, renderer, policy, files, grade)
+    async with scoring(
+        model, policy, files, lambda grade: any(needs_grading(each, grade) for each in requests)
+    ) as score:
         for at, request in enumerate(requests):
             try:
-                with _word(f"scoring request {at + 1} of {len(requests)}"):
+                with word(f"scoring request {at + 1} of {len(requests)}"):
                     reply = await score(request)
             except UserError as error:
                 raise UserError(f"{places[at]}{error}") from error
             yield reply
-
-
-async def _scorer(
-    stack: contextlib.AsyncExitStack,
-    model: str,
-    renderer: Renderer,
-    policy: PolicyRef,
-    files: dict[str, bytes],
-    grade: Callable[[RolloutGroup], Awaitable[ScoredGroup]],
-) -> TokenCredit:
-    """The function behind `POST /v1/credit`, with the model loaded; the stack closes what it uses."""
-    import tempfile
-
-    from transformers import AutoConfig
-
-    from cepo.model.rope import positions
-    from cepo.teaching.engine import TransformersScorer
-    from services.teacher.credit import TokenCredit
-    from services.teacher.images import GivenImages
-
-    async def fetch(wanted: PolicyRef) -> dict[str, bytes]:
-        if wanted != policy:
-            raise UserError(f"policy: {wanted.name} is not loaded; give its folder with --adapter")
-        return files
-
-    settings = Settings(model=model, dtype="float32", device=_device())
-    given = GivenImages(no_images)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    scorer = TransformersScorer(settings, renderer, AdapterCache(folder, fetch, keep=2), given.read)
-    stack.callback(scorer.close)
-    await _load(scorer, policy)
-    longest = positions(AutoConfig.from_pretrained(model)) or MAX_TOKENS
-    return TokenCredit(scorer, renderer, longest, grade, given)
-
-
-@contextlib.contextmanager
-def _word(text: str) -> Iterator[None]:
-    """Shows on a terminal what the command does; nothing is written elsewhere."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    with Console(stderr=True).status(text):
-        yield
-
-
-async def _load(engine: Engine, policy: PolicyRef) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        await engine.load(policy)
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--adapter: not a LoRA adapter of this model ({type(error).__name__}: {reason})") from error
-
-
-def _device() -> Any:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import resource
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from types import ModuleType
 from typing import Any
 
 STACK_BYTES = 8 * 2**20
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED: list[str] = []
+_MAIN = threading.Lock()
 
 
 def preload(module: str) -> None:
@@ -82,6 +87,21 @@ class KillableProcess:
     def _forked(self) -> tuple[ForkServerProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=self._target, args=(theirs, *self._arguments), name=self._name, daemon=True)
-        process.start()
+        with _without_main():
+            process.start()
         theirs.close()
         return process, ours
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the module `__main__`, which a child would otherwise run again before its target.
+
+    A script that calls `cepo.credit` and has no `if __name__ == "__main__"` would start children in its children.
+    """
+    with _MAIN:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main

@@ -1,19 +1,11 @@
-"""The request and the reply of `POST /v1/credit`, shared by the teacher, the client and the CLI.
-
-A request holds a prompt, responses from any source and the two answers to contrast; the reply holds the credit that
-training would give every token (arXiv:2605.19436, Eqs 4, 5 and 7).
-
-    {"messages": [{"role": "user", "content": "23 + 45 - 17 = ?"}],
-     "responses": [{"text": "23+45=68, 68-17=51", "reward": 1.0}],
-     "positive": "51", "negative": "41", "method": {"name": "cepo", "lam": 0.5, "eps_w": 0.5}}
-"""
+"""The request of `POST /v1/credit`."""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from cepo.messages.groups import BASE_POLICY, Message, PolicyRef
 from cepo.messages.hints import HINT
@@ -35,10 +27,6 @@ Scalar = Annotated[float, Field(ge=-1e6, le=1e6)]
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 TokenIds = Annotated[list[int], Field(max_length=MAX_TOKENS, strict=False)]
 Answer = Annotated[str, Field(min_length=1, max_length=MAX_ANSWER_CHARACTERS)]
-
-
-class _Returned(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
 
 def _named(sent: Any) -> Any:
@@ -200,87 +188,3 @@ class CreditRequest(SentModel):
         """The request and one request for each comparison; each of them has an empty `compare`."""
         changes = [{}, *({k: getattr(v, k) for k in v.model_fields_set if getattr(v, k)} for v in self.compare)]
         return [self.model_copy(update={**change, "compare": []}) for change in changes]
-
-
-class Token(_Returned):
-    """One token and its credit."""
-
-    id: int
-    text: str = Field(description="response.text[start:end]")
-    start: int = Field(description="offset in characters; a character made of several tokens belongs to the last one")
-    end: int
-    logp_plain: float | None
-    logp_positive: float | None
-    logp_negative: float | None = Field(
-        description="under r-, or under the context that replaces it; null: the method needs no r- and none was chosen"
-    )
-    delta: float
-    weight: float = Field(description="exp(sign(advantage of the response) * delta)")
-    weight_clipped: float
-    clipped: bool
-    advantage: float = Field(description="the factor of this token's gradient in training; 0 for a given token")
-
-
-class Negative(_Returned):
-    """The r- of one response, or the context that replaces it, and the reason."""
-
-    context: str = Field(description="rejected, plain, answer, or none")
-    answer: str
-    source: int = Field(
-        description="index of the response that the answer comes from; -1: none, or the answer was given"
-    )
-    reason: str = Field(
-        description="given; asked: chosen as in training; no_rejected, no_answer, same_as_answer, only_self: why there "
-        "is no r-; not_asked: the method needs no r- and there is no verifier to choose one"
-    )
-
-
-class Grade(_Returned):
-    """The verdict of the verifier."""
-
-    outcome: str
-    accuracy: float
-    extracted: str
-    reason: str
-
-
-class ResponseCredit(_Returned):
-    """One response, token by token."""
-
-    text: str
-    tokens: list[Token]
-    reward: float | None
-    advantage: float
-    given: list[Given] = Field(
-        default=[], description="the tokens that got no credit, because the model was given them between its turns"
-    )
-    advantage_from: str = Field(
-        description="given; group: normalised over the rewards of the responses, as in GRPO; "
-        "single: one response has no group, so +1 for a reward of at least 0.5 and -1 below"
-    )
-    grade: Grade | None = Field(description="null: nothing had to be graded")
-    negative: Negative
-    delta_pos_fraction: float = Field(description="share of tokens with delta above dead_band")
-    delta_neg_fraction: float = Field(description="share of tokens with delta below -dead_band")
-    clip_rate: float
-    sharpness: float | None = Field(
-        description="Proposition 1: share of tokens at which the contrast with r- is sharper than with the plain "
-        "prompt (log-prob under r- below plain by more than dead_band if the advantage is positive, above if "
-        "negative); null: no r-, or an advantage of 0"
-    )
-
-
-class CreditReply(_Returned):
-    """The credit of a group, with the policy, engine and tokenizer that scored it."""
-
-    responses: list[ResponseCredit]
-    method: Method
-    positive: str
-    template: str
-    temperature: float
-    dead_band: float
-    policy: PolicyRef = Field(description="sha256 of the adapter; version 0 is the base model without an adapter")
-    tokenizer_sha256: str
-    engine: str
-    prompt_token_ids: list[int]
-    compared: list[CreditReply] = Field(default=[], description="one reply for each entry of `compare`, in order")
