@@ -27,6 +27,7 @@ COMMANDS = {
     "train": Command("cepo.cli.train", "train", "Train from a run file."),
     "resume": Command("cepo.cli.train", "resume", "Resume a run from its folder, with its own configuration."),
     "sweep": Command("cepo.cli.sweep", "sweep", "Train several run files and compare them."),
+    "compare": Command("cepo.cli.compare.command", "compare", "Compare runs: settings, accuracy, credit, curves."),
     "check": Command("cepo.cli.check", "check", "Check model, data, prompts and machine before a run starts."),
     "plan": Command("cepo.cli.plan", "plan", "Show what a run takes of a GPU's memory, and what would fit."),
     "eval": Command("cepo.cli.evaluation.command", "evaluate", "Measure pass@k of the base or of a run's policies."),
