@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +44,8 @@ def credit(
         Path | None, typer.Option("--adapter", help="The folder of a LoRA adapter, such as RUN_DIR/adapters/v000020.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="OUT", help="Also write the heat map as one HTML file.")
+        Path | None,
+        typer.Option("--html", metavar="OUT", help="Also write the heat maps of all groups as one HTML file."),
     ] = None,
     compare: Annotated[
         str | None, typer.Option("--compare", metavar="METHODS", help=f"Methods to compare: {','.join(METHODS)}.")
@@ -60,8 +61,6 @@ def credit(
     policy, files = read_adapter(adapter, "--adapter ")
     folder = file.absolute().parent
     requests = [_with_options(credit_files.with_images(request, folder), policy, compare) for request in given.requests]
-    if html is not None and given.form != "one":
-        raise UserError(f"--html shows one request, and {file} holds a list; give one object")
     seen = sys.stdout.isatty() and not json
     if seen:
         requests = [with_rlsd(request) for request in requests]
@@ -70,7 +69,7 @@ def credit(
     in_order = scored(requests, given.places, name, policy, files)
     replies = asyncio.run(_each(in_order, given.places, seen=seen, lines=given.form == "lines"))
     if html is not None:
-        _write_page(html, requests[0], replies[0])
+        _write_page(html, list(zip(requests, replies, strict=True)))
     if not seen and given.form != "lines":
         print((_REPLIES.dump_json(replies) if given.form == "list" else replies[0].model_dump_json().encode()).decode())
 
@@ -90,11 +89,11 @@ async def _each(
     return replies
 
 
-def _write_page(html: Path, request: CreditRequest, reply: CreditReply) -> None:
-    from services.teacher.page import standalone_page
+def _write_page(html: Path, scored: Sequence[tuple[CreditRequest, CreditReply]]) -> None:
+    from services.teacher.page import standalone_list
 
     try:
-        replace_file(html, standalone_page(request, reply))
+        replace_file(html, standalone_list(scored))
     except StorageError as error:
         raise UserError(f"--html {error}") from error
     print(f"heat map written to {html}", file=sys.stderr)

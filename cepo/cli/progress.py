@@ -102,7 +102,7 @@ class ProgressDisplay:
 
     def __enter__(self) -> Self:
         self._rows = self._metrics.refresh()
-        if self._console.is_terminal:
+        if self._console.file.isatty():  # a notebook sets FORCE_COLOR, which makes a pipe count as a terminal
             self._live = Live(self._view(), console=self._console, refresh_per_second=4)
             self._live.start()
         return self

@@ -1,13 +1,14 @@
 """The heat map page, live or as a file.
 
 The page bundles its data as JSON: {"request": ..., "reply": ..., "live": true, "methods": {"cepo": {"title": "CEPO",
-"numerator": "logp_positive", "denominator": "logp_negative"}, ...}}. With `methods` the page contrasts the log-probs
-of a reply as any method does, without another call.
+"numerator": "logp_positive", "denominator": "logp_negative"}, ...}}, and "items" of requests and replies if there are
+several. With `methods` the page contrasts the log-probs of a reply as any method does, without another call.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cepo.pages import document
 from services.teacher.weighing import rule_of
 
 _FOLDER = Path(__file__).parent / "heatmap"
-_SCRIPTS = ("page.js", "save.js", "start.js")
+_SCRIPTS = ("page.js", "list.js", "rows.js", "drop.js", "save.js", "start.js")
 _COLUMNS = {
     ContextName.PLAIN: "logp_plain",
     ContextName.ANSWER: "logp_positive",
@@ -32,8 +33,16 @@ def live_page() -> str:
 
 def standalone_page(request: CreditRequest, reply: CreditReply) -> str:
     """Returns a reply as one HTML file that works offline."""
-    sent = request.model_dump(mode="json", exclude_none=True)
-    return _page({"request": sent, "reply": reply.model_dump(mode="json"), "live": False})
+    return standalone_list([(request, reply)])
+
+
+def standalone_list(scored: Sequence[tuple[CreditRequest, CreditReply]]) -> str:
+    """Returns requests and their replies as one HTML file that works offline, with a list of all their responses."""
+    items = [
+        {"request": request.model_dump(mode="json", exclude_none=True), "reply": reply.model_dump(mode="json")}
+        for request, reply in scored
+    ]
+    return _page({**items[0], "live": False} | ({"items": items} if len(items) > 1 else {}))
 
 
 def _page(data: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ function download(name, url) {
 function pageWithData() {
   const copy = document.documentElement.cloneNode(true);
   const find = (id) => copy.querySelector(`#${id}`);
-  find("data").textContent = JSON.stringify({ ...bundled, request: state.request, reply: state.reply, live: false }).replaceAll("<", "\\u003c");
-  for (const id of ["panels", "responses", "images", "chosen", "drafts", "tip", "note", "error"]) find(id).replaceChildren();
+  find("data").textContent = JSON.stringify({ ...bundled, items, request: state.request, reply: state.reply, live: false }).replaceAll("<", "\\u003c");
+  for (const id of ["panels", "responses", "images", "chosen", "drafts", "tip", "note", "error", "list-table"]) find(id).replaceChildren();
   find("tip").hidden = true;
-  find("own").hidden = true;
+  find("own").hidden = find("drop").hidden = true;
   return `<!doctype html>\n${copy.outerHTML}\n`;
 }
 

@@ -89,7 +89,9 @@ $("no-images").onclick = () => chooseImages([]);
 $("add").onclick = () => addDraft();
 $("sample").onclick = () => { fillForm(bundled.request); open(bundled.request, bundled.reply); };
 if (bundled.live) {
-  $("own").hidden = false;
+  $("own").hidden = $("drop").hidden = false;
+  startDropping();
   fillForm(bundled.request);
 }
 open(bundled.request, bundled.reply);
+drawList();

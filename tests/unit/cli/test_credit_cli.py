@@ -98,7 +98,6 @@ def test_an_adapter_is_scored_with_and_named(tmp_path: Path, capsys: Any) -> Non
         (BODY, ("--adapter", "absent"), "--adapter absent: no adapter_config.json"),
         (BODY, ("--model", "./absent"), "no model folder './absent'"),
         (BODY, ("--model", "./tests"), "); give a Hugging Face name or a model folder"),
-        ([BODY], ("--html", "x.html"), "--html shows one request"),
         (BODY, ("--html", "/absent/x.html"), "--html /absent/x.html cannot be written"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(": ") else None,
