@@ -52,7 +52,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Pair:
+class CreditPair:
     """The same training problem in two runs, with a response of each and the credit of its tokens."""
 
     step: int
@@ -86,7 +86,7 @@ def flips(run: ComparedRun, first: ComparedRun) -> list[Flip]:
     return sorted(found, key=lambda flip: -abs(flip.after - flip.before))
 
 
-def credit_pair(run: ComparedRun, first: ComparedRun) -> Pair | None:
+def credit_pair(run: ComparedRun, first: ComparedRun) -> CreditPair | None:
     """A training problem of the newest step at which both runs drew it, with its most contrasted responses."""
     for step in sorted(run.steps & first.steps, reverse=True):
         theirs = {_key(group): group for group in first.rollouts.groups(TRAIN, step)}
@@ -94,7 +94,7 @@ def credit_pair(run: ComparedRun, first: ComparedRun) -> Pair | None:
         if pairs:
             left, right = max(pairs, key=lambda pair: sum(spread(_contrasted(group)) for group in pair))
             samples = _contrasted(left), _contrasted(right)
-            return Pair(step, question_of(left), str(left["answer"]), samples)
+            return CreditPair(step, question_of(left), str(left["answer"]), samples)
     return None
 
 

@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from cepo.cli.compare.differences import Flip, HeldOut, Pair, credit_pair, flips, held_out, shades
+from cepo.cli.compare.differences import CreditPair, Flip, HeldOut, credit_pair, flips, held_out, shades
 from cepo.cli.compare.runs import ComparedRun, differing
 from cepo.credit.decisive import visible
 from cepo.run.lines import Row
@@ -146,7 +146,7 @@ def _answer(sample: Row) -> Text:
     return Text(visible(read), style="green" if right else "red")
 
 
-def _pair(runs: Sequence[ComparedRun], at: int, pair: Pair) -> Padding:
+def _pair(runs: Sequence[ComparedRun], at: int, pair: CreditPair) -> Padding:
     texts = [
         Panel(_credit(sample), title=coloured(runs, number), title_align="left", width=PANEL)
         for number, sample in zip((0, at), pair.samples, strict=True)
