@@ -15,6 +15,7 @@ METRICS: dict[str, dict[str, str]] = {
         "reward/std": "standard deviation of the rewards",
         "reward/format": "mean of the format term, if `[reward]` enables it",
         "reward/penalty": "mean of the length and repetition penalties, if `[reward]` enables them",
+        "reward/environment": "mean of the environments' weighted rewards, if `[reward]` gives them a weight",
         "reward/functions": "mean of the user's reward functions, if `[reward]` names any",
         "accuracy/train": "share of the step's responses whose answer is correct",
         "accuracy/eval": "share of held-out responses that are correct after the step's update (evaluation steps)",

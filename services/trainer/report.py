@@ -92,6 +92,7 @@ def group_metrics(groups: Groups) -> dict[str, float]:
         "reward/std": pstdev(rewards) if rewards else 0.0,
         "reward/format": _mean([v.format for v in verdicts]),
         "reward/penalty": _mean([v.penalty for v in verdicts]),
+        "reward/environment": _mean([v.environment for v in verdicts]),
         "reward/functions": _mean([v.functions for v in verdicts]),
         "accuracy/train": accuracy(done),
         "length/mean": _mean(lengths),

@@ -102,6 +102,8 @@ async def test_a_run_of_several_turns_and_sources_resumes_to_the_same_bytes(
     assert any(len(spans) > 1 for spans in given)
     for row in whole:
         assert (row["groups/failed"], row["samples/failed"]) == (0.0, 0.0)
+        sampled = sum(c.length for g in groups if g.task.step == row["step"] for c in g.completions)
+        assert row["tokens/generated"] == sampled
         assert (row["source/tools/groups"], row["source/plain/groups"]) == (2.0, 1.0)
     assert any(row["grad_norm"] > 0 for row in whole)
     _, first = await trained_with(tmp_path / "again" / "run", environments, until=1)
