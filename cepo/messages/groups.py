@@ -56,8 +56,8 @@ class Completion(Contract):
     """T ids, with the end-of-sequence token of each turn that has one."""
     logps: Float32Array
     """Log-probs of the sampled tokens, as the engine reports them, and 0 at given tokens: T less the length of the
-    prefix. -inf is a probability of 0. Empty for a response that was not sampled, such as the given answer of a
-    pair."""
+    prefix. -inf is a probability of 0. Empty for a response that came without them from outside the run, such as the
+    given answer of a pair."""
     text: str
     """The text of the sampled tokens; a line break stands for the given tokens between two turns."""
     finish_reason: FinishReason
@@ -132,8 +132,8 @@ class RolloutGroup(Contract):
                 raise ValueError(f"a completion does not start with the task's prefix of {prefix} tokens")
             if completion.given and completion.given[0].start < prefix:
                 raise ValueError(f"a completion has given tokens within the task's prefix of {prefix} tokens")
-            tokens = len(completion.token_ids) - prefix if Stage.ROLLOUT in self.task.route else 0
-            if tokens != len(completion.logps):
+            tokens = len(completion.token_ids) - prefix
+            if len(completion.logps) not in ((tokens,) if Stage.ROLLOUT in self.task.route else (0, tokens)):
                 raise ValueError(f"{tokens} sampled token ids but {len(completion.logps)} log-probs")
         if self.proof.policy != self.task.policy:
             raise ValueError(f"sampled by {self.proof.policy.name}, the task names {self.task.policy.name}")

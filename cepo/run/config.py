@@ -118,6 +118,11 @@ class RunConfig(Section):
 
     def _environments_fit(self) -> None:
         """Refuses methods that cannot replay an environment, and rewards of an environment that is not there."""
+        if self.data.source == "groups" and (self.algorithm.offline or self.algorithm.continues):
+            raise ValueError(
+                f'data.source="groups" does not fit algorithm.name={self.algorithm.name!r}, which trains on given '
+                "pairs or samples on from the middle of a response; use another method"
+            )
         played = self.data.environments
         if played and (self.algorithm.offline or self.algorithm.continues):
             raise ValueError(
@@ -153,7 +158,7 @@ class RunConfig(Section):
 
     def reward_of(self, title: str) -> Reward:
         """The reward of a source's problems; without such a source, that of the run."""
-        source = self.data.source(title)
+        source = self.data.titled(title)
         return self.reward if source is None or source.reward is None else source.reward
 
     @property

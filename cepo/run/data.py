@@ -78,6 +78,10 @@ class DataConfig(Section):
     """Training problems: a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a Hugging Face name with an
     optional subset, such as "openai/gsm8k:main". Files and folders start with `.`, `/` or `~`; relative ones are
     relative to the run file. Several sources are tables [[data.train]]."""
+    source: Literal["files", "groups"] = "files"
+    """Where training responses come from. "files": the run samples responses to the problems of `train`. "groups":
+    groups of responses arrive at `POST /v1/groups` of the trainer; `train` then names the problems that their senders
+    work on, which the checks read."""
     curriculum: Literal["", "pass_rate"] = ""
     """Which problems a step draws. "": each once per epoch. "pass_rate": those that the policy answers sometimes are
     drawn more often than those that it answers always or never, whose groups carry no credit."""
@@ -178,13 +182,13 @@ class DataConfig(Section):
         """The weight of each source."""
         return tuple(source.share for source in self.sources) or (1.0,)
 
-    def source(self, title: str) -> SourceConfig | None:
+    def titled(self, title: str) -> SourceConfig | None:
         """The source with this title; None for the problems of a run with one data set, and for held-out problems."""
         return next((source for source in self.sources if source.title == title), None)
 
     def of(self, title: str) -> DataConfig:
         """This section as it holds for a source: with its data set and its keys. Without such a source: itself."""
-        source = self.source(title)
+        source = self.titled(title)
         if source is None:
             return self
         own = {key: value for key in OWN_KEYS if (value := getattr(source, key)) is not None}

@@ -56,6 +56,11 @@ class RunDir:
         return self.path / "failures.jsonl"
 
     @property
+    def groups(self) -> Path:
+        """The groups that arrived from outside, in the order of their arrival."""
+        return self.path / "groups.jsonl"
+
+    @property
     def status(self) -> Path:
         """The trainer's phase and step; the trainer replaces the file every second."""
         return self.path / "status.json"

@@ -28,7 +28,7 @@ KEYS: dict[str, dict[Class, str]] = {
     "data": {
         "problems": "train eval question answer images solution rejected split eval_split where eval_where limit "
         "system instruction on_bad_row",
-        "fixed": "answer_kind curriculum environment hint max_turns placement template",
+        "fixed": "answer_kind curriculum environment hint max_turns placement source template",
     },
     "algorithm": {"fixed": "*"},
     "lora": {"fixed": "rank alpha targets"},

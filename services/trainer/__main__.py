@@ -43,6 +43,10 @@ from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
 from services.trainer.learning.processes import make_learner, serve_rank, start_ranks
 from services.trainer.loop import Run, train
+from services.trainer.outside.feeder import Arrivals, OutsideFeeder
+from services.trainer.outside.inbox import Inbox
+from services.trainer.outside.intake import Intake
+from services.trainer.outside.rest import add_groups
 from services.trainer.pairs import PairFeeder
 from services.trainer.publisher import Publisher
 from services.trainer.rollouts import CachedDecoder, RolloutWriter
@@ -91,6 +95,9 @@ class Trainer:
         self._holder = f"{socket.gethostname()} (process {os.getpid()}{page})"
         self._drain = asyncio.Event()
         dashboard = application([Watched(run.folder)])
+        if isinstance(run.feeder, OutsideFeeder):
+            renderer = Renderer(run.config.model.path, run.config.data.template)
+            add_groups(dashboard, Intake(run.feeder, renderer, run.collector.expect))
         self.service = chassis.Service("trainer", "cepo.v1.TrainerService", self._register, self._work, dashboard)
 
     def _register(self, server: grpc.aio.Server) -> None:
@@ -143,6 +150,9 @@ def assemble(folder: RunDir, bus: Bus, settings: Settings) -> Run:
     feeder = Feeder(config, folder.name, problems, held_out, bus)
     if config.algorithm.offline:
         feeder = PairFeeder(config, folder.name, problems, held_out, bus, renderer)
+    if config.data.source == "groups":
+        inbox = Inbox(folder.groups, config.sampling.prompts)
+        feeder = OutsideFeeder(config, folder.name, problems, held_out, bus, Arrivals(inbox))
     learner = make_learner(config, folder, renderer, ranks, settings)
     canary_ids = renderer.canary_ids(config.model.max_length - 1)  # the engines sample one token after it
     publisher = Publisher(folder.adapters, learner, bus, canary_ids, renderer.sha256, config.model.dtype)

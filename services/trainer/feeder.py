@@ -17,6 +17,7 @@ from cepo.messages.groups import Environment, Placement, PolicyRef, PromptTask, 
 from cepo.run.config import RunConfig
 from cepo.run.data import DataConfig
 from cepo.service.bus import Bus, stream_of
+from services.trainer.pipeline import Pipeline
 from services.trainer.sources import PassHistory
 
 MAX_WAITING = 4096
@@ -64,6 +65,15 @@ class Feeder:
             known = self.history.before(step - self.config.loop.lag)  # when the tasks of the step are published
             return self.train.drawn(step, prompts, seed, known)
         return [self.train.at(position, seed) for position in range(step * prompts, (step + 1) * prompts)]
+
+    async def complete(
+        self, step: int, policy: PolicyRef, teacher: PolicyRef, stop: asyncio.Event
+    ) -> tuple[PromptTask, ...]:
+        """The training tasks of a step, once all are known; none if the run is told to stop before."""
+        return self.tasks(step, policy, teacher)
+
+    def follow(self, pipeline: Pipeline) -> None:
+        """Learns the steps in flight and their policies."""
 
     def supply(self, tasks: Sequence[PromptTask]) -> StepSupply:
         """Additional prompts for the step of these tasks, none of them twice and none that the tasks have.

@@ -78,7 +78,10 @@ async def train(run: Run, stop: asyncio.Event) -> None:
     """
     pipeline, before = await _start(run)
     for step in range(run.config.loop.steps if _plateaued(run) else pipeline.next_step, run.config.loop.steps):
-        tasks = _tasks(run, pipeline, step)
+        tasks = await _complete(run, pipeline, stop)
+        if not tasks:
+            await asyncio.to_thread(run.checkpoints.maybe_save, pipeline, last=True)
+            break
         supply = run.feeder.supply(tasks)
         row = StepRow(run.status, tasks[0], before if step == 0 else {})
         with row.phase("rollout"):
@@ -90,6 +93,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
             pipeline = await _publish_policy(run, pipeline)
             row.add(await asyncio.to_thread(run.teacher.metrics, tasks[0]))
             await _publish_tasks(run, _tasks(run, pipeline, pipeline.steps[-1]))
+            run.feeder.follow(pipeline)
         if step in run.config.eval_steps:
             with row.phase("eval"):
                 groups = await _evaluated(run, pipeline)
@@ -138,6 +142,8 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
     PUBLISHED_VERSION.labels(run.folder.name).set(pipeline.newest.policy.version)
     for step in pipeline.steps:
         await _publish_tasks(run, _tasks(run, pipeline, step))
+    run.status.policy = pipeline.newest.policy
+    run.feeder.follow(pipeline)
     return pipeline, before
 
 
@@ -164,6 +170,14 @@ async def _compared(run: Run, pipeline: Pipeline) -> Pipeline:
 def _tasks(run: Run, pipeline: Pipeline, step: int) -> Sequence[PromptTask]:
     pinned = pipeline.of(step)
     return run.feeder.tasks(step, pinned.policy, pinned.teacher)
+
+
+async def _complete(run: Run, pipeline: Pipeline, stop: asyncio.Event) -> Sequence[PromptTask]:
+    """The tasks of the next step, once groups from outside have arrived; none if the run is told to stop before."""
+    step, pinned = pipeline.next_step, pipeline.of(pipeline.next_step)
+    run.status.step = step
+    run.status.enter("rollout")
+    return await run.feeder.complete(step, pinned.policy, pinned.teacher, stop)
 
 
 async def _publish_tasks(run: Run, tasks: Sequence[PromptTask]) -> None:

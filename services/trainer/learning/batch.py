@@ -22,9 +22,12 @@ from cepo.messages.groups import (
     FinishReason,
     FollowUp,
     Verdict,
+    Weights,
 )
 from cepo.messages.spans import sampled_mask
 
+SAMPLED = Ask(context=ContextName.PLAIN, weights=Weights.POLICY)
+"""Measures the log-probs of responses that came without any: those of the policy that sampled."""
 NOT_MEASURED = EvidenceRow(
     logps=Float32Array(), applicable=False, context=ContextName.PLAIN, reason=EvidenceReason.ASKED
 )
@@ -74,7 +77,7 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         reward_B=torch.where(demonstration_B, math.nan, reward_B),
         accuracy_B=torch.tensor([v.accuracy for v in verdicts]),
         group_B=torch.arange(len(rows)).repeat_interleave(size_G),
-        rollout_logp_BT=_pad([tuple(c.logps) for c in completions], mask_BT.shape[1]),
+        rollout_logp_BT=_pad([row for group in rows for row in _sampled_logps(group)], mask_BT.shape[1]),
         max_tokens=rows[0].task.sampling.max_tokens,
         truncated_B=torch.tensor([c.finish_reason is FinishReason.LENGTH for c in completions]),
         demonstration_B=demonstration_B,
@@ -86,6 +89,14 @@ def pack(groups: Sequence[EvidencedGroup]) -> TrainBatch:
         step=rows[0].task.step,
         given=[c.given for c in completions] if any(c.given for c in completions) else (),
     )
+
+
+def _sampled_logps(group: EvidencedGroup) -> list[tuple[float, ...]]:
+    """The log-probs of each response under the policy that sampled: the engine's, or else those that the teacher
+    measured; none for a response that no engine sampled."""
+    measured = _rows(SAMPLED, group)
+    completions = group.scored.rollout.completions
+    return [tuple(c.logps or row.logps) for c, row in zip(completions, measured, strict=True)]
 
 
 def _mask(completion: Completion, verdict: Verdict) -> list[float]:

@@ -30,7 +30,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "cepo": [{}, {"wrong_hints": 2}, {"no_negative": "skip_group", "sign": "sequence"}],
     "prm": [{"form": form} for form in ("score", "difference", "min", "progress")],
 }
-CONTINUED = ("vineppo", "spo", "spo-tree")
+CONTINUED = ("vineppo", "spo-chain", "spo-tree")
 """Methods that sample on from a prefix of a response; no environment can be set back to it."""
 CASES = [(name, options) for name in ALGORITHMS if name not in CONTINUED for options in OPTIONS.get(name, [{}])]
 

@@ -47,7 +47,7 @@ KEYS = {
     "algorithm.ctdpo": "beta estimator_lr estimator_steps label_smoothing name only_rejected strength",
     "checkpoint": "every keep keep_best keep_policies patience",
     "data": "answer answer_kind curriculum environment eval eval_split eval_where hint images instruction limit "
-    "max_turns on_bad_row placement question rejected solution split system template train where",
+    "max_turns on_bad_row placement question rejected solution source split system template train where",
     "engine": "device gpu_memory_utilization max_lora_rank max_num_seqs teacher tensor_parallel trainer_processes",
     "eval": "every presence_penalty prompts samples temperature top_k top_p",
     "lora": "alpha rank targets",
