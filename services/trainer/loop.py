@@ -93,7 +93,7 @@ async def train(run: Run, stop: asyncio.Event) -> None:
             pipeline = await _publish_policy(run, pipeline)
             row.add(await asyncio.to_thread(run.teacher.metrics, tasks[0]))
             await _publish_tasks(run, _tasks(run, pipeline, pipeline.steps[-1]))
-            run.feeder.follow(pipeline)
+            _follow(run, pipeline)
         if step in run.config.eval_steps:
             with row.phase("eval"):
                 groups = await _evaluated(run, pipeline)
@@ -142,8 +142,7 @@ async def _start(run: Run) -> tuple[Pipeline, Metrics]:
     PUBLISHED_VERSION.labels(run.folder.name).set(pipeline.newest.policy.version)
     for step in pipeline.steps:
         await _publish_tasks(run, _tasks(run, pipeline, step))
-    run.status.policy = pipeline.newest.policy
-    run.feeder.follow(pipeline)
+    _follow(run, pipeline)
     return pipeline, before
 
 
@@ -170,6 +169,12 @@ async def _compared(run: Run, pipeline: Pipeline) -> Pipeline:
 def _tasks(run: Run, pipeline: Pipeline, step: int) -> Sequence[PromptTask]:
     pinned = pipeline.of(step)
     return run.feeder.tasks(step, pinned.policy, pinned.teacher)
+
+
+def _follow(run: Run, pipeline: Pipeline) -> None:
+    """Shows the newest policy; from then on groups from outside may be sampled with it."""
+    run.status.policy = pipeline.newest.policy
+    run.feeder.follow(pipeline)
 
 
 async def _complete(run: Run, pipeline: Pipeline, stop: asyncio.Event) -> Sequence[PromptTask]:
@@ -248,7 +253,6 @@ async def _publish_policy(run: Run, pipeline: Pipeline) -> Pipeline:
     """Publishes the weights that a step ended with, as the next version, and that version's teacher."""
     policy = await run.publisher.publish(pipeline.next_step + 1)
     teacher = await run.teacher.of(policy, pipeline.newest.teacher)
-    run.status.policy = policy
     PUBLISHED_VERSION.labels(run.folder.name).set(policy.version)
     return pipeline.advanced(policy, teacher)
 

@@ -90,6 +90,10 @@ class Intake:
         for pinned in reversed(pipeline.pinned):
             if pinned.policy.version == version >= oldest:
                 return pinned
+        if version == oldest > newest:
+            raise Unreachable(
+                f"policy_version: version {version} is not published yet; send the group again in a moment"
+            )
         wanted = f"version {oldest}, which is published when step {oldest - 1} ends" if oldest > newest else newest
         raise PolicyError(
             f"policy_version: version {version} is not one that step {step} may train on with "
