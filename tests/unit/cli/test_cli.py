@@ -29,6 +29,7 @@ OPTIONS = {
     "train": "--run-dir --set --resume --allow-change --redis",
     "resume": "--set --allow-change --redis",
     "sweep": "--run-dir --set --seeds --redis",
+    "compare": "--html",
     "check": "--set --run-dir --redis --all --html --engine --json",
     "eval": "--set --run-dir --policy --samples --sampling --limit --out --redis",
     "credit": "--model --adapter --html --compare --json",
