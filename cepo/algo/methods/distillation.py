@@ -22,6 +22,7 @@ from cepo.algo.losses import Aggregation, Totals, aggregate, importance_ratio
 from cepo.algo.teacher import TeacherSource
 from cepo.errors import UserError
 from cepo.messages.groups import Ask, ContextName, Feedback, Pick, Want, Weights
+from cepo.messages.tasks import evidence_bytes
 
 Support = Literal["teacher_topk", "student_topk", "full", "sampled"]
 Shown = Literal["answer", "solution", "peer_answer", "peer_full"]
@@ -236,17 +237,6 @@ def reports(compared_BTC: Tensor) -> dict[str, Tensor]:
 def masked_sum(value_BT: Tensor, mask_BT: Tensor) -> float:
     """The sum over the positions where the mask is set."""
     return float(torch.where(mask_BT.bool(), value_BT, 0.0).sum())
-
-
-def evidence_bytes(asks: tuple[Ask, ...], vocabulary: int, tokens: int) -> int:
-    """The bytes of the distributions that the teacher sends for a group, 8 for each token id and its log-prob.
-
-    Example: the 50 likeliest tokens at 8 x 1,024 positions take 3.3 MB, a vocabulary of 151,936 tokens takes 10 GB.
-
-    Args:
-        tokens: response tokens of the group.
-    """
-    return sum(8 * (ask.top or vocabulary) * tokens for ask in asks if ask.want is Want.DISTRIBUTION)
 
 
 def check_support(asks: tuple[Ask, ...], vocabulary: int, tokens: int) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cepo.algo.methods.distillation import evidence_bytes
 from cepo.cli.preflight.sizes import ADAPTER_BYTES, BYTES, OPTIMISER_BYTES, CountPass, Sizes
 from cepo.errors import UserError
+from cepo.messages.tasks import evidence_bytes
 
 if TYPE_CHECKING:
     from cepo.run.config import RunConfig
