@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The stacks that the launcher would have started."""
     stacks = list[object]()
 
-    def note(stack: object, progress: ProgressDisplay) -> None:
+    def note(stack: object, progress: ProgressDisplay, launch: object) -> None:
         stacks.append(stack)
         progress.draining()
 
