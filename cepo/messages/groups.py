@@ -29,6 +29,7 @@ from cepo.messages.tasks import (
     PolicyRequest as PolicyRequest,
     PromptTask as PromptTask,
     Sampling as Sampling,
+    SessionTerms as SessionTerms,
 )
 from cepo.messages.vocabulary import (
     CORRECT_FROM,

@@ -132,6 +132,15 @@ class Sampling(Contract):
     """Subtracted from the logits of tokens that the response already contains."""
 
 
+class SessionTerms(Contract):
+    """How the sessions of agents sample groups for a run with `data.source = "groups"`."""
+
+    policy: PolicyRef
+    sampling: Sampling
+    samples: int = Field(ge=2)
+    """The number of sessions of a group."""
+
+
 class Message(Contract):
     """One chat turn; each `<image>` in it stands for the next image of the task."""
 

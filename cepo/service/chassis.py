@@ -98,10 +98,15 @@ def unary(contract: type[C], handler: Callable[[C], Awaitable[Contract]]) -> Cal
         try:
             return to_proto(await handler(from_proto(contract, request)))
         except CepoError as error:
-            await context.abort(_GRPC_CODES.get(type(error), grpc.StatusCode.INTERNAL), str(error))
+            await abort(context, error)
             raise
 
     return call
+
+
+async def abort(context: grpc.aio.ServicerContext, error: CepoError) -> None:
+    """Ends a gRPC call with the status code of an error; always raises."""
+    await context.abort(_GRPC_CODES.get(type(error), grpc.StatusCode.INTERNAL), str(error))
 
 
 class _Metrics(Response):

@@ -64,6 +64,10 @@ ENVIRONMENT_SECONDS = Histogram(
 ENVIRONMENT_FAILURES = Counter(
     "cepo_environment_failures_total", "Responses that their environment ended with an error, a crash or a timeout"
 )
+SESSION_SPLITS = Counter(
+    "cepo_session_splits_total", "Turns of a session whose prompt did not continue the token ids of the turns before"
+)
+SESSIONS_EXPIRED = Counter("cepo_sessions_expired_total", "Sessions that ended because no request came for them")
 SCORED_TOKENS = Counter("cepo_scored_tokens_total", "Response tokens that the teacher scored, counted once per context")
 TRAINED_TOKENS = Counter("cepo_trained_tokens_total", "Tokens with a gradient in an update")
 VERDICTS = Counter("cepo_verdicts_total", "Verdicts by outcome", ["outcome"])

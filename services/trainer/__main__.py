@@ -43,6 +43,7 @@ from services.trainer.colocated import teaching
 from services.trainer.feeder import Feeder
 from services.trainer.learning.processes import make_learner, serve_rank, start_ranks
 from services.trainer.loop import Run, train
+from services.trainer.outside.calls import SessionCalls
 from services.trainer.outside.feeder import Arrivals, OutsideFeeder
 from services.trainer.outside.inbox import Inbox
 from services.trainer.outside.intake import Intake
@@ -58,12 +59,15 @@ from services.trainer.trackers import Trackers
 class TrainerServicer(services_pb2_grpc.TrainerServiceServicer):
     """The gRPC methods of a run's trainer."""
 
-    def __init__(self, run: Run, drain: asyncio.Event) -> None:
+    def __init__(self, run: Run, drain: asyncio.Event, intake: Intake | None = None) -> None:
         """Serves a run.
 
         Args:
             drain: what `Drain` sets; the run ends after the current step.
+            intake: takes groups from outside; None for a run that samples its own responses.
         """
+        calls = SessionCalls(intake)
+        self.Terms, self.TakeGroup = calls.terms, calls.take
         self._status, self._drain = run.status, drain
         self.FetchPolicy = run.publisher.stream
         self.FetchImage = serve_images(ImageStore(run.folder.images))
@@ -94,14 +98,16 @@ class Trainer:
         page = f", http://{settings.host}:{settings.http_port}" if settings.http_port else ""
         self._holder = f"{socket.gethostname()} (process {os.getpid()}{page})"
         self._drain = asyncio.Event()
+        self._intake: Intake | None = None
         dashboard = application([Watched(run.folder)])
         if isinstance(run.feeder, OutsideFeeder):
             renderer = Renderer(run.config.model.path, run.config.data.template)
-            add_groups(dashboard, Intake(run.feeder, renderer, run.collector.expect))
+            self._intake = Intake(run.feeder, renderer, run.collector.expect)
+            add_groups(dashboard, self._intake)
         self.service = chassis.Service("trainer", "cepo.v1.TrainerService", self._register, self._work, dashboard)
 
     def _register(self, server: grpc.aio.Server) -> None:
-        servicer = TrainerServicer(self._run, self._drain)
+        servicer = TrainerServicer(self._run, self._drain, self._intake)
         services_pb2_grpc.add_TrainerServiceServicer_to_server(servicer, server)
 
     async def _work(self, stop: asyncio.Event) -> None:

@@ -125,7 +125,7 @@ class Feeder:
             hint=config.data.hint,
             placement=Placement[config.data.placement.upper()],
             samples=config.sampling.samples if training else config.eval.samples,
-            sampling=_sampling(config, purpose),
+            sampling=sampling_of(config, purpose),
             seed=_seed(config.loop.seed, purpose, step if training else 0, index),
             asks=asks,
             teach_when=config.algorithm.teach_when,
@@ -152,7 +152,8 @@ def _environment(data: DataConfig, problem: Problem) -> Environment | None:
     return Environment(name=data.environment, row=problem.columns, max_turns=data.max_turns)
 
 
-def _sampling(config: RunConfig, purpose: Purpose) -> Sampling:
+def sampling_of(config: RunConfig, purpose: Purpose) -> Sampling:
+    """The sampling parameters of a task."""
     chosen = config.sampling if purpose is Purpose.TRAIN else config.eval
     return Sampling(
         temperature=chosen.temperature,

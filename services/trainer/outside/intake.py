@@ -21,9 +21,11 @@ from cepo.messages.groups import (
     Played,
     PolicyProof,
     PromptTask,
+    Purpose,
     Reward,
     RolloutGroup,
     ScoredGroup,
+    SessionTerms,
     Stage,
     Verdict,
 )
@@ -31,11 +33,12 @@ from cepo.messages.spans import sampled_mask, sampled_spans
 from cepo.messages.vocabulary import CORRECT_FROM
 from cepo.prompts.renderer import Renderer
 from cepo.prompts.turns import trajectory_of
+from services.trainer.feeder import sampling_of
 from services.trainer.learning.batch import SAMPLED
 from services.trainer.outside.feeder import OutsideFeeder
 from services.trainer.outside.inbox import Arrived
 from services.trainer.outside.sent import SentGroup, SentResponse, TakenGroup
-from services.trainer.pipeline import Pinned
+from services.trainer.pipeline import Pinned, Pipeline
 
 AS_SENT = Reward(accuracy=0.0, environment=1.0)
 """The reward of a response is the one that came with it."""
@@ -78,15 +81,34 @@ class Intake:
                 arrivals.changed.notify_all()
             return TakenGroup(id=sent.id, step=place[0], index=place[1], waiting_for=inbox.missing(place[0]))
 
-    def _pinned(self, version: int, step: int) -> Pinned:
-        """The policies of a group that was sampled with a version and will be trained on in a step."""
+    def terms(self) -> SessionTerms:
+        """How the next group is to be sampled.
+
+        Raises:
+            PolicyError: the run has all its groups.
+            Unreachable: the run has not started, or the policy of the next step is not published yet.
+        """
+        config, step = self._feeder.config, self._feeder.arrivals.inbox.next_place[0]
+        pipeline, oldest = self._pipeline(step)
+        policy = pipeline.newest.policy
+        if policy.version < oldest:
+            raise Unreachable(f"version {oldest} of the policy is not published yet; ask again in a moment")
+        return SessionTerms(policy=policy, sampling=sampling_of(config, Purpose.TRAIN), samples=config.sampling.samples)
+
+    def _pipeline(self, step: int) -> tuple[Pipeline, int]:
+        """The steps in flight, and the oldest version that a step may train on."""
         pipeline, config = self._feeder.arrivals.pipeline, self._feeder.config
         if pipeline is None:
             raise Unreachable("the run has not started; send the group again in a moment")
         if step >= config.loop.steps:
             raise PolicyError(f"policy_version: the run has the groups of all its {config.loop.steps} steps")
+        return pipeline, max(0, step - config.loop.lag)
+
+    def _pinned(self, version: int, step: int) -> Pinned:
+        """The policies of a group that was sampled with a version and will be trained on in a step."""
+        config = self._feeder.config
+        pipeline, oldest = self._pipeline(step)
         newest = pipeline.newest.policy.version
-        oldest = max(0, step - config.loop.lag)
         for pinned in reversed(pipeline.pinned):
             if pinned.policy.version == version >= oldest:
                 return pinned

@@ -58,7 +58,8 @@ class Outside:
         self.run: Run = assemble(self.folder, self.bus, Settings(threads=1))
         assert isinstance(self.run.feeder, OutsideFeeder)
         self.arrivals, app = self.run.feeder.arrivals, surface()
-        add_groups(app, Intake(self.run.feeder, RENDERER, self.run.collector.expect))
+        self.intake = Intake(self.run.feeder, RENDERER, self.run.collector.expect)
+        add_groups(app, self.intake)
 
         async def work(stop: asyncio.Event) -> None: ...
 

@@ -26,7 +26,7 @@ from cepo.pb.cepo.v1 import group_pb2 as cepo_dot_v1_dot_group__pb2
 from cepo.pb.cepo.v1 import policy_pb2 as cepo_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x65po/v1/services.proto\x12\x07\x63\x65po.v1\x1a\x13\x63\x65po/v1/group.proto\x1a\x14\x63\x65po/v1/policy.proto\"\x0f\n\rStatusRequest\"j\n\x0bStatusReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05steps\x18\x04 \x01(\x03\x12\"\n\x06policy\x18\x05 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\"\x0e\n\x0c\x44rainRequest\"\x1a\n\nDrainReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\"*\n\x06Holder\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"J\n\x0bPolicyChunk\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x1f\n\x06holder\x18\x03 \x01(\x0b\x32\x0f.cepo.v1.Holder\"\x1a\n\nImageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32H\n\x0eRolloutService\x12\x36\n\x08Generate\x12\x13.cepo.v1.PromptTask\x1a\x15.cepo.v1.RolloutGroup2H\n\x0fVerifierService\x12\x35\n\x06Verify\x12\x15.cepo.v1.RolloutGroup\x1a\x14.cepo.v1.ScoredGroup2H\n\x0eTeacherService\x12\x36\n\x05Score\x12\x14.cepo.v1.ScoredGroup\x1a\x17.cepo.v1.EvidencedGroup2\xf4\x01\n\x0eTrainerService\x12\x36\n\x06Status\x12\x16.cepo.v1.StatusRequest\x1a\x14.cepo.v1.StatusReply\x12\x33\n\x05\x44rain\x12\x15.cepo.v1.DrainRequest\x1a\x13.cepo.v1.DrainReply\x12=\n\x0b\x46\x65tchPolicy\x12\x16.cepo.v1.PolicyRequest\x1a\x14.cepo.v1.PolicyChunk0\x01\x12\x36\n\nFetchImage\x12\x11.cepo.v1.ImageRef\x1a\x13.cepo.v1.ImageChunk0\x01\x32J\n\rHolderService\x12\x39\n\x0b\x46\x65tchPolicy\x12\x12.cepo.v1.PolicyRef\x1a\x14.cepo.v1.PolicyChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x65po/v1/services.proto\x12\x07\x63\x65po.v1\x1a\x13\x63\x65po/v1/group.proto\x1a\x14\x63\x65po/v1/policy.proto\"\x0f\n\rStatusRequest\"j\n\x0bStatusReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\r\n\x05steps\x18\x04 \x01(\x03\x12\"\n\x06policy\x18\x05 \x01(\x0b\x32\x12.cepo.v1.PolicyRef\"\x0e\n\x0c\x44rainRequest\"\x1a\n\nDrainReply\x12\x0c\n\x04step\x18\x01 \x01(\x03\"*\n\x06Holder\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"J\n\x0bPolicyChunk\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x1f\n\x06holder\x18\x03 \x01(\x0b\x32\x0f.cepo.v1.Holder\"\x1a\n\nImageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0e\n\x0cTermsRequest\"\x1c\n\x0cOutsideGroup\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x1c\n\x0cOutsidePlace\x12\x0c\n\x04json\x18\x01 \x01(\t2H\n\x0eRolloutService\x12\x36\n\x08Generate\x12\x13.cepo.v1.PromptTask\x1a\x15.cepo.v1.RolloutGroup2H\n\x0fVerifierService\x12\x35\n\x06Verify\x12\x15.cepo.v1.RolloutGroup\x1a\x14.cepo.v1.ScoredGroup2H\n\x0eTeacherService\x12\x36\n\x05Score\x12\x14.cepo.v1.ScoredGroup\x1a\x17.cepo.v1.EvidencedGroup2\xe6\x02\n\x0eTrainerService\x12\x36\n\x06Status\x12\x16.cepo.v1.StatusRequest\x1a\x14.cepo.v1.StatusReply\x12\x33\n\x05\x44rain\x12\x15.cepo.v1.DrainRequest\x1a\x13.cepo.v1.DrainReply\x12=\n\x0b\x46\x65tchPolicy\x12\x16.cepo.v1.PolicyRequest\x1a\x14.cepo.v1.PolicyChunk0\x01\x12\x36\n\nFetchImage\x12\x11.cepo.v1.ImageRef\x1a\x13.cepo.v1.ImageChunk0\x01\x12\x35\n\x05Terms\x12\x15.cepo.v1.TermsRequest\x1a\x15.cepo.v1.SessionTerms\x12\x39\n\tTakeGroup\x12\x15.cepo.v1.OutsideGroup\x1a\x15.cepo.v1.OutsidePlace2J\n\rHolderService\x12\x39\n\x0b\x46\x65tchPolicy\x12\x12.cepo.v1.PolicyRef\x1a\x14.cepo.v1.PolicyChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,14 +47,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICYCHUNK']._serialized_end=365
   _globals['_IMAGECHUNK']._serialized_start=367
   _globals['_IMAGECHUNK']._serialized_end=393
-  _globals['_ROLLOUTSERVICE']._serialized_start=395
-  _globals['_ROLLOUTSERVICE']._serialized_end=467
-  _globals['_VERIFIERSERVICE']._serialized_start=469
-  _globals['_VERIFIERSERVICE']._serialized_end=541
-  _globals['_TEACHERSERVICE']._serialized_start=543
-  _globals['_TEACHERSERVICE']._serialized_end=615
-  _globals['_TRAINERSERVICE']._serialized_start=618
-  _globals['_TRAINERSERVICE']._serialized_end=862
-  _globals['_HOLDERSERVICE']._serialized_start=864
-  _globals['_HOLDERSERVICE']._serialized_end=938
+  _globals['_TERMSREQUEST']._serialized_start=395
+  _globals['_TERMSREQUEST']._serialized_end=409
+  _globals['_OUTSIDEGROUP']._serialized_start=411
+  _globals['_OUTSIDEGROUP']._serialized_end=439
+  _globals['_OUTSIDEPLACE']._serialized_start=441
+  _globals['_OUTSIDEPLACE']._serialized_end=469
+  _globals['_ROLLOUTSERVICE']._serialized_start=471
+  _globals['_ROLLOUTSERVICE']._serialized_end=543
+  _globals['_VERIFIERSERVICE']._serialized_start=545
+  _globals['_VERIFIERSERVICE']._serialized_end=617
+  _globals['_TEACHERSERVICE']._serialized_start=619
+  _globals['_TEACHERSERVICE']._serialized_end=691
+  _globals['_TRAINERSERVICE']._serialized_start=694
+  _globals['_TRAINERSERVICE']._serialized_end=1052
+  _globals['_HOLDERSERVICE']._serialized_start=1054
+  _globals['_HOLDERSERVICE']._serialized_end=1128
 # @@protoc_insertion_point(module_scope)

@@ -272,6 +272,16 @@ class TrainerServiceStub:
                 request_serializer=cepo_dot_v1_dot_policy__pb2.ImageRef.SerializeToString,
                 response_deserializer=cepo_dot_v1_dot_services__pb2.ImageChunk.FromString,
                 _registered_method=True)
+        self.Terms = channel.unary_unary(
+                '/cepo.v1.TrainerService/Terms',
+                request_serializer=cepo_dot_v1_dot_services__pb2.TermsRequest.SerializeToString,
+                response_deserializer=cepo_dot_v1_dot_policy__pb2.SessionTerms.FromString,
+                _registered_method=True)
+        self.TakeGroup = channel.unary_unary(
+                '/cepo.v1.TrainerService/TakeGroup',
+                request_serializer=cepo_dot_v1_dot_services__pb2.OutsideGroup.SerializeToString,
+                response_deserializer=cepo_dot_v1_dot_services__pb2.OutsidePlace.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer:
@@ -302,6 +312,18 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Terms(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -324,6 +346,16 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.FetchImage,
                     request_deserializer=cepo_dot_v1_dot_policy__pb2.ImageRef.FromString,
                     response_serializer=cepo_dot_v1_dot_services__pb2.ImageChunk.SerializeToString,
+            ),
+            'Terms': grpc.unary_unary_rpc_method_handler(
+                    servicer.Terms,
+                    request_deserializer=cepo_dot_v1_dot_services__pb2.TermsRequest.FromString,
+                    response_serializer=cepo_dot_v1_dot_policy__pb2.SessionTerms.SerializeToString,
+            ),
+            'TakeGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeGroup,
+                    request_deserializer=cepo_dot_v1_dot_services__pb2.OutsideGroup.FromString,
+                    response_serializer=cepo_dot_v1_dot_services__pb2.OutsidePlace.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -434,6 +466,60 @@ class TrainerService:
             '/cepo.v1.TrainerService/FetchImage',
             cepo_dot_v1_dot_policy__pb2.ImageRef.SerializeToString,
             cepo_dot_v1_dot_services__pb2.ImageChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Terms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cepo.v1.TrainerService/Terms',
+            cepo_dot_v1_dot_services__pb2.TermsRequest.SerializeToString,
+            cepo_dot_v1_dot_policy__pb2.SessionTerms.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cepo.v1.TrainerService/TakeGroup',
+            cepo_dot_v1_dot_services__pb2.OutsideGroup.SerializeToString,
+            cepo_dot_v1_dot_services__pb2.OutsidePlace.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Sessions of agents: the turns that an agent samples over OpenAI's API, recorded as trajectories of a group."""
