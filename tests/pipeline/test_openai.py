@@ -22,6 +22,7 @@ from rich.console import Console
 
 from cepo import tiny
 from cepo.cli.evaluation import command as evaluate
+from cepo.cli.evaluation.measuring import Plan, serving
 from cepo.cli.evaluation.scores import MeasuredPolicy
 from cepo.messages.groups import Message, RolloutGroup
 from cepo.messages.hints import INSTRUCTION
@@ -49,8 +50,9 @@ SUM = "23 + 45 - 17 = ?"
 class Served:
     """The results of `cepo eval`, and the services that it used, which are still running."""
 
-    def __init__(self, stack: Stack, out: Path, measured: list[MeasuredPolicy], run_dir: RunDir) -> None:
+    def __init__(self, stack: Stack, out: Path, measured: list[MeasuredPolicy], run_dir: RunDir, plan: Plan) -> None:
         self.url, self.grpc = stack.http["rollout"], stack.grpc["rollout"]
+        self.trainer = serving(plan, stack.grpc["trainer"])
         self.process = stack.children["rollout"].process
         self.out = out
         self.measured = measured
@@ -88,7 +90,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         stack = Stack(plan.config, out, services=evaluate.SERVICES)
         with running(stack):
             measured = asyncio.run(evaluate.measure_all(plan, stack, out.path, Console(quiet=True)))
-            yield Served(stack, out.path, measured, run_dir)
+            yield Served(stack, out.path, measured, run_dir, plan)
 
 
 def disturb(learner: Learner, seed: int) -> None:
@@ -237,7 +239,7 @@ def test_lm_eval_finds_what_its_own_hf_backend_finds(served: Served, tmp_path: P
 
 async def test_an_evicted_version_is_loaded_again_when_a_task_names_it(served: Served) -> None:
     first = served.measured[1].finished[0].scored.rollout
-    async with grpc.aio.insecure_channel(served.grpc) as channel:
+    async with served.trainer, grpc.aio.insecure_channel(served.grpc) as channel:
         stub = services_pb2_grpc.RolloutServiceStub(channel)
         reply = await stub.Generate(to_proto(first.task), metadata=call_metadata(TOKEN))
     again = from_proto(RolloutGroup, reply)

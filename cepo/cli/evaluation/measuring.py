@@ -62,7 +62,7 @@ async def measure(plan: Plan, stack: Stack, on_problem_done: OnProblemDone) -> A
     """
     bus = RedisBus(stack.redis_url, certificates=Settings.from_environment().certificates)
     try:
-        async with _serving(plan, stack.grpc["trainer"]):
+        async with serving(plan, stack.grpc["trainer"]):
             policies = measure_on_bus(plan, bus, on_problem_done)
             while True:
                 measured = await _while_alive(stack, anext(policies, None))
@@ -109,7 +109,9 @@ def _refusal(proof: PolicyProof, tokenizer_sha256: str) -> str | None:
 
 
 @asynccontextmanager
-async def _serving(plan: Plan, address: str) -> AsyncIterator[None]:
+async def serving(plan: Plan, address: str) -> AsyncIterator[None]:
+    """Serves the policies of an evaluation to the engines, in the trainer's place."""
+
     class EvaluationServicer(services_pb2_grpc.TrainerServiceServicer):
         async def FetchPolicy(self, request: Any, context: Any) -> AsyncIterator[services_pb2.PolicyChunk]:
             policy = PolicyRef(version=request.version, sha256=request.sha256)

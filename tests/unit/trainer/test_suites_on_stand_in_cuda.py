@@ -16,11 +16,13 @@ COMPARE_WITH_THE_CPU = {
     "test_later_mini_batches_use_the_old_log_probs_of_the_steps_start",
     "test_the_gap_to_the_engine_is_a_mean_over_the_trained_tokens",
     "test_the_weights_of_the_present_student_are_measured_as_the_loss_saw_them",
+    "test_the_published_adapter_is_the_policys_alone_and_loads_in_stock_peft",
     "test_every_published_folder_loads_in_stock_peft_with_the_learners_log_probs",
     "test_values_and_their_gradient_are_those_of_a_plain_forward_under_the_critics_adapter",
 }
 """Tests that give the model tensors of the CPU, or compare its tensors with such."""
 learner = test_publisher.learner
+base, published = test_teacher.base, test_teacher.published
 
 
 @pytest.fixture(scope="module", autouse=True)
