@@ -103,10 +103,10 @@ def services(tmp_path_factory: pytest.TempPathFactory, scorer: str) -> Iterator[
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in islice(examples(), 64)))
     overrides = (*SIZES, f"model.path={tiny.path()}", f"data.train={data}")
-    widest = ("model.max_length=256", f"reward.scorer={scorer}")  # a context may hold a peer's response
+    widest = ["model.max_length=256", f"reward.scorer={scorer}"]  # a context may hold a peer's response
     # The rollout service runs only the environments that its run file names.
     environment = runfile.load(RUNS / "tiny_tools_cepo.toml").data.environment
-    widest += (f"data.environment={environment}", "data.max_turns=4")
+    widest += [f"data.environment={environment}", "data.max_turns=4"]
     config = runfile.load(RUNS / "prm.toml", [*overrides, *widest])
     with _stack.services(config) as engines:
         alone = engines.settings.model_copy(update={"threads": 1})
