@@ -9,6 +9,7 @@ The rest of the service imports only what vLLM exports from `vllm`, `vllm.inputs
 - `engine`: the engine in one process on the CPU. Without it idle workers keep the cores busy.
 - `probe`: counts the modules that took an adapter's weights. Without it a policy cannot be proven.
 - `openai_routes`: vLLM's OpenAI-compatible REST routes on the service's engine. Without it there is no REST interface.
+- `recorded_chat`: the turns of sessions from vLLM's chat handler. Without it agents cannot be trained through chats.
 - `vision_model`, `vision_plugin`: Pillow's image processor for Qwen3-VL. Without them vLLM reads other pixels than the
   teacher and the trainer.
 

@@ -2,7 +2,7 @@
 
 Written against vLLM 0.32, whose replies have token ids and log-probs if the request asks for them. A turn of a session
 is sampled with the policy and the sampling parameters of the run, whatever the request says, because its log-probs are
-trained on.
+trained on. Without this module agents cannot be trained through chat completions.
 """
 
 from __future__ import annotations
