@@ -24,6 +24,7 @@ WAIT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {"model": Refusal, "description": "the run does not train on the group"},
+    422: {"model": Refusal, "description": "the session is not open, or a field is invalid"},
     503: {"model": Refusal, "description": "the trainer does not answer"},
 }
 
