@@ -23,6 +23,7 @@ WAIT_SECONDS = 300.0
 """How long the first turn of a group waits for the policy of the next step."""
 POLL_SECONDS = 0.5
 _RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": dict[str, Any], "description": "the body cannot be read, as vLLM's routes say it"},
     409: {"model": Refusal, "description": "the run does not train on the group"},
     422: {"model": Refusal, "description": "the session is not open, or a field is invalid"},
     503: {"model": Refusal, "description": "the trainer does not answer"},
