@@ -20,19 +20,31 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
     Raises:
         UserError: the function cannot be imported or is not callable; names it, with the error.
     """
+    function = imported(name, f"{key}: {name}")
+    if not callable(function):
+        raise UserError(f"{key}: {name} is {type(function).__name__}, not a function")
+    return function
+
+
+def imported(name: str, title: str, load: Callable[[str], Any] | None = None) -> Any:
+    """What a name `module:attribute` stands for, or what `load` makes of the name.
+
+    Args:
+        title: what the message of a failure begins with.
+
+    Raises:
+        UserError: it cannot be imported; has the error.
+    """
     if "" not in sys.path:
         sys.path.insert(0, "")  # as under `python -m`, however the process was started
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        return load(name) if load else getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{key}: {name} cannot be imported: {one_line(error)}; install its package, or keep the file "
+            f"{title} cannot be imported: {one_line(error)}; install its package, or keep the file "
             "in the folder the run is started in"
         ) from error
-    if not callable(function):
-        raise UserError(f"{key}: {name} is {type(function).__name__}, not a function")
-    return function
 
 
 def one_line(error: BaseException) -> str:

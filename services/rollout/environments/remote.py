@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from cepo.service.hooks import one_line
 from services.rollout.environments.protocol import (
     MAX_REPLY_BYTES,
     EnvironmentFailure,
@@ -23,7 +24,6 @@ from services.rollout.environments.protocol import (
     read_step,
     step_of,
 )
-from services.rollout.environments.serving import one_line
 
 CONNECT_RETRIES = 3
 """Only failed connection attempts are retried, not error replies: the environment may have taken the step."""

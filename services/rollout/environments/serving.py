@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import inspect
 import json
 import math
@@ -19,9 +18,10 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 from cepo.errors import UserError
+from cepo.service.hooks import imported, one_line
 from cepo.service.killable import confine
 from services.rollout.environments.adapted import PREFIX, adapted
 from services.rollout.environments.protocol import MAX_REPLY_BYTES
@@ -38,22 +38,14 @@ def load(names: Iterable[str]) -> dict[str, Callable[[], Any]]:
     Raises:
         UserError: a class cannot be imported or has no `step`; names it, with the error.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as under `python -m`, however the process was started
     return {name: _loaded(name) for name in names}
 
 
 def _loaded(name: str) -> Callable[[], Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        if name.startswith(PREFIX):
-            return adapted(name.removeprefix(PREFIX))
-        made = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"environment {name} cannot be imported: {one_line(error)}; install its package, or keep the file in the "
-            "folder the run is started in"
-        ) from error
+    load = (lambda name: adapted(name.removeprefix(PREFIX))) if name.startswith(PREFIX) else None
+    made = imported(name, f"environment {name}", load)
+    if load:
+        return cast(Callable[[], Any], made)
     if not callable(made) or not callable(getattr(made, "step", None)):
         raise UserError(f"environment {name} is not a class with a method step(message)")
     return made
@@ -140,8 +132,3 @@ def _send(connection: Connection, line: bytes) -> None:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-
-
-def one_line(error: BaseException) -> str:
-    """An error in one line of at most 200 characters, `ValueError: its message`."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")
